@@ -1,0 +1,287 @@
+"""The bundle: the folder that export writes and the service reads. No torch in here.
+
+    manifest.json   what the model is, its levels, and the sha256 of every other file
+    model.onnx      one graph for every level: `image`, `plan` -> `logits`, `slots`
+    profile.json    what was measured, level by level; optional
+
+A bundle appears whole or not at all: it is written to a temporary folder and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.preprocess import Preprocess
+from models.reduction.schedule import PlanError, Shape, Workload, flops_ratio, widths
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+PROFILE = "profile.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Task = Literal["classify"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class BundleError(ValueError):
+    """A folder that is no valid bundle; the message names the file and what is wrong with it."""
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or PurePosixPath(path).is_absolute() or ".." in parts:
+        raise ValueError(f"{path!r} is not a path inside the bundle")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+D = TypeVar("D", bound=_Document)
+
+
+class Level(_Document):
+    """A named point between speed and accuracy.
+
+    Attributes:
+        reduction: the requested fraction of FLOPs to remove, 0 to 1.
+        plan: tokens each layer removes.
+        flops_ratio: FLOPs left, of the unreduced network's.
+        tokens_out: tokens after the last layer.
+    """
+
+    reduction: Share
+    plan: tuple[int, ...]
+    flops_ratio: float = Field(gt=0.0, le=1.0)
+    tokens_out: int = Field(ge=1)
+
+
+class StoredFile(_Document):
+    """A file's checksum and length."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Document):
+    """What a bundle says of itself.
+
+    Attributes:
+        format: of this file; another number is refused.
+        name: what the service calls the model.
+        source: what was exported.
+        workload: the network, as the schedule sees it; turns any reduction into a plan.
+        shape: how the plans spread over the layers.
+        proportional: whether attention counts token sizes.
+        levels: by name, from the least reduced to the most.
+        default_level: for a request that names none.
+        versions: of the packages that made it.
+        deviation: largest difference from PyTorch that the export saw, per level.
+        files: every other file, by its path in the bundle.
+    """
+
+    format: Literal[1] = 1
+    name: Name
+    task: Task = "classify"
+    source: str
+    precision: Precision
+    workload: Workload
+    shape: Shape = "constant"
+    proportional: bool = True
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    levels: dict[Name, Level] = Field(min_length=1)
+    default_level: Name
+    versions: dict[str, str]
+    deviation: dict[str, float] = Field(default_factory=dict)
+    files: dict[FilePath, StoredFile]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default_level not in self.levels:
+            raise ValueError(f"the default level {self.default_level!r} is not among the levels")
+        if MODEL not in self.files:
+            raise ValueError(f"{MODEL} is not listed")
+        for name, level in self.levels.items():
+            try:
+                tokens = widths(self.workload, level.plan)[-1]
+            except PlanError as error:
+                raise ValueError(f"level {name}: {error}") from error
+            ratio = flops_ratio(self.workload, level.plan)
+            if tokens != level.tokens_out or abs(ratio - level.flops_ratio) > 1e-6:
+                raise ValueError(f"level {name}: tokens or FLOPs do not follow from its plan")
+        return self
+
+
+class Quality(_Document):
+    """A measured share of right answers, with its 95 % interval.
+
+    Attributes:
+        metric: `top1` against labels, or `agreement` with the unreduced model's first answer.
+    """
+
+    metric: Literal["top1", "agreement"]
+    value: Share
+    low: Share
+    high: Share
+    samples: int = Field(ge=1)
+
+
+class Latency(_Document):
+    """Time of one run of `batch` images, milliseconds."""
+
+    batch: int = Field(ge=1)
+    p50_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+
+
+class LevelProfile(_Document):
+    """What was measured of one level."""
+
+    quality: Quality | None = None
+    latency: tuple[Latency, ...] = ()
+    images_per_second: float | None = Field(default=None, gt=0)
+    peak_memory_mb: float | None = Field(default=None, gt=0)
+
+
+class Profile(_Document):
+    """Measured curves, and on what they were measured.
+
+    Attributes:
+        machine: processor and cores.
+        runtime: name and version, and whether the native ops ran.
+    """
+
+    format: Literal[1] = 1
+    measured: date
+    machine: str
+    runtime: str
+    levels: dict[Name, LevelProfile]
+
+
+class Bundle:
+    """An opened bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest, profile: Profile | None) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.profile = profile
+
+    @property
+    def model(self) -> Path:
+        """The graph's path."""
+        return self.folder / MODEL
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read and check a bundle: schema, presence and checksum of every file.
+
+        Raises:
+            BundleError: something is missing, unknown to this version, or altered.
+        """
+        manifest = _read(folder / MANIFEST, Manifest)
+        for name, stored in manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise BundleError(f"{path} is missing")
+            if sha256(path) != stored.sha256:
+                raise BundleError(f"{path} is not the file that was exported: its sha256 differs")
+        profile = None
+        if PROFILE in manifest.files:
+            profile = _read(folder / PROFILE, Profile)
+            unknown = set(profile.levels) - set(manifest.levels)
+            if unknown:
+                raise BundleError(f"{folder / PROFILE}: unknown levels {sorted(unknown)}")
+        return cls(folder, manifest, profile)
+
+    @staticmethod
+    def find(root: Path) -> list[Path]:
+        """The bundle folders at or directly below `root`, by name."""
+        if (root / MANIFEST).is_file():
+            return [root]
+        if not root.is_dir():
+            return []
+        folders = (path.parent for path in root.glob(f"*/{MANIFEST}"))
+        # A killed export leaves a temporary folder behind, with a dot in front.
+        return sorted(folder for folder in folders if not folder.name.startswith("."))
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_files(folder: Path) -> dict[str, StoredFile]:
+    """Checksums of every file below a folder but the manifest."""
+    return {
+        path.relative_to(folder).as_posix(): StoredFile(
+            sha256=sha256(path), bytes=path.stat().st_size
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest; inside `writing`, last of all files."""
+    _write(folder / MANIFEST, manifest)
+
+
+def write_profile(folder: Path, profile: Profile) -> None:
+    """Put a profile into a bundle and note it in the manifest."""
+    manifest = _read(folder / MANIFEST, Manifest)
+    with writing(folder) as renewed:
+        shutil.copytree(folder, renewed, dirs_exist_ok=True)
+        _write(renewed / PROFILE, profile)
+        write_manifest(renewed, manifest.model_copy(update={"files": stored_files(renewed)}))
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well.
+
+    When the block fails, or the process is killed, `out` is as it was.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if out.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            os.rename(out, replaced / out.name)
+            os.rename(temporary, out)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(path: Path, document: type[D]) -> D:
+    try:
+        return document.model_validate_json(path.read_text())
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing") from error
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _write(path: Path, document: _Document) -> None:
+    path.write_text(document.model_dump_json(indent=2) + "\n")

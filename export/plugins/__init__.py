@@ -1,0 +1,1 @@
+"""The reduction ops of the `tokenfold` ONNX domain, for each runtime."""

@@ -1,0 +1,145 @@
+"""The transformer block that all networks share: attention, reduction, MLP."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.operators import Operators, Tokens
+from models.reduction.matcher import Matcher
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation, x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class GELUTanh(nn.GELU):
+    """GELU by its tanh approximation."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": GELUTanh,
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (Touvron et al. 2021, CaiT)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention that also hands out its keys, the metric of the matchers."""
+
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"the width {dim} does not divide into {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm: nn.Module = nn.LayerNorm(dim // heads, eps) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(dim // heads, eps) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, size: Tensor | None, run: Operators) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> the output (B, N, D) and the keys (B, heads, N, d)."""
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return self.proj(run.attend(q, k, v, size)), k
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU: `fc2(silu(gate) * value)`, gate and value from one linear layer (DINOv2 giant)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        out: Tensor = self.fc2(nn.functional.silu(gate) * value)
+        return out
+
+
+class Block(nn.Module):
+    """`x += attention(norm1(x))`, then reduce, then `x += mlp(norm2(x))` (ToMe, figure 1)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        *,
+        activation: Activation = "gelu",
+        gated_mlp: bool = False,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        layer_scale: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, eps=eps)
+        self.ls1: nn.Module = LayerScale(dim) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp: nn.Module = GatedMlp(dim, mlp_dim) if gated_mlp else Mlp(dim, mlp_dim, activation)
+        self.ls2: nn.Module = LayerScale(dim) if layer_scale else nn.Identity()
+
+    def forward(
+        self,
+        tokens: Tokens,
+        run: Operators,
+        matcher: Matcher | None = None,
+        r: int = 0,
+        *,
+        proportional: bool = True,
+    ) -> Tokens:
+        """One layer.
+
+        Args:
+            tokens: x (B, N, D).
+            matcher: picks the tokens to remove; None in a layer that never reduces.
+            r: how many to remove.
+            proportional: whether attention counts sizes.
+        """
+        size = tokens.size if proportional else None
+        attended, keys = self.attn(self.norm1(tokens.x), size, run)
+        tokens = tokens._replace(x=tokens.x + self.ls1(attended))
+        if matcher is not None:
+            tokens = run.reduce(tokens, keys, matcher, r)
+        return tokens._replace(x=tokens.x + self.ls2(self.mlp(self.norm2(tokens.x))))

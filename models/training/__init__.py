@@ -1,0 +1,1 @@
+"""Training of the demo models that the project ships."""

@@ -1,0 +1,238 @@
+"""Train the embedded default: a small ViT for CIFAR-10, with token merging in the loop.
+
+    python -m models.training.cifar --data ../shared/data/cifar10-train.zip --out build/cifar10
+
+Every tenth image of each class (5,000 in all) is held out and never trained on. Half of the steps run
+at a random reduction, so that the merged levels lose little. The run is seeded, saves after each
+epoch, and goes on from there when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import random
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.native import save
+from models.operators import Eager
+from models.preprocess import Preprocess
+from models.reduction.schedule import DEFAULT_LEVELS, plan_for
+from models.reduction.tome import ToMe
+from models.vit import VisionConfig, VisionTransformer
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer",
+    "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+HOLD_OUT_EVERY = 10
+CONFIG = VisionConfig(
+    image_size=(32, 32),
+    patch_size=4,
+    dim=128,
+    depth=8,
+    heads=4,
+    mlp_dim=384,
+    classes=len(CLASSES),
+    stem=((64, 2), (64, 1), (128, 2)),
+)
+
+
+PREPROCESS = Preprocess(size=CONFIG.image_size, interpolation="bicubic", mean=MEAN, std=STD)
+
+
+class MixedPrecision(Eager):
+    """Keeps attention in float32 under autocast: its bfloat16 backward is four times slower here."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().attend(q.float(), k.float(), v.float(), size)
+
+
+class Images(NamedTuple):
+    """Images (N, 32, 32, 3) uint8 and labels (N,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+def load(archive: Path) -> tuple[Images, Images]:
+    """The training and the held-out part of the archive, `train/<class>/<n>.jpg`."""
+    parts: tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]] = ([], [])
+    seen = [0] * len(CLASSES)
+    with zipfile.ZipFile(archive) as files:
+        for name in sorted(files.namelist()):
+            if not name.endswith(".jpg"):
+                continue
+            label = CLASSES.index(name.split("/")[-2])
+            with Image.open(io.BytesIO(files.read(name))) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            parts[seen[label] % HOLD_OUT_EVERY == 0].append((pixels, label))
+            seen[label] += 1
+    train, held_out = (
+        Images(
+            torch.from_numpy(np.stack([pixels for pixels, _ in part])),
+            torch.tensor([label for _, label in part]),
+        )
+        for part in parts
+    )
+    return train, held_out
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 32, 32, 3) uint8 -> (B, 3, 32, 32) float."""
+    x = pixels.float().div(255).sub(torch.tensor(MEAN)).div(torch.tensor(STD))
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random shifts of up to four pixels and flips, one draw an image."""
+    batch = x.shape[0]
+    padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
+    dy, dx = torch.randint(0, 9, (2, batch, 1), generator=generator)
+    flip = torch.rand(batch, 1, generator=generator) < 0.5
+    side = torch.arange(32)
+    rows = dy + side  # (B, 32)
+    columns = dx + torch.where(flip, side.flip(0), side)
+    index = torch.arange(batch)[:, None, None]
+    shifted = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+    return shifted.permute(0, 3, 1, 2)  # (B, 3, 32, 32), channels last in memory
+
+
+def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[Images]:
+    order = torch.randperm(len(data.labels), generator=generator)
+    for chosen in order.split(size):
+        if len(chosen) == size:
+            yield Images(data.pixels[chosen], data.labels[chosen])
+
+
+@torch.no_grad()
+def accuracy(model: VisionTransformer, data: Images, reduction: float) -> float:
+    """Share of right answers, 0 to 1, at a reduction."""
+    model.eval()
+    plan = plan_for(CONFIG.workload("tome"), reduction)
+    right = 0
+    for pixels, labels in zip(data.pixels.split(500), data.labels.split(500), strict=True):
+        logits = model(normalise(pixels), plan, [ToMe()] * CONFIG.depth).logits
+        right += int((logits.argmax(-1) == labels).sum())
+    return right / len(data.labels)
+
+
+def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: int) -> None:
+    """Train, and leave `out` as a checkpoint folder that export reads."""
+    torch.manual_seed(seed)
+    train_part, held_out = load(data)
+    print(
+        f"{len(train_part.labels)} images to train on, {len(held_out.labels)} held out", flush=True
+    )
+    model = VisionTransformer(CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in (model.cls_token, model.pos_embed):
+        torch.nn.init.trunc_normal_(parameter, std=0.02)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+    )
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    per_epoch = len(train_part.labels) // batch
+    total, warm_up = epochs * per_epoch, per_epoch
+    workload = CONFIG.workload("tome")
+    matchers = [ToMe()] * CONFIG.depth
+
+    state_file = out / "training.pt"
+    first = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["epoch"]
+    for epoch in range(first, epochs):
+        # One generator an epoch, so that a resumed run draws what an uninterrupted one would.
+        generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+        draw = random.Random(seed * 1000 + epoch)
+        started, losses = time.monotonic(), 0.0
+        model.train()
+        for at, (pixels, labels) in enumerate(batches(train_part, batch, generator)):
+            step = epoch * per_epoch + at
+            progress = max(0.0, (step - warm_up) / max(1, total - warm_up))
+            factor = min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * progress))
+            for group in optimiser.param_groups:
+                group["lr"] = rate * max(factor, 0.01)
+            reduction = draw.uniform(0.2, 0.75) if draw.random() < 0.5 else 0.0
+            x = augment(normalise(pixels), generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                plan = plan_for(workload, reduction)
+                logits = model(x, plan, matchers, run=MixedPrecision()).logits
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            average.update_parameters(model)
+            losses += loss.item()
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {
+                "epoch": epoch + 1,
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            },
+            state_file.with_suffix(".part"),
+        )
+        state_file.with_suffix(".part").replace(state_file)
+        scores = {
+            level: accuracy(average.module, held_out, at) for level, at in DEFAULT_LEVELS.items()
+        }
+        took = time.monotonic() - started
+        print(
+            f"epoch {epoch + 1}/{epochs}  {took:.0f} s  loss {losses / per_epoch:.3f}  "
+            + "  ".join(f"{level} {100 * score:.2f}" for level, score in scores.items()),
+            flush=True,
+        )
+        save(out, Checkpoint(average.module, PREPROCESS, CLASSES))
+        (out / "training.json").write_text(
+            json.dumps({"epochs": epoch + 1, "seed": seed, "held_out": scores}, indent=2) + "\n"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10-train.zip"))
+    parser.add_argument("--out", type=Path, default=Path("build/cifar10"))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    train(
+        options.data,
+        options.out,
+        epochs=options.epochs,
+        batch=options.batch,
+        rate=options.rate,
+        seed=options.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
