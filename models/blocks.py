@@ -56,16 +56,19 @@ class Attention(nn.Module):
             raise ValueError(f"the width {dim} does not divide into {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm: nn.Module = nn.LayerNorm(dim // heads, eps) if qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.LayerNorm(dim // heads, eps) if qk_norm else nn.Identity()
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = nn.LayerNorm(dim // heads, eps)
+            self.k_norm = nn.LayerNorm(dim // heads, eps)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, size: Tensor | None, run: Operators) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> the output (B, N, D) and the keys (B, heads, N, d)."""
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, d)
-        q, k = self.q_norm(q), self.k_norm(k)
-        return self.proj(run.attend(q, k, v, size)), k
+        """(B, N, D) -> the output and the keys, both (B, N, D)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.qk_norm:
+            q = self.q_norm(q.unflatten(2, (self.heads, -1))).flatten(2)  # (B, N, heads * d)
+            k = self.k_norm(k.unflatten(2, (self.heads, -1))).flatten(2)
+        return self.proj(run.attend(q, k, v, size, self.heads)), k
 
 
 class Mlp(nn.Module):
@@ -141,5 +144,5 @@ class Block(nn.Module):
         attended, keys = self.attn(self.norm1(tokens.x), size, run)
         tokens = tokens._replace(x=tokens.x + self.ls1(attended))
         if matcher is not None:
-            tokens = run.reduce(tokens, keys, matcher, r)
+            tokens = run.reduce(tokens, keys, self.attn.heads, matcher, r)
         return tokens._replace(x=tokens.x + self.ls2(self.mlp(self.norm2(tokens.x))))

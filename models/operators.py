@@ -1,6 +1,6 @@
-"""The two operations that a network leaves to whoever runs it: attention that knows sizes, and reduction.
+"""What a network leaves to whoever runs it: attention that knows sizes, and reduction.
 
-Eager PyTorch runs them as below; export runs the same networks with operators that emit graph nodes.
+Eager PyTorch runs them as below; export runs the same networks with operators that emit nodes.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Tokens(NamedTuple):
 class Operators(Protocol):
     """How a network attends and reduces."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> Tensor:
-        """`softmax(q k^T / sqrt(d) + log size) v` (ToMe, equation 1).
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
+        """`softmax(q k^T / sqrt(d) + log size) v` for each head (ToMe, equation 1).
 
         Args:
-            q, k, v: (B, heads, N, d).
+            q, k, v: (B, N, heads * d).
             size: (B, N), or None to leave sizes out.
 
         Returns:
@@ -51,25 +51,31 @@ class Operators(Protocol):
         """
         ...
 
-    def reduce(self, tokens: Tokens, keys: Tensor, matcher: Matcher, r: int) -> Tokens:
-        """Remove up to r tokens, those that the matcher picks by the keys (B, heads, N, d)."""
+    def reduce(self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int) -> Tokens:
+        """Remove up to r tokens, those that the matcher picks.
+
+        Args:
+            keys: (B, N, heads * d), the metric once averaged over heads.
+        """
         ...
 
 
 class Eager:
     """PyTorch, op by op: the reference for every other implementation."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         bias = None if size is None else size.log().to(q.dtype)[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, heads, N, d)
         return out.transpose(1, 2).flatten(2)  # (B, N, heads * d)
 
-    def reduce(self, tokens: Tokens, keys: Tensor, matcher: Matcher, r: int) -> Tokens:
+    def reduce(self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int) -> Tokens:
         x, size, trace = tokens
         width = matcher.width(x.shape[1], r)
         if width == x.shape[1]:
             return tokens
-        slots = matcher(keys.mean(1), size, r)
+        metric = keys.unflatten(2, (heads, -1)).mean(2)  # (B, N, d)
+        slots = matcher(metric, size, r)
         y, new_size = slotting.reduce(x, size, slots, width)
         return Tokens(y, new_size, slotting.compose(trace, slots))
 

@@ -59,9 +59,9 @@ PREPROCESS = Preprocess(size=CONFIG.image_size, interpolation="bicubic", mean=ME
 class MixedPrecision(Eager):
     """Keeps attention in float32 under autocast: its bfloat16 backward is four times slower here."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            return super().attend(q.float(), k.float(), v.float(), size)
+            return super().attend(q.float(), k.float(), v.float(), size, heads)
 
 
 class Images(NamedTuple):
