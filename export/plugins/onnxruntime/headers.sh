@@ -27,11 +27,11 @@ fail() {
     exit 1
 }
 
-# The folder of the header at or below any of some folders; false where there is none.
+# The folder of the header at or below any of some folders, as an absolute path; false where there is none.
 folder_of_header() {
     local found
     found=$(find -H "$@" -name "$header" -print -quit 2>/dev/null) || true
-    [[ -n $found ]] && dirname "$found"
+    [[ -n $found ]] && realpath "$(dirname "$found")"
 }
 
 if [[ -n ${ORT_INCLUDE_DIR:-} ]]; then
