@@ -1,0 +1,104 @@
+# `make serve` and `make test` need nothing but python3 with venv: they install the rest here.
+#
+#   .venv        what the service needs: no torch
+#   .venv-test   that, and what export, training and the tests need
+#
+# Both hold this checkout in editable form, and are brought up to date when pyproject.toml changes.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# The exact version is installed before anything that names a range: a range would bring the newest build,
+# and gigabytes of CUDA libraries with it.
+TORCH ?= torch==2.13.0
+# For every pip install, such as: --extra-index-url https://download.pytorch.org/whl/cpu
+PIP_ARGS ?=
+PORT ?= 8000
+# What `make bench` and `make load` measure.
+BUNDLE ?= models/demo/bundles/cifar10
+# Further arguments for what serve, bench or load runs, and for pytest.
+ARGS ?=
+PYTEST_ARGS ?=
+
+build := build
+plugins := export/plugins/onnxruntime
+library := $(plugins)/libtokenfold_ort.so
+sources := $(shell find export/plugins -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+tools := $(build)/tools
+cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
+
+# Recipes use these for the virtual environment their target lies in: $(@D), or what it is given.
+new_enough := import sys; sys.exit(sys.version_info < (3, 11) and "Tokenfold needs Python 3.11 or newer")
+define make_venv
+	@echo 'Installing into $(or $(1),$(@D)); the first time takes a while'
+	@$(PYTHON) -c '$(new_enough)'
+	@test -x $(or $(1),$(@D))/bin/pip || $(PYTHON) -m venv --clear $(or $(1),$(@D))
+endef
+pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: serve
+serve: .venv/.installed optional-plugins  ## serve the built-in models on PORT, 8000 by default
+	exec .venv/bin/tokenfold serve --port $(PORT) $(ARGS)
+
+.PHONY: test
+test: .venv-test/.installed optional-plugins  ## check the style, the types, and that all tests pass
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/mypy
+	.venv-test/bin/pytest $(PYTEST_ARGS)
+
+.PHONY: format
+format: .venv-test/.installed  ## rewrite the Python code in the house's style
+	.venv-test/bin/ruff check --fix .
+	.venv-test/bin/ruff format .
+
+.PHONY: bench
+bench: .venv/.installed optional-plugins  ## measure every level of BUNDLE
+	.venv/bin/tokenfold bench $(BUNDLE) $(ARGS)
+
+.PHONY: load
+load: .venv/.installed optional-plugins  ## compare the served throughput of BUNDLE with the bare session's
+	.venv/bin/python -m load_tests.served_vs_bare $(BUNDLE) $(ARGS)
+
+.PHONY: plugins
+plugins: $(library)  ## compile the native ops for ONNX Runtime
+
+.PHONY: clean
+clean:  ## remove what make made
+	rm -rf .venv .venv-test $(build)/plugins $(tools) $(build)/onnxruntime-headers $(library)
+
+# Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
+.PHONY: optional-plugins
+optional-plugins:
+	@$(MAKE) --no-print-directory plugins || printf '%s\n' '' \
+		'NOTICE: the native ops could not be built, for the reason above.' \
+		'NOTICE: everything works without them, on portable ops that give the same results more slowly.' ''
+
+.venv/.installed: pyproject.toml
+	$(make_venv)
+	$(pip_install) -e '.[cpu]'
+	@touch $@
+
+.venv-test/.installed: pyproject.toml
+	$(make_venv)
+	$(pip_install) '$(TORCH)'
+	$(pip_install) '$(TORCH)' -e '.[cpu,export,test]'
+	@touch $@
+
+$(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
+	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
+	include=$$($(plugins)/headers.sh $(build)) && \
+	$(cmake) -S $(plugins) -B $(build)/plugins -DCMAKE_BUILD_TYPE=Release -DORT_INCLUDE_DIR="$$include" && \
+	$(cmake) --build $(build)/plugins --parallel
+	@touch $@
+
+$(tools)/bin/cmake:
+	$(call make_venv,$(tools))
+	$(call pip_install,$(tools)) cmake
