@@ -52,7 +52,7 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
-	.venv-test/bin/pytest $(PYTEST_ARGS)
+	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: format
 format: .venv-test/.installed  ## rewrite the Python code in the house's style

@@ -1,0 +1,1 @@
+"""Load on a running service, and what the service costs beside the bare session."""
