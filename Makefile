@@ -95,8 +95,9 @@ optional-plugins:
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
 	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
 	include=$$($(plugins)/headers.sh $(build)) && \
-	$(cmake) -S $(plugins) -B $(build)/plugins -DCMAKE_BUILD_TYPE=Release -DORT_INCLUDE_DIR="$$include" && \
-	$(cmake) --build $(build)/plugins --parallel
+	$(cmake) -S $(plugins) -B $(build)/plugins -DORT_INCLUDE_DIR="$$include" && \
+	$(cmake) --build $(build)/plugins --parallel && \
+	$(cmake) --install $(build)/plugins --prefix $(plugins)
 	@touch $@
 
 $(tools)/bin/cmake:
