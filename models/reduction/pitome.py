@@ -26,8 +26,8 @@ def margin(layer: int, depth: int) -> float:
 class PiToMe:
     """The 2r tokens of highest energy pair up: even places merge into their best odd place.
 
-    `energy_i = mean over j of ELU(cos(i, j) - margin)`, over the present unprotected tokens. All
-    other tokens keep their order.
+    `energy_i = mean over j of ELU(cos(i, j) - margin)`, over the other present unprotected tokens.
+    All tokens that stay keep their order.
 
     Attributes:
         margin: cosines above it attract, below it repel, 0 to 0.9.
@@ -60,7 +60,10 @@ class PiToMe:
         """(B, N): above -1 for tokens that may merge; ABSENT and PROTECTED for the others."""
         present = size > 0
         present[:, : self.protected] = False
-        attraction = F.elu(similarity - self.margin) * present.unsqueeze(1)
+        # A token's cosine with itself is the same for all; left out, rounding cannot break ties.
+        itself = torch.eye(size.shape[1], dtype=torch.bool, device=size.device)
+        counted = present.unsqueeze(1) & ~itself
+        attraction = F.elu(similarity - self.margin) * counted
         energy = attraction.sum(-1) / present.sum(-1, keepdim=True).clamp_min(1)
         energy = energy.masked_fill(size == 0, ABSENT)
         leading = torch.arange(size.shape[1], device=size.device) < self.protected

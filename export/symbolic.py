@@ -1,0 +1,91 @@
+"""Operators that emit nodes of the `tokenfold` domain while a network is exported.
+
+A reduction's `r` is an element of the runtime plan, so the number of tokens behind it is known only
+when the graph runs. It is traced as a number of its own that nothing is computed from: every shape
+that depends on it comes from the ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from export.plugins.functions import DOMAIN, PLUGIN_ATTRIBUTES, VERSION
+from models.operators import Tokens
+from models.reduction.matcher import Matcher
+from models.reduction.pitome import PiToMe
+from models.reduction.tome import ToMe
+
+
+class Symbolic:
+    """Emits `Attend`, a matcher and `Reduce`; see `export.plugins.functions` for what they do."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int
+    ) -> Tensor:
+        if size is None:
+            size = torch.ones_like(q[:, :, 0], dtype=torch.float32)
+        scale = (q.shape[-1] // heads) ** -0.5
+        return _emit("Attend", [q, k, v, size], {"heads": heads, "scale": scale}, [(q.dtype, q.shape)])[0]
+
+    def reduce(
+        self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int | Tensor
+    ) -> Tokens:
+        """As `models.operators.Operators.reduce`, with `r` an int64 tensor of one element."""
+        if not isinstance(r, Tensor):
+            raise TypeError("a graph's plan is a tensor")
+        x, size, trace = tokens
+        batch, before, dim = x.shape
+        kind, attributes = _node(matcher)
+        slots = _emit(
+            kind,
+            [keys, size, r],
+            {"heads": heads, **attributes},
+            [(torch.int64, (batch, before))],
+        )[0]
+        after = r.item()
+        torch._check(after >= 2)
+        torch._check(after <= before)
+        y, new_size, new_trace = _emit(
+            "Reduce",
+            [x, size, slots, r, trace],
+            {"protected": attributes["protected"]},
+            [
+                (x.dtype, (batch, after, dim)),
+                (torch.float32, (batch, after)),
+                (torch.int64, trace.shape),
+            ],
+        )
+        return Tokens(y, new_size, new_trace)
+
+
+def _node(matcher: Matcher) -> tuple[str, dict[str, int | float]]:
+    """The op type and attributes of a matcher.
+
+    Raises:
+        TypeError: a matcher that has no op.
+    """
+    if isinstance(matcher, ToMe):
+        return "MatchToMe", {"protected": matcher.protected}
+    if isinstance(matcher, PiToMe):
+        return "MatchPiToMe", {"protected": matcher.protected, "margin": matcher.margin}
+    raise TypeError(f"{type(matcher).__name__} has no op to export to")
+
+
+def _emit(
+    kind: str,
+    inputs: Sequence[Tensor],
+    attributes: dict[str, int | float],
+    outputs: Sequence[tuple[torch.dtype, Sequence[int | torch.SymInt]]],
+) -> Sequence[Tensor]:
+    emitted: Sequence[Tensor] = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{kind}",
+        inputs,
+        {**attributes, **PLUGIN_ATTRIBUTES},
+        dtypes=[dtype for dtype, _ in outputs],
+        shapes=[shape for _, shape in outputs],
+        version=VERSION,
+    )
+    return emitted
