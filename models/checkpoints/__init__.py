@@ -1,1 +1,1 @@
-"""Reading checkpoints: Hugging Face folders and hub ids, timm and SWAG state dicts, our own format."""
+"""Reading checkpoints: Hugging Face, timm, SWAG and our own format."""

@@ -1,14 +1,21 @@
-"""What every loader returns, and the errors that all of them raise."""
+"""What every loader returns and raises, and how weights get into a network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.preprocess import Preprocess
-from models.vit import VisionTransformer
+from models.vit import VisionConfig, VisionTransformer
+
+Layout = Mapping[str, tuple[str, ...]]
+"""Our name of a weight -> the checkpoint's names of the parts that make it up, in order."""
+
+SHOWN_PROBLEMS = 10
 
 
 class CheckpointError(ValueError):
@@ -23,22 +30,80 @@ class Checkpoint(NamedTuple):
     labels: tuple[str, ...]
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def vision_config(where: str, **fields: Any) -> VisionConfig:
+    """The configuration of a network that a checkpoint describes.
+
+    Raises:
+        CheckpointError: the description contradicts itself; starts with `where`.
+    """
+    try:
+        return VisionConfig(**fields)
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors())
+        raise CheckpointError(f"{where}: {problems}") from error
+
+
+def rename(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Give weights our names, joining those that are kept in parts (query, key, value).
+
+    Raises:
+        CheckpointError: names the weights that are missing, unknown or do not join.
+    """
+    wanted = {theirs for parts in layout.values() for theirs in parts}
+    problems = [f"missing: {key}" for key in wanted if key not in weights]
+    problems += [f"unknown: {key}" for key in weights if key not in wanted]
+    _refuse(sorted(problems))
+    renamed = {}
+    for ours, parts in layout.items():
+        tensors = [weights[part] for part in parts]
+        if len(parts) == 1:
+            renamed[ours] = tensors[0]
+        elif len({tensor.shape for tensor in tensors}) == 1:
+            renamed[ours] = torch.cat(tensors)
+        else:
+            shapes = ", ".join(
+                f"{part} {tuple(t.shape)}" for part, t in zip(parts, tensors, strict=True)
+            )
+            problems.append(f"wrong shape: {shapes} are not of one shape")
+    _refuse(problems)
+    return renamed
+
+
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], layout: Layout | None = None
+) -> None:
     """Fill the model; every key and shape has to match.
+
+    Args:
+        layout: what the checkpoint calls our weights, for the messages; None if the same.
 
     Raises:
         CheckpointError: names the missing, the unknown or the mismatching keys.
     """
     own = model.state_dict()
-    problems = [f"missing: {key}" for key in own if key not in weights]
-    problems += [f"unknown: {key}" for key in weights if key not in own]
-    problems += [
-        f"wrong shape: {key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:10])
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise CheckpointError(f"the weights do not fit the network: {shown}{more}")
+    theirs = {ours: " + ".join(parts) for ours, parts in (layout or {}).items()}
+    problems = [f"missing: {theirs.get(key, key)}" for key in own if key not in weights]
+    problems += [f"unknown: {theirs.get(key, key)}" for key in weights if key not in own]
+    for key in own:
+        if key not in weights:
+            continue
+        have, want = weights[key], own[key]
+        if have.shape != want.shape:
+            problems.append(
+                f"wrong shape: {theirs.get(key, key)} is {tuple(have.shape)}, "
+                f"not {tuple(want.shape)}"
+            )
+        elif have.is_floating_point() != want.is_floating_point():
+            # Integers here are quantised weights, which copying would turn into nonsense.
+            problems.append(f"wrong type: {theirs.get(key, key)} is {have.dtype}, not {want.dtype}")
+    _refuse(problems)
     model.load_state_dict(dict(weights))
+
+
+def _refuse(problems: list[str]) -> None:
+    if not problems:
+        return
+    shown = "; ".join(problems[:SHOWN_PROBLEMS])
+    rest = len(problems) - SHOWN_PROBLEMS
+    more = f"; and {rest} more" if rest > 0 else ""
+    raise CheckpointError(f"the weights do not fit the network: {shown}{more}")

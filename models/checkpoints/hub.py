@@ -1,0 +1,59 @@
+"""Fetching a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from models.checkpoints.checkpoint import CheckpointError
+from models.checkpoints.files import INDEX, PICKLED, SAFETENSORS
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DESCRIPTIONS = ("config.json", "preprocessor_config.json", "tokenfold.json")
+SHARDS = "model-*-of-*.safetensors"
+
+
+def fetch(repository: str) -> Path:
+    """Download `owner/name`, or find it in the local cache; only what a classifier needs.
+
+    Raises:
+        CheckpointError: no such repository, no access to it, or no network.
+    """
+    folder = _download(repository, [*DESCRIPTIONS, SAFETENSORS, INDEX, SHARDS])
+    if not (folder / SAFETENSORS).exists() and not (folder / INDEX).exists():
+        # Second, so that a repository with both kinds of weights is not downloaded twice over.
+        folder = _download(repository, [*DESCRIPTIONS, PICKLED])
+    return folder
+
+
+def _download(repository: str, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repository}: the hub gives it only to accounts that asked for it; "
+            "accept its terms there and run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repository}: no such repository on the hub, or a private one "
+            "(then run `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{repository}: the hub cannot be reached, and the repository is not in the local "
+            "cache; download it elsewhere and give the folder"
+        ) from error
+    except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{repository}: {error}") from error
