@@ -7,6 +7,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -69,6 +70,7 @@ load: .venv/.installed optional-plugins  ## compare the served throughput of BUN
 
 .PHONY: plugins
 plugins: $(library)  ## compile the native ops for ONNX Runtime
+	@:
 
 .PHONY: clean
 clean:  ## remove what make made
@@ -77,7 +79,7 @@ clean:  ## remove what make made
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
 .PHONY: optional-plugins
 optional-plugins:
-	@$(MAKE) --no-print-directory plugins || printf '%s\n' '' \
+	@$(MAKE) plugins || printf '%s\n' '' \
 		'NOTICE: the native ops could not be built, for the reason above.' \
 		'NOTICE: everything works without them, on portable ops that give the same results more slowly.' ''
 
@@ -94,7 +96,7 @@ optional-plugins:
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
 	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
-	include=$$($(plugins)/headers.sh $(build)) && \
+	@include=$$($(plugins)/headers.sh $(build)) && \
 	$(cmake) -S $(plugins) -B $(build)/plugins -DORT_INCLUDE_DIR="$$include" && \
 	$(cmake) --build $(build)/plugins --parallel && \
 	$(cmake) --install $(build)/plugins --prefix $(plugins)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,7 @@ from typing import Any
 from export.bundle import Bundle
 from load_tests.images import synthetic
 from load_tests.load import Report, closed_loop
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+from service.settings import cores
 
 
 class Bare:

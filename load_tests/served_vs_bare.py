@@ -22,11 +22,12 @@ from rich.table import Table
 
 from export.bundle import Bundle, BundleError
 from load_tests.arguments import add_bounds, between
-from load_tests.bare import Bare, bare_session, cores
+from load_tests.bare import Bare, bare_session
 from load_tests.classify import load_classify
 from load_tests.images import jpeg, synthetic
 from load_tests.load import Report
 from load_tests.server import Service, serving
+from service.settings import cores
 
 GOAL = 0.95
 MOST_ROUNDS = 100
