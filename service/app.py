@@ -1,0 +1,57 @@
+"""The application: the engine, the routes, and what is around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service import errors, openapi
+from service.backends.onnxruntime import OnnxRuntime
+from service.catalog import Load
+from service.engine import Engine
+from service.middleware import BodyLimit, RequestContext
+from service.routes import classify, models, probes
+from service.settings import Settings
+
+
+def create_app(
+    settings: Settings,
+    *,
+    load: Load = OnnxRuntime,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """An app that loads its models when it is started.
+
+    Args:
+        load: makes the backend of a bundle.
+        on_failure: called, from another thread, when a model cannot be loaded.
+
+    Raises:
+        BundleError, UnknownLevel: the bundles cannot be served.
+    """
+    engine = Engine(settings, load=load, on_failure=on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+
+    app = FastAPI(
+        title="Tokenfold",
+        summary="Vision transformers whose tokens merge on the way.",
+        version=openapi.version(),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.engine = engine
+    for module in (classify, models, probes):
+        app.include_router(module.router)
+    errors.install(app)
+    openapi.install(app, engine)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestContext, log=settings.access_log)
+    return app

@@ -1,0 +1,1 @@
+"""What runs a model: one module per runtime, all of the shape in `backend.py`."""

@@ -1,0 +1,152 @@
+"""What Prometheus scrapes. One object owns one registry: several apps can live in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from service.errors import ApiError
+from service.levels import Work
+
+Stage = Literal["decode", "queue", "infer", "post"]
+
+UNKNOWN = "unknown"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+# A second series for each counter that says when it was created, and which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Track:
+    """What is learnt of a request on its way. The labels come from known names only.
+
+    Attributes:
+        outcome: ok, partial (some items failed), invalid, rejected, expired, abandoned, error.
+    """
+
+    def __init__(self) -> None:
+        self.model = UNKNOWN
+        self.level = UNKNOWN
+        self.outcome = "ok"
+
+
+class Metrics:
+    """Every metric of a server."""
+
+    def __init__(self, depth: Callable[[], int]) -> None:
+        """Args:
+        depth: images that wait, asked at each scrape.
+        """
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "tokenfold_requests",
+            "Requests, by how they ended.",
+            ["task", "model", "level", "outcome"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "tokenfold_request_duration_seconds",
+            "From the request's first byte to its answer, of requests that were answered.",
+            ["task", "model", "level"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        stages = Histogram(
+            "tokenfold_stage_duration_seconds",
+            "Time of an image in each stage.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stages = {
+            stage: stages.labels(stage) for stage in ("decode", "queue", "infer", "post")
+        }
+        self._images = Counter(
+            "tokenfold_images", "Images that went through a model.", registry=registry
+        )
+        self._batch = Histogram(
+            "tokenfold_batch_size", "Images of a run.", buckets=BATCHES, registry=registry
+        )
+        Gauge("tokenfold_queue_depth", "Images that wait.", registry=registry).set_function(depth)
+        tokens = Counter(
+            "tokenfold_tokens",
+            "Tokens that entered the first layer and left the last.",
+            ["kind"],
+            registry=registry,
+        )
+        self._tokens_in, self._tokens_out = tokens.labels("in"), tokens.labels("out")
+        flops = Counter(
+            "tokenfold_flops",
+            "Multiply-accumulates done, and not done thanks to the reduction.",
+            ["kind"],
+            registry=registry,
+        )
+        self._spent, self._saved = flops.labels("spent"), flops.labels("saved")
+        self._memory = Gauge(
+            "tokenfold_model_memory_bytes",
+            "Weights on disk, and growth of the process by loading the model and running its "
+            "levels on every worker at once.",
+            ["model", "kind"],
+            registry=registry,
+        )
+
+    @contextmanager
+    def track(self, task: str) -> Iterator[Track]:
+        """Count a request, however it ends."""
+        found = Track()
+        begun = time.perf_counter()
+        try:
+            yield found
+        except ApiError as error:
+            found.outcome = error.outcome
+            raise
+        except asyncio.CancelledError:
+            found.outcome = "abandoned"
+            raise
+        except BaseException:
+            found.outcome = "error"
+            raise
+        finally:
+            self._requests.labels(task, found.model, found.level, found.outcome).inc()
+            if found.outcome in ("ok", "partial"):
+                self._duration.labels(task, found.model, found.level).observe(
+                    time.perf_counter() - begun
+                )
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Note how long an image spent in a stage."""
+        self._stages[stage].observe(seconds)
+
+    def run(self, size: int, work: Work) -> None:
+        """Note a run of `size` images, and what the plan costs for each."""
+        self._batch.observe(size)
+        self._images.inc(size)
+        self._tokens_in.inc(size * work.tokens_in)
+        self._tokens_out.inc(size * work.tokens_out)
+        self._spent.inc(size * work.flops)
+        self._saved.inc(size * (work.full - work.flops))
+
+    def memory(self, model: str, *, weights: int, peak: int) -> None:
+        """Note a model's bytes."""
+        self._memory.labels(model, "weights").set(weights)
+        self._memory.labels(model, "peak").set(peak)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its media type, as the scraper accepts them."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type

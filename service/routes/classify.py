@@ -1,0 +1,63 @@
+"""POST /v1/classify: an image's likeliest classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from service import body, task
+from service.backends.backend import Sample
+from service.catalog import Model
+from service.engine import Engine
+from service.errors import InternalError
+from service.openapi import inference
+from service.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, Prediction
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post(
+    "/v1/classify",
+    operation_id="classify",
+    summary="Classify images",
+    response_model=ClassifyResponse,
+    **inference(ClassifyRequest),
+)
+async def classify(request: Request) -> Response:
+    """The likeliest classes of each image, with how much was reduced and how long it took.
+
+    An image that fails carries its problem in its result; the others are answered still. If all
+    fail, the answer is the first one's problem.
+    """
+    engine: Engine = request.app.state.engine
+    with engine.metrics.track("classify") as track:
+        asked = await body.read(request, ClassifyRequest, max_files=engine.max_files)
+
+        def finish(model: Model, output: Sample) -> dict[str, Any]:
+            return {"predictions": _predictions(model, output, asked.top_k)}
+
+        limit = engine.settings.max_pixels
+        return await task.answer(
+            engine,
+            request,
+            track,
+            task="classify",
+            asked=asked,
+            items=[task.image(data, max_pixels=limit) for data in asked.image],
+            finish=finish,
+            result=ClassifyResult,
+        )
+
+
+def _predictions(model: Model, output: Sample, top_k: int) -> list[Prediction]:
+    logits = output["logits"].astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise InternalError(f"{model.name} computed no finite numbers for this image.")
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    # Stable: equal scores keep the order of their classes.
+    best = np.argsort(-shares, kind="stable")[:top_k].tolist()
+    labels = model.manifest.labels
+    return [Prediction(label=labels[i], index=i, score=round(float(shares[i]), 6)) for i in best]

@@ -1,0 +1,149 @@
+"""GET /v1/models: what is served, at which levels, and what was measured of each."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from export.bundle import Latency, Quality
+from service.catalog import Model
+from service.engine import Engine
+from service.openapi import problems
+
+router = APIRouter(tags=["models"])
+
+
+class LevelInfo(BaseModel):
+    """A level, and what was measured of it.
+
+    The quality, latency, throughput and memory are the bundle's: measured where it was exported.
+    """
+
+    name: str = Field(examples=["fast"])
+    reduction: float = Field(description="Fraction of FLOPs to remove.")
+    plan: list[int] = Field(description="Tokens that each layer removes.")
+    flops: int = Field(description="Multiply-accumulates of one image.")
+    flops_ratio: float = Field(description="Of the unreduced network's.")
+    tokens_in: int
+    tokens_out: int
+    expected_ms: float = Field(description="A run of one image on this server, as of now.")
+    quality: Quality | None = None
+    latency: list[Latency] = Field(default=[])
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class ProfileInfo(BaseModel):
+    """Where the levels' profile was measured."""
+
+    measured: str
+    machine: str
+    runtime: str
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    name: str = Field(examples=["cifar10"])
+    task: str = Field(examples=["classify"])
+    source: str = Field(description="What was exported.")
+    method: str = Field(description="How tokens are chosen.", examples=["tome"])
+    precision: str = Field(examples=["fp32"])
+    input_size: tuple[int, int] = Field(description="Height and width in pixels.")
+    grid: tuple[int, int] = Field(description="Rows and columns of patches.")
+    protected: int = Field(description="Leading tokens that are never merged.")
+    labels: list[str]
+    weights_bytes: int
+    native_ops: bool = Field(description="Whether the compiled reduction ops run.")
+    default_level: str
+    levels: list[LevelInfo] = Field(description="From the least reduced to the most.")
+    profile: ProfileInfo | None = None
+
+
+class ModelList(BaseModel):
+    """Every served model."""
+
+    default: dict[str, str] = Field(
+        description="For each task the model that answers if a request names none.",
+        examples=[{"classify": "cifar10"}],
+    )
+    models: list[ModelInfo]
+
+
+@router.get(
+    "/v1/models",
+    operation_id="listModels",
+    summary="List the models",
+    response_model_exclude_none=True,
+    responses=problems(503),
+)
+async def list_models(request: Request) -> ModelList:
+    """Every model with its levels."""
+    engine: Engine = request.app.state.engine
+    engine.check_started()
+    tasks = {model.task for model in engine.catalog}
+    return ModelList(
+        default={task: engine.catalog.find(None, task).name for task in sorted(tasks)},
+        models=[_describe(model) for model in engine.catalog],
+    )
+
+
+@router.get(
+    "/v1/models/{name}",
+    operation_id="getModel",
+    summary="Describe a model",
+    response_model_exclude_none=True,
+    responses=problems(404, 422, 503),
+)
+async def get_model(request: Request, name: str) -> ModelInfo:
+    """One model with its levels."""
+    engine: Engine = request.app.state.engine
+    engine.check_started()
+    return _describe(engine.catalog.get(name))
+
+
+def _describe(model: Model) -> ModelInfo:
+    manifest, profile = model.manifest, model.bundle.profile
+    return ModelInfo(
+        name=manifest.name,
+        task=manifest.task,
+        source=manifest.source,
+        method=manifest.workload.method,
+        precision=manifest.precision,
+        input_size=manifest.preprocess.size,
+        grid=model.grid,
+        protected=manifest.workload.protected,
+        labels=list(manifest.labels),
+        weights_bytes=model.weights,
+        native_ops=model.backend.native,
+        default_level=model.levels.default,
+        levels=[_level(model, name) for name in model.levels.levels],
+        profile=None
+        if profile is None
+        else ProfileInfo(
+            measured=profile.measured.isoformat(),
+            machine=profile.machine,
+            runtime=profile.runtime,
+        ),
+    )
+
+
+def _level(model: Model, name: str) -> LevelInfo:
+    level = model.levels.levels[name]
+    work = model.levels.work(level.plan)
+    profile = model.bundle.profile
+    measured = profile.levels.get(name) if profile else None
+    return LevelInfo(
+        name=name,
+        reduction=level.reduction,
+        plan=list(level.plan),
+        flops=work.flops,
+        flops_ratio=round(work.ratio, 6),
+        tokens_in=work.tokens_in,
+        tokens_out=work.tokens_out,
+        expected_ms=round(model.costs.seconds(level.plan) * 1000, 3),
+        quality=measured.quality if measured else None,
+        latency=list(measured.latency) if measured else [],
+        images_per_second=measured.images_per_second if measured else None,
+        peak_memory_mb=measured.peak_memory_mb if measured else None,
+    )

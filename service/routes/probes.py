@@ -1,0 +1,58 @@
+"""Probes for whoever keeps the server running, and the metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from service.engine import Engine
+from service.openapi import problems
+
+router = APIRouter(tags=["operations"])
+
+
+class Status(BaseModel):
+    """A probe's good news; bad news is a problem."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/livez", operation_id="live", summary="Is it alive?", responses=problems(503))
+async def live(request: Request) -> Status:
+    """Whether every worker thread lives. If not, only a restart helps."""
+    engine: Engine = request.app.state.engine
+    engine.check_alive()
+    return Status()
+
+
+@router.get("/readyz", operation_id="ready", summary="Is it ready?", responses=problems(503))
+async def ready(request: Request) -> Status:
+    """Whether requests are taken: the models are warm, and the server is not shutting down."""
+    engine: Engine = request.app.state.engine
+    engine.check_open()
+    engine.check_alive()
+    return Status()
+
+
+@router.get("/startupz", operation_id="started", summary="Has it started?", responses=problems(503))
+async def started(request: Request) -> Status:
+    """Whether every model was loaded and warmed up. Stays so."""
+    engine: Engine = request.app.state.engine
+    engine.check_started()
+    return Status()
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """The Prometheus exposition, or OpenMetrics where it is accepted."""
+    engine: Engine = request.app.state.engine
+    body, media_type = engine.metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": media_type})

@@ -1,0 +1,336 @@
+"""Which run comes next: bounded queues, one per model and plan, feeding a few worker threads.
+
+A worker that is free takes the queue whose head has waited longest, and as many items of it as the
+backend takes in one run. So batches form while a device is busy, and nobody waits for one.
+
+Places are given out per request (a `Ticket`), before its images are decoded: a full server refuses
+without work. A cancelled ticket leaves the queues at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from models.reduction.schedule import Plan
+from service.backends.backend import Backend, Sample
+from service.errors import ApiError, Draining, InternalError, QueueFull, TooSlowNow
+
+logger = logging.getLogger(__name__)
+
+
+class Lane(NamedTuple):
+    """What may share a run: one model and one plan."""
+
+    backend: Backend
+    plan: Plan
+
+
+class Done(NamedTuple):
+    """An item's run.
+
+    Attributes:
+        output: by name in the graph.
+        batch_size: items of the run, this one included.
+        waited, ran: seconds between submit and run, and of the run.
+    """
+
+    output: Sample
+    batch_size: int
+    waited: float
+    ran: float
+
+
+Outcome = Done | ApiError
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    ticket: Ticket
+    index: int
+    sample: Sample
+    slots: bool
+    submitted: float
+    order: int
+
+
+class Ticket:
+    """A request's places in the queue.
+
+    Attributes:
+        outcomes: of each item, in order; None while it is not there.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        lane: Lane,
+        items: int,
+        cost: float,
+        done: Callable[[], None],
+    ) -> None:
+        self.lane = lane
+        self.outcomes: list[Outcome | None] = [None] * items
+        self._scheduler = scheduler
+        self._cost = cost
+        self._done = done
+        self._left = items
+        self._cancelled = False
+        self._queued: set[_Job] = set()
+        self._awaited = items  # holding a place: not yet submitted, or queued
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._cancelled
+
+    def submit(self, index: int, sample: Sample, *, slots: bool = False) -> None:
+        """Queue item `index`. From any thread, once for each item."""
+        self._scheduler._submit(self, index, sample, slots)
+
+    def fail(self, index: int, error: ApiError) -> None:
+        """Settle item `index` without a run. From any thread."""
+        self._scheduler._fail(self, index, error)
+
+    def cancel(self) -> None:
+        """Give up what has not begun to run; `done` is not called any more."""
+        self._scheduler._cancel(self)
+
+
+Observer = Callable[[Lane, int, float], None]
+
+
+class Scheduler:
+    """Queues and the threads that empty them."""
+
+    def __init__(self, *, workers: int, limit: int, observer: Observer = lambda *_: None) -> None:
+        """Args:
+        workers: threads.
+        limit: items that may wait, those still being decoded included.
+        observer: told of each successful run, in the worker: lane, items, seconds.
+        """
+        self._limit = limit
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._lanes: dict[Lane, deque[_Job]] = {}
+        self._order = 0
+        self._waiting = 0  # items with a place: being decoded, or queued
+        self._running = 0
+        self._waiting_cost = 0.0  # seconds of one worker
+        self._running_cost = 0.0
+        self._draining = False
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{i}", daemon=True)
+            for i in range(workers)
+        ]
+
+    @property
+    def workers(self) -> int:
+        """Threads, alive or not."""
+        return len(self._threads)
+
+    @property
+    def depth(self) -> int:
+        """Items that wait."""
+        return self._waiting
+
+    @property
+    def pending(self) -> int:
+        """Items that wait or run."""
+        return self._waiting + self._running
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._draining
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker lives."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a worker would take up a request that came now."""
+        with self._lock:
+            return self._wait()
+
+    def _wait(self) -> float:
+        if not self._waiting and self._running < len(self._threads):
+            return 0.0
+        # What runs is half done, on average.
+        return (self._waiting_cost + self._running_cost / 2) / len(self._threads)
+
+    def start(self) -> None:
+        """Start the workers."""
+        for thread in self._threads:
+            thread.start()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those that have a place are answered."""
+        self._draining = True
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the workers once the queues are empty; after `timeout` seconds leave them behind."""
+        with self._lock:
+            self._draining = self._stopped = True
+            self._ready.notify_all()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def admit(
+        self, lane: Lane, items: int, *, cost: float, within: float, done: Callable[[], None]
+    ) -> Ticket:
+        """Places for a request, or an error at once.
+
+        Args:
+            items: 1 or more.
+            cost: expected seconds of one item's run.
+            within: seconds that the request has.
+            done: called once, from any thread, when every item is settled.
+
+        Raises:
+            QueueFull: there is no room for all items.
+            TooSlowNow: the first one would not even be reached in time.
+            Draining: the server shuts down.
+        """
+        with self._lock:
+            if self._draining:
+                raise Draining("The server is shutting down.", retry_after=1)
+            wait = self._wait()
+            retry_after = max(1, math.ceil(wait))
+            if self._waiting + items > self._limit:
+                raise QueueFull(
+                    f"{self._waiting} images wait already, and at most {self._limit} may. "
+                    f"The queue will take about {wait:.1f} s.",
+                    retry_after=retry_after,
+                )
+            if wait + cost > within:
+                raise TooSlowNow(
+                    f"The queue will take about {wait:.1f} s, and requests may take {within:g} s.",
+                    retry_after=retry_after,
+                )
+            self._waiting += items
+            self._waiting_cost += items * cost
+            return Ticket(self, lane, items, cost, done)
+
+    def _submit(self, ticket: Ticket, index: int, sample: Sample, slots: bool) -> None:
+        now = time.perf_counter()
+        with self._lock:
+            if ticket._cancelled:
+                return
+            self._order += 1
+            job = _Job(ticket, index, sample, slots, now, self._order)
+            ticket._queued.add(job)
+            self._lanes.setdefault(ticket.lane, deque()).append(job)
+            self._ready.notify()
+
+    def _fail(self, ticket: Ticket, index: int, error: ApiError) -> None:
+        with self._lock:
+            if ticket._cancelled:
+                return
+            self._release(ticket, 1)
+            last = self._settle(ticket, index, error)
+        if last:
+            ticket._done()
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._lock:
+            if ticket._cancelled:
+                return
+            ticket._cancelled = True
+            for job in ticket._queued:
+                queue = self._lanes[ticket.lane]
+                queue.remove(job)
+                if not queue:
+                    del self._lanes[ticket.lane]
+            ticket._queued.clear()
+            self._release(ticket, ticket._awaited)
+
+    def _release(self, ticket: Ticket, places: int) -> None:
+        ticket._awaited -= places
+        self._waiting -= places
+        self._waiting_cost -= places * ticket._cost
+        if not self._waiting:
+            self._waiting_cost = 0.0  # no rounding error outlives a busy hour
+
+    def _settle(self, ticket: Ticket, index: int, outcome: Outcome) -> bool:
+        ticket.outcomes[index] = outcome
+        ticket._left -= 1
+        return ticket._left == 0 and not ticket._cancelled
+
+    def _work(self) -> None:
+        while True:
+            batch = self._take()
+            if batch is None:
+                return
+            self._serve(batch)
+            # Else the last answer would be kept alive until the next request.
+            del batch
+
+    def _take(self) -> list[_Job] | None:
+        with self._lock:
+            while not self._lanes:
+                if self._stopped:
+                    return None
+                self._ready.wait()
+            lane = min(self._lanes, key=lambda lane: self._lanes[lane][0].order)
+            queue = self._lanes[lane]
+            batch = [queue.popleft() for _ in range(min(len(queue), lane.backend.max_batch))]
+            if not queue:
+                del self._lanes[lane]
+            for job in batch:
+                job.ticket._queued.discard(job)
+                self._release(job.ticket, 1)
+                self._running += 1
+                self._running_cost += job.ticket._cost
+            return batch
+
+    def _serve(self, batch: list[_Job]) -> None:
+        outcomes: list[Outcome] = [InternalError()] * len(batch)
+        try:
+            outcomes = self._run(batch)
+        finally:
+            # Even a worker that dies of something that is no Exception answers first.
+            finished = []
+            with self._lock:
+                for job, outcome in zip(batch, outcomes, strict=True):
+                    self._running -= 1
+                    self._running_cost -= job.ticket._cost
+                    if self._settle(job.ticket, job.index, outcome):
+                        finished.append(job.ticket)
+                if not self._running:
+                    self._running_cost = 0.0
+            for ticket in finished:
+                ticket._done()
+
+    def _run(self, batch: list[_Job]) -> list[Outcome]:
+        lane = batch[0].ticket.lane
+        started = time.perf_counter()
+        try:
+            outputs = lane.backend.run(
+                [job.sample for job in batch], lane.plan, slots=any(job.slots for job in batch)
+            )
+            ran = time.perf_counter() - started
+            self._observer(lane, len(batch), ran)
+            return [
+                Done(output, len(batch), started - job.submitted, ran)
+                for job, output in zip(batch, outputs, strict=True)
+            ]
+        except Exception:
+            if len(batch) == 1:
+                logger.exception("a run failed")
+                return [InternalError()]
+            # One item may be at fault: the others are not to fail with it.
+            logger.exception("a run of %d items failed; they are run one by one", len(batch))
+            return [self._run([job])[0] for job in batch]

@@ -1,0 +1,139 @@
+"""What goes in and comes out of the inference routes; the parts that every task shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.errors import ItemProblem
+from service.levels import Selector
+
+
+def _given(value: Any) -> Any:
+    # A null is neither a choice nor the lack of one: the schema has no nulls.
+    if value is None:
+        raise ValueError("must not be null; leave it out instead")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | bytes) else value
+
+
+_optional = BeforeValidator(_given)
+
+# Bytes from a form; base64, perhaps as a data URL, from JSON.
+Images = Annotated[list[str | bytes], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Asked(BaseModel):
+    """The fields of every inference request."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: Annotated[str | None, _optional] = Field(
+        None, description="Name of the model; by default the server's default."
+    )
+    level: Annotated[str | None, _optional] = Field(
+        None, description="A level of the model by name. One selector at most."
+    )
+    reduction: Annotated[float | None, _optional] = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Fraction of the FLOPs to remove; the closest plan is taken.",
+    )
+    max_latency_ms: Annotated[float | None, _optional] = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Takes the most accurate level that is expected to answer in this time: "
+        "waiting and running, without decoding.",
+    )
+    min_accuracy: Annotated[float | None, _optional] = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Takes the fastest level whose measured quality reaches this.",
+    )
+    include: list[Literal["slots"]] = Field(
+        default=[],
+        description="Further parts of the answer. `slots`: where each token ended up.",
+    )
+
+    @property
+    def selector(self) -> Selector:
+        """How the level is chosen."""
+        return Selector(self.level, self.reduction, self.max_latency_ms, self.min_accuracy)
+
+
+class Reduction(BaseModel):
+    """How much was left out."""
+
+    method: str = Field(description="How tokens were chosen.", examples=["tome"])
+    level: str = Field(description="The level used, or `custom`.", examples=["fast"])
+    requested: float = Field(description="Fraction of FLOPs to remove.", examples=[0.55])
+    flops_ratio: float = Field(description="FLOPs spent, of the unreduced network's.")
+    tokens_in: int = Field(description="Tokens before the first layer.")
+    tokens_out: int = Field(description="Tokens after the last layer.")
+
+
+class Timings(BaseModel):
+    """Milliseconds of one item."""
+
+    decode: float
+    queue: float = Field(description="Waiting for a decoder and for a worker.")
+    infer: float = Field(description="The run, of the whole batch.")
+    post: float
+
+
+class Result(BaseModel):
+    """The parts of an answer that every task shares."""
+
+    reduction: Reduction
+    batch_size: int = Field(description="Items of the run that answered this one.")
+    timings_ms: Timings
+    slots: list[int] | None = Field(
+        None,
+        description="For each input token its position among the tokens that are left, or -1 "
+        "where it was dropped. The first `protected` are no patches; the others are the cells of "
+        "`grid`, row by row.",
+    )
+    grid: tuple[int, int] | None = Field(None, description="Rows and columns of patches.")
+    protected: int | None = Field(None, description="Leading tokens that are no patches.")
+
+
+class Prediction(BaseModel):
+    """A class and its probability."""
+
+    label: str = Field(examples=["frog"])
+    index: int = Field(description="The class, counted from 0.", examples=[6])
+    score: float = Field(ge=0, le=1, examples=[0.93])
+
+
+class ClassifyRequest(Asked):
+    """Images to classify."""
+
+    image: Images = Field(description="One image or several.")
+    top_k: int = Field(5, ge=1, le=1000, description="Predictions of each image.")
+
+
+class Predictions(BaseModel):
+    """Classes, likeliest first."""
+
+    predictions: list[Prediction]
+
+
+# The last base's fields come first: the answer before its circumstances.
+class ClassifyResult(Result, Predictions):
+    """The likeliest classes of an image."""
+
+
+class ClassifyResponse(BaseModel):
+    """One result for each image, in order."""
+
+    model: str = Field(examples=["cifar10"])
+    results: list[ClassifyResult | ItemProblem]

@@ -1,0 +1,96 @@
+"""`tokenfold serve`: the app in a process of its own, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from export.bundle import BundleError
+from service import logs
+from service.app import create_app
+from service.engine import Engine
+from service.errors import ApiError
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first refuses new requests with 503 and answers the accepted ones.
+
+    Left to itself it would close the door at once: who connects meanwhile learns nothing, and a
+    load balancer that asks /readyz gets no answer.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """The first signal drains, the second ends at once."""
+        # uvicorn would note the signal and raise it again at the end; a drained server ends well.
+        if self._engine.scheduler.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._engine.scheduler.drain()
+        self._loop.call_soon_threadsafe(self._drain, sig)
+
+    def _drain(self, sig: int) -> None:
+        logger.info("draining", extra={"signal": signal.Signals(sig).name})
+        self._draining = self._loop.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        await self._engine.drain()
+        self.should_exit = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server. Returns the exit code."""
+    try:
+        settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if argv is None else argv))
+    except ValidationError as error:
+        for found in error.errors():
+            name = ".".join(str(part) for part in found["loc"]) or "settings"
+            print(f"tokenfold serve: {name}: {found['msg']}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level, settings.log_format)
+    server: Server | None = None
+
+    def on_failure() -> None:
+        if server is not None:
+            server.should_exit = True
+
+    try:
+        app = create_app(settings, on_failure=on_failure)
+    except (BundleError, ApiError) as error:
+        print(f"tokenfold serve: {error}", file=sys.stderr)
+        return 1
+    engine: Engine = app.state.engine
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    server = Server(config, engine)
+    server.run()
+    return 1 if engine.failed is not None or not server.started else 0

@@ -1,0 +1,90 @@
+"""Every setting of `tokenfold serve`: a flag, or an environment variable TOKENFOLD_<NAME>."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models
+
+DEMO = Path(models.__file__).parent / "demo" / "bundles"
+MEBI = 1024 * 1024
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseSettings):
+    """Serve the bundles of a folder over HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENFOLD_",
+        extra="forbid",
+        frozen=True,
+        cli_prog_name="tokenfold serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_show_env_vars=True,
+    )
+
+    bundles: Path = Field(DEMO, description="A bundle, or a folder of bundles.")
+    default_model: str | None = Field(
+        None, description="For requests that name no model. By default the first one, by folder."
+    )
+    default_level: str | None = Field(
+        None, description="For requests that choose no level. By default what each bundle says."
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
+
+    workers: int = Field(
+        default_factory=cores,
+        ge=1,
+        le=1024,
+        description="Threads that run the model, one image each. By default one per core.",
+    )
+    decoders: int = Field(
+        default_factory=cores,
+        ge=1,
+        le=1024,
+        description="Threads that decode images. By default one per core.",
+    )
+    queue_limit: int = Field(
+        256, ge=1, description="Images that may wait. Beyond it, requests are refused with 503."
+    )
+    request_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds a request may take from its last byte on."
+    )
+    drain_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds to finish accepted requests after SIGTERM."
+    )
+
+    max_body_bytes: int = Field(32 * MEBI, ge=1, description="Size of a request's body.")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Width times height of an image, read before decoding it."
+    )
+    max_items: int = Field(32, ge=1, le=1024, description="Images of one request.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines to write."
+    )
+    log_format: Literal["json", "text"] = Field("json", description="One object, or text, a line.")
+    access_log: bool = Field(True, description="Log a line for each request.")
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.queue_limit < self.max_items:
+            raise ValueError(
+                f"queue_limit ({self.queue_limit}) must hold one whole request: "
+                f"max_items is {self.max_items}"
+            )
+        return self
