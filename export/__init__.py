@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: one ONNX graph for every level and runtime, verified and measured."""
+"""From a checkpoint to a bundle: one ONNX graph for every level, verified and measured."""

@@ -10,7 +10,6 @@ A bundle appears whole or not at all: it is written to a temporary folder and re
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -240,7 +239,7 @@ def stored_files(folder: Path) -> dict[str, StoredFile]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest; inside `writing`, last of all files."""
-    _write(folder / MANIFEST, manifest)
+    write_document(folder / MANIFEST, manifest)
 
 
 def write_profile(folder: Path, profile: Profile) -> None:
@@ -248,7 +247,7 @@ def write_profile(folder: Path, profile: Profile) -> None:
     manifest = _read(folder / MANIFEST, Manifest)
     with writing(folder) as renewed:
         shutil.copytree(folder, renewed, dirs_exist_ok=True)
-        _write(renewed / PROFILE, profile)
+        write_document(renewed / PROFILE, profile)
         write_manifest(renewed, manifest.model_copy(update={"files": stored_files(renewed)}))
 
 
@@ -265,11 +264,11 @@ def writing(out: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         if out.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            os.rename(out, replaced / out.name)
-            os.rename(temporary, out)
+            out.rename(replaced / out.name)
+            temporary.rename(out)
             shutil.rmtree(replaced)
         else:
-            os.rename(temporary, out)
+            temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -283,5 +282,6 @@ def _read(path: Path, document: type[D]) -> D:
         raise BundleError(f"{path}: {error}") from error
 
 
-def _write(path: Path, document: _Document) -> None:
+def write_document(path: Path, document: _Document) -> None:
+    """Write a manifest or profile as JSON."""
     path.write_text(document.model_dump_json(indent=2) + "\n")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from export.plugins.functions import DOMAIN, OPSET, VERSION, functions
+from export.plugins.functions import DOMAIN, OPSET, functions
 from export.symbolic import Symbolic
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
@@ -23,46 +25,57 @@ class Patches(nn.Module):
     A transpose of bytes and a product are faster than a convolution after four passes over floats.
     """
 
-    def __init__(self, embed: PatchEmbed, preprocess: Preprocess) -> None:
+    def __init__(self, embed: PatchEmbed, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
         kernel = embed.proj.weight.detach().double()  # (D, 3, p, p)
-        mean, std = (torch.tensor(v).double()[:, None, None] for v in (preprocess.mean, preprocess.std))
-        weight = kernel / (255 * std)
-        bias = -(kernel * mean / std).sum((1, 2, 3))
+        mean, std = _columns(preprocess)
+        weight = kernel / std.double()
+        bias = -(weight * mean.double()).sum((1, 2, 3))
         if embed.proj.bias is not None:
             bias = bias + embed.proj.bias.detach().double()
+        # Weights over 255 would fall below float16's normal numbers; there the pixels are scaled.
+        self.scale = 1 / 255 if dtype == torch.float16 else None
+        if self.scale is None:
+            weight = weight / 255
         dim, _, self.side, _ = kernel.shape
         self.linear = nn.Linear(3 * self.side**2, dim)
-        self.linear.weight.data = weight.permute(0, 2, 3, 1).reshape(dim, -1).float()
-        self.linear.bias.data = bias.float()
+        self.linear.weight.data = weight.permute(0, 2, 3, 1).reshape(dim, -1).to(dtype)
+        self.linear.bias.data = bias.to(dtype)
 
     def forward(self, image: Tensor) -> Tensor:
         p = self.side
         _, height, width, _ = image.shape
         x = image.reshape(-1, height // p, p, width // p, 3 * p)
         x = x.transpose(2, 3).reshape(-1, (height // p) * (width // p), 3 * p * p)
-        out: Tensor = self.linear(x.to(self.linear.weight.dtype))
+        x = x.to(self.linear.weight.dtype)
+        out: Tensor = self.linear(x if self.scale is None else x * self.scale)
         return out  # (B, patches, D)
 
 
 class Pixels(nn.Module):
     """Any other stem, after normalisation."""
 
-    def __init__(self, stem: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, stem: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
         self.stem = stem
-        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-        self.register_buffer("scale", (1 / (255 * std))[:, None, None])
-        self.register_buffer("shift", (-mean / std)[:, None, None])
+        self.dtype = dtype
+        mean, std = _columns(preprocess)
+        self.scale = nn.Buffer(1 / (255 * std))
+        self.shift = nn.Buffer(-mean / std)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift  # type: ignore[operator, arg-type]
-        out: Tensor = self.stem(x)
+        x = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        out: Tensor = self.stem(x.to(self.dtype))
         return out  # (B, patches, D)
 
 
+def _columns(preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (3, 1, 1) each."""
+    return torch.tensor(preprocess.mean)[:, None, None], torch.tensor(preprocess.std)[:, None, None]
+
+
 class Graph(nn.Module):
-    """What is exported: `image` (B, H, W, 3) uint8 and `plan` (depth,) int64 to `logits`, `slots`."""
+    """`image` (B, H, W, 3) uint8 and `plan` (depth,) int64 to `logits` and `slots`."""
 
     def __init__(
         self,
@@ -70,21 +83,32 @@ class Graph(nn.Module):
         preprocess: Preprocess,
         matchers: Sequence[Matcher] | None,
         proportional: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """Wrap a network, which is left as it is.
+
+        Args:
+            matchers: one per layer; None for a graph that never reduces.
+            proportional: whether attention counts sizes.
+            dtype: of weights and tokens; sizes stay float32, and so do the logits that come out.
+        """
         super().__init__()
-        self.model = model
-        embed = model.patch_embed
+        self.model = copy.deepcopy(model).to(dtype)
+        stem = model.patch_embed
         self.stem = (
-            Patches(embed, preprocess) if isinstance(embed, PatchEmbed) else Pixels(embed, preprocess)
+            Patches(stem, preprocess, dtype)
+            if isinstance(stem, PatchEmbed)
+            else Pixels(self.model.patch_embed, preprocess, dtype)
         )
         self.matchers = matchers
         self.proportional = proportional
 
     def forward(self, image: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
         x = self.model.embed(self.stem(image))
-        counts = None if self.matchers is None else list(plan.split(1))
-        out = self.model.classify(x, counts, self.matchers, self.proportional, Symbolic())  # type: ignore[arg-type]
-        return out.logits, out.slots
+        # An element of the plan stands where eager code has a number; Symbolic knows what to do.
+        counts: Sequence[Any] | None = None if self.matchers is None else torch.split(plan, 1)
+        out = self.model.classify(x, counts, self.matchers, self.proportional, Symbolic())
+        return out.logits.float(), out.slots
 
 
 def export(graph: Graph, path: Path) -> None:

@@ -27,16 +27,18 @@ class Session:
         native: whether the compiled ops run, rather than their portable bodies.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
         """Load the graph.
 
         Args:
             threads: inside one run. On a CPU, one-thread runs side by side beat wider ones.
+            native: whether to use the compiled ops where they are built.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        plugin = library.find()
+        options.log_severity_level = 3  # errors; its warnings are advice on the graph
+        plugin = library.find() if native else None
         self.native = plugin is not None
         if plugin is not None:
             options.register_custom_ops_library(str(plugin))

@@ -8,6 +8,7 @@ that depends on it comes from the ops.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,25 @@ from models.reduction.tome import ToMe
 class Symbolic:
     """Emits `Attend`, a matcher and `Reduce`; see `export.plugins.functions` for what they do."""
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int
-    ) -> Tensor:
+    def __init__(self) -> None:
+        self._ones: dict[int, Tensor] = {}
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         if size is None:
-            size = torch.ones_like(q[:, :, 0], dtype=torch.float32)
+            size = self._even(q)
         scale = (q.shape[-1] // heads) ** -0.5
-        return _emit("Attend", [q, k, v, size], {"heads": heads, "scale": scale}, [(q.dtype, q.shape)])[0]
+        return _emit(
+            "Attend", [q, k, v, size], {"heads": heads, "scale": scale}, [(q.dtype, q.shape)]
+        )[0]
+
+    def _even(self, q: Tensor) -> Tensor:
+        """Sizes of 1 for every token; one tensor for all layers of the same length."""
+        tokens = q.shape[1]
+        if isinstance(tokens, torch.SymInt):
+            return torch.ones_like(q[:, :, 0], dtype=torch.float32)
+        if tokens not in self._ones:
+            self._ones[tokens] = torch.ones_like(q[:, :, 0], dtype=torch.float32)
+        return self._ones[tokens]
 
     def reduce(
         self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int | Tensor
@@ -45,7 +58,8 @@ class Symbolic:
             {"heads": heads, **attributes},
             [(torch.int64, (batch, before))],
         )[0]
-        after = r.item()
+        # Not the real number: only its being of its own counts.
+        after: Any = r.item()
         torch._check(after >= 2)
         torch._check(after <= before)
         y, new_size, new_trace = _emit(

@@ -1,13 +1,35 @@
-"""How a photo becomes a network's input. No torch: checkpoints, bundles and the service share it."""
+"""How a photo becomes a network's input. No torch: export and the service share it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Triple = tuple[float, float, float]
+Pixels = npt.NDArray[np.uint8]
+
+_RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Preprocess(BaseModel):
@@ -29,3 +51,89 @@ class Preprocess(BaseModel):
     interpolation: Interpolation = "bilinear"
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
+
+
+def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    """An opened image as the network's input.
+
+    The first frame, turned upright as its EXIF says, transparency laid over white, 16 bits a
+    channel scaled to 8.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+
+    Raises:
+        ValueError: 32 bits a channel. Pillow's decoders raise nearly anything on corrupt data:
+            OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError...
+    """
+    image.load()
+    turn = _turn(image)
+    image = _eight_bits(image)
+    return _fit(image if turn is None else image.transpose(turn), preprocess)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # A broken EXIF block does not make the picture unreadable.
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in mode L, RGB or RGBA."""
+    if image.mode.startswith("I;16"):
+        # convert() would clip at 255 instead of scaling.
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("Images of 32 bits a channel are not read: their range is not known.")
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    height, width = preprocess.size
+    if preprocess.resize == "stretch":
+        scaled = _resize(image, (width, height), None, preprocess.interpolation)
+    else:
+        scaled = _centre(image, preprocess)
+    if scaled.mode == "RGBA":
+        scaled = Image.alpha_composite(Image.new("RGBA", scaled.size, "white"), scaled)
+    return np.asarray(scaled.convert("RGB"))
+
+
+def _centre(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Scale the shorter side, and cut out the centre.
+
+    Only what is cut out is computed: a strip of one pixel by a million would scale to terabytes.
+    """
+    height, width = preprocess.size
+    shorter = preprocess.shorter_side or min(preprocess.size)
+    w, h = image.size
+    # The longer side is cut down to whole pixels, as torchvision and transformers do.
+    across, down = (shorter, shorter * h // w) if w <= h else (shorter * w // h, shorter)
+    left, top = (across - width) // 2, (down - height) // 2
+    # What the window shows of the scaled image; a window beyond its edges shows black there.
+    x0, x1 = max(left, 0), min(left + width, across)
+    y0, y1 = max(top, 0), min(top + height, down)
+    box = (x0 * w / across, y0 * h / down, x1 * w / across, y1 * h / down)
+    seen = _resize(image, (x1 - x0, y1 - y0), box, preprocess.interpolation)
+    if seen.size == (width, height):
+        return seen
+    window = Image.new(seen.mode, (width, height))
+    window.paste(seen, (x0 - left, y0 - top))
+    return window
+
+
+def _resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None,
+    interpolation: Interpolation,
+) -> Image.Image:
+    method = _RESAMPLING[interpolation]
+    # What is more than six times too large is averaged in boxes first; below, nothing changes.
+    gap = None if method == Image.Resampling.NEAREST else 3.0
+    return image.resize(size, method, box=box, reducing_gap=gap)

@@ -133,7 +133,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.dim, p, p, bias=config.patch_bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.proj(image).flatten(2).transpose(1, 2)  # (B, patches, D)
+        out: Tensor = self.proj(image)
+        return out.flatten(2).transpose(1, 2)  # (B, patches, D)
 
 
 class ConvStem(nn.Module):

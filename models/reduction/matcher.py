@@ -28,7 +28,8 @@ class Matcher(Protocol):
 def unit(metric: Tensor) -> Tensor:
     """Rows scaled to length 1, in float32 or wider; a zero row stays zero."""
     wide = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    return wide / wide.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    length: Tensor = wide.norm(dim=-1, keepdim=True)
+    return wide / length.clamp_min(1e-12)
 
 
 def rank(scores: Tensor) -> Tensor:

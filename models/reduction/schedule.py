@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
@@ -90,7 +91,7 @@ def flops(workload: Workload, plan: Sequence[int]) -> int:
     counts = widths(workload, plan)
     d = workload.dim
     total = workload.stem + workload.head
-    for before, after in zip(counts, counts[1:], strict=False):
+    for before, after in itertools.pairwise(counts):
         total += 4 * before * d * d + 2 * before * before * d
         total += workload.mlp_products * after * d * workload.mlp_dim
         if after < before:
@@ -111,7 +112,7 @@ def flops_ratio(workload: Workload, plan: Sequence[int]) -> float:
 
 
 def linear(r: int, inflect: float, depth: int) -> Plan:
-    """ToMe's own (r, inflect) schedule: a line through r, falling for -1, level for 0, rising for 1."""
+    """ToMe's (r, inflect) schedule: a line through r, falling for -1, level for 0, rising for 1."""
     low = int(r * (1.0 - inflect))
     step = (2 * r - 2 * low) / max(depth - 1, 1)
     return tuple(int(low + step * i) for i in range(depth))
@@ -167,7 +168,7 @@ def _family(workload: Workload, shape: Shape) -> tuple[list[Plan], list[float]]:
             heapq.heappop(heap)
             continue
         heapq.heapreplace(heap, ((2 * raw[layer] + 1) / weight, layer, weight))
-        effective = tuple(a - b for a, b in zip(counts, counts[1:], strict=False))
+        effective = tuple(a - b for a, b in itertools.pairwise(counts))
         saved = 1.0 - flops(workload, effective) / full
         if saved > removed[-1]:
             plans.append(effective)

@@ -56,7 +56,7 @@ class ToMe:
         kept = (~merged).cumsum(1) - 1 if self.class_token else place - r
         after = torch.arange(tokens // 2, device=metric.device) + (sources - r)
         if self.distill_token:
-            # [A0, B0, other A, other B]: the class token keeps slot 0, the other sources move up one.
+            # [A0, B0, other A, other B]: token 0 keeps slot 0, the other sources move up one.
             kept = kept + (torch.arange(sources, device=metric.device) > 0)
             after = after.clone()
             after[0] = 1

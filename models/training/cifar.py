@@ -2,9 +2,9 @@
 
     python -m models.training.cifar --data ../shared/data/cifar10-train.zip --out build/cifar10
 
-Every tenth image of each class (5,000 in all) is held out and never trained on. Half of the steps run
-at a random reduction, so that the merged levels lose little. The run is seeded, saves after each
-epoch, and goes on from there when started again.
+Every tenth image of each class (5,000 in all) is held out and never trained on. Half of the steps
+run at a random reduction, so that the merged levels lose little. The run is seeded, saves after
+each epoch, and goes on from there when started again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ PREPROCESS = Preprocess(size=CONFIG.image_size, interpolation="bicubic", mean=ME
 
 
 class MixedPrecision(Eager):
-    """Keeps attention in float32 under autocast: its bfloat16 backward is four times slower here."""
+    """Keeps attention in float32 under autocast: its bfloat16 backward is four times slower."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         with torch.autocast("cpu", enabled=False):
@@ -200,8 +200,9 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             state_file.with_suffix(".part"),
         )
         state_file.with_suffix(".part").replace(state_file)
+        averaged = cast(VisionTransformer, average.module)
         scores = {
-            level: accuracy(average.module, held_out, at) for level, at in DEFAULT_LEVELS.items()
+            level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()
         }
         took = time.monotonic() - started
         print(
@@ -209,7 +210,7 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             + "  ".join(f"{level} {100 * score:.2f}" for level, score in scores.items()),
             flush=True,
         )
-        save(out, Checkpoint(average.module, PREPROCESS, CLASSES))
+        save(out, Checkpoint(averaged, PREPROCESS, CLASSES))
         (out / "training.json").write_text(
             json.dumps({"epochs": epoch + 1, "seed": seed, "held_out": scores}, indent=2) + "\n"
         )

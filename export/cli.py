@@ -1,0 +1,164 @@
+"""`tokenfold export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from export.bundle import Bundle, BundleError, Precision
+from export.pipeline import Recipe, export_bundle
+from export.quality import DataError
+from export.verify import VerificationError
+from models.checkpoints.checkpoint import CheckpointError
+from models.checkpoints.load import load
+from models.reduction.schedule import DEFAULT_LEVELS, Method, PlanError, Shape
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code, 2 for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        name = options.name or options.out.resolve().name.lower()
+        levels = options.levels or ({"exact": 0.0} if options.method == "none" else DEFAULT_LEVELS)
+        recipe = Recipe(
+            name=name,
+            method=options.method,
+            precision=options.precision,
+            levels=levels,
+            default_level=options.default_level,
+            shape=options.shape,
+            proportional=not options.no_proportional,
+            images=options.images,
+            threads=len(os.sched_getaffinity(0)),
+        )
+        with _progress(console) as progress:
+            task = progress.add_task(f"load {options.source}", total=1)
+            checkpoint = load(options.source)
+            progress.advance(task)
+
+            def stage(title: str, steps: int) -> Callable[[], None]:
+                started = progress.add_task(title, total=steps)
+                return lambda: progress.advance(started)
+
+            bundle = export_bundle(checkpoint, options.source, options.out, recipe, stage)
+    except (CheckpointError, BundleError, VerificationError, DataError, PlanError) as error:
+        print(f"tokenfold export: {error}", file=sys.stderr)
+        return 2
+    except ValidationError as error:
+        print(f"tokenfold export: {_first(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"tokenfold export: {error}", file=sys.stderr)
+        return 2
+    _report(bundle)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenfold export",
+        description="Turn a checkpoint into a bundle that `tokenfold serve` can serve.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder in Hugging Face, timm or Tokenfold format, a state-dict file, a hub id, "
+        "or random:vit-s16 and its like: an architecture with seeded random weights",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument(
+        "--name", help="what the service calls the model (default: the folder's name)"
+    )
+    parser.add_argument(
+        "--method", choices=get_args(Method), default="tome", help="how tokens are reduced"
+    )
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument(
+        "--levels",
+        type=_levels,
+        metavar="NAME=REDUCTION,...",
+        help="levels and the fraction of FLOPs each removes (default: "
+        + ",".join(f"{name}={value:g}" for name, value in DEFAULT_LEVELS.items())
+        + ")",
+    )
+    parser.add_argument("--default-level", help="for requests that choose none (default: balanced)")
+    parser.add_argument(
+        "--shape",
+        choices=get_args(Shape),
+        default="constant",
+        help="how the removed tokens spread over the layers",
+    )
+    parser.add_argument(
+        "--no-proportional",
+        action="store_true",
+        help="attention ignores token sizes (MAE that was trained without ToMe)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="a folder or zip of images, to verify on and to measure each level's accuracy; "
+        "folders named as the labels make it accuracy, else it is agreement with unreduced",
+    )
+    return parser
+
+
+def _levels(text: str) -> dict[str, float]:
+    levels: dict[str, float] = {}
+    for part in text.split(","):
+        name, separator, value = part.strip().partition("=")
+        try:
+            reduction = float(value)
+        except ValueError:
+            reduction = -1.0
+        if not separator or not 0.0 <= reduction <= 1.0:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not NAME=REDUCTION with a reduction of 0 to 1, such as fast=0.55"
+            )
+        if name in levels:
+            raise argparse.ArgumentTypeError(f"the level {name!r} stands twice")
+        levels[name] = reduction
+    return levels
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _report(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    print(f"{bundle.folder}: {manifest.name}, {manifest.workload.method}, {manifest.precision}")
+    for name, level in manifest.levels.items():
+        line = (
+            f"  {name:10} {100 * (1 - level.flops_ratio):5.1f} % fewer FLOPs, "
+            f"{level.tokens_out} of {manifest.workload.tokens} tokens left, "
+            f"deviation {manifest.deviation[name]:.1e}"
+        )
+        measured = bundle.profile and bundle.profile.levels[name].quality
+        if measured:
+            line += f", {measured.metric} {100 * measured.value:.2f} % of {measured.samples}"
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

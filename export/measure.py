@@ -1,0 +1,136 @@
+"""Measuring things side by side: short slices in rounds, so that a noisy machine disturbs all alike.
+
+Each round gives every subject one slice of time, in an order drawn anew. What is compared are two
+slices of one round, and what is reported are medians over the rounds: a neighbour that wakes up
+for a few seconds costs a few rounds, not the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+K = TypeVar("K")
+SEED = 0
+
+
+class Subject(NamedTuple):
+    """Something that processes images.
+
+    Attributes:
+        run: processes one batch, the n-th of all; called from `callers` threads at once.
+        callers: threads that each start their next run when the last has ended.
+        batch: images of one run.
+    """
+
+    run: Callable[[int], object]
+    callers: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen of a subject.
+
+    Attributes:
+        rates: images per second, round by round.
+        seconds: of every run in every round, each beside those of the other callers.
+    """
+
+    rates: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """The median round's."""
+        return statistics.median(self.rates)
+
+    def percentile_ms(self, percent: float) -> float:
+        """Nearest-rank percentile of the time of one run, milliseconds."""
+        return float(np.percentile(self.seconds, percent, method="inverted_cdf")) * 1e3
+
+    def against(self, other: Measured) -> Ratio:
+        """How many times faster than the other; both from the same rounds."""
+        pairs = [own / theirs for own, theirs in zip(self.rates, other.rates, strict=True)]
+        low, middle, high = np.percentile(pairs, [25, 50, 75])
+        return Ratio(float(middle), float(low), float(high))
+
+
+class Ratio(NamedTuple):
+    """The median of the rounds' ratios, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def in_rounds(
+    subjects: Mapping[K, Subject],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[K, Measured]:
+    """Measure subjects side by side.
+
+    One more round comes before the others, to warm up: it is not counted.
+
+    Args:
+        rounds: slices of each subject.
+        seconds: of one slice. A run that has begun is finished, and each caller makes at least one.
+        progress: called after every slice, `slices(len(subjects), rounds)` times.
+    """
+    order = list(subjects)
+    # Seeded: a run of the bench can be repeated as it was.
+    draw = random.Random(SEED)
+    rates: dict[K, list[float]] = {key: [] for key in order}
+    times: dict[K, list[float]] = {key: [] for key in order}
+    with ThreadPoolExecutor(max(subject.callers for subject in subjects.values())) as pool:
+        for at in range(rounds + 1):
+            draw.shuffle(order)
+            for key in order:
+                by_caller = _slice(pool, subjects[key], seconds)
+                if at > 0:
+                    # Callers end at different moments: each has its own rate.
+                    runs = sum(len(own) / sum(own) for own in by_caller)
+                    rates[key].append(runs * subjects[key].batch)
+                    times[key].extend(itertools.chain.from_iterable(by_caller))
+                progress()
+    return {key: Measured(tuple(rates[key]), tuple(times[key])) for key in subjects}
+
+
+def slices(subjects: int, rounds: int) -> int:
+    """How many slices of time `in_rounds` takes."""
+    return subjects * (rounds + 1)
+
+
+def _slice(pool: ThreadPoolExecutor, subject: Subject, seconds: float) -> list[list[float]]:
+    """Durations of the runs of each caller, seconds."""
+    turns = itertools.count()
+    # Whatever ran before has left the caches to this one cold.
+    list(pool.map(subject.run, [next(turns) for _ in range(subject.callers)]))
+    gate = threading.Barrier(subject.callers)
+
+    def call() -> list[float]:
+        durations: list[float] = []
+        gate.wait()
+        begin = time.perf_counter()
+        stop = begin + seconds
+        while not durations or begin < stop:
+            subject.run(next(turns))
+            end = time.perf_counter()
+            durations.append(end - begin)
+            begin = end
+        return durations
+
+    calls = [pool.submit(call) for _ in range(subject.callers)]
+    return [made.result() for made in calls]
