@@ -23,6 +23,7 @@ import onnx.parser
 from onnx import FunctionProto
 
 from models.reduction.matcher import ABSENT, PROTECTED
+from models.reduction.pitome import STEPS
 
 DOMAIN = "tokenfold"
 VERSION = 1
@@ -199,7 +200,10 @@ _MATCH_PITOME = f"""
     in_play = Not(out_of_play)
     in_play_float = Cast<to = 1>(in_play)
     above_margin = Sub(cosine, margin)
-    attraction = Elu(above_margin)
+    attraction_float = Elu(above_margin)
+    steps = Constant<value_float = {STEPS}>()
+    attraction_steps = Mul(attraction_float, steps)
+    attraction = Round(attraction_steps)
     in_play_row = Unsqueeze(in_play_float, ones)
     token_row = Unsqueeze(token, zeros)
     token_column = Unsqueeze(token, ones)
@@ -210,7 +214,8 @@ _MATCH_PITOME = f"""
     players = ReduceSum<keepdims = 1>(in_play_float, last)
     least_players = Constant<value_float = 1.0>()
     safe_players = Max(players, least_players)
-    energy = Div(total, safe_players)
+    player_steps = Mul(safe_players, steps)
+    energy = Div(total, player_steps)
     absent_score = Constant<value_float = {ABSENT}>()
     protected_score = Constant<value_float = {PROTECTED}>()
     present_energy = Where(absent, absent_score, energy)

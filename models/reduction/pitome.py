@@ -17,6 +17,11 @@ from models.reduction.schedule import clamp
 from models.reduction.slots import identity
 
 
+# Attraction counts in whole steps of 1 / STEPS: float32 then adds up to 2,000 tokens exactly, in
+# any order, so that equal energies are equal in every implementation.
+STEPS = 4096.0
+
+
 def margin(layer: int, depth: int) -> float:
     """The paper's margin for a layer: 0.9 at the first, falling towards 0."""
     return 0.9 - 0.9 * layer / depth
@@ -63,8 +68,8 @@ class PiToMe:
         # A token's cosine with itself is the same for all; left out, rounding cannot break ties.
         itself = torch.eye(size.shape[1], dtype=torch.bool, device=size.device)
         counted = present.unsqueeze(1) & ~itself
-        attraction = F.elu(similarity - self.margin) * counted
-        energy = attraction.sum(-1) / present.sum(-1, keepdim=True).clamp_min(1)
+        attraction = (F.elu(similarity - self.margin) * STEPS).round() * counted
+        energy = attraction.sum(-1) / (present.sum(-1, keepdim=True).clamp_min(1) * STEPS)
         energy = energy.masked_fill(size == 0, ABSENT)
         leading = torch.arange(size.shape[1], device=size.device) < self.protected
         return energy.masked_fill(leading, PROTECTED)

@@ -18,6 +18,10 @@ constexpr int kVectors = kLanes == 16 ? 4 : 3;
 
 constexpr float kAbsent = -2.0f;
 constexpr float kProtected = -3.0f;
+// PiToMe's attraction counts in steps, see models/reduction/pitome.py.
+constexpr float kSteps = 4096.0f;
+// 1.5 * 2^23: adding and subtracting it rounds to a whole number, halves to even.
+constexpr float kRounding = 12582912.0f;
 
 typedef float vec __attribute__((vector_size(4 * kLanes)));
 typedef float vec_unaligned __attribute__((vector_size(4 * kLanes), aligned(4)));
@@ -48,9 +52,8 @@ static inline vec exp_nonpositive(vec x) {
   const vec lowest = splat(-87.0f);
   const ivec tiny = x < lowest;
   x = x < lowest ? lowest : x;
-  const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const vec shifted = x * 1.44269504088896341f + magic;
-  const vec n = shifted - magic;
+  const vec shifted = x * 1.44269504088896341f + kRounding;
+  const vec n = shifted - kRounding;
   vec r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   vec p = splat(1.9875691500e-4f);
@@ -396,10 +399,11 @@ static void match_pitome(const Match& m, const T* keys, int64_t* slots, float* s
       for (int64_t j = 0; j < padded; j += kLanes) {
         const vec above = load(cosines + i * padded + j) - m.margin;
         const vec below = exp_nonpositive(above > 0.0f ? vec{} : above) - 1.0f;
-        total += (above > 0.0f ? above : below) * load(counted + j);
+        const vec attraction = (above > 0.0f ? above : below) * kSteps;
+        total += (attraction + kRounding - kRounding) * load(counted + j);
       }
       counted[i] = own;
-      energy[i] = horizontal_sum(total) / players;
+      energy[i] = horizontal_sum(total) / (players * kSteps);
       if (m.size[i] == 0.0f) energy[i] = kAbsent;
       if (i < m.protected_tokens) energy[i] = kProtected;
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def find() -> Path | None:
         return path
     built = Path(__file__).with_name(FILE)
     return built if built.is_file() else None
+
+
+def kernels() -> str | None:
+    """The instruction set that the library's kernels use here, or None without a library."""
+    path = find()
+    if path is None:
+        return None
+    name = ctypes.CDLL(str(path)).TokenfoldKernels
+    name.restype = ctypes.c_char_p
+    found: bytes = name()
+    return found.decode()
