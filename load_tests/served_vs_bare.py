@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -153,12 +154,12 @@ def take_turns(
 
 def table(comparisons: Sequence[Comparison]) -> Table:
     """The comparisons, for people."""
-    shown = Table()
+    shown = Table(box=SIMPLE, pad_edge=False)
     for title in (
-        *("level", "bare img/s", "served img/s", "served / bare"),
-        *("bare CPU ms", "service CPU ms", "generator", "p50 ms", "p99 ms", "errors"),
+        *("level", "bare\nimg/s", "served\nimg/s", "served\n/ bare"),
+        *("bare\nCPU ms", "service\nCPU ms", "load\nCPU", "p50\nms", "p99\nms", "errors"),
     ):
-        shown.add_column(title, justify="left" if title == "level" else "right")
+        shown.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
     for row in comparisons:
         shown.add_row(
             row.level,
@@ -220,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"levels": [row.as_json() for row in comparisons]}))
     else:
-        Console().print(table(comparisons))
+        # In a file or a pipe there is no width to keep to.
+        Console(width=None if sys.stdout.isatty() else 120).print(table(comparisons))
     return 0 if all(row.ratio >= options.goal for row in comparisons) else 1
 
 

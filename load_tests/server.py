@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from load_tests.client import Target
 
