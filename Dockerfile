@@ -30,8 +30,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/tokenfold/bin/pip install --disable-pip-version-check '.[cpu]'
 
 FROM ${PYTHON_IMAGE} AS cpu
-RUN groupadd --system --gid 10001 tokenfold \
-    && useradd --system --uid 10001 --gid tokenfold --no-create-home --home-dir /nonexistent \
+RUN groupadd --gid 10001 tokenfold \
+    && useradd --uid 10001 --gid tokenfold --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin tokenfold
 COPY --from=build /opt/tokenfold /opt/tokenfold
 # It takes the product's name for a secret, a "token".
