@@ -37,6 +37,7 @@ COPY --from=build /opt/tokenfold /opt/tokenfold
 # It takes the product's name for a secret, a "token".
 # hadolint ignore=DL3064
 ENV PATH=/opt/tokenfold/bin:$PATH \
+    ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     TOKENFOLD_HOST=0.0.0.0 \
