@@ -5,6 +5,7 @@ One network; the configuration says which member. State-dict names are timm's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
@@ -59,7 +60,7 @@ class VisionConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if any(side % self.patch_size for side in self.image_size):
+        if any(side < 1 or side % self.patch_size for side in self.image_size):
             raise ValueError(f"patches of {self.patch_size} do not tile {self.image_size}")
         if self.dim % self.heads:
             raise ValueError(f"the width {self.dim} does not divide into {self.heads} heads")
@@ -69,6 +70,14 @@ class VisionConfig(BaseModel):
             raise ValueError("pool class+distill needs a distillation token")
         if self.pool.startswith("class") and not self.class_token:
             raise ValueError(f"pool {self.pool} needs a class token")
+        if self.final_norm == "after" and self.pool not in ("class", "mean"):
+            raise ValueError(f"a norm after pooling does not go with pool {self.pool}")
+        strides = math.prod(stride for _, stride in self.stem)
+        if self.stem and strides != self.patch_size:
+            raise ValueError(
+                f"the strides of the stem multiply to {strides}, not to the patch size "
+                f"{self.patch_size}"
+            )
         return self
 
     @property

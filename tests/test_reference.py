@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def dinov2(**changes: Any) -> Any:
 def clip(**changes: Any) -> Any:
     vision = {**SMALL, "intermediate_size": 80, **changes}
     text = {**SMALL, "intermediate_size": 16, "vocab_size": 10, "num_hidden_layers": 1}
-    config = transformers.CLIPConfig(vision_config=vision, text_config=text, num_labels=7)
+    kind: Any = transformers.CLIPConfig  # its annotations leave num_labels out
+    config = kind(vision_config=vision, text_config=text, num_labels=7)
     return transformers.CLIPForImageClassification(config)
 
 
@@ -90,14 +91,14 @@ def deit(kind: type[Any]) -> Any:
 
 
 # Model, size of the images, whether `transformers` is told to resize its positions.
-FAMILIES = {
-    "vit": (lambda: vit(), (32, 32), False),
+FAMILIES: dict[str, tuple[Callable[[], Any], tuple[int, int], bool]] = {
+    "vit": (vit, (32, 32), False),
     "vit, no qkv bias": (lambda: vit(qkv_bias=False, layer_norm_eps=1e-5), (32, 32), False),
     "vit, gelu_new": (lambda: vit(hidden_act="gelu_new"), (32, 32), False),
     "vit, relu": (lambda: vit(hidden_act="relu"), (32, 32), False),
     "vit, silu": (lambda: vit(hidden_act="silu"), (32, 32), False),
     "vit, not square": (lambda: vit(image_size=(24, 40)), (24, 40), False),
-    "vit, larger images": (lambda: vit(), (48, 40), True),
+    "vit, larger images": (vit, (48, 40), True),
     "deit": (lambda: deit(transformers.DeiTForImageClassification), (32, 32), False),
     "deit with teacher": (
         lambda: deit(transformers.DeiTForImageClassificationWithTeacher),
@@ -109,14 +110,14 @@ FAMILIES = {
         (40, 48),
         True,
     ),
-    "dinov2": (lambda: dinov2(), (32, 32), False),
+    "dinov2": (dinov2, (32, 32), False),
     "dinov2, swiglu": (lambda: dinov2(use_swiglu_ffn=True), (32, 32), False),
-    "dinov2, smaller images": (lambda: dinov2(), (24, 24), False),
-    "dinov2, not square, as many patches": (lambda: dinov2(), (16, 64), False),
+    "dinov2, smaller images": (dinov2, (24, 24), False),
+    "dinov2, not square, as many patches": (dinov2, (16, 64), False),
     "dinov2, no mask token": (lambda: dinov2(use_mask_token=False), (32, 32), False),
-    "clip": (lambda: clip(), (32, 32), False),
+    "clip": (clip, (32, 32), False),
     "clip, gelu": (lambda: clip(hidden_act="gelu"), (32, 32), False),
-    "clip, larger images": (lambda: clip(), (40, 48), True),
+    "clip, larger images": (clip, (40, 48), True),
 }
 
 

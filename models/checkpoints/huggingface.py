@@ -44,7 +44,9 @@ def load(folder: Path) -> Checkpoint:
         if not key.startswith(family.unused)
     }
     classifiers = [key for key in weights if key.endswith("classifier.weight")]
-    classes = weights[classifiers[0]].shape[0] if classifiers else 0
+    if not classifiers or weights[classifiers[0]].ndim != 2:
+        raise CheckpointError(f"{folder}: the weights have no classifier (classifier.weight)")
+    classes = weights[classifiers[0]].shape[0]
     labels = _labels(config, classes, folder)
     network = _network(settings, family, preprocess, classes, folder)
     layout = family.names(network)
@@ -104,8 +106,6 @@ def _network(
         if patch[0] != patch[1]:
             raise CheckpointError(f"{folder / CONFIG}: patches are square, not {patch}")
         patch = patch[0]
-    if classes < 1:
-        raise CheckpointError(f"{folder}: the weights have no classifier")
     fields = {
         "image_size": preprocess.size,
         "patch_size": patch,
