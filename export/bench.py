@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
 
-from export.bundle import Bundle, BundleError, Latency, LevelProfile, Profile, write_profile
+from export.bench_options import Options, cores, parse
+from export.bundle import Bundle, BundleError
 from export.machine import machine, runtime
 from export.measure import Measured, Subject, in_rounds, slices
 from export.memory import MemoryProbeError, peak_mb
-from export.report import Against, Comparison, Report, Row, TorchRow
+from export.record import curves, save
+from export.report import Comparison, Report, TorchRow, against, rows
 from export.runtime import Session
 from export.subjects import of_graph, random_batches
 from export.targets import Target, TargetError, choose, runs_on
 
-DESCRIPTION = """\
-Measure every level of a bundle: images per second, speedup over the unreduced network, efficiency
-(speedup over what the FLOPs alone promise), time of one run, and peak memory."""
-
-METHOD = """\
-Work runs as in the service: one session with one thread inside a run, run from as many threads as
-there are cores, one image a run. Every round gives each level a short slice of time; reported are
-medians over the rounds, for speedups of the ratios within a round, with their quartiles: other work
-on the machine shows there. p50 and p99 are times of single runs, beside those of the other threads.
-Peak memory is the largest resident set, while it runs, of a process that runs this level only; MB
-are 10^6 bytes."""
-
-MORE_BATCHES = (2, 4, 8)
-"""What a saved profile knows the latency of, beside one image."""
-
 BUSY = 0.5
 """Load average from which on the figures are doubtful."""
+
+WIDE = 160
+"""Columns of a table that nobody looks at in a terminal."""
 
 Stage = Callable[[str, int], Callable[[], None]]
 """Starts a named stage of so many steps, and returns what to call after each step."""
@@ -50,30 +37,20 @@ class BenchError(ValueError):
     """Something that cannot be measured as asked; the message says why."""
 
 
-class Options(NamedTuple):
-    """The command line; its help says what each means."""
-
-    bundle: Path
-    r: list[int]
-    levels: list[str] | None
-    compare: Path | None
-    torch: bool
-    save: bool
-    json: bool
-    threads: int
-    batch: int
-    rounds: int
-    seconds: float
-
-
 class Way(NamedTuple):
     """How PyTorch keeps the cores busy: callers at once, threads inside each run."""
 
     callers: int
     inside: int
 
+    @classmethod
+    def all(cls, threads: int) -> list[Way]:
+        """One run on all cores, or one on each: which is faster depends on network and machine."""
+        return sorted({cls(1, threads), cls(threads, 1)})
+
     def __str__(self) -> str:
-        return f"{self.callers} x {self.inside} thread{'s' * (self.inside > 1)}"
+        runs, threads = "s" * (self.callers > 1), "s" * (self.inside > 1)
+        return f"{self.callers} run{runs} of {self.inside} thread{threads}"
 
 
 class Key(NamedTuple):
@@ -85,7 +62,7 @@ class Key(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns the exit code: 2 for what cannot be measured."""
-    options = Options(**vars(_parser().parse_args(argv)))
+    options = parse(argv)
     try:
         with _progress() as stage:
             report = _bench(options, stage)
@@ -96,15 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(report.json_text())
     else:
-        Console().print(report.tables())
+        _print(report)
     return 0
+
+
+def _print(report: Report) -> None:
+    console = Console()
+    if not console.is_terminal:
+        # Into a file or pipe: it would fold the table to 80 columns.
+        console = Console(width=WIDE)
+    console.print(report.tables())
 
 
 def _bench(options: Options, stage: Stage) -> Report:
     folder = options.bundle.resolve()
+    bundle = Bundle.open(folder)
     if options.save:
         _check_savable(options, folder)
-    bundle = Bundle.open(folder)
     targets = choose(bundle.manifest, options.r, options.levels)
     session = Session(bundle)
     if not session.native:
@@ -113,24 +98,26 @@ def _bench(options: Options, stage: Stage) -> Report:
     if load > BUSY:
         _notice(f"other work runs on this machine (load {load:.1f}), which disturbs the figures")
 
-    ways = _ways(options.threads) if options.torch else []
+    ways = Way.all(options.threads) if options.torch else []
     subjects = _of_bundle("this", bundle, session, targets, options)
     if options.compare is not None:
-        subjects |= _of_other(bundle, targets, options)
+        subjects |= _of_other(options.compare, bundle, targets, options)
     if ways:
         subjects |= _of_torch(bundle, targets, ways, options)
-    step = stage("speed", slices(len(subjects), options.rounds))
-    found = in_rounds(subjects, rounds=options.rounds, seconds=options.seconds, progress=step)
-
-    own = {name: found[Key("this", name)] for name in targets}
-    step = stage("memory", len(targets) * (2 if ways else 1))
+    step = stage("memory", len(targets))
     peaks = {}
     for name, target in targets.items():
         peaks[name] = peak_mb(folder, target.plan, batch=options.batch, callers=options.threads)
         step()
+    step = stage("speed", slices(len(subjects), options.rounds))
+    found = in_rounds(subjects, rounds=options.rounds, seconds=options.seconds, progress=step)
+
+    own = {name: found[Key("this", name)] for name in targets}
+    unreduced = next(iter(own.values()))
+    spread = {name: measured.against(unreduced) for name, measured in own.items()}
     report = Report(
-        levels=_rows(targets, own, peaks),
-        speedup_quartiles=_quartiles(own),
+        levels=rows(targets, own, peaks),
+        speedup_quartiles={name: (ratio.low, ratio.high) for name, ratio in spread.items()},
         bundle=bundle.manifest.name,
         precision=bundle.manifest.precision,
         machine=machine(),
@@ -141,11 +128,14 @@ def _bench(options: Options, stage: Stage) -> Report:
         seconds=options.seconds,
     )
     if options.compare is not None:
-        report.compare = _comparison(str(options.compare), own, found)
+        both = [name for name in targets if Key("other", name) in found]
+        compared = [against(name, own[name], found[Key("other", name)]) for name in both]
+        report.compare = Comparison(bundle=str(options.compare), levels=compared)
     if ways:
-        _add_torch(report, folder, targets, ways, found, step)
+        _add_torch(report, folder, targets, ways, found, stage)
     if options.save:
-        _save(bundle, session, report, targets, stage)
+        save(bundle, report, curves(bundle, session, report, stage))
+        _notice(f"{folder}: profile written")
     return report
 
 
@@ -160,10 +150,9 @@ def _of_bundle(
 
 
 def _of_other(
-    bundle: Bundle, targets: Mapping[str, Target], options: Options
+    folder: Path, bundle: Bundle, targets: Mapping[str, Target], options: Options
 ) -> dict[Key, Subject]:
-    assert options.compare is not None
-    other = Bundle.open(options.compare.resolve())
+    other = Bundle.open(folder)
     shared = {
         name: target
         for name, target in targets.items()
@@ -193,6 +182,67 @@ def _of_torch(
     }
 
 
-def _ways(cores: int) -> list[Way]:
-    """One run on all cores, or one on each. Which is faster depends on network and machine."""
-    return [Way(1, cores), Way(cores, 1)] if cores > 1 else [Way(1, 1)]
+def _add_torch(
+    report: Report,
+    folder: Path,
+    targets: Mapping[str, Target],
+    ways: Sequence[Way],
+    found: Mapping[Key, Measured],
+    stage: Stage,
+) -> None:
+    """PyTorch's rows, at each level the way that was faster there."""
+    step = stage("memory of PyTorch", len(targets))
+    best: dict[str, Way] = {}
+    peaks = {}
+    for name, target in targets.items():
+        way = max(ways, key=lambda way: found[Key(way, name)].images_per_second)
+        peaks[name] = peak_mb(
+            folder,
+            target.plan,
+            batch=report.batch,
+            callers=way.callers,
+            torch_threads=way.inside,
+        )
+        best[name] = way
+        step()
+    eager = {name: found[Key(way, name)] for name, way in best.items()}
+    report.torch = [
+        TorchRow(**row.model_dump(), mode=str(best[row.level]))
+        for row in rows(targets, eager, peaks)
+    ]
+    report.against_torch = {
+        name: found[Key("this", name)].against(measured).median for name, measured in eager.items()
+    }
+
+
+def _check_savable(options: Options, folder: Path) -> None:
+    """Before minutes of measuring, rather than after."""
+    if options.batch != 1 or options.threads != cores() or options.levels is not None:
+        raise BenchError(
+            "--save records every level, run as the service does: it goes without --batch, "
+            "--threads and --levels"
+        )
+    if not os.access(folder.parent, os.W_OK):
+        raise BenchError(f"--save replaces {folder}, but {folder.parent} is not writable")
+
+
+def _notice(text: str) -> None:
+    print(f"tokenfold bench: {text}", file=sys.stderr)
+
+
+@contextmanager
+def _progress() -> Iterator[Stage]:
+    """A bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    # Drawn between slices only: a thread that redraws would disturb what is measured.
+    with Progress(console=console, auto_refresh=False, disable=not console.is_terminal) as bar:
+
+        def stage(title: str, steps: int) -> Callable[[], None]:
+            task = bar.add_task(title, total=steps)
+            return lambda: bar.update(task, advance=1, refresh=True)
+
+        yield stage
+
+
+if __name__ == "__main__":
+    sys.exit(main())

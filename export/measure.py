@@ -1,4 +1,4 @@
-"""Measuring things side by side: short slices in rounds, so that a noisy machine disturbs all alike.
+"""Measuring side by side: short slices in rounds, so that a noisy machine disturbs all alike.
 
 Each round gives every subject one slice of time, in an order drawn anew. What is compared are two
 slices of one round, and what is reported are medians over the rounds: a neighbour that wakes up

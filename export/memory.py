@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def peak_mb(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads
     """Peak resident memory while a plan runs, in MB of 10^6 bytes.
 
     All that the process holds then counts: interpreter, libraries, weights and activations. What
-    only loading took, and gave back, does not.
+    loading took and freed again does not.
 
     Args:
         batch: images of one run.
@@ -70,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.callers,
         options.torch_threads,
     )
-    # Where that is forbidden, loading counts too.
-    with contextlib.suppress(OSError):
-        _forget_peak()
+    _forget_loading()
     with ThreadPoolExecutor(subject.callers) as pool:
         list(pool.map(subject.run, range(RUNS_PER_CALLER * subject.callers)))
     print(_peak_bytes() / 1e6)
@@ -89,9 +88,17 @@ def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads
     return of_graph(Session(bundle), batches, plan, callers)
 
 
-def _forget_peak() -> None:
-    """Start the peak anew: loading a graph takes more memory, for a moment, than running it."""
-    _CLEAR.write_text("5")
+def _forget_loading() -> None:
+    """Start the peak anew, from what running needs.
+
+    Loading leaves tens of MB of freed memory with the allocator, another amount each time, more
+    than the levels differ by.
+    """
+    # What a system or its C library cannot do is left out: loading counts then.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
 
 
 def _peak_bytes() -> int:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel
-from rich.console import Group
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+
+from export.measure import Measured
+from export.targets import Target
+
+COLUMNS = ("FLOPs", "images/s", "speedup", "efficiency", "p50 ms", "p99 ms", "peak MB")
 
 
 class Row(BaseModel):
@@ -37,7 +45,12 @@ class TorchRow(Row):
 
 
 class Against(BaseModel):
-    """A quotient of images per second: the median round's, and the quartiles of the rounds."""
+    """Another bundle under the same plan.
+
+    Attributes:
+        images_per_second: the other's.
+        ratio: this bundle's speed over the other's; `low` and `high` are the rounds' quartiles.
+    """
 
     level: str
     images_per_second: float
@@ -47,7 +60,7 @@ class Against(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Another bundle under the same plans; `ratio` is this bundle's speed over the other's."""
+    """Another bundle under those plans that it can run."""
 
     bundle: str
     levels: list[Against]
@@ -83,42 +96,79 @@ class Report(BaseModel):
 
     def tables(self) -> Group:
         """The same to look at."""
-        where = f"{self.machine}; {self.runtime}; {_runs(self.threads, self.batch)}"
-        found = [_table(f"{self.bundle}, {self.precision}", self.levels, self._columns())]
-        found[0].caption = f"{where}; medians of {self.rounds} rounds"
+        images = "one image" if self.batch == 1 else f"{self.batch} images"
+        own = _table(f"{self.bundle}, {self.precision}", self.levels, self._more_columns())
+        found: list[RenderableType] = [
+            own,
+            f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
+            f"medians of {self.rounds} rounds of {self.seconds:g} s",
+        ]
+        if self.compare is not None:
+            found.append(f"x other: times as fast as {self.compare.bundle}, with quartiles")
         if self.torch is not None:
             ways = {row.level: row.mode for row in self.torch}
-            found.append(_table("PyTorch eager, fp32", self.torch, {"Mode": ways}))
+            found += ["", _table("PyTorch eager, fp32", self.torch, {"way": ways})]
         return Group(*found)
 
-    def _columns(self) -> dict[str, dict[str, str]]:
+    def _more_columns(self) -> dict[str, dict[str, str]]:
+        """Header -> level -> text."""
         columns = {
-            "Quartiles": {
-                level: f"{low:.2f} to {high:.2f}"
+            "quartiles": {
+                level: f"{low:.2f}-{high:.2f}"
                 for level, (low, high) in self.speedup_quartiles.items()
             }
         }
-        if self.against_torch is not None:
-            columns["x PyTorch"] = {k: f"{v:.2f}" for k, v in self.against_torch.items()}
         if self.compare is not None:
-            columns[f"x {self.compare.bundle}"] = {
-                one.level: f"{one.ratio:.3f} ({one.low:.3f} to {one.high:.3f})"
+            columns["x other"] = {
+                one.level: f"{one.ratio:.3f} ({one.low:.3f}-{one.high:.3f})"
                 for one in self.compare.levels
             }
+        if self.against_torch is not None:
+            columns["x PyTorch"] = {name: f"{x:.2f}" for name, x in self.against_torch.items()}
         return columns
 
 
-def _runs(threads: int, batch: int) -> str:
-    images = "one image" if batch == 1 else f"{batch} images"
-    return f"{threads} threads, {images} a run"
+def rows(
+    targets: Mapping[str, Target], found: Mapping[str, Measured], peaks: Mapping[str, float]
+) -> list[Row]:
+    """Every level's figures; the first target is the unreduced one.
+
+    Args:
+        peaks: MB, by level.
+    """
+    unreduced = found[next(iter(targets))]
+    made = []
+    for level, target in targets.items():
+        own = found[level]
+        speedup = own.against(unreduced).median
+        made.append(
+            Row(
+                level=level,
+                reduction=target.reduction,
+                flops_ratio=target.flops_ratio,
+                images_per_second=own.images_per_second,
+                speedup=speedup,
+                efficiency=speedup * target.flops_ratio,
+                p50_ms=own.percentile_ms(50),
+                p99_ms=own.percentile_ms(99),
+                peak_memory_mb=peaks[level],
+            )
+        )
+    return made
 
 
-def _table(title: str, rows: list[Row] | list[TorchRow], extra: dict[str, dict[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("Level")
-    own = ("FLOPs", "images/s", "Speedup", "Efficiency", "p50 ms", "p99 ms", "Peak MB")
-    for name in (*own, *extra):
-        table.add_column(name, justify="right")
+def against(level: str, own: Measured, other: Measured) -> Against:
+    """Two measurements of the same rounds as a quotient."""
+    ratio, low, high = own.against(other)
+    speed = other.images_per_second
+    return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
+
+
+def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("level", no_wrap=True)
+    for name in (*COLUMNS, *extra):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.level,
