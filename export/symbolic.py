@@ -1,8 +1,8 @@
 """Operators that emit nodes of the `tokenfold` domain while a network is exported.
 
 A reduction's `r` is an element of the runtime plan, so the number of tokens behind it is known only
-when the graph runs. It is traced as a number of its own that nothing is computed from: every shape
-that depends on it comes from the ops.
+when the graph runs: it is read back from the shape of what `Reduce` returns, and where a network
+computes shapes from it, the graph does too.
 """
 
 from __future__ import annotations
@@ -58,21 +58,36 @@ class Symbolic:
             {"heads": heads, **attributes},
             [(torch.int64, (batch, before))],
         )[0]
-        # Not the real number: only its being of its own counts.
-        after: Any = r.item()
-        torch._check(after >= 2)
-        torch._check(after <= before)
+        unknown = _number(r, before)
         y, new_size, new_trace = _emit(
             "Reduce",
             [x, size, slots, r, trace],
             {"protected": attributes["protected"]},
             [
-                (x.dtype, (batch, after, dim)),
-                (torch.float32, (batch, after)),
+                (x.dtype, (batch, unknown, dim)),
+                (torch.float32, (batch, unknown)),
                 (torch.int64, trace.shape),
             ],
         )
+        shape = torch.onnx.ops.symbolic("Shape", [y], dtype=torch.int64, shape=[3])
+        after = _number(shape[1], before)
+        y = _of_shape(y, (batch, after, dim))
+        new_size = _of_shape(new_size, (batch, after))
         return Tokens(y, new_size, new_trace)
+
+
+def _number(scalar: Tensor, most: int | torch.SymInt) -> Any:
+    """A number that is known when the graph runs, for the tracer at least 2."""
+    number: Any = scalar.item()
+    torch._check(number >= 2)
+    torch._check(number <= most)
+    return number
+
+
+def _of_shape(tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor:
+    """The same tensor, with a shape that the tracer believes in. Costs nothing in the graph."""
+    same: Tensor = torch.onnx.ops.symbolic("Identity", [tensor], dtype=tensor.dtype, shape=shape)
+    return same
 
 
 def _node(matcher: Matcher) -> tuple[str, dict[str, int | float]]:
