@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import typing
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import Any, TypeVar
 
+from fastapi import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import Abandoned, MalformedBody, UnsupportedMediaType, invalid
+from service import form
+from service.errors import Abandoned, ApiError, MalformedBody, UnsupportedMediaType, invalid
 
 B = TypeVar("B", bound=BaseModel)
 
-# Parts of a form that are no files.
-_MAX_FIELDS = 100
+
+class Route(APIRoute):
+    """A route that reads its body with `read`, and answers with a response: FastAPI only documents
+    it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See APIRoute."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
-class _InMemory(MultiPartParser):
-    # The body is bounded already (middleware.BodyLimit). A file on disk would cost a thread switch
-    # for every 64 KB.
-    spool_max_size = 1 << 62
-
-
-async def read(request: Request, model: type[B], *, max_files: int) -> B:
+async def read(request: Request, model: type[B]) -> B:
     """The body as `model`.
 
     A form gives text, which is converted to the fields' types; JSON has to have them.
-
-    Args:
-        max_files: files that a form may hold.
 
     Raises:
         UnsupportedMediaType: neither multipart/form-data nor application/json.
@@ -40,17 +40,18 @@ async def read(request: Request, model: type[B], *, max_files: int) -> B:
         InvalidRequest: the fields are not those of `model`.
         Abandoned: the caller went away in the middle.
     """
-    kind = parse_options_header(request.headers.get("content-type"))[0]
+    kind, found = form.options(request.headers.get("content-type", ""))
     try:
-        if kind == b"application/json":
+        if kind == "application/json":
             return _parse_json(await request.body(), model)
-        if kind == b"multipart/form-data":
-            return model.model_validate(await _form(request, model, max_files))
+        if kind == "multipart/form-data":
+            fields = _parse_form(await request.body(), found.get("boundary", ""), model)
+            return model.model_validate(fields)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
-    said = f"not {kind.decode('latin-1')!r}" if kind else "and its content-type header is missing"
+    said = f"not {kind!r}" if kind else "and its content-type header is missing"
     raise UnsupportedMediaType(f"The body is multipart/form-data or application/json, {said}.")
 
 
@@ -64,41 +65,39 @@ def _parse_json(body: bytes, model: type[B]) -> B:
         raise
 
 
-async def _form(request: Request, model: type[BaseModel], max_files: int) -> dict[str, Any]:
-    async with aclosing(request.stream()) as stream:
-        parser = _InMemory(request.headers, stream, max_files=max_files, max_fields=_MAX_FIELDS)
-        try:
-            parts = (await parser.parse()).multi_items()
-        except MultiPartException as error:
-            raise MalformedBody(f"The form cannot be read: {error.message}") from None
+def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str, Any]:
     lists = _lists(model)
     fields: dict[str, Any] = {}
-    for name, part in parts:
-        value: str | bytes = part if isinstance(part, str) else _content(part)
-        if name not in lists:
-            if name in fields:
+    try:
+        for part in form.parts(body, boundary):
+            name, is_file = part.name, part.filename is not None
+            if is_file != lists.get(name, False):
+                raise _wrong(name, "is text, not a file" if is_file else "is a file: -F name=@path")
+            if is_file:
+                fields.setdefault(name, []).append(part.content)
+            elif name in lists:
+                fields.setdefault(name, []).extend(_text(part).split(","))
+            elif name in fields:
                 raise _wrong(name, "is given twice")
-            if isinstance(value, bytes):
-                raise _wrong(name, "is text, not a file")
-            fields[name] = value
-            continue
-        takes_files = lists[name]
-        if isinstance(value, bytes) != takes_files:
-            raise _wrong(name, "is a file (curl: -F name=@path)" if takes_files else "is text")
-        values = [value] if isinstance(value, bytes) else value.split(",")
-        fields.setdefault(name, []).extend(values)
+            else:
+                fields[name] = _text(part)
+    except form.FormError as error:
+        raise MalformedBody(f"The form cannot be read: {error}.") from None
     return fields
 
 
-def _wrong(name: str, message: str) -> Exception:
+def _text(part: form.Part) -> str:
+    try:
+        return part.content.decode()
+    except UnicodeDecodeError:
+        raise _wrong(part.name, "is not UTF-8") from None
+
+
+def _wrong(name: str, message: str) -> ApiError:
     return invalid([{"loc": (name,), "msg": message}])
 
 
-def _content(part: UploadFile) -> bytes:
-    with part.file as file:
-        return file.read()
-
-
+@cache
 def _lists(model: type[BaseModel]) -> dict[str, bool]:
     """The fields that may be repeated, and whether they are files."""
     return {

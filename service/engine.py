@@ -74,11 +74,6 @@ class Engine:
         """Whether every model is loaded and warm."""
         return self._loaded.is_set()
 
-    @property
-    def max_files(self) -> int:
-        """Files that a form may hold before anybody counts the items: two images an item."""
-        return 2 * self.settings.max_items + 1
-
     def start(self) -> None:
         """Start the workers, and load the models in the background."""
         self.scheduler.start()

@@ -46,6 +46,10 @@ _UPRIGHT = {
 # hides the difference (tests/service/test_images.py bounds it).
 _GAP = 2
 
+# Of a strip longer than this many times its width only the middle is scaled: one pixel by a million
+# would become terabytes.
+_STRIP = 16
+
 
 def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
     """An encoded image as the network's input.
@@ -123,7 +127,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
     height, width = preprocess.size
     if preprocess.resize == "stretch":
-        scaled = _resize(image, (width, height), None, preprocess.interpolation)
+        scaled = _resize(image, (width, height), preprocess.interpolation)
     else:
         scaled = _centre(image, preprocess)
     if scaled.mode == "RGBA":
@@ -132,35 +136,25 @@ def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
 
 
 def _centre(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Scale the shorter side, and cut out the centre.
-
-    Only what is cut out is computed: a strip of one pixel by a million would scale to terabytes.
-    """
+    """Scale the shorter side, and cut out the centre."""
     height, width = preprocess.size
     shorter = preprocess.shorter_side or min(preprocess.size)
     w, h = image.size
+    most = _STRIP * min(w, h)
+    if max(w, h) > most:
+        left, top = max(0, w - most) // 2, max(0, h - most) // 2
+        image = image.crop((left, top, left + min(w, most), top + min(h, most)))
+        w, h = image.size
     # The longer side is cut down to whole pixels, as torchvision and transformers do.
-    across, down = (shorter, shorter * h // w) if w <= h else (shorter * w // h, shorter)
-    left, top = (across - width) // 2, (down - height) // 2
-    # What the window shows of the scaled image; a window beyond its edges shows black there.
-    x0, x1 = max(left, 0), min(left + width, across)
-    y0, y1 = max(top, 0), min(top + height, down)
-    box = (x0 * w / across, y0 * h / down, x1 * w / across, y1 * h / down)
-    seen = _resize(image, (x1 - x0, y1 - y0), box, preprocess.interpolation)
-    if seen.size == (width, height):
-        return seen
-    window = Image.new(seen.mode, (width, height))
-    window.paste(seen, (x0 - left, y0 - top))
-    return window
+    size = (shorter, shorter * h // w) if w <= h else (shorter * w // h, shorter)
+    scaled = _resize(image, size, preprocess.interpolation)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    # Beyond the image's edge (a crop larger than the shorter side) this is black.
+    return scaled.crop((left, top, left + width, top + height))
 
 
-def _resize(
-    image: Image.Image,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None,
-    interpolation: Interpolation,
-) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
     method = _RESAMPLING[interpolation]
     # What is more than six times too large is averaged in boxes first; below, nothing changes.
     gap = None if method == Image.Resampling.NEAREST else 3.0
-    return image.resize(size, method, box=box, reducing_gap=gap)
+    return image.resize(size, method, reducing_gap=gap)

@@ -101,7 +101,10 @@ class Levels:
         self.costs = costs
         # From the least reduced to the most; two names of one plan keep the first.
         self.levels: Mapping[str, Level] = dict(
-            sorted(manifest.levels.items(), key=lambda item: -item[1].flops_ratio)
+            sorted(
+                manifest.levels.items(),
+                key=lambda item: (-item[1].flops_ratio, item[1].reduction),
+            )
         )
         self.quality: Mapping[str, Quality] = {
             name: level.quality

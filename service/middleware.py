@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
+from itertools import count
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, InternalError
+from service.errors import BodyTooLarge, Draining, InternalError
 from service.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,8 @@ access = logging.getLogger("service.access")
 
 HEADER = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_PROCESS = secrets.token_hex(8)
+_count = count(1)
 
 
 class RequestContext:
@@ -35,7 +39,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        current = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        current = given if _ID.fullmatch(given) else f"{_PROCESS}-{next(_count):x}"
         token = request_id.set(current)
         begun = time.perf_counter()
         status: int | None = None
@@ -49,6 +53,12 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The server ends before the answer is there: uvicorn would call it an internal error.
+            if status is None:
+                error = Draining("The server was shut down before the answer was there.")
+                await error.response()(scope, receive, send_with_id)
+            raise
         except Exception:
             logger.exception("unexpected error")
             if status is not None:

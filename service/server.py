@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
     server = Server(config, engine)

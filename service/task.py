@@ -101,11 +101,11 @@ async def answer(
     track.level = choice.level
 
     loop = asyncio.get_running_loop()
-    settled = loop.create_future()
+    settled: asyncio.Future[str] = loop.create_future()
 
     def done() -> None:
         # Once per request, however many items: waking the loop costs more than the rest.
-        loop.call_soon_threadsafe(_resolve, settled)
+        loop.call_soon_threadsafe(_resolve, settled, "answered")
 
     ticket = engine.scheduler.admit(
         Lane(model.backend, choice.plan),
@@ -161,25 +161,26 @@ def _decode(
         ticket.submit(index, sample, slots=slots)
 
 
-def _resolve(settled: asyncio.Future[None]) -> None:
+def _resolve(settled: asyncio.Future[str], reason: str) -> None:
     if not settled.done():
-        settled.set_result(None)
+        settled.set_result(reason)
 
 
-async def _wait(request: Request, settled: asyncio.Future[None], timeout: float) -> None:
+async def _wait(request: Request, settled: asyncio.Future[str], timeout: float) -> None:
     """Until all items are settled, or time is up.
 
     Raises:
         Abandoned: the caller is gone.
     """
+    timer = settled.get_loop().call_later(timeout, _resolve, settled, "late")
     # The body is read: all that can come is the end of the connection.
     gone = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(lambda _: _resolve(settled, "gone"))
     try:
-        either: set[asyncio.Future[Any]] = {settled, gone}
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not settled.done() and gone.done():
+        if await settled == "gone":
             raise Abandoned("The caller went away.")
     finally:
+        timer.cancel()
         if gone.done() and not gone.cancelled():
             gone.exception()
         gone.cancel()

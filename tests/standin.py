@@ -210,7 +210,8 @@ def encoded(image: Image.Image, style: str = "PNG", **options: Any) -> bytes:
 def settings(bundles: Path, **changes: Any) -> Settings:
     """Settings for a server in a test."""
     given = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
-    return Settings(bundles=bundles, **given)
+    # Without the environment of whoever runs the tests.
+    return Settings.model_validate({"bundles": bundles, **given})
 
 
 class Remote(httpx.Client):
@@ -264,7 +265,7 @@ def serving(app: FastAPI) -> Iterator[Remote]:
     thread.start()
     try:
         until(lambda: server.started or not thread.is_alive())
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = app.state.port = server.servers[0].sockets[0].getsockname()[1]
         with Remote(f"http://127.0.0.1:{port}") as client:
             until(lambda: app.state.engine.started or app.state.engine.failed)
             yield client

@@ -15,7 +15,7 @@ from service.errors import InternalError
 from service.openapi import inference
 from service.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, Prediction
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=body.Route)
 
 
 @router.post(
@@ -33,7 +33,7 @@ async def classify(request: Request) -> Response:
     """
     engine: Engine = request.app.state.engine
     with engine.metrics.track("classify") as track:
-        asked = await body.read(request, ClassifyRequest, max_files=engine.max_files)
+        asked = await body.read(request, ClassifyRequest)
 
         def finish(model: Model, output: Sample) -> dict[str, Any]:
             return {"predictions": _predictions(model, output, asked.top_k)}
