@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from export import graph as graphs
 from export import quality
@@ -20,8 +21,10 @@ from export.bundle import (
     Level,
     LevelProfile,
     Manifest,
+    Name,
     Precision,
     Profile,
+    Share,
     stored_files,
     write_document,
     write_manifest,
@@ -52,8 +55,7 @@ Stage = Callable[[str, int], Callable[[], None]]
 """Starts a named stage of so many steps, and returns what to call after each step."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(BaseModel):
     """What to make of a checkpoint.
 
     Attributes:
@@ -65,15 +67,30 @@ class Recipe:
         threads: that measure side by side.
     """
 
-    name: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
     method: Method = "tome"
     precision: Precision = "fp32"
-    levels: Mapping[str, float] = field(default_factory=lambda: DEFAULT_LEVELS)
-    default_level: str | None = None
+    levels: dict[Name, Share] = Field(default=DEFAULT_LEVELS, min_length=1)
+    default_level: Name | None = None
     shape: Shape = "constant"
     proportional: bool = True
     images: Path | None = None
-    threads: int = 1
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default_level is not None and self.default_level not in self.levels:
+            known = ", ".join(self.levels)
+            raise ValueError(f"the default level {self.default_level!r} is not among {known}")
+        return self
+
+    @property
+    def default(self) -> str:
+        """The level for requests that choose none."""
+        chosen = "balanced" if "balanced" in self.levels else next(iter(self.levels))
+        return self.default_level or chosen
 
 
 def matchers(method: Method, config: VisionConfig) -> list[Matcher] | None:
@@ -140,7 +157,6 @@ def export_bundle(
             wide.unlink()
             step()
 
-        default = "balanced" if "balanced" in levels else next(iter(levels))
         manifest = Manifest(
             name=recipe.name,
             source=source,
@@ -151,7 +167,7 @@ def export_bundle(
             preprocess=checkpoint.preprocess,
             labels=checkpoint.labels,
             levels=levels,
-            default_level=recipe.default_level or default,
+            default_level=recipe.default,
             versions={package: version(package) for package in PACKAGES},
             files=stored_files(folder),
         )

@@ -71,27 +71,43 @@ class Images(NamedTuple):
     labels: Tensor
 
 
-def load(archive: Path) -> tuple[Images, Images]:
-    """The training and the held-out part of the archive, `train/<class>/<n>.jpg`."""
-    parts: tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]] = ([], [])
-    seen = [0] * len(CLASSES)
-    with zipfile.ZipFile(archive) as files:
-        for name in sorted(files.namelist()):
-            if not name.endswith(".jpg"):
-                continue
-            label = CLASSES.index(name.split("/")[-2])
-            with Image.open(io.BytesIO(files.read(name))) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            parts[seen[label] % HOLD_OUT_EVERY == 0].append((pixels, label))
+def split(archive: zipfile.ZipFile) -> tuple[list[str], list[str]]:
+    """Names of the training and of the held-out files of an archive, `train/<class>/<n>.jpg`."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    seen = dict.fromkeys(CLASSES, 0)
+    for name in sorted(archive.namelist()):
+        if name.endswith(".jpg"):
+            label = _label(name)
+            parts[seen[label] % HOLD_OUT_EVERY == 0].append(name)
             seen[label] += 1
-    train, held_out = (
-        Images(
-            torch.from_numpy(np.stack([pixels for pixels, _ in part])),
-            torch.tensor([label for _, label in part]),
-        )
-        for part in parts
-    )
+    return parts
+
+
+def load(path: Path) -> tuple[Images, Images]:
+    """The training and the held-out part of the archive."""
+    with zipfile.ZipFile(path) as archive:
+        train, held_out = (_decode(archive, names) for names in split(archive))
     return train, held_out
+
+
+def _label(name: str) -> str:
+    return name.split("/")[-2]
+
+
+def _decode(archive: zipfile.ZipFile, names: list[str]) -> Images:
+    pixels = []
+    for name in names:
+        with Image.open(io.BytesIO(archive.read(name))) as image:
+            pixels.append(np.asarray(image.convert("RGB")))
+    labels = [CLASSES.index(_label(name)) for name in names]
+    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
+
+
+def save_held_out(path: Path, target: Path) -> None:
+    """Copy the held-out images, `<class>/<n>.jpg`, to an archive that export measures on."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as held_out:
+        for name in split(archive)[1]:
+            held_out.writestr(name.partition("/")[2], archive.read(name))
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -134,7 +150,7 @@ def accuracy(model: VisionTransformer, data: Images, reduction: float) -> float:
 
 
 def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: int) -> None:
-    """Train, and leave `out` as a checkpoint folder that export reads."""
+    """Train, and leave in `out` a checkpoint and `held-out.zip`, both for export."""
     torch.manual_seed(seed)
     train_part, held_out = load(data)
     print(
@@ -157,6 +173,8 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
     workload = CONFIG.workload("tome")
     matchers = [ToMe()] * CONFIG.depth
 
+    out.mkdir(parents=True, exist_ok=True)
+    save_held_out(data, out / "held-out.zip")
     state_file = out / "training.pt"
     first = 0
     if state_file.exists():
@@ -189,7 +207,6 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             optimiser.step()
             average.update_parameters(model)
             losses += loss.item()
-        out.mkdir(parents=True, exist_ok=True)
         torch.save(
             {
                 "epoch": epoch + 1,
@@ -201,9 +218,7 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
         )
         state_file.with_suffix(".part").replace(state_file)
         averaged = cast(VisionTransformer, average.module)
-        scores = {
-            level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()
-        }
+        scores = {level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()}
         took = time.monotonic() - started
         print(
             f"epoch {epoch + 1}/{epochs}  {took:.0f} s  loss {losses / per_epoch:.3f}  "

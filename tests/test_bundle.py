@@ -1,0 +1,177 @@
+"""A bundle is whole and unaltered, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.bundle import (
+    MANIFEST,
+    MODEL,
+    PROFILE,
+    Bundle,
+    BundleError,
+    Latency,
+    Level,
+    LevelProfile,
+    Manifest,
+    Profile,
+    stored_files,
+    write_manifest,
+    write_profile,
+    writing,
+)
+from models.preprocess import Preprocess
+from models.reduction.schedule import Workload, flops_ratio, widths
+
+WORKLOAD = Workload(
+    method="tome", tokens=17, protected=1, depth=2, dim=8, mlp_dim=16, metric_dim=4, stem=9, head=9
+)
+
+
+def level(*plan: int) -> Level:
+    return Level(
+        reduction=0.1,
+        plan=plan,
+        flops_ratio=flops_ratio(WORKLOAD, plan),
+        tokens_out=widths(WORKLOAD, plan)[-1],
+    )
+
+
+def write(folder: Path, **changes: Any) -> None:
+    with writing(folder) as part:
+        (part / MODEL).write_bytes(b"a graph")
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "source": "a test",
+            "precision": "fp32",
+            "workload": WORKLOAD,
+            "preprocess": Preprocess(size=(32, 32)),
+            "labels": ("a", "b"),
+            "levels": {"exact": level(0, 0), "fast": level(4, 4)},
+            "default_level": "exact",
+            "versions": {"tokenfold": "0"},
+            "files": stored_files(part),
+        }
+        write_manifest(part, Manifest(**fields | changes))
+
+
+def profile(*levels: str) -> Profile:
+    measured = LevelProfile(latency=(Latency(batch=1, p50_ms=2.0, p99_ms=3.0),))
+    return Profile(
+        measured=date(2026, 1, 1),
+        machine="a machine",
+        runtime="a runtime",
+        levels=dict.fromkeys(levels, measured),
+    )
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    bundle = Bundle.open(tmp_path / "b")
+    assert bundle.model.read_bytes() == b"a graph"
+    assert list(bundle.manifest.levels) == ["exact", "fast"]
+    assert bundle.profile is None
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_profile_joins_the_checked_files(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    write_profile(tmp_path / "b", profile("exact"))
+    found = Bundle.open(tmp_path / "b")
+    assert found.profile == profile("exact")
+    assert set(found.manifest.files) == {MODEL, PROFILE}
+    write_profile(tmp_path / "b", profile("exact", "nonsense"))
+    with pytest.raises(BundleError, match="nonsense"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json is missing"):
+        Bundle.open(tmp_path)
+    write(tmp_path / "b")
+    (tmp_path / "b" / MODEL).write_bytes(b"another graph")
+    with pytest.raises(BundleError, match=r"model\.onnx is not the file"):
+        Bundle.open(tmp_path / "b")
+    (tmp_path / "b" / MODEL).unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx is missing"):
+        Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["format"], 2, "format"),
+        (["surprise"], 1, "surprise"),
+        (["levels", "fast", "plan"], [4], "one count per layer"),
+        (["levels", "fast", "plan"], [4, -1], "0 or more"),
+        (["levels", "fast", "tokens_out"], 3, "do not follow"),
+        (["default_level"], "best", "best"),
+        (["files"], {}, "model.onnx is not listed"),
+        (["name"], "No Such Name", "name"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(
+    tmp_path: Path, path: list[str], value: Any, message: str
+) -> None:
+    write(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    inner = manifest
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", ""])
+def test_files_outside_the_bundle_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    manifest["files"][name] = manifest["files"][MODEL]
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="inside the bundle"):
+        Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=MANIFEST):
+        Bundle.open(tmp_path)
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    with pytest.raises(RuntimeError, match="half way"), writing(tmp_path / "b") as part:
+        (part / MODEL).write_bytes(b"half a gr")
+        raise RuntimeError("half way")
+    assert Bundle.open(tmp_path / "b").model.read_bytes() == b"a graph"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from export.bundle import writing\n"
+        "with writing(Path(sys.argv[1])) as part:\n"
+        "    (part / 'manifest.json').write_text('{')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b").exists()
+    assert any(tmp_path.iterdir()), "the temporary folder stays behind"
+    assert Bundle.find(tmp_path) == []
+    write(tmp_path / "b")
+    assert Bundle.find(tmp_path) == [tmp_path / "b"]
+    assert Bundle.find(tmp_path / "b") == [tmp_path / "b"]
+    assert Bundle.find(tmp_path / "nowhere") == []

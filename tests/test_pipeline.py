@@ -1,0 +1,194 @@
+"""Export from end to end: verified, measured, and written whole or not at all."""
+
+from __future__ import annotations
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from export.bundle import Bundle
+from export.cli import main
+from export.pipeline import Recipe, export_bundle, matchers
+from export.plugins.functions import DOMAIN
+from export.quality import DataError
+from export.runtime import Session
+from export.verify import VerificationError, random_images, verify
+from models.checkpoints import native
+from models.reduction.pitome import PiToMe
+from models.reduction.tome import ToMe
+from tests import tiny
+
+LEVELS = {"exact": 0.0, "half": 0.4}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    native.save(folder, tiny.checkpoint())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for at, pixels in enumerate(random_images((40, 50), 10)):
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            archive.writestr(f"{tiny.LABELS[at % 5]}/{at}.png", file.getvalue())
+    return path
+
+
+def test_a_checkpoint_becomes_a_bundle(source: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "Tiny"
+    arguments = [str(source), "--out", str(out), "--levels", "exact=0,half=0.4"]
+    assert main([*arguments, "--images", str(photos)]) == 0
+    bundle = Bundle.open(out)
+    assert bundle.manifest.name == "tiny"
+    assert bundle.manifest.default_level == "exact"
+    assert bundle.manifest.source == str(source)
+    assert list(bundle.manifest.levels) == ["exact", "half"]
+    assert max(bundle.manifest.deviation.values()) < 1e-4
+    assert bundle.profile is not None
+    quality = bundle.profile.levels["half"].quality
+    assert quality is not None
+    assert (quality.metric, quality.samples) == ("top1", 10)
+    assert quality.low <= quality.value <= quality.high
+    images = random_images(tiny.SIZE, 2)
+    output = Session(bundle).run(images, bundle.manifest.levels["half"].plan, slots=True)
+    assert output.logits.shape == (2, 5)
+    assert output.slots is not None
+    assert output.slots.max() + 1 == bundle.manifest.levels["half"].tokens_out
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_other_precisions_are_verified_too(source: Path, precision: str, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    levels = "exact=0,half=0.4"
+    assert main([str(source), "--out", str(out), "--precision", precision, "--levels", levels]) == 0
+    bundle = Bundle.open(out)
+    assert bundle.manifest.precision == precision
+    assert 0 < bundle.manifest.deviation["exact"] < 0.1
+    model = onnx.load(bundle.model)
+    kinds = [initializer.data_type for initializer in model.graph.initializer]
+    wanted = onnx.TensorProto.INT8 if precision == "int8" else onnx.TensorProto.FLOAT16
+    assert kinds.count(wanted) >= 12, "the weights of every linear layer"
+    assert any(node.domain == DOMAIN for node in model.graph.node)
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "model.onnx"}
+
+
+def test_without_reduction_there_is_one_level(source: Path, tmp_path: Path) -> None:
+    assert main([str(source), "--out", str(tmp_path / "b"), "--method", "none"]) == 0
+    assert list(Bundle.open(tmp_path / "b").manifest.levels) == ["exact"]
+
+
+def test_a_bundle_that_disagrees_is_not_written(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from export import graph
+
+    export = graph.export
+
+    def wrong(made: graph.Graph, path: Path) -> None:
+        with torch.no_grad():
+            made.model.head.weight *= 1.01
+        export(made, path)
+
+    monkeypatch.setattr(graph, "export", wrong)
+    assert main([str(source), "--out", str(tmp_path / "b"), "--levels", "exact=0"]) == 2
+    assert "level exact: logits differ" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verification_notices_other_weights_and_other_merges(tmp_path: Path) -> None:
+    bundle = export_bundle(
+        tiny.checkpoint(), "a test", tmp_path / "b", Recipe(name="b", levels=LEVELS)
+    )
+    images = random_images(tiny.SIZE, 4)
+    levels = bundle.manifest.levels
+    session = Session(bundle)
+    own = [ToMe()] * 3
+    verify(tiny.checkpoint(), own, True, "fp32", session, levels, images)
+    with pytest.raises(VerificationError, match="level exact"):
+        verify(tiny.checkpoint(seed=1), own, True, "fp32", session, levels, images)
+    with pytest.raises(VerificationError, match="level exact"):
+        verify(tiny.checkpoint(seed=1), own, True, "int8", session, levels, images)
+    with pytest.raises(VerificationError, match="level half: 4 of 4 images merge other tokens"):
+        verify(tiny.checkpoint(), [PiToMe(0.9)] * 3, True, "fp32", session, levels, images)
+
+
+def test_unlabelled_images_measure_agreement(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for at, pixels in enumerate(random_images(tiny.SIZE, 4)):
+        Image.fromarray(pixels).save(folder / f"{at}.png")
+    recipe = Recipe(name="b", levels=LEVELS, images=folder)
+    bundle = export_bundle(tiny.checkpoint(), "a test", tmp_path / "b", recipe)
+    assert bundle.profile is not None
+    quality = bundle.profile.levels["exact"].quality
+    assert quality is not None
+    assert (quality.metric, quality.value) == ("agreement", 1.0)
+
+
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    for folder, message in [
+        ("empty", "holds no images"),
+        ("broken", r"a\.png"),
+        ("none", "neither"),
+    ]:
+        recipe = Recipe(name="b", levels=LEVELS, images=tmp_path / folder)
+        with pytest.raises(DataError, match=message):
+            export_bundle(tiny.checkpoint(), "a test", tmp_path / "b", recipe)
+        assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-thing"], "no such file or folder"),
+        (["random:vit-xxl99"], "vit-xxl99"),
+        (["{source}", "--name", "Bad Name"], "name"),
+        (["{source}", "--default-level", "best"], "best"),
+    ],
+)
+def test_errors_are_one_line(
+    source: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [argument.format(source=source) for argument in arguments]
+    assert main([*given, "--out", str(tmp_path / "b"), "--levels", "exact=0"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("tokenfold export: ")
+    assert message in error
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("levels", ["fast", "fast=2", "fast=x", "fast=-0.1", "a=0,a=0.1"])
+def test_wrong_levels_are_explained(levels: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["random:vit-ti16", "--out", "b", "--levels", levels])
+    assert caught.value.code == 2
+    assert "--levels" in capsys.readouterr().err
+
+
+def test_matchers_follow_the_network() -> None:
+    distilled = tiny.checkpoint(distill_token=True).model.config
+    assert matchers("none", distilled) is None
+    assert matchers("tome", distilled) == [ToMe(True, True)] * 3
+    margins = [own.margin for own in matchers("pitome", distilled) or [] if isinstance(own, PiToMe)]
+    np.testing.assert_allclose(margins, [0.9, 0.6, 0.3])
