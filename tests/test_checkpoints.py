@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoints import hub, native, processors, random
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError
+from models.checkpoints.families import FAMILIES, Settings
 from models.checkpoints.load import load
 from models.checkpoints.positions import resize
 from models.preprocess import Preprocess
@@ -262,6 +263,24 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, vit: Path)
     edit_weights(vit, change)
     with pytest.raises(CheckpointError, match=message):
         load(str(vit))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("ViTForImageClassification", transformers.ViTConfig()),
+        ("DeiTForImageClassification", transformers.DeiTConfig()),
+        ("Dinov2ForImageClassification", transformers.Dinov2Config()),
+        ("CLIPForImageClassification", transformers.CLIPVisionConfig()),
+    ],
+)
+def test_what_a_configuration_leaves_out_is_as_in_transformers(
+    architecture: str, config: Any
+) -> None:
+    settings = Settings.model_validate(FAMILIES[architecture].defaults)
+    for field in Settings.model_fields:
+        if hasattr(config, field):
+            assert getattr(settings, field) == getattr(config, field), field
 
 
 def test_many_problems_are_counted(vit: Path) -> None:

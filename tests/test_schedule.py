@@ -209,6 +209,16 @@ def test_plans_are_monotone_closest_and_what_runs(
     assert [before - after for before, after in pairwise(counts)] == list(plan)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_no_other_request_gets_a_closer_plan(name: str, shape: Shape) -> None:
+    workload = WORKLOADS[name]
+    asked = [step / 200 for step in range(201)]
+    removed = [1 - flops_ratio(workload, plan_for(workload, each, shape)) for each in asked]
+    for each, got in zip(asked, removed, strict=True):
+        assert abs(got - each) <= min(abs(other - each) for other in removed) + 1e-12
+
+
 @given(
     tokens=st.integers(1, 40),
     depth=st.integers(1, 6),

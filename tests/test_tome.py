@@ -193,6 +193,14 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert ToMe(class_token=False)(same, torch.ones(1, 8), 2).tolist() == [[2, 2, 2, 3, 0, 4, 1, 5]]
 
 
+def test_ties_of_many_go_to_the_lowest_index_too() -> None:
+    # Sorting may switch to a method that does not keep the order of equals.
+    slots = ToMe()(torch.ones(1, 1001, 2), torch.ones(1, 1001), 100)[0]
+    assert (slots[2:202:2] == slots[1]).all()
+    assert slots.unique().numel() == 901
+    assert slots[202:1001:2].tolist() == list(range(1, 401))
+
+
 def test_a_distillation_token_needs_a_class_token() -> None:
     with pytest.raises(ValueError, match="class token"):
         ToMe(class_token=False, distill_token=True)
