@@ -88,6 +88,7 @@ def test_a_native_folder(tmp_path: Path) -> None:
         ("random:vit-x16", "there are vit-ti16, .*deit-ti16d.*dinov2-g14"),
         ("random:vit-b16-", "no such network"),
         ("random:vit-b16-100", "patches of 16 do not tile"),
+        ("random:vit-b16-16000000", "at most 2048 pixels"),
     ],
 )
 def test_what_is_no_source_is_told(

@@ -16,6 +16,7 @@ PREFIX = "random:"
 SEED = 0
 CLASSES = 1000
 DEFAULT_SIZE = 224
+LARGEST_SIZE = 2048
 
 # Width, layers, heads, hidden width of the MLP.
 SIZES = {
@@ -96,6 +97,8 @@ def load(name: str) -> Checkpoint:
     family = FAMILIES[NETWORKS[found["network"]]]
     dim, depth, heads, mlp_dim = SIZES[found["size"]]
     side = int(found["image"] or DEFAULT_SIZE)
+    if side > LARGEST_SIZE:
+        raise CheckpointError(f"{PREFIX}{name}: images are at most {LARGEST_SIZE} pixels wide")
     patch = found["network"].split("-")[1].removeprefix(found["size"]).removesuffix("d")
     network = vision_config(
         f"{PREFIX}{name}",
