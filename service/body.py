@@ -70,11 +70,14 @@ def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str,
     fields: dict[str, Any] = {}
     try:
         for part in form.parts(body, boundary):
-            name, is_file = part.name, part.filename is not None
-            if is_file != lists.get(name, False):
-                raise _wrong(name, "is text, not a file" if is_file else "is a file: -F name=@path")
-            if is_file:
+            name = part.name
+            if lists.get(name):
+                if part.filename is None and part.kind is None:
+                    # Most often a forgotten @.
+                    raise _wrong(name, f"is a file (curl: -F {name}=@path)")
                 fields.setdefault(name, []).append(part.content)
+            elif part.filename is not None:
+                raise _wrong(name, "is text, not a file")
             elif name in lists:
                 fields.setdefault(name, []).extend(_text(part).split(","))
             elif name in fields:

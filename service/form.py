@@ -21,10 +21,16 @@ class FormError(ValueError):
 
 
 class Part(NamedTuple):
-    """A field: text, or a file if there is a filename."""
+    """A field.
+
+    Attributes:
+        filename: a browser gives one to each file.
+        kind: its content type, which some clients give to files only, and some to text too.
+    """
 
     name: str
     filename: str | None
+    kind: str | None
     content: bytes
 
 
@@ -56,7 +62,7 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
         if head_end < 0:
             raise FormError("it ends within a part's header")
         content = head_end + 4
-        name, filename = _disposition(body[start:head_end])
+        name, filename, kind = _head(body[start:head_end])
         end = content - 2  # an empty part's line break may belong to its header
         while True:
             end = body.find(b"\r\n" + delimiter, end)
@@ -70,7 +76,7 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
                 start = line.end()
                 break
             end = after  # the content happens to hold what the boundary begins with
-        yield Part(name, filename, body[content : max(content, end)])
+        yield Part(name, filename, kind, body[content : max(content, end)])
 
 
 def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
@@ -89,16 +95,20 @@ def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
     return line.end()
 
 
-def _disposition(head: bytes) -> tuple[str, str | None]:
+def _head(head: bytes) -> tuple[str, str | None, str | None]:
+    """A part's name, filename and content type."""
+    found: dict[str, str] = {}
+    kind = None
     for line in head.split(b"\r\n"):
         key, _, value = line.partition(b":")
-        if key.strip().lower() == b"content-disposition":
-            found = options(value.decode("latin-1"))[1]
-            if "name" not in found:
-                break
-            filename = found.get("filename", found.get("filename*"))
-            return found["name"], filename
-    raise FormError("a part has no name")
+        match key.strip().lower():
+            case b"content-disposition":
+                found = options(value.decode("latin-1"))[1]
+            case b"content-type":
+                kind = value.strip().decode("latin-1")
+    if "name" not in found:
+        raise FormError("a part has no name")
+    return found["name"], found.get("filename", found.get("filename*")), kind
 
 
 def _text(raw: bytes) -> str:

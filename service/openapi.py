@@ -70,12 +70,19 @@ _SERVER_TIMING = {
 }
 
 
-def inference(request: type[Asked]) -> dict[str, Any]:
-    """What to pass to the decorator of a route that reads `request` with `body.read`."""
+def inference(request: type[Asked], *, example: dict[str, Any]) -> dict[str, Any]:
+    """What to pass to the decorator of a route that reads `request` with `body.read`.
+
+    Args:
+        example: an answer.
+    """
     _REQUESTS[request.__name__] = request
     return {
         "responses": {
-            200: {"headers": {"Server-Timing": _SERVER_TIMING}},
+            200: {
+                "headers": {"Server-Timing": _SERVER_TIMING},
+                "content": {"application/json": {"example": example}},
+            },
             **problems(*_PROBLEMS),
         },
         "openapi_extra": {
@@ -136,12 +143,12 @@ def _schema(request: type[Asked], engine: Engine, *, form: bool) -> dict[str, An
     if form:
         image: dict[str, Any] = {
             "type": "array",
-            "items": {"type": "string", "format": "binary"},
+            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
             "minItems": 1,
             "maxItems": most,
         }
     else:
-        encoded = {"type": "string", "contentEncoding": "base64", "minLength": 1}
+        encoded = {"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}
         image = {
             "anyOf": [
                 encoded,

@@ -21,6 +21,11 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | bytes) else value
 
 
+def _whole(value: Any) -> Any:
+    # JSON knows one kind of number: 3.0 is an integer.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _optional = BeforeValidator(_given)
 
 # Bytes from a form; base64, perhaps as a data URL, from JSON.
@@ -118,7 +123,9 @@ class ClassifyRequest(Asked):
     """Images to classify."""
 
     image: Images = Field(description="One image or several.")
-    top_k: int = Field(5, ge=1, le=1000, description="Predictions of each image.")
+    top_k: Annotated[int, BeforeValidator(_whole)] = Field(
+        5, ge=1, le=1000, description="Predictions of each image."
+    )
 
 
 class Predictions(BaseModel):

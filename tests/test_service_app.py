@@ -98,6 +98,10 @@ class TestAnswers:
             assert [found["label"] for found in result["predictions"]] == ["blue"]
             assert result["reduction"]["level"] == "fast"
 
+    def test_a_whole_number_may_have_a_point(self, client: Remote) -> None:
+        (result,) = results(json_body(client, image=base64_of(picture()), top_k=2.0))
+        assert len(result["predictions"]) == 2
+
     def test_several_images_in_order(self, client: Remote) -> None:
         names = ["blue", "red", "lime", "red"]
         found = results(client.classify(*map(picture, names)))
@@ -263,7 +267,7 @@ class TestBadRequests:
 
     def test_json_has_to_have_the_types(self, client: Remote) -> None:
         image = base64_of(picture())
-        for fields in (
+        wrong: Sequence[dict[str, Any]] = (
             {"reduction": "0.5"},
             {"top_k": "3"},
             {"include": "slots"},
@@ -271,7 +275,8 @@ class TestBadRequests:
             {"image": 3},
             {"image": []},
             {"image": [None]},
-        ):
+        )
+        for fields in wrong:
             problem(json_body(client, **({"image": image} | fields)), 422, "invalid-request")
 
     def test_no_image(self, client: Remote) -> None:
@@ -285,7 +290,9 @@ class TestBadRequests:
 
     def test_files_and_text_confused(self, client: Remote) -> None:
         as_text = client.post("/v1/classify", files={"image": (None, "hello")})
-        assert "-F name=@path" in problem(as_text, 422, "invalid-request")
+        assert "-F image=@path" in problem(as_text, 422, "invalid-request")
+        unnamed = client.post("/v1/classify", files={"image": (None, picture(), "image/png")})
+        assert results(unnamed)
         as_file = client.post(
             "/v1/classify", files={"image": ("a.png", picture()), "level": ("l", b"fast")}
         )

@@ -58,27 +58,28 @@ def test_anything_else_is_a_form_error(data: bytes) -> None:
 
 def test_boundaries_inside_content_are_content() -> None:
     content = b"\r\n--XyZabc\r\n--Xy\r\n--XyZ x\r\n"
-    assert list(parts(body(field(b"a", content)), B)) == [Part("a", None, content)]
+    assert list(parts(body(field(b"a", content)), B)) == [Part("a", None, None, content)]
 
 
 def test_preamble_padding_and_epilogue() -> None:
     data = (
         b"ignored\r\n" + body(field(b"a", b"1")).replace(b"XyZ\r\n", b"XyZ  \r\n", 1) + b"ignored"
     )
-    assert list(parts(data, B)) == [Part("a", None, b"1")]
+    assert list(parts(data, B)) == [Part("a", None, None, b"1")]
 
 
 def test_empty_content_and_empty_form() -> None:
     assert list(parts(body(field(b"a", b""), field(b"b", b"", b'; filename=""')), B)) == [
-        Part("a", None, b""),
-        Part("b", "", b""),
+        Part("a", None, None, b""),
+        Part("b", "", None, b""),
     ]
     assert list(parts(body(), B)) == []
 
 
 def test_quotes_tokens_and_order() -> None:
-    head = b'content-disposition:form-data ;filename="a\\"b;c.png"; NAME=image\r\nX-More: 1'
-    assert list(parts(body(head + b"\r\n\r\n1"), B)) == [Part("image", 'a"b;c.png', b"1")]
+    head = b'content-disposition:form-data ;filename="a\\"b;c.png"; NAME=image'
+    head += b"\r\nX-More: 1\r\ncontent-TYPE: x/y"
+    assert list(parts(body(head + b"\r\n\r\n1"), B)) == [Part("image", 'a"b;c.png', "x/y", b"1")]
 
 
 @pytest.mark.parametrize(

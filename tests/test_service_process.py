@@ -18,14 +18,8 @@ import tokenfold
 from tests.standin import Remote, bundle, picture, process, until
 
 
-def run(*line: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *line],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        **options,  # type: ignore[call-overload]
-    )
+def run(*line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture(scope="module")

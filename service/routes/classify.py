@@ -15,6 +15,29 @@ from service.errors import InternalError
 from service.openapi import inference
 from service.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, Prediction
 
+# The demo model's answer to a photo of a frog.
+_EXAMPLE = {
+    "model": "cifar10",
+    "results": [
+        {
+            "predictions": [
+                {"label": "frog", "index": 6, "score": 0.931204},
+                {"label": "cat", "index": 3, "score": 0.041778},
+            ],
+            "reduction": {
+                "method": "tome",
+                "level": "balanced",
+                "requested": 0.4,
+                "flops_ratio": 0.600312,
+                "tokens_in": 65,
+                "tokens_out": 20,
+            },
+            "batch_size": 1,
+            "timings_ms": {"decode": 0.412, "queue": 0.171, "infer": 1.893, "post": 0.062},
+        }
+    ],
+}
+
 router = APIRouter(tags=["inference"], route_class=body.Route)
 
 
@@ -23,7 +46,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest),
+    **inference(ClassifyRequest, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """The likeliest classes of each image, with how much was reduced and how long it took.
