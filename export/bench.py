@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,8 +24,11 @@ from export.runtime import Session
 from export.subjects import of_graph, random_batches
 from export.targets import Target, TargetError, choose, runs_on
 
-BUSY = 0.5
-"""Load average from which on the figures are doubtful."""
+BUSY = 10.0
+"""Percent of the processor in other hands from which on the figures are doubtful."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 WIDE = 160
 """Columns of a table that nobody looks at in a terminal."""
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # One line, though a schema's errors come in several.
         print(f"tokenfold bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if options.json:
         print(report.json_text())
     else:
@@ -94,9 +100,10 @@ def _bench(options: Options, stage: Stage) -> Report:
     session = Session(bundle)
     if not session.native:
         _notice("the native ops are not built, so the portable ones run: see `make plugins`")
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        _notice(f"other work runs on this machine (load {load:.1f}), which disturbs the figures")
+    # Not the load average: that still remembers what has just ended, such as an export.
+    busy = psutil.cpu_percent(interval=0.5)
+    if busy > BUSY:
+        _notice(f"other work takes {busy:.0f} % of the processor, which disturbs the figures")
 
     ways = Way.all(options.threads) if options.torch else []
     subjects = _of_bundle("this", bundle, session, targets, options)
