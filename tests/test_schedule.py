@@ -91,9 +91,6 @@ def test_flops_are_those_of_torch_s_counter(network: str, plan: tuple[int, ...])
     assert flops(config.workload("tome"), plan) == counted(config, "tome", plan)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="schedule leaves the protected tokens out of PiToMe's matrix product"
-)
 @pytest.mark.parametrize("plan", PLANS[1:])
 @pytest.mark.parametrize("network", ["plain", "distilled"])
 def test_flops_of_pitome_with_protected_tokens(network: str, plan: tuple[int, ...]) -> None:

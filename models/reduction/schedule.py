@@ -102,8 +102,7 @@ def flops(workload: Workload, plan: Sequence[int]) -> int:
 def _matching_flops(workload: Workload, tokens: int) -> int:
     if workload.method == "tome":
         return ((tokens + 1) // 2) * (tokens // 2) * workload.metric_dim
-    unprotected = tokens - workload.protected
-    return unprotected * unprotected * workload.metric_dim
+    return tokens * tokens * workload.metric_dim
 
 
 def flops_ratio(workload: Workload, plan: Sequence[int]) -> float:
@@ -177,7 +176,7 @@ def _family(workload: Workload, shape: Shape) -> tuple[list[Plan], list[float]]:
 
 
 def _weights(shape: Shape, depth: int) -> list[float]:
-    rising = [2.0 * i / max(depth - 1, 1) for i in range(depth)]
+    rising = [2.0 * i / (depth - 1) for i in range(depth)] if depth > 1 else [1.0]
     if shape == "increasing":
         return rising
     if shape == "decreasing":

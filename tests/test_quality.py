@@ -1,0 +1,58 @@
+"""Shares, their intervals, and the images that they are measured on."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from export.quality import quality, read
+from models.preprocess import Preprocess
+
+PREPROCESS = Preprocess(size=(8, 8))
+
+
+def save(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), (value, value, value)).save(path)
+
+
+def test_folder_names_are_labels(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "cat" / "1.png", 10)
+    save(tmp_path / "train" / "dog" / "1.png", 20)
+    save(tmp_path / "train" / "gnu" / "1.png", 30)
+    (tmp_path / "notes.txt").write_text("not an image")
+    samples = read(tmp_path, PREPROCESS, ["dog", "cat"])
+    assert [sample.label for sample in samples] == [1, 0, None]
+    assert [sample.pixels[0, 0, 0] for sample in samples] == [10, 20, 30]
+    assert samples[0].pixels.shape == (8, 8, 3)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "train" / "cat" / "1.png", "cat/1.png")
+    assert [sample.label for sample in read(tmp_path / "all.zip", PREPROCESS, ["dog", "cat"])] == [
+        1
+    ]
+
+
+def test_wilson_interval() -> None:
+    # Newcombe (1998), table I: 81 of 263 is 0.3080, from 0.2553 to 0.3662.
+    found = quality(81, 263, labelled=True)
+    assert (found.metric, found.samples) == ("top1", 263)
+    np.testing.assert_allclose(
+        (found.value, found.low, found.high), (0.3080, 0.2553, 0.3662), atol=1e-4
+    )
+
+
+@given(samples=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_the_interval_holds_the_share(samples: int, share: float) -> None:
+    found = quality(round(share * samples), samples, labelled=False)
+    assert found.metric == "agreement"
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_nothing_right_is_not_surely_nothing() -> None:
+    assert quality(0, 10, labelled=True).high > 0.2
+    assert quality(10, 10, labelled=True).low < 0.8
