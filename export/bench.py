@@ -53,8 +53,7 @@ class Way(NamedTuple):
         return sorted({cls(1, threads), cls(threads, 1)})
 
     def __str__(self) -> str:
-        runs, threads = "s" * (self.callers > 1), "s" * (self.inside > 1)
-        return f"{self.callers} run{runs} of {self.inside} thread{threads}"
+        return f"{self.callers}x{self.inside}"
 
 
 class Key(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from export.measure import Measured
 from export.targets import Target
@@ -39,7 +40,7 @@ class Row(BaseModel):
 
 
 class TorchRow(Row):
-    """The same of eager PyTorch; `mode` says how it ran, the faster of the ways tried."""
+    """The same of eager PyTorch; `mode` is the fastest way: runs at once x threads in each."""
 
     mode: str
 
@@ -95,37 +96,30 @@ class Report(BaseModel):
         return self.model_dump_json(indent=2, exclude_none=True)
 
     def tables(self) -> Group:
-        """The same to look at."""
+        """The same to look at, in 80 columns."""
         images = "one image" if self.batch == 1 else f"{self.batch} images"
-        own = _table(f"{self.bundle}, {self.precision}", self.levels, self._more_columns())
+        spread = {
+            level: f"{low:.2f}-{high:.2f}" for level, (low, high) in self.speedup_quartiles.items()
+        }
         found: list[RenderableType] = [
-            own,
-            f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
-            f"medians of {self.rounds} rounds of {self.seconds:g} s",
+            _table(f"{self.bundle}, {self.precision}", self.levels, {"quartiles": spread}),
+            Text(
+                f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
+                f"medians of {self.rounds} rounds of {self.seconds:g} s\n"
+            ),
         ]
         if self.compare is not None:
-            found.append(f"x other: times as fast as {self.compare.bundle}, with quartiles")
+            found += [_comparison_table(self.compare), Text()]
         if self.torch is not None:
-            ways = {row.level: row.mode for row in self.torch}
-            found += ["", _table("PyTorch eager, fp32", self.torch, {"way": ways})]
+            more = {
+                "way": {row.level: row.mode for row in self.torch},
+                "bundle is": {name: f"{x:.2f} x" for name, x in (self.against_torch or {}).items()},
+            }
+            found += [
+                _table("PyTorch eager, fp32", self.torch, more),
+                Text("way: runs at once x threads in each, the faster of those tried\n"),
+            ]
         return Group(*found)
-
-    def _more_columns(self) -> dict[str, dict[str, str]]:
-        """Header -> level -> text."""
-        columns = {
-            "quartiles": {
-                level: f"{low:.2f}-{high:.2f}"
-                for level, (low, high) in self.speedup_quartiles.items()
-            }
-        }
-        if self.compare is not None:
-            columns["x other"] = {
-                one.level: f"{one.ratio:.3f} ({one.low:.3f}-{one.high:.3f})"
-                for one in self.compare.levels
-            }
-        if self.against_torch is not None:
-            columns["x PyTorch"] = {name: f"{x:.2f}" for name, x in self.against_torch.items()}
-        return columns
 
 
 def rows(
@@ -164,11 +158,19 @@ def against(level: str, own: Measured, other: Measured) -> Against:
     return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
 
 
-def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+def _empty(title: str, columns: Iterable[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
+    )
     table.add_column("level", no_wrap=True)
-    for name in (*COLUMNS, *extra):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]]) -> Table:
+    """Every row's figures, and further columns: header -> level -> text."""
+    table = _empty(title, (*COLUMNS, *extra))
     for row in rows:
         table.add_row(
             row.level,
@@ -181,4 +183,13 @@ def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str
             f"{row.peak_memory_mb:.0f}",
             *(column.get(row.level, "") for column in extra.values()),
         )
+    return table
+
+
+def _comparison_table(compare: Comparison) -> Table:
+    title = f"Compared with {compare.bundle}"
+    table = _empty(title, ("its images/s", "bundle is", "quartiles"))
+    for one in compare.levels:
+        quartiles = f"{one.low:.3f}-{one.high:.3f}"
+        table.add_row(one.level, f"{one.images_per_second:.1f}", f"{one.ratio:.3f} x", quartiles)
     return table
