@@ -101,6 +101,15 @@ class Engine:
             raise Draining("The server is shutting down.", retry_after=1)
         self.check_started()
 
+    def check_room(self) -> None:
+        """Whether a request may be read at all: a full server refuses it unread.
+
+        Raises:
+            Starting, Draining, QueueFull: it may not.
+        """
+        self.check_started()
+        self.scheduler.check()
+
     def check_started(self) -> None:
         """Whether the models are there.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request, Response
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
+_MOST = 20  # errors of one request
+
 PREFIX = "urn:tokenfold:problem:"
 
 
@@ -294,7 +297,7 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 def field_errors(found: Iterable[Mapping[str, Any]]) -> list[FieldError]:
     """Pydantic's errors in the caller's terms: no inputs echoed, no links."""
     listed = []
-    for error in found:
+    for error in islice(found, _MOST):
         place = ".".join(str(part) for part in error["loc"] if part != "body")
         message = str(error["msg"]).removeprefix("Value error, ")
         listed.append(FieldError(field=place, message=message))

@@ -10,6 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# Bodies of nothing but parts, headers, or what looks like the boundary would keep the event loop
+# busy for seconds.
+_MOST = 4096
+_LONGEST_HEAD = 16_384
+
 # name=token or name="quoted \" string", as in Content-Disposition and Content-Type.
 _PARAMETER = re.compile(rb';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
 _ESCAPED = re.compile(rb'\\(["\\])')
@@ -57,10 +62,14 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
     if not boundary or len(delimiter) > 256:
         raise FormError("the content type names no usable boundary")
     start = _after(body, delimiter, 0 if body.startswith(delimiter) else None)
+    seen = 0
     while start is not None:
-        head_end = body.find(b"\r\n\r\n", start - 2)
+        seen += 1
+        if seen > _MOST:
+            raise FormError(f"it has more than {_MOST} parts")
+        head_end = body.find(b"\r\n\r\n", start - 2, start + _LONGEST_HEAD)
         if head_end < 0:
-            raise FormError("it ends within a part's header")
+            raise FormError("it ends within a part's header, or the header is too long")
         content = head_end + 4
         name, filename, kind = _head(body[start:head_end])
         end = content - 2  # an empty part's line break may belong to its header
@@ -76,6 +85,9 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
                 start = line.end()
                 break
             end = after  # the content happens to hold what the boundary begins with
+            seen += 1
+            if seen > _MOST:
+                raise FormError("its boundary is no good: the content is full of it")
         yield Part(name, filename, kind, body[content : max(content, end)])
 
 

@@ -114,9 +114,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in mode L, RGB or RGBA."""
     if image.mode.startswith("I;16"):
-        # convert() would clip at 255 instead of scaling.
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        # convert() would clip at 255 instead of scaling. The upper byte, as Pillow does for colour.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ImageError("Images of 32 bits a channel are not read: their range is not known.")
     if image.has_transparency_data:

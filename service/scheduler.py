@@ -188,6 +188,27 @@ class Scheduler:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    def check(self, items: int = 1) -> None:
+        """Whether there is room, before anything is done for a request.
+
+        Raises:
+            QueueFull, Draining: see `admit`.
+        """
+        with self._lock:
+            self._check(items)
+
+    def _check(self, items: int) -> float:
+        if self._draining:
+            raise Draining("The server is shutting down.", retry_after=1)
+        wait = self._wait()
+        if self._waiting + items > self._limit:
+            raise QueueFull(
+                f"{self._waiting} images wait already, and at most {self._limit} may. "
+                f"The queue will take about {wait:.1f} s.",
+                retry_after=_whole(wait),
+            )
+        return wait
+
     def admit(
         self, lane: Lane, items: int, *, cost: float, within: float, done: Callable[[], None]
     ) -> Ticket:
@@ -205,20 +226,11 @@ class Scheduler:
             Draining: the server shuts down.
         """
         with self._lock:
-            if self._draining:
-                raise Draining("The server is shutting down.", retry_after=1)
-            wait = self._wait()
-            retry_after = max(1, math.ceil(wait))
-            if self._waiting + items > self._limit:
-                raise QueueFull(
-                    f"{self._waiting} images wait already, and at most {self._limit} may. "
-                    f"The queue will take about {wait:.1f} s.",
-                    retry_after=retry_after,
-                )
+            wait = self._check(items)
             if wait + cost > within:
                 raise TooSlowNow(
                     f"The queue will take about {wait:.1f} s, and requests may take {within:g} s.",
-                    retry_after=retry_after,
+                    retry_after=_whole(wait),
                 )
             self._waiting += items
             self._waiting_cost += items * cost
@@ -334,3 +346,8 @@ class Scheduler:
             # One item may be at fault: the others are not to fail with it.
             logger.exception("a run of %d items failed; they are run one by one", len(batch))
             return [self._run([job])[0] for job in batch]
+
+
+def _whole(seconds: float) -> int:
+    # As Retry-After has it.
+    return max(1, math.ceil(seconds))

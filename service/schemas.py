@@ -18,7 +18,14 @@ def _given(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str | bytes) else value
+    return [value] if isinstance(value, str | bytes) else _short(value)
+
+
+def _short(value: Any) -> Any:
+    # Before its items are looked at: pydantic would describe what is wrong with each of millions.
+    if isinstance(value, list) and len(value) > 1024:
+        raise ValueError("has more than 1024 items")
+    return value
 
 
 def _whole(value: Any) -> Any:
@@ -64,7 +71,7 @@ class Asked(BaseModel):
         allow_inf_nan=False,
         description="Takes the fastest level whose measured quality reaches this.",
     )
-    include: list[Literal["slots"]] = Field(
+    include: Annotated[list[Literal["slots"]], BeforeValidator(_short)] = Field(
         default=[],
         description="Further parts of the answer. `slots`: where each token ended up.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal, Self
@@ -16,8 +17,13 @@ MEBI = 1024 * 1024
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Processor cores that this process may use: its affinity, and its container's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        # "max" is no number: there is no quota.
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    return allowed
 
 
 class Settings(BaseSettings):

@@ -682,3 +682,39 @@ class TestLogs:
         assert record.getMessage() == "POST /v1/classify"
         assert line["status"] == 415
         assert line["ms"] > 0
+
+
+BIG = 4_000_000
+PART = b'--X\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("json", b"{" + b",".join(b'"%d":1' % i for i in range(BIG // 12)) + b"}"),
+        ("json", b"{" + b",".join(b'"%d":1' % i for i in range(1000)) + b"}"),
+        ("json", b'{"image":[' + b"1," * (BIG // 2) + b"1]}"),
+        ("json", b'{"image":[' + b",".join([b'""'] * 2000) + b"]}"),
+        ("json", b'{"image":"","include":[' + b",".join([b"1"] * 2000) + b"]}"),
+        ("json", b'{"image":' + b"[" * (BIG // 2)),
+        ("form", PART * (BIG // len(PART))),
+        ("form", b"--X\r\n" + b"a:b\r\n" * (BIG // 5) + b"\r\n"),
+        ("form", b"--X\r\nContent-Disposition: form-data" + b'; a="\\"' * (BIG // 7)),
+        ("form", PART + b"\r\n--Xa" * (BIG // 6)),
+        ("form", b'--X\r\nContent-Disposition: form-data; name="level"\r\n\r\n' + b"," * BIG),
+        (
+            "form",
+            b'--X\r\nContent-Disposition: form-data; name="include"\r\n\r\n'
+            + b"," * BIG
+            + b"\r\n--X--",
+        ),
+        ("form", b"".join(PART.replace(b"image", b"%d" % i) + b"\r\n" for i in range(200))),
+    ],
+)
+def test_bodies_made_to_keep_the_parser_busy(client: Remote, kind: str, content: bytes) -> None:
+    types = {"json": "application/json", "form": "multipart/form-data; boundary=X"}
+    begun = time.perf_counter()
+    response = client.post("/v1/classify", content=content, headers={"content-type": types[kind]})
+    assert response.status_code in (400, 422)
+    assert len(response.content) < 10_000
+    assert time.perf_counter() - begun < 1

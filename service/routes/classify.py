@@ -56,6 +56,7 @@ async def classify(request: Request) -> Response:
     """
     engine: Engine = request.app.state.engine
     with engine.metrics.track("classify") as track:
+        engine.check_room()
         asked = await body.read(request, ClassifyRequest)
 
         def finish(model: Model, output: Sample) -> dict[str, Any]:
