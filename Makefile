@@ -45,7 +45,9 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: serve
-serve: .venv/.installed optional-plugins  ## serve the built-in models on PORT, 8000 by default
+serve:  ## serve the built-in models on PORT, 8000 by default
+	@# At the same time: one waits for the network while the other compiles.
+	@$(MAKE) -s -j2 .venv/.installed optional-plugins
 	exec .venv/bin/tokenfold serve --port $(PORT) $(ARGS)
 
 .PHONY: test
