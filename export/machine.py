@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from export.plugins.onnxruntime import library
+
 
 def machine() -> str:
     """Processor and cores, e.g. `AMD EPYC 9354, 2 cores`."""
@@ -16,7 +18,8 @@ def machine() -> str:
 
 def runtime(*, native: bool) -> str:
     """ONNX Runtime's version, and which ops ran."""
-    return f"onnxruntime {onnxruntime.__version__}, {'native' if native else 'portable'} ops"
+    ops = f"native ops ({library.kernels()})" if native else "portable ops"
+    return f"onnxruntime {onnxruntime.__version__}, {ops}"
 
 
 def _processor() -> str:

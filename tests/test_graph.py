@@ -94,7 +94,8 @@ def test_plan_zero_is_the_unreduced_network(tmp_path: Path) -> None:
     images = random_images(tiny.SIZE, 2)
     with_ops, slots = run(reducing, False, images, (0, 0, 0))
     without, _ = run(plain, False, images, (0, 0, 0))
-    assert np.array_equal(with_ops, without)
+    # Without the ops ONNX Runtime fuses other neighbours, which rounds differently.
+    np.testing.assert_allclose(with_ops, without, atol=1e-5)
     assert (slots == np.arange(17)).all()
     kinds = {node.op_type for node in onnx.load(plain).graph.node if node.domain == DOMAIN}
     assert kinds == {"Attend"}

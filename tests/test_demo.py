@@ -1,0 +1,80 @@
+"""The models that the project ships: what they say of themselves holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from export import quality
+from export.bundle import Bundle
+from export.pipeline import Recipe, export_bundle
+from export.runtime import Session
+from export.verify import random_images
+from models.checkpoints.load import load
+from models.reduction.schedule import DEFAULT_LEVELS
+
+DEMO = Path(models.__file__).parent / "demo"
+CHECKPOINT = DEMO / "checkpoints" / "cifar10"
+BUNDLES = ["cifar10", "cifar10-int8"]
+DATA = Path(models.__file__).parents[2] / "shared" / "data" / "cifar10-train.zip"
+
+
+def test_all_of_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 25 * 1024**2
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_every_level_has_its_measured_accuracy(name: str) -> None:
+    bundle = Bundle.open(DEMO / "bundles" / name)
+    assert bundle.manifest.name == name
+    assert {level: point.reduction for level, point in bundle.manifest.levels.items()} == (
+        DEFAULT_LEVELS
+    )
+    assert bundle.profile is not None
+    for level in bundle.manifest.levels:
+        found = bundle.profile.levels[level].quality
+        assert found is not None
+        assert (found.metric, found.samples) == ("top1", 5000)
+        assert found.value > 0.75
+        assert bundle.profile.levels[level].latency
+    exact = bundle.profile.levels["exact"].quality
+    assert exact is not None
+    assert exact.value >= 0.78
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path) -> None:
+    shipped = Bundle.open(DEMO / "bundles" / name)
+    recipe = Recipe(name=name, precision=shipped.manifest.precision)
+    again = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / name, recipe)
+    assert again.manifest.workload == shipped.manifest.workload
+    assert again.manifest.levels == shipped.manifest.levels
+    assert again.manifest.labels == shipped.manifest.labels
+    images = random_images(shipped.manifest.preprocess.size, 8)
+    old, new = Session(shipped), Session(again)
+    for level in shipped.manifest.levels.values():
+        before = old.run(images, level.plan, slots=True)
+        after = new.run(images, level.plan, slots=True)
+        assert np.array_equal(before.slots, after.slots)  # type: ignore[arg-type]
+        np.testing.assert_allclose(before.logits, after.logits, atol=1e-4)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"the training images are not there: {DATA}")
+@pytest.mark.parametrize("name", BUNDLES)
+def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path: Path) -> None:
+    from models.training.cifar import save_held_out
+
+    bundle = Bundle.open(DEMO / "bundles" / name)
+    save_held_out(DATA, tmp_path / "held-out.zip")
+    manifest = bundle.manifest
+    samples = quality.read(tmp_path / "held-out.zip", manifest.preprocess, manifest.labels)
+    assert len(samples) == 5000
+    levels = {level: manifest.levels[level] for level in ("exact", "balanced")}
+    found = quality.measure(Session(bundle), levels, samples[::10], threads=2)
+    for level, share in found.items():
+        said = bundle.profile.levels[level].quality  # type: ignore[union-attr]
+        assert said is not None
+        assert share.low <= said.value <= share.high, f"{level}: measured {share}, profile {said}"
