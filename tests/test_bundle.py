@@ -152,9 +152,14 @@ def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: bytes) -> None:
 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
     write(tmp_path / "b")
-    with pytest.raises(RuntimeError, match="half way"), writing(tmp_path / "b") as part:
-        (part / MODEL).write_bytes(b"half a gr")
-        raise RuntimeError("half way")
+
+    def fail(out: Path) -> None:
+        with writing(out) as part:
+            (part / MODEL).write_bytes(b"half a gr")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail(tmp_path / "b")
     assert Bundle.open(tmp_path / "b").model.read_bytes() == b"a graph"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from export.plugins.onnxruntime import library
+
+needs_library = pytest.mark.skipif(
+    library.find() is None, reason="the C++ ops are not built: run `make plugins`"
+)
 
 
 def test_the_variable_names_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -25,6 +32,22 @@ def test_none_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.kernels() is None
 
 
-@pytest.mark.skipif(library.find() is None, reason="the C++ ops are not built: run `make plugins`")
+@needs_library
 def test_the_kernels_name_their_instruction_set() -> None:
     assert library.kernels() in {"baseline", "avx2", "avx512"}
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["avx2", "baseline"])
+def test_kernels_for_other_processors_pass_the_tests_of_the_ops(isa: str) -> None:
+    environment = {**os.environ, "TOKENFOLD_KERNELS": isa}
+    code = "from export.plugins.onnxruntime import library; print(library.kernels())"
+    named = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    if named.stdout.strip() != isa:
+        pytest.skip(f"this processor has no {isa}")
+    arguments = [sys.executable, "-m", "pytest", "-q", "-k", "native or threads or magnitude"]
+    tests = Path(__file__).with_name("test_ops.py")
+    done = subprocess.run([*arguments, tests], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -16,7 +16,6 @@ from models.reduction.matcher import ABSENT, PROTECTED, rank, unit
 from models.reduction.schedule import clamp
 from models.reduction.slots import identity
 
-
 # Attraction counts in whole steps of 1 / STEPS: float32 then adds up to 2,000 tokens exactly, in
 # any order, so that equal energies are equal in every implementation.
 STEPS = 4096.0

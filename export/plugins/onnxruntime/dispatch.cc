@@ -1,5 +1,8 @@
 #include "kernels.h"
 
+#include <cstdlib>
+#include <cstring>
+
 namespace tokenfold {
 
 namespace baseline {
@@ -14,13 +17,16 @@ extern const Kernels kernels;
 }
 #endif
 
+// TOKENFOLD_KERNELS asks for slower ones than the processor could run: for tests and comparisons.
 static const Kernels& choose() {
 #ifdef TOKENFOLD_X86
+  const char* asked = std::getenv("TOKENFOLD_KERNELS");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return avx512::kernels;
-  if (has_avx2) return avx2::kernels;
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && (!asked || !std::strcmp(asked, "avx512"))) return avx512::kernels;
+  if (has_avx2 && (!asked || std::strcmp(asked, "baseline"))) return avx2::kernels;
 #endif
   return baseline::kernels;
 }
