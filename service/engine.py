@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -18,6 +18,7 @@ from models.reduction.schedule import Plan
 from service.backends.backend import Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.catalog import Catalog, Load, Model
+from service.decoders import Decoders
 from service.errors import Draining, Starting, WorkerDied
 from service.metrics import Metrics
 from service.scheduler import Done, Lane, Outcome, Scheduler
@@ -62,7 +63,7 @@ class Engine:
             workers=settings.workers, limit=settings.queue_limit, observer=self._observe
         )
         self.metrics = Metrics(depth=lambda: self.scheduler.depth)
-        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
+        self.decoders = Decoders(settings.decoders)
         self.failed: BaseException | None = None
         self.on_failure = on_failure
         self._load = load
@@ -77,6 +78,7 @@ class Engine:
     def start(self) -> None:
         """Start the workers, and load the models in the background."""
         self.scheduler.start()
+        self.decoders.start()
         threading.Thread(target=self._load_all, name="loader", daemon=True).start()
 
     async def drain(self) -> None:
@@ -89,7 +91,7 @@ class Engine:
     def stop(self) -> None:
         """End the threads."""
         self.scheduler.stop()
-        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.decoders.stop()
 
     def check_open(self) -> None:
         """Whether requests are taken.
@@ -137,6 +139,9 @@ class Engine:
             self.failed = error
             self.on_failure()
             return
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         self._loaded.set()
         logger.info("ready", extra={"models": [model.name for model in self.catalog]})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -73,8 +73,11 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._stages = {
-            stage: stages.labels(stage) for stage in ("decode", "queue", "infer", "post")
+        self._stages: dict[Stage, Histogram] = {
+            "decode": stages.labels("decode"),
+            "queue": stages.labels("queue"),
+            "infer": stages.labels("infer"),
+            "post": stages.labels("post"),
         }
         self._images = Counter(
             "tokenfold_images", "Images that went through a model.", registry=registry
@@ -128,9 +131,10 @@ class Metrics:
                     time.perf_counter() - begun
                 )
 
-    def stage(self, stage: Stage, seconds: float) -> None:
-        """Note how long an image spent in a stage."""
-        self._stages[stage].observe(seconds)
+    def stages(self, seconds: Mapping[Stage, float]) -> None:
+        """Note how long an image spent in each stage."""
+        for stage, spent in seconds.items():
+            self._stages[stage].observe(spent)
 
     def run(self, size: int, work: Work) -> None:
         """Note a run of `size` images, and what the plan costs for each."""

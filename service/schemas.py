@@ -105,6 +105,8 @@ class Timings(BaseModel):
 class Result(BaseModel):
     """The parts of an answer that every task shares."""
 
+    model_config = ConfigDict(extra="forbid")
+
     reduction: Reduction
     batch_size: int = Field(description="Items of the run that answered this one.")
     timings_ms: Timings

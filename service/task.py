@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import binascii
 import contextvars
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,18 +31,19 @@ from service.errors import (
     problem_response,
 )
 from service.levels import Choice
-from service.metrics import Track
+from service.metrics import Stage, Track
 from service.scheduler import Done, Lane, Ticket
-from service.schemas import Asked, Reduction, Result, Timings
+from service.schemas import Asked
 
 logger = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Result)
 
 # An item's inputs for a model; called in a decoder thread.
 Prepare = Callable[[Model], Sample]
 # The task's own fields of an item's result, from the outputs of its run.
-Finish = Callable[[Model, Sample], Mapping[str, Any]]
+Finish = Callable[[Model, Sample], dict[str, Any]]
+
+# Seconds before a request looks whether its caller is still there.
+_UNWATCHED = 0.1
 
 
 def image(data: bytes | str, *, max_pixels: int) -> Prepare:
@@ -71,14 +74,13 @@ async def answer(
     asked: Asked,
     items: Sequence[Prepare],
     finish: Finish,
-    result: type[R],
 ) -> Response:
     """Do a request.
 
     Args:
         track: is told the model, level and outcome.
         items: 1 or more.
-        finish: makes the fields that `result` adds to `Result`.
+        finish: makes the fields that the task's result adds to `schemas.Result`.
 
     Raises:
         ApiError: the request as a whole cannot be answered, or the only item failed.
@@ -119,14 +121,14 @@ async def answer(
             # The context carries the request's id to the log.
             context = contextvars.copy_context()
             engine.decoders.submit(
-                context.run, _decode, ticket, index, prepare, model, slots, decoded[index]
+                partial(context.run, _decode, ticket, index, prepare, model, slots, decoded[index])
             )
         await _wait(request, settled, settings.request_timeout)
     finally:
         ticket.cancel()
 
     results = [
-        _result(engine, model, choice, outcome, decoding, arrived, slots, finish, result)
+        _result(engine, model, choice, outcome, decoding, arrived, slots, finish)
         for outcome, decoding in zip(ticket.outcomes, decoded, strict=True)
     ]
     return _respond(model, results, track)
@@ -170,18 +172,30 @@ async def _wait(request: Request, settled: asyncio.Future[str], timeout: float) 
     Raises:
         Abandoned: the caller is gone.
     """
-    timer = settled.get_loop().call_later(timeout, _resolve, settled, "late")
-    # The body is read: all that can come is the end of the connection.
-    gone = asyncio.ensure_future(request.receive())
-    gone.add_done_callback(lambda _: _resolve(settled, "gone"))
+    loop = settled.get_loop()
+    watch: asyncio.Future[Any] | None = None
+
+    def look() -> None:
+        # The body is read: all that can come is the end of the connection.
+        nonlocal watch
+        watch = asyncio.ensure_future(request.receive())
+        watch.add_done_callback(lambda _: _resolve(settled, "gone"))
+
+    timers = [
+        loop.call_later(timeout, _resolve, settled, "late"),
+        # Most answers are there before it is worth looking whether anybody still wants them.
+        loop.call_later(_UNWATCHED, look),
+    ]
     try:
         if await settled == "gone":
             raise Abandoned("The caller went away.")
     finally:
-        timer.cancel()
-        if gone.done() and not gone.cancelled():
-            gone.exception()
-        gone.cancel()
+        for timer in timers:
+            timer.cancel()
+        if watch is not None:
+            if watch.done() and not watch.cancelled():
+                watch.exception()
+            watch.cancel()
 
 
 def _result(
@@ -193,8 +207,11 @@ def _result(
     arrived: float,
     slots: bool,
     finish: Finish,
-    result: type[R],
-) -> R | ApiError:
+) -> dict[str, Any] | ApiError:
+    """An item's result as `schemas.Result` describes it.
+
+    Built by hand: models of it would be checked, and written, at three times the cost of a dict.
+    """
     if outcome is None:
         return Expired(
             f"The answer was not there after {engine.settings.request_timeout:g} s.",
@@ -204,48 +221,35 @@ def _result(
         return outcome
     begun = time.perf_counter()
     try:
-        fields = finish(model, outcome.output)
+        result = finish(model, outcome.output)
     except ApiError as error:
         return error
     work = choice.work
-    overlay: dict[str, Any] = {}
+    result["reduction"] = {
+        "method": model.manifest.workload.method,
+        "level": choice.level,
+        "requested": choice.requested,
+        "flops_ratio": round(work.ratio, 6),
+        "tokens_in": work.tokens_in,
+        "tokens_out": work.tokens_out,
+    }
     if slots:
-        overlay = {
-            "slots": outcome.output["slots"].tolist(),
-            "grid": model.grid,
-            "protected": model.manifest.workload.protected,
-        }
-    post = time.perf_counter() - begun
-    decode = decoding.ended - decoding.begun
-    queue = decoding.begun - arrived + outcome.waited
-    metrics = engine.metrics
-    metrics.stage("decode", decode)
-    metrics.stage("queue", queue)
-    metrics.stage("infer", outcome.ran)
-    metrics.stage("post", post)
-    return result(
-        **fields,
-        **overlay,
-        reduction=Reduction(
-            method=model.manifest.workload.method,
-            level=choice.level,
-            requested=choice.requested,
-            flops_ratio=round(work.ratio, 6),
-            tokens_in=work.tokens_in,
-            tokens_out=work.tokens_out,
-        ),
-        batch_size=outcome.batch_size,
-        timings_ms=Timings(
-            decode=_ms(decode), queue=_ms(queue), infer=_ms(outcome.ran), post=_ms(post)
-        ),
-    )
+        result["slots"] = outcome.output["slots"].tolist()
+        result["grid"] = model.grid
+        result["protected"] = model.manifest.workload.protected
+    result["batch_size"] = outcome.batch_size
+    seconds: dict[Stage, float] = {
+        "decode": decoding.ended - decoding.begun,
+        "queue": decoding.begun - arrived + outcome.waited,
+        "infer": outcome.ran,
+        "post": time.perf_counter() - begun,
+    }
+    engine.metrics.stages(seconds)
+    result["timings_ms"] = {stage: round(value * 1000, 3) for stage, value in seconds.items()}
+    return result
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def _respond(model: Model, results: Sequence[Result | ApiError], track: Track) -> Response:
+def _respond(model: Model, results: Sequence[dict[str, Any] | ApiError], track: Track) -> Response:
     failed = [found for found in results if isinstance(found, ApiError)]
     answered = [found for found in results if not isinstance(found, ApiError)]
     if not answered:
@@ -258,23 +262,24 @@ def _respond(model: Model, results: Sequence[Result | ApiError], track: Track) -
         return problem_response(problem, first.headers())
     if failed:
         track.outcome = "partial"
-    body = ",".join(
-        (
-            ItemProblem(problem=found.problem()) if isinstance(found, ApiError) else found
-        ).model_dump_json(exclude_none=True)
+    listed = [
+        {"problem": found.problem().model_dump(exclude_none=True)}
+        if isinstance(found, ApiError)
+        else found
         for found in results
-    )
+    ]
     return Response(
-        f'{{"model":"{model.name}","results":[{body}]}}',
+        json.dumps({"model": model.name, "results": listed}, separators=(",", ":")),
         media_type="application/json",
         headers={"server-timing": _server_timing(answered)},
     )
 
 
-def _server_timing(results: Sequence[Result]) -> str:
+def _server_timing(results: Sequence[Mapping[str, Any]]) -> str:
     """The slowest item of each stage, and the largest batch."""
-    stages = ", ".join(
-        f"{stage};dur={max(getattr(found.timings_ms, stage) for found in results):g}"
-        for stage in Timings.model_fields
-    )
-    return f'{stages}, batch;desc="{max(found.batch_size for found in results)}"'
+    slowest: dict[str, float] = {}
+    for result in results:
+        for stage, value in result["timings_ms"].items():
+            slowest[stage] = max(value, slowest.get(stage, 0.0))
+    stages = ", ".join(f"{stage};dur={value:g}" for stage, value in slowest.items())
+    return f'{stages}, batch;desc="{max(result["batch_size"] for result in results)}"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from service.catalog import Model
 from service.engine import Engine
 from service.errors import InternalError
 from service.openapi import inference
-from service.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, Prediction
+from service.schemas import ClassifyRequest, ClassifyResponse
 
 # The demo model's answer to a photo of a frog.
 _EXAMPLE = {
@@ -71,17 +72,18 @@ async def classify(request: Request) -> Response:
             asked=asked,
             items=[task.image(data, max_pixels=limit) for data in asked.image],
             finish=finish,
-            result=ClassifyResult,
         )
 
 
-def _predictions(model: Model, output: Sample, top_k: int) -> list[Prediction]:
-    logits = output["logits"].astype(np.float64)
-    if not np.isfinite(logits).all():
+def _predictions(model: Model, output: Sample, top_k: int) -> list[dict[str, Any]]:
+    logits = output["logits"]
+    shares = np.exp(logits - logits.max(), dtype=np.float64)
+    total = float(shares.sum())
+    if not math.isfinite(total):
         raise InternalError(f"{model.name} computed no finite numbers for this image.")
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
     # Stable: equal scores keep the order of their classes.
-    best = np.argsort(-shares, kind="stable")[:top_k].tolist()
+    best = (-logits).argsort(kind="stable")[:top_k].tolist()
     labels = model.manifest.labels
-    return [Prediction(label=labels[i], index=i, score=round(float(shares[i]), 6)) for i in best]
+    return [
+        {"label": labels[i], "index": i, "score": round(float(shares[i]) / total, 6)} for i in best
+    ]
