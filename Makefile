@@ -24,7 +24,11 @@ BUNDLE ?= models/demo/bundles/cifar10
 ARGS ?=
 PYTEST_ARGS ?=
 
+# What `make demo` trains on.
+DATA ?= ../shared/data/cifar10-train.zip
+
 build := build
+demo := models/demo
 plugins := export/plugins/onnxruntime
 library := $(plugins)/libtokenfold_ort.so
 sources := $(shell find export/plugins -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
@@ -39,6 +43,12 @@ define make_venv
 	@test -x $(or $(1),$(@D))/bin/pip || $(PYTHON) -m venv --clear $(or $(1),$(@D))
 endef
 pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+# A bundle of the trained classifier: its name, its precision.
+define export_demo
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/cifar10 --precision $(2) --images $(build)/cifar10/held-out.zip --out $(demo)/bundles/$(1)
+	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1) --save
+endef
 
 .PHONY: help
 help:  ## list the targets
@@ -69,6 +79,14 @@ bench: .venv/.installed optional-plugins  ## measure every level of BUNDLE
 .PHONY: load
 load: .venv/.installed optional-plugins  ## compare the served throughput of BUNDLE with the bare session's
 	.venv/bin/python -m load_tests.served_vs_bare $(BUNDLE) $(ARGS)
+
+.PHONY: demo
+demo: .venv-test/.installed optional-plugins  ## train the built-in classifier on DATA, about an hour, and export it
+	.venv-test/bin/python -m models.training.cifar --data $(DATA) --out $(build)/cifar10
+	mkdir -p $(demo)/checkpoints/cifar10
+	cp $(build)/cifar10/tokenfold.json $(build)/cifar10/model.safetensors $(build)/cifar10/training.json $(demo)/checkpoints/cifar10
+	$(call export_demo,cifar10,fp32)
+	$(call export_demo,cifar10-int8,int8)
 
 .PHONY: plugins
 plugins: $(library)  ## compile the native ops for ONNX Runtime
