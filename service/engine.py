@@ -88,10 +88,10 @@ class Engine:
         while self.scheduler.pending and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
-    def stop(self) -> None:
-        """End the threads."""
-        self.scheduler.stop()
+    def stop(self) -> bool:
+        """End the threads. Whether all workers have ended; a second call only looks."""
         self.decoders.stop()
+        return self.scheduler.stop()
 
     def check_open(self) -> None:
         """Whether requests are taken.

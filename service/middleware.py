@@ -55,10 +55,11 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
             # The server ends before the answer is there: uvicorn would call it an internal error.
-            if status is None:
-                error = Draining("The server was shut down before the answer was there.")
-                await error.response()(scope, receive, send_with_id)
-            raise
+            # The task is over after this, so that the cancellation need not go on.
+            if status is not None:
+                raise
+            error = Draining("The server was shut down before the answer was there.", retry_after=1)
+            await error.response()(scope, receive, send_with_id)
         except Exception:
             logger.exception("unexpected error")
             if status is not None:

@@ -178,8 +178,12 @@ class Scheduler:
         """Refuse new requests from now on; those that have a place are answered."""
         self._draining = True
 
-    def stop(self, timeout: float = 5.0) -> None:
-        """End the workers once the queues are empty; after `timeout` seconds leave them behind."""
+    def stop(self, timeout: float = 5.0) -> bool:
+        """End the workers once the queues are empty; after `timeout` seconds leave them behind.
+
+        Returns:
+            Whether all have ended.
+        """
         with self._lock:
             self._draining = self._stopped = True
             self._ready.notify_all()
@@ -187,6 +191,7 @@ class Scheduler:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def check(self, items: int = 1) -> None:
         """Whether there is room, before anything is done for a request.

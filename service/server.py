@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -42,10 +43,10 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """The first signal drains, the second ends at once."""
+        """The first signal drains, the second gives up what is not answered yet."""
         # uvicorn would note the signal and raise it again at the end; a drained server ends well.
         if self._engine.scheduler.draining:
-            self.force_exit = self.should_exit = True
+            self._loop.call_soon_threadsafe(self._abort)
             return
         self._engine.scheduler.drain()
         self._loop.call_soon_threadsafe(self._drain, sig)
@@ -53,6 +54,12 @@ class Server(uvicorn.Server):
     def _drain(self, sig: int) -> None:
         logger.info("draining", extra={"signal": signal.Signals(sig).name})
         self._draining = self._loop.create_task(self._finish())
+
+    def _abort(self) -> None:
+        # They answer 503 (middleware.RequestContext).
+        for task in self.server_state.tasks:
+            task.cancel()
+        self.should_exit = True
 
     async def _finish(self) -> None:
         await self._engine.drain()
@@ -90,8 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ws="none",
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        # What is accepted was waited for by then: this is for callers who never finish sending.
+        timeout_graceful_shutdown=3,
     )
     server = Server(config, engine)
     server.run()
-    return 1 if engine.failed is not None or not server.started else 0
+    code = 1 if engine.failed is not None or not server.started else 0
+    if not engine.stop():
+        # The runtime aborts if the interpreter goes while one of its threads still runs.
+        logger.error("a worker is stuck; leaving it behind")
+        logging.shutdown()
+        os._exit(1)
+    return code

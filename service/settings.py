@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="Seconds a request may take from its last byte on."
     )
     drain_timeout: float = Field(
-        30.0, gt=0, le=3600, description="Seconds to finish accepted requests after SIGTERM."
+        20.0, gt=0, le=3600, description="Seconds to finish accepted requests after SIGTERM."
     )
 
     max_body_bytes: int = Field(32 * MEBI, ge=1, description="Size of a request's body.")

@@ -67,12 +67,13 @@ def test_a_second_signal_ends_at_once(slow: Path) -> None:
         running.send_signal(signal.SIGINT)
         until(lambda: remote.get("/readyz").status_code == 503)
         running.send_signal(signal.SIGINT)
-        running.wait(10)
+        assert running.wait(10) == 0
         for future in futures:
             if future.exception() is None:
                 assert future.result().status_code in (200, 503)
             else:
                 assert isinstance(future.exception(), httpx.TransportError)
+    assert "Traceback" not in "".join(remote.log)  # type: ignore[attr-defined]
 
 
 def test_a_drain_that_takes_too_long_is_cut_off(slow: Path) -> None:
@@ -85,8 +86,9 @@ def test_a_drain_that_takes_too_long_is_cut_off(slow: Path) -> None:
         until(lambda: remote.sample("tokenfold_queue_depth") >= 20)
         begun = time.monotonic()
         running.send_signal(signal.SIGTERM)
-        running.wait(20)
+        assert running.wait(20) == 0
         assert time.monotonic() - begun < 10
+    assert "Traceback" not in "".join(remote.log)  # type: ignore[attr-defined]
 
 
 def test_logs_are_json_with_the_request_id(slow: Path) -> None:
