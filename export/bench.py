@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from export.bench_options import Options, cores, parse
 from export.bundle import Bundle, BundleError
-from export.machine import machine, runtime
+from export.machine import machine, software
 from export.measure import Measured, Subject, in_rounds, slices
 from export.memory import MemoryProbeError, peak_mb
 from export.record import curves, save
@@ -127,7 +127,7 @@ def _bench(options: Options, stage: Stage) -> Report:
         bundle=bundle.manifest.name,
         precision=bundle.manifest.precision,
         machine=machine(),
-        runtime=runtime(native=session.native),
+        runtime=software(native=session.native),
         threads=options.threads,
         batch=options.batch,
         rounds=options.rounds,

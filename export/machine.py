@@ -16,7 +16,7 @@ def machine() -> str:
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
-def runtime(*, native: bool) -> str:
+def software(*, native: bool) -> str:
     """ONNX Runtime's version, and which ops ran."""
     ops = f"native ops ({library.kernels()})" if native else "portable ops"
     return f"onnxruntime {onnxruntime.__version__}, {ops}"

@@ -30,7 +30,7 @@ from export.bundle import (
     write_manifest,
     writing,
 )
-from export.machine import machine, runtime
+from export.machine import machine, software
 from export.quantise import quantise
 from export.runtime import Session
 from export.verify import Images, random_images, verify
@@ -218,7 +218,7 @@ def _measure(
     profile = Profile(
         measured=date.today(),
         machine=machine(),
-        runtime=runtime(native=session.native),
+        runtime=software(native=session.native),
         levels={name: LevelProfile(quality=value) for name, value in found.items()},
     )
     write_document(folder / PROFILE, profile)
