@@ -12,7 +12,7 @@ from service.backends.onnxruntime import OnnxRuntime
 from service.catalog import Load
 from service.engine import Engine
 from service.middleware import BodyLimit, RequestContext
-from service.routes import classify, models, probes
+from service.routes import classify, models, page, probes
 from service.settings import Settings
 
 
@@ -49,6 +49,7 @@ def create_app(
     app.state.engine = engine
     for module in (classify, models, probes):
         app.include_router(module.router)
+    page.install(app)
     errors.install(app)
     openapi.install(app, engine)
     # The last one added is the outermost.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
@@ -50,6 +52,11 @@ class ModelInfo(BaseModel):
     method: str = Field(description="How tokens are chosen.", examples=["tome"])
     precision: str = Field(examples=["fp32"])
     input_size: tuple[int, int] = Field(description="Height and width in pixels.")
+    resize: Literal["stretch", "shorter"] = Field(
+        description="How an image becomes `input_size`: stretched, or its shorter side scaled to "
+        "`shorter_side` and its centre cut out."
+    )
+    shorter_side: int | None = None
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     protected: int = Field(description="Leading tokens that are never merged.")
     labels: list[str]
@@ -111,6 +118,8 @@ def _describe(model: Model) -> ModelInfo:
         method=manifest.workload.method,
         precision=manifest.precision,
         input_size=manifest.preprocess.size,
+        resize=manifest.preprocess.resize,
+        shorter_side=manifest.preprocess.shorter_side,
         grid=model.grid,
         protected=manifest.workload.protected,
         labels=list(manifest.labels),
