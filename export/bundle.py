@@ -9,7 +9,9 @@ A bundle appears whole or not at all: it is written to a temporary folder and re
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -256,21 +258,54 @@ def writing(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends well.
 
     When the block fails, or the process is killed, `out` is as it was.
+
+    Raises:
+        BundleError: `out` is there, and is neither a bundle nor an empty folder.
     """
+    out = out.resolve()
+    check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
         if out.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.rename(replaced / out.name)
-            temporary.rename(out)
-            shutil.rmtree(replaced)
+            _exchange(temporary, out)
         else:
             temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(out: Path) -> None:
+    """Whether a bundle may be written to `out`.
+
+    Raises:
+        BundleError: something else is there, which is not ours to delete.
+    """
+    if not out.exists() or (out / MANIFEST).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise BundleError(f"{out} is there and is no bundle; it is left alone")
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders; in one step where the system can."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2 is not None and not renameat2(
+        here, os.fsencode(new), here, os.fsencode(old), exchange
+    ):
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent)) / old.name
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def _read(path: Path, document: type[D]) -> D:

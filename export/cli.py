@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.bundle import Bundle, BundleError, Precision
-from export.pipeline import Recipe, export_bundle
+from export.bundle import Bundle, BundleError, Precision, check_replaceable
+from export.pipeline import Amount, Recipe, export_bundle
 from export.quality import DataError
 from export.verify import VerificationError
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.load import load
-from models.reduction.schedule import DEFAULT_LEVELS, Method, PlanError, Shape
+from models.reduction.schedule import DEFAULT_LEVELS, Method, PlanError, Ramp, Shape
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         name = options.name or options.out.resolve().name.lower()
+        check_replaceable(options.out)
         levels = options.levels or ({"exact": 0.0} if options.method == "none" else DEFAULT_LEVELS)
         recipe = Recipe(
             name=name,
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"tokenfold export: {_first(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("tokenfold export: interrupted; nothing was written", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"tokenfold export: {error}", file=sys.stderr)
         return 2
@@ -74,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder in Hugging Face, timm or Tokenfold format, a state-dict file, a hub id, "
         "or random:vit-s16 and its like: an architecture with seeded random weights",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--out", type=_path, required=True, help="the bundle's folder")
     parser.add_argument(
         "--name", help="what the service calls the model (default: the folder's name)"
     )
@@ -85,10 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--levels",
         type=_levels,
-        metavar="NAME=REDUCTION,...",
-        help="levels and the fraction of FLOPs each removes (default: "
+        metavar="NAME=AMOUNT,...",
+        help="levels, and the fraction of FLOPs each removes (default: "
         + ",".join(f"{name}={value:g}" for name, value in DEFAULT_LEVELS.items())
-        + ")",
+        + "). An amount is also ToMe's r for each layer, r8, or r and inflection, r16/-1, or a "
+        "count for each layer, 8+8+4+0",
     )
     parser.add_argument("--default-level", help="for requests that choose none (default: balanced)")
     parser.add_argument(
@@ -104,29 +110,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=_path,
         help="a folder or zip of images, to verify on and to measure each level's accuracy; "
         "folders named as the labels make it accuracy, else it is agreement with unreduced",
     )
     return parser
 
 
-def _levels(text: str) -> dict[str, float]:
-    levels: dict[str, float] = {}
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _levels(text: str) -> dict[str, Amount]:
+    levels: dict[str, Amount] = {}
     for part in text.split(","):
         name, separator, value = part.strip().partition("=")
-        try:
-            reduction = float(value)
-        except ValueError:
-            reduction = -1.0
-        if not separator or not 0.0 <= reduction <= 1.0:
+        amount = _amount(value) if separator else None
+        if amount is None:
             raise argparse.ArgumentTypeError(
-                f"{part!r} is not NAME=REDUCTION with a reduction of 0 to 1, such as fast=0.55"
+                f"{part!r} is not NAME=AMOUNT, with an amount such as 0.55 (0 to 1), r8, r16/-1 "
+                "or 8+8+4+0"
             )
         if name in levels:
             raise argparse.ArgumentTypeError(f"the level {name!r} stands twice")
-        levels[name] = reduction
+        levels[name] = amount
     return levels
+
+
+def _amount(text: str) -> Amount | None:
+    if re.fullmatch(r"\d+(\+\d+)+", text):
+        return tuple(int(count) for count in text.split("+"))
+    ramp = re.fullmatch(r"r(\d+)(?:/(-?[\d.]+))?", text)
+    try:
+        if ramp:
+            inflect = float(ramp[2] or 0)
+            return Ramp(int(ramp[1]), inflect) if -1 <= inflect <= 1 else None
+        reduction = float(text)
+    except ValueError:
+        return None
+    return reduction if 0.0 <= reduction <= 1.0 else None
 
 
 def _progress(console: Console) -> Progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ from export.symbolic import Symbolic
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
 from models.vit import PatchEmbed, VisionTransformer
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights from which on they are kept outside the graph's file."""
 
 
 class Patches(nn.Module):
@@ -116,6 +121,8 @@ def export(graph: Graph, path: Path) -> None:
     config = graph.model.config
     image = torch.zeros(2, *config.image_size, 3, dtype=torch.uint8)
     plan = torch.full((config.depth,), 2, dtype=torch.int64)
+    # The exporter warns of its own deprecations, and that there is no torchvision.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -134,4 +141,26 @@ def export(graph: Graph, path: Path) -> None:
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     del model.functions[:]
     model.functions.extend(body for kind, body in functions().items() if kind in used)
-    onnx.save(model, path)
+    save(model, path)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; weights of a large one go to a second file, for a protobuf ends at 2 GB."""
+    if weights_size(model) < EXTERNAL_ABOVE:
+        onnx.save(model, path)
+    else:
+        onnx.save(
+            model,
+            path,
+            save_as_external_data=True,
+            location=f"{path.name}.data",
+            size_threshold=1024,
+        )
+
+
+def weights_size(model: onnx.ModelProto) -> int:
+    """Bytes of the constants of a graph."""
+    return sum(
+        math.prod(weight.dims) * onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        for weight in model.graph.initializer
+    )

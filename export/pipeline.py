@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +28,7 @@ from export.bundle import (
     Name,
     Precision,
     Profile,
+    Quality,
     Share,
     stored_files,
     write_document,
@@ -33,16 +38,20 @@ from export.bundle import (
 from export.machine import machine, software
 from export.quantise import quantise
 from export.runtime import Session
-from export.verify import Images, random_images, verify
+from export.verify import Images, normalised, random_images, verify
 from models.checkpoints.checkpoint import Checkpoint
+from models.preprocess import Pixels, Preprocess
 from models.reduction.matcher import Matcher
 from models.reduction.pitome import PiToMe, margin
 from models.reduction.schedule import (
     DEFAULT_LEVELS,
     Method,
+    Plan,
+    Ramp,
     Shape,
     Workload,
     flops_ratio,
+    linear,
     plan_for,
     widths,
 )
@@ -50,9 +59,12 @@ from models.reduction.tome import ToMe
 from models.vit import VisionConfig
 
 VERIFIED_IMAGES = 8
-PACKAGES = ("tokenfold", "torch", "onnx", "onnxruntime")
 Stage = Callable[[str, int], Callable[[], None]]
 """Starts a named stage of so many steps, and returns what to call after each step."""
+
+
+Amount = Share | Ramp | tuple[int, ...]
+"""How much a level reduces: a fraction of the FLOPs, ToMe's (r, inflect), or the plan itself."""
 
 
 class Recipe(BaseModel):
@@ -60,7 +72,7 @@ class Recipe(BaseModel):
 
     Attributes:
         name: what the service will call the model.
-        levels: name -> requested reduction, 0 to 1.
+        levels: name -> how much to reduce.
         default_level: by default `balanced` where there is one, else the first.
         proportional: whether attention counts token sizes; off for MAE trained without ToMe.
         images: a folder or zip of images to verify and measure on; folder names are labels.
@@ -72,7 +84,7 @@ class Recipe(BaseModel):
     name: Name
     method: Method = "tome"
     precision: Precision = "fp32"
-    levels: dict[Name, Share] = Field(default=DEFAULT_LEVELS, min_length=1)
+    levels: dict[Name, Amount] = Field(default=dict(DEFAULT_LEVELS), min_length=1)
     default_level: Name | None = None
     shape: Shape = "constant"
     proportional: bool = True
@@ -103,17 +115,30 @@ def matchers(method: Method, config: VisionConfig) -> list[Matcher] | None:
 
 
 def plan_levels(workload: Workload, recipe: Recipe) -> dict[str, Level]:
-    """The requested levels with their plans, from the least reduced to the most."""
+    """The requested levels with their plans, from the least reduced to the most.
+
+    Raises:
+        PlanError: an explicit plan does not fit the network.
+    """
     levels = {}
-    for name, reduction in sorted(recipe.levels.items(), key=lambda level: level[1]):
-        plan = plan_for(workload, reduction, recipe.shape)
+    for name, amount in recipe.levels.items():
+        plan = _plan(workload, amount, recipe.shape)
+        ratio = flops_ratio(workload, plan)
         levels[name] = Level(
-            reduction=reduction,
+            reduction=amount if isinstance(amount, float) else 1 - ratio,
             plan=plan,
-            flops_ratio=flops_ratio(workload, plan),
+            flops_ratio=ratio,
             tokens_out=widths(workload, plan)[-1],
         )
-    return levels
+    return dict(sorted(levels.items(), key=lambda level: -level[1].flops_ratio))
+
+
+def _plan(workload: Workload, amount: Amount, shape: Shape) -> Plan:
+    if isinstance(amount, float):
+        return plan_for(workload, amount, shape)
+    asked = linear(*amount, workload.depth) if isinstance(amount, Ramp) else amount
+    counts = widths(workload, asked)
+    return tuple(before - after for before, after in pairwise(counts))
 
 
 def export_bundle(
@@ -137,11 +162,7 @@ def export_bundle(
     workload = config.workload(recipe.method)
     levels = plan_levels(workload, recipe)
     own = matchers(recipe.method, config)
-    samples = (
-        []
-        if recipe.images is None
-        else quality.read(recipe.images, checkpoint.preprocess, checkpoint.labels)
-    )
+    photos = None if recipe.images is None else quality.Photos(recipe.images, checkpoint.labels)
     with writing(out) as folder:
         step = stage("export the graph", 1)
         dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
@@ -152,9 +173,10 @@ def export_bundle(
         step()
         if recipe.precision == "int8":
             step = stage("quantise", 1)
-            wide = (folder / MODEL).rename(folder / "wide.onnx")
-            quantise(wide, folder / MODEL)
-            wide.unlink()
+            with tempfile.TemporaryDirectory(dir=folder) as wide:
+                for file in folder.glob(f"{MODEL}*"):
+                    file.rename(Path(wide) / file.name)
+                quantise(Path(wide) / MODEL, folder / MODEL)
             step()
 
         manifest = Manifest(
@@ -168,19 +190,19 @@ def export_bundle(
             labels=checkpoint.labels,
             levels=levels,
             default_level=recipe.default,
-            versions={package: version(package) for package in PACKAGES},
+            versions=_versions(),
             files=stored_files(folder),
         )
         write_manifest(folder, manifest)
         bundle = Bundle.open(folder)
-        images = _verification_images(samples, checkpoint.preprocess.size)
-        deviation = {}
+        images = _verification_images(photos, checkpoint.preprocess)
+        deviation = dict.fromkeys(levels, 0.0)
         native = Session(bundle)
         # The same file has to be right on either kind of ops.
         sessions = [native, Session(bundle, native=False)] if native.native else [native]
         step = stage("verify", len(levels) * len(sessions))
         for session in sessions:
-            deviation = verify(
+            found = verify(
                 checkpoint,
                 own,
                 recipe.proportional,
@@ -190,35 +212,52 @@ def export_bundle(
                 images,
                 step,
             )
-        if samples:
-            step = stage("measure", len(samples) * len(levels))
-            _measure(folder, native, levels, samples, recipe.threads, step)
+            deviation = {name: max(deviation[name], found[name]) for name in levels}
+        if photos is not None:
+            step = stage("measure", len(photos))
+            qualities = quality.measure(
+                native,
+                levels,
+                photos,
+                checkpoint.preprocess,
+                unreduced=lambda pixels: _answer(checkpoint, pixels),
+                threads=recipe.threads,
+                progress=step,
+            )
+            _write_profile(folder, native, qualities)
         files = stored_files(folder)
         write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
     return Bundle.open(out)
 
 
-def _verification_images(samples: Sequence[quality.Sample], size: tuple[int, int]) -> Images:
-    drawn = random_images(size, VERIFIED_IMAGES)
-    if not samples:
+def _versions() -> dict[str, str]:
+    return {
+        "tokenfold": version("tokenfold"),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _verification_images(photos: quality.Photos | None, preprocess: Preprocess) -> Images:
+    drawn = random_images(preprocess.size, VERIFIED_IMAGES)
+    if photos is None:
         return drawn
-    spread = samples[:: max(1, len(samples) // VERIFIED_IMAGES)][:VERIFIED_IMAGES]
-    return np.concatenate([drawn, np.stack([sample.pixels for sample in spread])])
+    spread = range(0, len(photos), max(1, len(photos) // VERIFIED_IMAGES))[:VERIFIED_IMAGES]
+    return np.concatenate([drawn, np.stack([photos.pixels(at, preprocess) for at in spread])])
 
 
-def _measure(
-    folder: Path,
-    session: Session,
-    levels: Mapping[str, Level],
-    samples: Sequence[quality.Sample],
-    threads: int,
-    step: Callable[[], None],
-) -> None:
-    found = quality.measure(session, levels, samples, threads=threads, progress=step)
+def _answer(checkpoint: Checkpoint, pixels: Pixels) -> int:
+    with torch.inference_mode():
+        logits = checkpoint.model(normalised(pixels[None], checkpoint.preprocess)).logits
+    return int(logits[0].argmax())
+
+
+def _write_profile(folder: Path, session: Session, qualities: Mapping[str, Quality]) -> None:
     profile = Profile(
         measured=date.today(),
         machine=machine(),
         runtime=software(native=session.native),
-        levels={name: LevelProfile(quality=value) for name, value in found.items()},
+        levels={name: LevelProfile(quality=found) for name, found in qualities.items()},
     )
     write_document(folder / PROFILE, profile)

@@ -4,109 +4,124 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from export.bundle import Level, Quality
 from export.runtime import Session
-from models.preprocess import Preprocess, pixels
+from models.preprocess import Pixels, Preprocess, pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+Answer = Callable[[Pixels], int]
+"""The class that a network sees in an image (H, W, 3) uint8."""
 
 
 class DataError(ValueError):
     """Images that cannot be measured on; the message says why."""
 
 
-class Sample(NamedTuple):
-    """One image: pixels (H, W, 3) uint8, and its label's index, or None where it is not known."""
+class Photos:
+    """Every image below a folder, or in a zip file, decoded when asked for.
 
-    pixels: npt.NDArray[np.uint8]
-    label: int | None
-
-
-def read(source: Path, preprocess: Preprocess, labels: Sequence[str]) -> list[Sample]:
-    """Every image below a folder, or in a zip file. An image's label is its folder's name.
-
-    Raises:
-        DataError: there are no images, or one cannot be read.
+    Attributes:
+        names: paths in the folder or archive, in order.
+        labels: each image's label, by its folder's name; None where no folder is named as a label.
     """
-    index = {label: at for at, label in enumerate(labels)}
-    samples = []
-    for name, data in _files(source):
+
+    def __init__(self, source: Path, labels: Sequence[str]) -> None:
+        """List the images.
+
+        Raises:
+            DataError: there are none, or only some lie in folders named as labels.
+        """
+        self.source = source
+        self._archive: zipfile.ZipFile | None = None
+        if source.is_dir():
+            found = [path.relative_to(source).as_posix() for path in source.rglob("*")]
+        else:
+            try:
+                self._archive = zipfile.ZipFile(source)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{source} is neither a folder nor a zip file") from error
+            found = self._archive.namelist()
+        self.names = sorted(
+            name for name in found if PurePosixPath(name).suffix.lower() in SUFFIXES
+        )
+        if not self.names:
+            raise DataError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
+        self.labels = self._labels(labels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pixels(self, at: int, preprocess: Preprocess) -> Pixels:
+        """Image number `at` as the network's input.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        name = self.names[at]
         try:
+            data = self._archive.read(name) if self._archive else (self.source / name).read_bytes()
             with Image.open(BytesIO(data)) as image:
-                found = pixels(image, preprocess)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise DataError(f"{source}: {name} is not a readable image: {error}") from error
-        folder = Path(name).parent.name
-        samples.append(Sample(found, index.get(folder)))
-    if not samples:
-        raise DataError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return samples
+                return pixels(image, preprocess)
+        except Exception as error:  # Pillow's decoders raise nearly anything
+            raise DataError(f"{self.source}: {name} is not a readable image: {error}") from error
 
-
-def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                yield path.relative_to(source).as_posix(), path.read_bytes()
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                if Path(name).suffix.lower() in SUFFIXES:
-                    yield name, archive.read(name)
-    else:
-        raise DataError(f"{source} is neither a folder nor a zip file")
+    def _labels(self, labels: Sequence[str]) -> list[int] | None:
+        folders = [PurePosixPath(name).parent.name for name in self.names]
+        unknown = sorted(set(folders) - set(labels))
+        if len(unknown) == len(set(folders)):
+            return None
+        if unknown:
+            raise DataError(
+                f"{self.source}: some folders are named as labels, but not {', '.join(unknown[:5])}"
+            )
+        twice = sorted(folder for folder in set(folders) if list(labels).count(folder) > 1)
+        if twice:
+            raise DataError(f"{self.source}: the model has two labels {', '.join(twice[:5])}")
+        return [list(labels).index(folder) for folder in folders]
 
 
 def measure(
     session: Session,
     levels: Mapping[str, Level],
-    samples: Sequence[Sample],
+    photos: Photos,
+    preprocess: Preprocess,
     *,
+    unreduced: Answer,
     threads: int,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Quality]:
     """The share of right answers of each level.
 
-    `top1` against the labels where every image has one, else `agreement` with what the same graph
-    answers unreduced.
+    `top1` where the photos have labels, else `agreement` with the unreduced network.
 
     Args:
-        threads: that run the session side by side.
-        progress: called after each image of each level.
+        unreduced: that network, for photos without labels.
+        threads: that decode and run side by side.
+        progress: called after each image.
     """
 
-    def answer(sample: Sample, plan: Sequence[int]) -> int:
-        found = int(session.run(sample.pixels[None], plan).logits[0].argmax())
+    def right(at: int) -> list[bool]:
+        seen = photos.pixels(at, preprocess)
+        wanted = unreduced(seen) if photos.labels is None else photos.labels[at]
+        answers = [
+            int(session.run(seen[None], level.plan).logits[0].argmax()) for level in levels.values()
+        ]
         progress()
-        return found
+        return [answer == wanted for answer in answers]
 
-    labels = [sample.label for sample in samples]
-    labelled = all(label is not None for label in labels)
     with ThreadPoolExecutor(threads) as pool:
-
-        def answers(plan: Sequence[int]) -> list[int]:
-            return list(pool.map(lambda sample: answer(sample, plan), samples))
-
-        found = {name: answers(level.plan) for name, level in levels.items()}
-        if not labelled:
-            depth = len(next(iter(levels.values())).plan)
-            unreduced = [name for name, level in levels.items() if not any(level.plan)]
-            labels = list(found[unreduced[0]] if unreduced else answers([0] * depth))
+        hits = list(pool.map(right, range(len(photos))))
     return {
-        name: quality(
-            sum(a == b for a, b in zip(own, labels, strict=True)), len(samples), labelled=labelled
-        )
-        for name, own in found.items()
+        name: quality(sum(column), len(photos), labelled=photos.labels is not None)
+        for name, column in zip(levels, zip(*hits, strict=True), strict=True)
     }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from export import graph
 
 
 def quantise(source: Path, target: Path) -> None:
@@ -17,19 +20,25 @@ def quantise(source: Path, target: Path) -> None:
     model = onnx.load(source)
     # The quantiser takes types from value_info, which knows nothing of our ops' outputs.
     del model.graph.value_info[:]
-    bare = target.with_suffix(".bare")
-    onnx.save(model, bare)
-    # It advises pre-processing, which would inline the ops' bodies.
-    logging.disable(logging.WARNING)
+    # Its advice is to pre-process, which would inline the ops' bodies.
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        quantize_dynamic(
-            bare,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
-        )
+        with TemporaryDirectory(dir=target.parent) as folder:
+            bare = Path(folder) / "model.onnx"
+            graph.save(model, bare)
+            quantize_dynamic(
+                bare,
+                target,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=graph.weights_size(model) / 4 > graph.EXTERNAL_ABOVE,
+                extra_options={
+                    "DefaultTensorType": onnx.TensorProto.FLOAT,
+                    "MatMulConstBOnly": True,
+                },
+            )
     finally:
-        logging.disable(logging.NOTSET)
-        bare.unlink(missing_ok=True)
+        logger.setLevel(level)

@@ -38,6 +38,8 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors; its warnings are advice on the graph
+        # Where a processor would saturate sums of 8-bit products, do not let it.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         plugin = library.find() if native else None
         self.native = plugin is not None
         if plugin is not None:

@@ -24,7 +24,7 @@ class Symbolic:
     """Emits `Attend`, a matcher and `Reduce`; see `export.plugins.functions` for what they do."""
 
     def __init__(self) -> None:
-        self._ones: dict[int, Tensor] = {}
+        self._ones: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         if size is None:
@@ -35,13 +35,10 @@ class Symbolic:
         )[0]
 
     def _even(self, q: Tensor) -> Tensor:
-        """Sizes of 1 for every token; one tensor for all layers of the same length."""
-        tokens = q.shape[1]
-        if isinstance(tokens, torch.SymInt):
-            return torch.ones_like(q[:, :, 0], dtype=torch.float32)
-        if tokens not in self._ones:
-            self._ones[tokens] = torch.ones_like(q[:, :, 0], dtype=torch.float32)
-        return self._ones[tokens]
+        """Sizes of 1, made once: they are asked for only before the first reduction."""
+        if self._ones is None:
+            self._ones = torch.ones_like(q[:, :, 0], dtype=torch.float32)
+        return self._ones
 
     def reduce(
         self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int | Tensor

@@ -130,7 +130,7 @@ class Block(nn.Module):
         matcher: Matcher | None = None,
         r: int = 0,
         *,
-        proportional: bool = True,
+        size: Tensor | None = None,
     ) -> Tokens:
         """One layer.
 
@@ -138,9 +138,8 @@ class Block(nn.Module):
             tokens: x (B, N, D).
             matcher: picks the tokens to remove; None in a layer that never reduces.
             r: how many to remove.
-            proportional: whether attention counts sizes.
+            size: (B, N), what attention counts a token as; None where all count as 1.
         """
-        size = tokens.size if proportional else None
         attended, keys = self.attn(self.norm1(tokens.x), size, run)
         tokens = tokens._replace(x=tokens.x + self.ls1(attended))
         if matcher is not None:

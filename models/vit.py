@@ -254,16 +254,14 @@ class VisionTransformer(nn.Module):
         if plan is not None and (len(plan) != depth or matchers is None or len(matchers) != depth):
             raise ValueError(f"a plan and matchers for {depth} layers are needed")
         tokens = Tokens.start(x)
+        size = None  # before the first reduction all tokens count as 1
         for layer, block in enumerate(self.blocks):
-            reducing = plan is not None and matchers is not None
-            tokens = block(
-                tokens,
-                run,
-                matchers[layer] if reducing and matchers else None,
-                plan[layer] if reducing and plan is not None else 0,
-                # Before the first reduction all sizes are 1, and the bias is 0.
-                proportional=proportional and reducing and layer > 0,
-            )
+            if plan is None or matchers is None:
+                tokens = block(tokens, run)
+                continue
+            tokens = block(tokens, run, matchers[layer], plan[layer], size=size)
+            # Without proportion every token counts as 1, and no token still as 0.
+            size = tokens.size if proportional else (tokens.size > 0).float()
         return VisionOutput(self.logits(tokens), tokens.size, tokens.trace)
 
     def logits(self, tokens: Tokens) -> Tensor:
@@ -276,7 +274,8 @@ class VisionTransformer(nn.Module):
         pooled = x[:, 0]
         if "mean" in config.pool:
             weighted = x * tokens.size.unsqueeze(-1).to(x.dtype)
-            mean = weighted[:, config.protected :].sum(1) / config.patches
+            present = tokens.size[:, config.protected :].sum(1, keepdim=True)
+            mean = weighted[:, config.protected :].sum(1) / present.to(x.dtype)
             pooled = mean if config.pool == "mean" else torch.cat([pooled, mean], dim=-1)
         out: Tensor = self.head(self.fc_norm(pooled))
         return out

@@ -180,3 +180,27 @@ def test_a_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
     assert Bundle.find(tmp_path) == [tmp_path / "b"]
     assert Bundle.find(tmp_path / "b") == [tmp_path / "b"]
     assert Bundle.find(tmp_path / "nowhere") == []
+
+
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for out in (thesis.parent, thesis, tmp_path):
+        with pytest.raises(BundleError, match="left alone"):
+            write(out)
+    assert thesis.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    Bundle.open(tmp_path / "empty")
+
+
+def test_a_bundle_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "b")
+    write(tmp_path / "b", source="another test")
+    assert Bundle.open(tmp_path / "b").manifest.source == "another test"
+    # A system without the call for it takes two, and undoes the first if the second fails.
+    monkeypatch.setattr("ctypes.CDLL", lambda *_args, **_options: object())
+    write(tmp_path / "b", source="a third")
+    assert Bundle.open(tmp_path / "b").manifest.source == "a third"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

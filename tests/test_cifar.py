@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from models.checkpoints import native
+from models.checkpoints.checkpoint import Checkpoint
 from models.training import cifar
 
 
@@ -51,12 +52,26 @@ def test_augmentation_shifts_and_flips_whole_images() -> None:
     assert set(steps[:, 5:-5].unique().tolist()) == {-1.0, 1.0}, "flipped or not, never stretched"
 
 
-def test_training_learns_saves_and_goes_on(archive: Path, tmp_path: Path) -> None:
+def test_a_broken_run_goes_on_as_if_nothing_had_happened(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
-    cifar.train(archive, out, epochs=1, batch=60, rate=1e-3, seed=0)
+    save = native.save
+
+    def broken(folder: Path, checkpoint: Checkpoint) -> None:
+        if (out / "training.pt").exists():
+            raise KeyboardInterrupt
+        save(folder, checkpoint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cifar, "save", broken)
+        with pytest.raises(KeyboardInterrupt):
+            cifar.train(archive, out, epochs=2, batch=60, rate=1e-3, seed=0)
+    with pytest.raises(ValueError, match="holds a run"):
+        cifar.train(archive, out, epochs=3, batch=60, rate=1e-3, seed=0)
     cifar.train(archive, out, epochs=2, batch=60, rate=1e-3, seed=0)
     said = json.loads((out / "training.json").read_text())
-    assert said["epochs"] == 2
+    assert (said["epoch"], said["seed"]) == (2, 0)
     assert set(said["held_out"]) == {"exact", "high", "balanced", "fast", "fastest"}
     checkpoint = native.load(out)
     assert checkpoint.labels == cifar.CLASSES

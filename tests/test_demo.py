@@ -68,12 +68,19 @@ def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path:
     from models.training.cifar import save_held_out
 
     bundle = Bundle.open(DEMO / "bundles" / name)
-    save_held_out(DATA, tmp_path / "held-out.zip")
     manifest = bundle.manifest
-    samples = quality.read(tmp_path / "held-out.zip", manifest.preprocess, manifest.labels)
-    assert len(samples) == 5000
-    levels = {level: manifest.levels[level] for level in ("exact", "balanced")}
-    found = quality.measure(Session(bundle), levels, samples[::10], threads=2)
+    save_held_out(DATA, tmp_path / "held-out.zip")
+    photos = quality.Photos(tmp_path / "held-out.zip", manifest.labels)
+    assert len(photos) == 5000
+    photos.names, photos.labels = photos.names[::10], (photos.labels or [])[::10]
+    found = quality.measure(
+        Session(bundle),
+        {level: manifest.levels[level] for level in ("exact", "balanced")},
+        photos,
+        manifest.preprocess,
+        unreduced=lambda _: -1,
+        threads=2,
+    )
     for level, share in found.items():
         said = bundle.profile.levels[level].quality  # type: ignore[union-attr]
         assert said is not None

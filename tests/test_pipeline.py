@@ -18,7 +18,7 @@ from export.pipeline import Recipe, export_bundle, matchers
 from export.plugins.functions import DOMAIN
 from export.quality import DataError
 from export.runtime import Session
-from export.verify import VerificationError, random_images, verify
+from export.verify import VerificationError, normalised, random_images, verify
 from models.checkpoints import native
 from models.reduction.pitome import PiToMe
 from models.reduction.tome import ToMe
@@ -105,7 +105,7 @@ def test_a_bundle_that_disagrees_is_not_written(
 
     monkeypatch.setattr(graph, "export", wrong)
     assert main([str(source), "--out", str(tmp_path / "b"), "--levels", "exact=0"]) == 2
-    assert "level exact: logits differ" in capsys.readouterr().err
+    assert "level exact: logits are off" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,12 +178,61 @@ def test_errors_are_one_line(
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("levels", ["fast", "fast=2", "fast=x", "fast=-0.1", "a=0,a=0.1"])
+@pytest.mark.parametrize(
+    "levels", ["fast", "fast=2", "fast=x", "fast=-0.1", "a=0,a=0.1", "a=r", "a=r8/2", "a=4+"]
+)
 def test_wrong_levels_are_explained(levels: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["random:vit-ti16", "--out", "b", "--levels", levels])
     assert caught.value.code == 2
     assert "--levels" in capsys.readouterr().err
+
+
+def test_levels_may_be_plans(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    levels = "exact=0,r2=r2,falling=r2/-1,own=3+0+99"
+    assert main([str(source), "--out", str(out), "--levels", levels]) == 0
+    found = Bundle.open(out).manifest.levels
+    plans = {name: level.plan for name, level in found.items()}
+    assert plans == {"exact": (0, 0, 0), "r2": (2, 2, 2), "falling": (4, 2, 0), "own": (3, 0, 6)}
+    ratios = [level.flops_ratio for level in found.values()]
+    assert ratios == sorted(ratios, reverse=True)
+    assert found["r2"].reduction == pytest.approx(1 - found["r2"].flops_ratio)
+    assert main([str(source), "--out", str(tmp_path / "c"), "--levels", "own=3+0"]) == 2
+
+
+def test_large_weights_go_to_a_second_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.graph.EXTERNAL_ABOVE", 20_000)
+    for precision in ("fp32", "int8"):
+        out = tmp_path / precision
+        arguments = [str(source), "--out", str(out), "--levels", "exact=0"]
+        assert main([*arguments, "--precision", precision]) == 0
+        files = set(Bundle.open(out).manifest.files)
+        assert {"model.onnx", "model.onnx.data"} <= files
+        assert (
+            Session(Bundle.open(out)).run(random_images(tiny.SIZE, 1), (0, 0, 0)).logits.size == 5
+        )
+
+
+def test_lossy_agreement_is_with_the_unreduced_fp32_network(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for at, pixels in enumerate(random_images(tiny.SIZE, 60)):
+        Image.fromarray(pixels).save(folder / f"{at:02}.png")
+    recipe = Recipe(name="b", precision="int8", levels={"exact": 0.0}, images=folder)
+    bundle = export_bundle(tiny.checkpoint(), "a test", tmp_path / "b", recipe)
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+    with torch.inference_mode():
+        x = normalised(images, bundle.manifest.preprocess)
+        wanted = tiny.checkpoint().model(x).logits.argmax(-1).numpy()
+    session = Session(bundle)
+    found = [int(session.run(image[None], (0, 0, 0)).logits.argmax()) for image in images]
+    assert bundle.profile is not None
+    quality = bundle.profile.levels["exact"].quality
+    assert quality is not None
+    assert quality.value == pytest.approx(np.mean(found == wanted))
 
 
 def test_matchers_follow_the_network() -> None:

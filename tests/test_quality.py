@@ -6,11 +6,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.quality import quality, read
+from export.quality import DataError, Photos, quality
 from models.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=(8, 8))
@@ -24,17 +25,33 @@ def save(path: Path, value: int) -> None:
 def test_folder_names_are_labels(tmp_path: Path) -> None:
     save(tmp_path / "train" / "cat" / "1.png", 10)
     save(tmp_path / "train" / "dog" / "1.png", 20)
-    save(tmp_path / "train" / "gnu" / "1.png", 30)
     (tmp_path / "notes.txt").write_text("not an image")
-    samples = read(tmp_path, PREPROCESS, ["dog", "cat"])
-    assert [sample.label for sample in samples] == [1, 0, None]
-    assert [sample.pixels[0, 0, 0] for sample in samples] == [10, 20, 30]
-    assert samples[0].pixels.shape == (8, 8, 3)
+    photos = Photos(tmp_path, ["dog", "cat"])
+    assert photos.labels == [1, 0]
+    assert [photos.pixels(at, PREPROCESS)[0, 0, 0] for at in range(len(photos))] == [10, 20]
+    assert photos.pixels(0, PREPROCESS).shape == (8, 8, 3)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "train" / "cat" / "1.png", "cat/1.png")
-    assert [sample.label for sample in read(tmp_path / "all.zip", PREPROCESS, ["dog", "cat"])] == [
-        1
-    ]
+    assert Photos(tmp_path / "all.zip", ["dog", "cat"]).labels == [1]
+    assert Photos(tmp_path, ["ant", "bee"]).labels is None
+
+
+def test_labels_in_doubt_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "1.png", 10)
+    save(tmp_path / "Dog" / "1.png", 20)
+    with pytest.raises(DataError, match="Dog"):
+        Photos(tmp_path, ["dog", "cat"])
+    with pytest.raises(DataError, match="two labels cat"):
+        Photos(tmp_path, ["cat", "Dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 30]
+)
+def test_broken_images_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png"):
+        Photos(tmp_path, []).pixels(0, PREPROCESS)
 
 
 def test_wilson_interval() -> None:

@@ -3,6 +3,10 @@
 They define the ops; the kernels and `models.reduction` compute the same. A model carries the
 functions it uses, so that it runs without our library.
 
+`Attend` is a third op beside matcher and reducer: the bias of log size that ONNX Runtime's own
+attention would need costs more than matching and reducing together (measured at 197 tokens: 60
+microseconds on top of 740, against 50 for both). Its kernel takes the sizes as they are.
+
     Attend       q, k, v, size -> softmax(q k^T scale + log size) v
     MatchToMe    keys, size, r -> slots
     MatchPiToMe  keys, size, r -> slots
@@ -10,6 +14,7 @@ functions it uses, so that it runs without our library.
 
 with q, k, v, keys, x (B, N, D) of any float type, size (B, N) float32, slots (B, N) and trace
 (B, P) int64, and r int64 of one element: `max(0, min(r, (N - protected) / 2))` tokens go.
+Values are finite; protected is 0 to 2 for ToMe.
 
 Ranks are counted by comparison instead of sorted: no shape depends on the data, and ties go to the
 lowest index in every runtime. The `plugin_` attributes are for TensorRT, which finds its plugins by

@@ -12,7 +12,7 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -110,8 +110,15 @@ def flops_ratio(workload: Workload, plan: Sequence[int]) -> float:
     return flops(workload, plan) / flops(workload, [0] * workload.depth)
 
 
+class Ramp(NamedTuple):
+    """ToMe's own schedule: a line through r, falling for inflect -1, level for 0, rising for 1."""
+
+    r: int
+    inflect: float = 0.0
+
+
 def linear(r: int, inflect: float, depth: int) -> Plan:
-    """ToMe's (r, inflect) schedule: a line through r, falling for -1, level for 0, rising for 1."""
+    """The plan of `Ramp(r, inflect)`."""
     low = int(r * (1.0 - inflect))
     step = (2 * r - 2 * low) / max(depth - 1, 1)
     return tuple(int(low + step * i) for i in range(depth))

@@ -150,7 +150,12 @@ def accuracy(model: VisionTransformer, data: Images, reduction: float) -> float:
 
 
 def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: int) -> None:
-    """Train, and leave in `out` a checkpoint and `held-out.zip`, both for export."""
+    """Train, and leave in `out` a checkpoint and `held-out.zip`, both for export.
+
+    Raises:
+        ValueError: `out` holds a run that was begun with other settings.
+    """
+    settings = {"epochs": epochs, "batch": batch, "rate": rate, "seed": seed}
     torch.manual_seed(seed)
     train_part, held_out = load(data)
     print(
@@ -179,6 +184,8 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
     first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(f"{out} holds a run with {state['settings']}, not {settings}")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -207,8 +214,15 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             optimiser.step()
             average.update_parameters(model)
             losses += loss.item()
+        # The checkpoint first: a run that is killed in between repeats the epoch.
+        averaged = cast(VisionTransformer, average.module)
+        scores = {level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()}
+        save(out, Checkpoint(averaged, PREPROCESS, CLASSES))
+        said = {**settings, "epoch": epoch + 1, "held_out": scores}
+        (out / "training.json").write_text(json.dumps(said, indent=2) + "\n")
         torch.save(
             {
+                "settings": settings,
                 "epoch": epoch + 1,
                 "model": model.state_dict(),
                 "average": average.state_dict(),
@@ -217,17 +231,11 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             state_file.with_suffix(".part"),
         )
         state_file.with_suffix(".part").replace(state_file)
-        averaged = cast(VisionTransformer, average.module)
-        scores = {level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()}
         took = time.monotonic() - started
         print(
             f"epoch {epoch + 1}/{epochs}  {took:.0f} s  loss {losses / per_epoch:.3f}  "
             + "  ".join(f"{level} {100 * score:.2f}" for level, score in scores.items()),
             flush=True,
-        )
-        save(out, Checkpoint(averaged, PREPROCESS, CLASSES))
-        (out / "training.json").write_text(
-            json.dumps({"epochs": epoch + 1, "seed": seed, "held_out": scores}, indent=2) + "\n"
         )
 
 

@@ -309,10 +309,16 @@ static void rank(float* scores, int64_t n, int32_t* places) {
   }
 }
 
-static size_t match_scratch(int64_t tokens, int64_t head_dim) {
+// Metrics, their transpose, and a few arrays of one entry a token.
+static size_t match_tome_scratch(int64_t tokens, int64_t head_dim) {
   const int64_t padded = round_up(tokens), dim = round_up(head_dim);
-  // Metrics and their transpose, PiToMe's cosines, and a few arrays of one entry a token.
-  return 2 * padded * dim + padded * padded + 8 * (padded + kLanes);
+  return 2 * padded * dim + (kRows + 8) * (padded + kLanes);
+}
+
+// And all cosines.
+static size_t match_pitome_scratch(int64_t tokens, int64_t head_dim) {
+  const int64_t padded = round_up(tokens);
+  return match_tome_scratch(tokens, head_dim) + padded * padded;
 }
 
 template <typename T>
@@ -466,9 +472,18 @@ static void reduce(int64_t tokens, int64_t width, int64_t dim, const T* x, const
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    TOKENFOLD_NAME,      attend_scratch,      attend<float>,    attend<half>,
-    match_scratch,       match_tome<float>,   match_tome<half>, match_pitome<float>,
-    match_pitome<half>,  reduce<float>,       reduce<half>,
+    TOKENFOLD_NAME,
+    attend_scratch,
+    attend<float>,
+    attend<half>,
+    match_tome_scratch,
+    match_pitome_scratch,
+    match_tome<float>,
+    match_tome<half>,
+    match_pitome<float>,
+    match_pitome<half>,
+    reduce<float>,
+    reduce<half>,
 };
 
 }  // namespace TOKENFOLD_ISA

@@ -22,7 +22,8 @@ struct AttendHead {
 };
 
 // keys (tokens, heads * head_dim), size (tokens) -> slots (tokens); count tokens merge, count <=
-// (tokens - protected) / 2. Scratch is the caller's, of `scratch(tokens, head_dim)` floats.
+// (tokens - protected) / 2. Scratch is the caller's, of
+// `match_..._scratch(tokens, head_dim)` floats.
 struct Match {
   int64_t tokens;
   int64_t heads;
@@ -40,7 +41,8 @@ struct Kernels {
                        float* scratch);
   void (*attend_half)(const AttendHead&, const half* q, const half* k, const half* v, half* out,
                       float* scratch);
-  size_t (*match_scratch)(int64_t tokens, int64_t head_dim);
+  size_t (*match_tome_scratch)(int64_t tokens, int64_t head_dim);
+  size_t (*match_pitome_scratch)(int64_t tokens, int64_t head_dim);
   void (*match_tome_float)(const Match&, const float* keys, int64_t* slots, float* scratch);
   void (*match_tome_half)(const Match&, const half* keys, int64_t* slots, float* scratch);
   void (*match_pitome_float)(const Match&, const float* keys, int64_t* slots, float* scratch);

@@ -5,7 +5,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -62,15 +64,31 @@ int64_t asked(const Ort::ConstValue& r) {
   return *data<int64_t>(r);
 }
 
-// Runs job(i) for each i below count, on the session's threads where it has some.
+// Runs job(i) for each i below count, on the session's threads where it has some. What a job throws
+// is thrown here, when all are done: no exception may unwind through ONNX Runtime's threads.
 template <typename Job>
 void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
   if (count == 1) {
     job(0);
     return;
   }
-  context.ParallelFor([](void* user, size_t i) { (*static_cast<const Job*>(user))(i); },
-                      static_cast<size_t>(count), 0, const_cast<Job*>(&job));
+  struct Shared {
+    const Job& job;
+    std::mutex lock;
+    std::exception_ptr thrown;
+  } shared{job, {}, nullptr};
+  context.ParallelFor(
+      [](void* user, size_t i) {
+        auto& all = *static_cast<Shared*>(user);
+        try {
+          all.job(i);
+        } catch (...) {
+          const std::lock_guard<std::mutex> held(all.lock);
+          all.thrown = std::current_exception();
+        }
+      },
+      static_cast<size_t>(count), 0, &shared);
+  if (shared.thrown) std::rethrow_exception(shared.thrown);
 }
 
 template <typename T>
@@ -79,6 +97,7 @@ struct AttendKernel {
     Ort::ConstKernelInfo info{raw};
     heads = info.GetAttribute<int64_t>("heads");
     scale = info.GetAttribute<float>("scale");
+    require(heads > 0, "Attend: heads is 1 or more");
   }
 
   void Compute(OrtKernelContext* raw) const {
@@ -123,6 +142,9 @@ struct MatchKernel {
     heads = info.GetAttribute<int64_t>("heads");
     protected_tokens = info.GetAttribute<int64_t>("protected");
     if constexpr (PiToMe) margin = info.GetAttribute<float>("margin");
+    require(heads > 0, "Match: heads is 1 or more");
+    require(protected_tokens >= 0 && (PiToMe || protected_tokens <= 2),
+            "Match: protected is 0 or more, for ToMe at most 2");
   }
 
   void Compute(OrtKernelContext* raw) const {
@@ -143,7 +165,8 @@ struct MatchKernel {
     const Kernels& run = best();
     for_each(context, batch, [&](size_t image) {
       const Match of{n, heads, dim / heads, protected_tokens, count, margin, size_data + image * n};
-      float* room = scratch<float>(run.match_scratch(n, dim / heads));
+      const auto room_of = PiToMe ? run.match_pitome_scratch : run.match_tome_scratch;
+      float* room = scratch<float>(room_of(n, dim / heads));
       const T* from = keys_data + image * n * dim;
       int64_t* to = slots + image * n;
       if constexpr (PiToMe && sizeof(T) == 4) run.match_pitome_float(of, from, to, room);
@@ -162,6 +185,7 @@ template <typename T>
 struct ReduceKernel {
   explicit ReduceKernel(const OrtKernelInfo* raw) {
     protected_tokens = Ort::ConstKernelInfo{raw}.GetAttribute<int64_t>("protected");
+    require(protected_tokens >= 0, "Reduce: protected is 0 or more");
   }
 
   void Compute(OrtKernelContext* raw) const {
@@ -292,7 +316,11 @@ void add(Ort::CustomOpDomain& domain) {
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     OrtSessionOptions* raw_options, const OrtApiBase* base) {
-  Ort::InitApi(base->GetApi(ORT_API_VERSION));
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api)
+    return base->GetApi(1)->CreateStatus(
+        ORT_FAIL, "the ops were built for a newer ONNX Runtime: build them again");
+  Ort::InitApi(api);
   try {
     static Ort::CustomOpDomain domain = [] {
       Ort::CustomOpDomain made{tokenfold::kDomain};
