@@ -18,7 +18,7 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "serve": _Command("service.server", "serve bundles over HTTP", "cpu"),
     "export": _Command("export.cli", "make a bundle from a checkpoint", "export"),
-    "bench": _Command("export.bench", "measure a bundle's levels", "cpu"),
+    "bench": _Command("export.bench.command", "measure a bundle's levels", "cpu"),
 }
 
 # Top-level modules that are this project's: their absence is a bug, not a missing extra.

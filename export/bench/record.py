@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from datetime import date
 
+from export.bench.measure import in_rounds, slices
+from export.bench.report import Report
+from export.bench.subjects import of_graph, random_batches
 from export.bundle import Bundle, Latency, LevelProfile, Profile, write_profile
-from export.measure import in_rounds, slices
-from export.report import Report
 from export.runtime import Session
-from export.subjects import of_graph, random_batches
 
 LARGER = (2, 4, 8)
 """Batches whose latency is measured beside that of one image."""

@@ -13,16 +13,16 @@ import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import Progress
 
-from export.bench_options import Options, cores, parse
+from export.bench.measure import Measured, Subject, in_rounds, slices
+from export.bench.memory import MemoryProbeError, Peak, peak
+from export.bench.options import Options, cores, parse
+from export.bench.record import curves, save
+from export.bench.report import Comparison, Memory, Report, TorchRow, against, rows
+from export.bench.subjects import of_graph, random_batches
+from export.bench.targets import Target, TargetError, choose, runs_on
 from export.bundle import Bundle, BundleError
 from export.machine import machine, software
-from export.measure import Measured, Subject, in_rounds, slices
-from export.memory import MemoryProbeError, peak_mb
-from export.record import curves, save
-from export.report import Comparison, Report, TorchRow, against, rows
 from export.runtime import Session
-from export.subjects import of_graph, random_batches
-from export.targets import Target, TargetError, choose, runs_on
 
 BUSY = 10.0
 """Percent of the processor in other hands from which on the figures are doubtful."""
@@ -109,12 +109,14 @@ def _bench(options: Options, stage: Stage) -> Report:
     if options.compare is not None:
         subjects |= _of_other(options.compare, bundle, targets, options)
     if ways:
-        subjects |= _of_torch(bundle, targets, ways, options)
+        subjects |= _of_torch(bundle, session, targets, ways, options)
     step = stage("memory", len(targets))
     peaks = {}
     for name, target in targets.items():
-        peaks[name] = peak_mb(folder, target.plan, batch=options.batch, callers=options.threads)
+        peaks[name] = peak(folder, target.plan, batch=options.batch, callers=options.threads)
         step()
+    if not all(one.running_only for one in peaks.values()):
+        _notice("/proc/self/clear_refs cannot be written, so memory counts what loading took too")
     step = stage("speed", slices(len(subjects), options.rounds))
     found = in_rounds(subjects, rounds=options.rounds, seconds=options.seconds, progress=step)
 
@@ -123,6 +125,7 @@ def _bench(options: Options, stage: Stage) -> Report:
     spread = {name: measured.against(unreduced) for name, measured in own.items()}
     report = Report(
         levels=rows(targets, own, peaks),
+        memory=[Memory(level=name, working_memory_mb=peaks[name].working) for name in targets],
         speedup_quartiles={name: (ratio.low, ratio.high) for name, ratio in spread.items()},
         bundle=bundle.manifest.name,
         precision=bundle.manifest.precision,
@@ -168,21 +171,26 @@ def _of_other(
 
 
 def _of_torch(
-    bundle: Bundle, targets: Mapping[str, Target], ways: Sequence[Way], options: Options
+    bundle: Bundle,
+    session: Session,
+    targets: Mapping[str, Target],
+    ways: Sequence[Way],
+    options: Options,
 ) -> dict[Key, Subject]:
     try:
-        from export.eager import Eager
+        from export.bench.torch_eager import Eager
     except ModuleNotFoundError as error:
         raise BenchError(
             f"--torch needs {error.name}, which is not installed: pip install 'tokenfold[export]'"
         ) from error
+    batches = random_batches(bundle.manifest.preprocess.size, options.batch)
     try:
-        eager = Eager(bundle.manifest)
+        eager = Eager(bundle.manifest, batches)
+        eager.check(session, batches)
     except ValueError as error:
         raise BenchError(f"--torch loads {bundle.manifest.source} again: {error}") from error
-    batches = random_batches(bundle.manifest.preprocess.size, options.batch)
     return {
-        Key(way, name): eager.subject(batches, target.plan, way.callers, way.inside)
+        Key(way, name): eager.subject(target.plan, way.callers, way.inside)
         for way in ways
         for name, target in targets.items()
     }
@@ -199,10 +207,10 @@ def _add_torch(
     """PyTorch's rows, at each level the way that was faster there."""
     step = stage("memory of PyTorch", len(targets))
     best: dict[str, Way] = {}
-    peaks = {}
+    peaks: dict[str, Peak] = {}
     for name, target in targets.items():
         way = max(ways, key=lambda way: found[Key(way, name)].images_per_second)
-        peaks[name] = peak_mb(
+        peaks[name] = peak(
             folder,
             target.plan,
             batch=report.batch,

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+from export.bench.measure import Subject
+from export.bench.subjects import of_graph, random_batches
 from export.bundle import Bundle
-from export.measure import Subject
 from export.runtime import Session
-from export.subjects import of_graph, random_batches
 from models.reduction.schedule import Plan
 
 RUNS_PER_CALLER = 4
@@ -31,11 +32,23 @@ class MemoryProbeError(RuntimeError):
     """The watched process failed; the message says why."""
 
 
-def peak_mb(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0) -> float:
-    """Peak resident memory while a plan runs, in MB of 10^6 bytes.
+class Peak(NamedTuple):
+    """The largest resident set while a plan runs, in MB of 10^6 bytes.
 
-    All that the process holds then counts: interpreter, libraries, weights and activations. What
-    loading took and freed again does not.
+    Attributes:
+        total: all that the process holds: interpreter, libraries, weights and activations.
+        working: what came on top of the resident set right after loading.
+        running_only: whether what loading took and freed again is left out, as it should be; not
+            every system can start a process's peak anew.
+    """
+
+    total: float
+    working: float
+    running_only: bool = True
+
+
+def peak(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0) -> Peak:
+    """Peak memory of a process that loads a bundle and runs one plan.
 
     Args:
         batch: images of one run.
@@ -45,19 +58,19 @@ def peak_mb(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads
     Raises:
         MemoryProbeError: the process failed.
     """
-    command = [sys.executable, "-m", "export.memory", str(folder), "--plan", json.dumps(plan)]
+    command = [sys.executable, "-m", "export.bench.memory", str(folder), "--plan", json.dumps(plan)]
     for name, value in (("batch", batch), ("callers", callers), ("torch-threads", torch_threads)):
         command += [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise MemoryProbeError(f"measuring the memory of {folder} failed: {said[-1]}")
-    return float(done.stdout)
+    return Peak(*json.loads(done.stdout))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The watched process: load, run a few times, print the peak."""
-    parser = argparse.ArgumentParser(prog="python -m export.memory")
+    parser = argparse.ArgumentParser(prog="python -m export.bench.memory")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--plan", type=json.loads, required=True, help="a JSON list")
     parser.add_argument("--batch", type=int, default=1)
@@ -71,10 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.callers,
         options.torch_threads,
     )
-    _forget_loading()
+    running_only = _forget_loading()
+    loaded = _status_bytes("VmRSS")
     with ThreadPoolExecutor(subject.callers) as pool:
         list(pool.map(subject.run, range(RUNS_PER_CALLER * subject.callers)))
-    print(_peak_bytes() / 1e6)
+    # Not getrusage's ru_maxrss: that starts from what the parent had before this program began.
+    total = _status_bytes("VmHWM")
+    print(json.dumps(Peak(total / 1e6, max(0, total - loaded) / 1e6, running_only)))
     return 0
 
 
@@ -82,31 +98,33 @@ def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads
     batches = random_batches(bundle.manifest.preprocess.size, batch)
     if torch_threads:
         # Here only: torch is optional, and would count as the graph's memory.
-        from export.eager import Eager
+        from export.bench.torch_eager import Eager
 
-        return Eager(bundle.manifest).subject(batches, plan, callers, torch_threads)
+        return Eager(bundle.manifest, batches).subject(plan, callers, torch_threads)
     return of_graph(Session(bundle), batches, plan, callers)
 
 
-def _forget_loading() -> None:
-    """Start the peak anew, from what running needs.
+def _forget_loading() -> bool:
+    """Start the peak anew, from what running needs. Returns whether the system could.
 
     Loading leaves tens of MB of freed memory with the allocator, another amount each time, more
     than the levels differ by.
     """
-    # What a system or its C library cannot do is left out: loading counts then.
+    # Not every C library has it: what was freed counts as loaded then.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):
+    try:
         _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def _peak_bytes() -> int:
-    # Not getrusage's ru_maxrss: that starts from what the parent had before this program began.
+def _status_bytes(name: str) -> int:
     for line in _STATUS.read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise MemoryProbeError(f"{_STATUS} tells no peak")
+    raise MemoryProbeError(f"{_STATUS} has no {name}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ Work runs as in the service: one session with one thread inside a run, run from 
 there are cores, one image a run. Every round gives each level a short slice of time; reported are
 medians over the rounds, for speedups of the ratios within a round, with their quartiles: other work
 on the machine shows there. p50 and p99 are times of single runs, beside those of the other threads.
-Peak memory is the largest resident set, while it runs, of a process that runs this level only; MB
-are 10^6 bytes."""
+Peak memory is the largest resident set, while it runs, of a process that runs this level only, and
+working memory what of it came on top of what was resident right after loading; MB are 10^6
+bytes."""
 
 
 class Options(NamedTuple):

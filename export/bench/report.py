@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from export.measure import Measured
-from export.targets import Target
+from export.bench.measure import Measured
+from export.bench.memory import Peak
+from export.bench.targets import Target
 
 COLUMNS = ("FLOPs", "images/s", "speedup", "efficiency", "p50 ms", "p99 ms", "peak MB")
 
@@ -67,10 +68,18 @@ class Comparison(BaseModel):
     levels: list[Against]
 
 
+class Memory(BaseModel):
+    """What running a level takes beside what is loaded, 10^6 bytes."""
+
+    level: str
+    working_memory_mb: float
+
+
 class Report(BaseModel):
     """All that was measured.
 
     Attributes:
+        memory: by level; apart from the rows, whose fields others rely on.
         speedup_quartiles: of the rounds, by level: how noisy the machine was.
         threads: that ran at once. `batch`: images of one run.
         rounds: slices of each level. `seconds`: of one slice.
@@ -78,6 +87,7 @@ class Report(BaseModel):
     """
 
     levels: list[Row]
+    memory: list[Memory]
     speedup_quartiles: dict[str, tuple[float, float]]
     bundle: str
     precision: str
@@ -101,11 +111,14 @@ class Report(BaseModel):
         spread = {
             level: f"{low:.2f}-{high:.2f}" for level, (low, high) in self.speedup_quartiles.items()
         }
+        working = {one.level: f"{one.working_memory_mb:.0f}" for one in self.memory}
+        more = {"work": working, "quartiles": spread}
         found: list[RenderableType] = [
-            _table(f"{self.bundle}, {self.precision}", self.levels, {"quartiles": spread}),
+            _table(f"{self.bundle}, {self.precision}", self.levels, more),
             Text(
                 f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
-                f"medians of {self.rounds} rounds of {self.seconds:g} s\n"
+                f"medians of {self.rounds} rounds of {self.seconds:g} s; work: MB of the peak beyond "
+                "what is loaded\n"
             ),
         ]
         if self.compare is not None:
@@ -123,13 +136,9 @@ class Report(BaseModel):
 
 
 def rows(
-    targets: Mapping[str, Target], found: Mapping[str, Measured], peaks: Mapping[str, float]
+    targets: Mapping[str, Target], found: Mapping[str, Measured], peaks: Mapping[str, Peak]
 ) -> list[Row]:
-    """Every level's figures; the first target is the unreduced one.
-
-    Args:
-        peaks: MB, by level.
-    """
+    """Every level's figures; the first target is the unreduced one."""
     unreduced = found[next(iter(targets))]
     made = []
     for level, target in targets.items():
@@ -145,7 +154,7 @@ def rows(
                 efficiency=speedup * target.flops_ratio,
                 p50_ms=own.percentile_ms(50),
                 p99_ms=own.percentile_ms(99),
-                peak_memory_mb=peaks[level],
+                peak_memory_mb=peaks[level].total,
             )
         )
     return made

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from export.measure import Subject
+from export.bench.measure import Subject
 from export.runtime import Session
 from models.reduction.schedule import Plan
 

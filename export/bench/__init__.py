@@ -1,0 +1,1 @@
+"""`tokenfold bench`: a bundle's levels side by side, their speed and their memory."""

@@ -1,0 +1,65 @@
+"""What the tests of the bench share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from export.bench import command
+from export.bench.memory import Peak
+from export.bundle import MODEL, Level, Manifest, stored_files, write_manifest, writing
+from models.preprocess import Preprocess
+from models.reduction.schedule import Method
+from tests.bench.trivial import CONFIG, LABELS, Make, graph, level
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a bundle of three levels, or what its arguments say."""
+
+    def write(
+        name: str = "tiny",
+        *,
+        method: Method = "tome",
+        levels: dict[str, Level] | None = None,
+        source: str = "nowhere",
+        size: tuple[int, int] = (8, 8),
+    ) -> Path:
+        if levels is None:
+            levels = {"exact": level(method, (0, 0), 0.0)}
+            if method != "none":
+                levels["half"] = level(method, (1, 1), 0.3)
+                levels["most"] = level(method, (2, 1), 0.5)
+        with writing(tmp_path / name) as folder:
+            onnx.save(graph(), folder / MODEL)
+            manifest = Manifest(
+                name=name,
+                source=source,
+                precision="fp32",
+                workload=CONFIG.workload(method),
+                preprocess=Preprocess(size=size),
+                labels=LABELS,
+                levels=levels,
+                default_level=next(iter(levels)),
+                versions={},
+                files=stored_files(folder),
+            )
+            write_manifest(folder, manifest)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs here, there is no notice of it."""
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: 0.0)
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the processes whose memory is watched."""
+    monkeypatch.setattr(command, "peak", lambda *_args, **_options: Peak(100.0, 40.0))

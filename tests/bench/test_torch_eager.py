@@ -1,0 +1,147 @@
+"""`tokenfold bench --torch`: the same plans in PyTorch, from the weights that were exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.bench import command, torch_eager
+from export.bench.subjects import random_batches
+from export.bundle import Bundle, Precision, write_manifest
+from export.pipeline import Recipe, export_bundle
+from export.runtime import Session
+from models.checkpoints import native
+from models.checkpoints.checkpoint import Checkpoint
+from tests import tiny
+from tests.bench.trivial import QUICK
+
+MakeFrom = Callable[..., Path]
+LEVELS = {"exact": 0.0, "most": 0.4}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint `weights` and the bundle `tiny`, which names it so."""
+    folder = tmp_path_factory.mktemp("exported")
+    native.save(folder / "weights", tiny.checkpoint())
+    recipe = Recipe(name="tiny", levels=LEVELS)
+    export_bundle(tiny.checkpoint(), "weights", folder / "tiny", recipe)
+    return folder
+
+
+@pytest.fixture
+def here(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same as the current folder."""
+    monkeypatch.chdir(exported)
+    return exported
+
+
+@pytest.fixture
+def make_from(exported: Path, tmp_path: Path) -> MakeFrom:
+    """Writes the bundle anew, as if its source were that checkpoint by now."""
+
+    def write(checkpoint: Checkpoint, precision: Precision = "fp32") -> Path:
+        made = Path(tempfile.mkdtemp(dir=tmp_path))
+        native.save(made / "weights", checkpoint)
+        shutil.copytree(exported / "tiny", made / "tiny")
+        changes = {"source": str(made / "weights"), "precision": precision}
+        manifest = Bundle.open(made / "tiny").manifest
+        write_manifest(made / "tiny", manifest.model_copy(update=changes))
+        return made / "tiny"
+
+    return write
+
+
+def run(bundle: Path, *arguments: str) -> int:
+    return command.main([str(bundle), "--torch", "--json", *QUICK, *arguments])
+
+
+def test_torch_runs_the_same_plans(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(here / "tiny", "--threads", "2") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    rows = found["torch"]
+    assert [row["level"] for row in rows] == list(LEVELS)
+    for row, own in zip(rows, found["levels"], strict=True):
+        assert list(row) == [*own, "mode"]
+        assert row["mode"] in ("1x2", "2x1")
+        assert row["flops_ratio"] == own["flops_ratio"]
+        # A process with PyTorch in it.
+        assert row["peak_memory_mb"] > own["peak_memory_mb"]
+    assert set(found["against_torch"]) == set(LEVELS)
+    assert min(found["against_torch"].values()) > 0
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_source_relative_to_the_repository(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(exported / "tiny") == 2
+    assert "'weights': no such file or folder" in capsys.readouterr().err
+    monkeypatch.setattr(torch_eager, "ROOT", exported)
+    assert run(exported / "tiny") == 0
+    # What the current folder has comes first.
+    (tmp_path / "weights").mkdir()
+    assert torch_eager.locate("weights") == "weights"
+
+
+def test_sources_that_are_no_paths_stay() -> None:
+    for source in ("random:vit-s16", "google/vit-base-patch16-224", "/nowhere"):
+        assert torch_eager.locate(source) == source
+    assert Path(torch_eager.locate("pyproject.toml")).is_file()
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_checkpoint_with_other_weights_is_refused(
+    capsys: pytest.CaptureFixture[str], make_from: MakeFrom
+) -> None:
+    bundle = make_from(tiny.checkpoint(seed=1))
+    assert run(bundle) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no longer has the bundle's weights" in captured.err
+    # One weight a little off, as after a step of training.
+    trained = tiny.checkpoint()
+    with torch.no_grad():
+        next(trained.model.parameters()).mul_(1.05)
+    assert run(make_from(trained)) == 2
+    assert run(make_from(tiny.checkpoint(dim=96))) == 2
+    assert "not the network" in capsys.readouterr().err
+    # Rounded weights are no other weights.
+    assert run(make_from(trained, precision="int8")) == 0
+
+
+def test_few_batches_are_kept_as_floats(here: Path) -> None:
+    bundle = Bundle.open(here / "tiny")
+    batches = random_batches(bundle.manifest.preprocess.size, 3)
+    eager = torch_eager.Eager(bundle.manifest, batches)
+    subject = eager.subject((0, 0, 0), 1, 1)
+    assert subject.batch == 3
+    first, second, third = (np.asarray(subject.run(turn)) for turn in range(3))
+    assert (first == third).all()
+    assert (first != second).any()
+    session = Session(bundle)
+    eager.check(session, batches)
+    np.testing.assert_allclose(first, session.run(batches[0], (0, 0, 0)).logits, atol=1e-4)
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_without_pytorch(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "export.bench.torch_eager", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(here / "tiny") == 2
+    assert "pip install 'tokenfold[export]'" in capsys.readouterr().err
