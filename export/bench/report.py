@@ -117,8 +117,8 @@ class Report(BaseModel):
             _table(f"{self.bundle}, {self.precision}", self.levels, more),
             Text(
                 f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
-                f"medians of {self.rounds} rounds of {self.seconds:g} s; work: MB of the peak beyond "
-                "what is loaded\n"
+                f"medians of {self.rounds} rounds of {self.seconds:g} s; work: MB of the peak "
+                "beyond what is loaded\n"
             ),
         ]
         if self.compare is not None:

@@ -23,7 +23,7 @@ from export.bundle import (
     Quality,
     write_profile,
 )
-from tests.bench.trivial import QUICK, Make
+from tests.bench.trivial import QUICK, Make, level
 
 ROW = [
     "level",
