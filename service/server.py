@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import signal
@@ -45,11 +46,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """The first signal drains, the second gives up what is not answered yet."""
         # uvicorn would note the signal and raise it again at the end; a drained server ends well.
+        # An empty context: that of the request which the signal interrupts is none of its business.
+        nobody = contextvars.Context()
         if self._engine.scheduler.draining:
-            self._loop.call_soon_threadsafe(self._abort)
+            self._loop.call_soon_threadsafe(self._abort, context=nobody)
             return
         self._engine.scheduler.drain()
-        self._loop.call_soon_threadsafe(self._drain, sig)
+        self._loop.call_soon_threadsafe(self._drain, sig, context=nobody)
 
     def _drain(self, sig: int) -> None:
         logger.info("draining", extra={"signal": signal.Signals(sig).name})

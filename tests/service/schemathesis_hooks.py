@@ -7,7 +7,7 @@ import base64
 import schemathesis
 from hypothesis import strategies as st
 
-from tests.standin import picture
+from tests.service.standin import picture
 
 _IMAGES = st.sampled_from(
     [picture("red"), picture("blue", style="JPEG"), picture("lime", (1, 1), "WEBP")]

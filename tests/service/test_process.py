@@ -1,0 +1,178 @@
+"""`tokenfold serve` as a process: signals, logs, its imports, and the command line around it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+import tokenfold
+from tests.service.standin import Remote, bundle, picture, process, until
+
+
+def run(*line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose runs take a few tenths of a second."""
+    return bundle(tmp_path_factory.mktemp("slow") / "a", work=400)
+
+
+def test_sigterm_answers_what_was_accepted(slow: Path) -> None:
+    with (
+        process(slow, workers=1) as (running, remote),
+        ThreadPoolExecutor(8) as pool,
+        Remote(remote.url) as other,
+    ):
+        other.get("/livez")
+        futures = [pool.submit(remote.classify, picture()) for _ in range(4)]
+        until(lambda: remote.sample("tokenfold_queue_depth") >= 3)
+        running.send_signal(signal.SIGTERM)
+        until(lambda: other.get("/readyz").status_code == 503)
+        # Still there for those who ask, while the accepted ones are being answered.
+        refused = other.classify(picture())
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:tokenfold:problem:draining"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert other.get("/livez").status_code == 200
+        assert [future.result().status_code for future in futures] == [200] * 4
+        assert running.wait(10) == 0
+
+
+def test_sigterm_when_idle_ends_soon(slow: Path) -> None:
+    with process(slow) as (running, remote):
+        # An open connection that says nothing does not hold it up.
+        port = int(remote.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)):
+            begun = time.monotonic()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(10) == 0
+            assert time.monotonic() - begun < 5
+
+
+def test_a_second_signal_ends_at_once(slow: Path) -> None:
+    with process(slow, workers=1) as (running, remote), ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(remote.classify, picture()) for _ in range(8)]
+        until(lambda: remote.sample("tokenfold_queue_depth") >= 6)
+        running.send_signal(signal.SIGINT)
+        until(lambda: remote.get("/readyz").status_code == 503)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 0
+        for future in futures:
+            if future.exception() is None:
+                assert future.result().status_code in (200, 503)
+            else:
+                assert isinstance(future.exception(), httpx.TransportError)
+    assert "Traceback" not in "".join(remote.log)  # type: ignore[attr-defined]
+
+
+def test_a_drain_that_takes_too_long_is_cut_off(slow: Path) -> None:
+    with (
+        process(slow, workers=1, drain_timeout=1) as (running, remote),
+        ThreadPoolExecutor(32) as pool,
+    ):
+        for _ in range(30):
+            pool.submit(remote.classify, picture())
+        until(lambda: remote.sample("tokenfold_queue_depth") >= 20)
+        begun = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+        assert time.monotonic() - begun < 10
+    assert "Traceback" not in "".join(remote.log)  # type: ignore[attr-defined]
+
+
+def test_logs_are_json_with_the_request_id(slow: Path) -> None:
+    with process(slow) as (running, remote):
+        remote.classify(b"bad", headers={"X-Request-ID": "find-me"})
+        running.send_signal(signal.SIGTERM)
+        running.wait(10)
+    lines = [json.loads(line) for line in remote.log]  # type: ignore[attr-defined]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    (access,) = [line for line in lines if line.get("request_id") == "find-me"]
+    assert access["message"] == "POST /v1/classify"
+    assert access["status"] == 415
+    (loaded,) = [line for line in lines if line["message"] == "loaded colours"]
+    assert set(loaded["levels_ms"]) == {"exact", "balanced", "fast"}
+
+
+def test_a_taken_port_is_said(slow: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("-m", "tokenfold", "serve", f"--bundles={slow}", f"--port={port}")
+    assert done.returncode != 0
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_bundle_is_said(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "a")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    done = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}")
+    assert done.returncode == 1
+    assert "model.onnx" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_that_does_not_load_ends_the_server(tmp_path: Path) -> None:
+    bundle(tmp_path / "a", labels=("red", "green"))
+    done = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}", "--port=0")
+    assert done.returncode == 1
+    assert "3 outputs and 2 labels" in done.stderr
+
+
+def test_serving_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import pkgutil, importlib, service, tokenfold\n"
+        "for found in pkgutil.walk_packages(service.__path__, 'service.'):\n"
+        "    importlib.import_module(found.name)\n"
+        "heavy = {'torch', 'onnx', 'onnxscript', 'transformers', 'safetensors'}\n"
+        "print(sorted(name for name in heavy if sys.modules.get(name)))\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+class TestCommandLine:
+    def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert tokenfold.main(["--help"]) == 0
+        assert "serve" in capsys.readouterr().out
+        assert tokenfold.main([]) == 2
+        assert "usage" in capsys.readouterr().err
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert tokenfold.main(["--version"]) == 0
+        assert capsys.readouterr().out.startswith("tokenfold ")
+
+    def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert tokenfold.main(["sevre"]) == 2
+        assert "'sevre'" in capsys.readouterr().err
+
+    def test_without_torch_export_names_the_extra(self) -> None:
+        # The import system says of a module that is None what it says of one that is not there.
+        code = (
+            "import sys; sys.modules['torch'] = None\n"
+            "import tokenfold\n"
+            "sys.exit(tokenfold.main(['export', 'random:vit-ti16', '--out', 'x']))"
+        )
+        done = run("-c", code)
+        assert done.returncode == 1
+        assert "needs torch" in done.stderr
+        assert "tokenfold[export]" in done.stderr
+
+    def test_the_other_commands_are_there(self) -> None:
+        for name in ("serve", "export", "bench"):
+            done = run("-m", "tokenfold", name, "--help")
+            assert done.returncode == 0, done.stderr
+            assert f"tokenfold {name}" in done.stdout

@@ -1,0 +1,345 @@
+"""The scheduler: order, bounds, batches, cancellation, failures, death and drain."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from models.reduction.schedule import Plan
+from service.backends.backend import Sample
+from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow
+from service.scheduler import Done, Lane, Scheduler, Ticket
+from tests.service.standin import until
+
+FOREVER = float("inf")
+
+
+class Fake:
+    """A backend that waits at a gate, and notes what it ran."""
+
+    native = False
+
+    def __init__(self, max_batch: int = 1) -> None:
+        self.max_batch = max_batch
+        self.gate = threading.Event()
+        self.ran: list[tuple[Plan, list[int]]] = []
+        self.running = 0
+        self.fails: dict[int, BaseException] = {}
+
+    def run(self, samples: Sequence[Sample], plan: Plan, *, slots: bool) -> Sequence[Sample]:
+        numbers = [int(sample["number"]) for sample in samples]
+        self.running += 1
+        self.gate.wait(10)
+        self.running -= 1
+        self.ran.append((plan, numbers))
+        for number in numbers:
+            if number in self.fails:
+                raise self.fails[number]
+        return [{**sample, **({"slots": np.zeros(1)} if slots else {})} for sample in samples]
+
+
+class Caller:
+    """Requests of one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.finished: list[Ticket] = []
+
+    def ask(
+        self,
+        backend: Fake,
+        *numbers: int,
+        plan: Plan = (1,),
+        cost: float = 0.01,
+        within: float = FOREVER,
+        submit: bool = True,
+    ) -> Ticket:
+        holder: list[Ticket] = []
+        ticket = self.scheduler.admit(
+            Lane(backend, plan),
+            len(numbers),
+            cost=cost,
+            within=within,
+            done=lambda: self.finished.append(holder[0]),
+        )
+        holder.append(ticket)
+        if submit:
+            for index, number in enumerate(numbers):
+                ticket.submit(index, {"number": np.asarray(number)})
+        return ticket
+
+    def wait(self, *tickets: Ticket) -> None:
+        until(lambda: all(ticket in self.finished for ticket in tickets))
+
+
+Start = Callable[..., Caller]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Scheduler] = []
+
+    def make(workers: int = 1, limit: int = 100) -> Caller:
+        scheduler = Scheduler(workers=workers, limit=limit)
+        scheduler.start()
+        started.append(scheduler)
+        return Caller(scheduler)
+
+    yield make
+    for scheduler in started:
+        scheduler.stop()
+        assert scheduler.pending == 0
+
+
+def busy(caller: Caller, backend: Fake) -> Ticket:
+    """Occupy a worker."""
+    before = backend.running
+    ticket = caller.ask(backend, -1)
+    until(lambda: backend.running > before)
+    return ticket
+
+
+def test_one_request(start: Start) -> None:
+    caller, backend = start(), Fake()
+    backend.gate.set()
+    ticket = caller.ask(backend, 7, 8)
+    caller.wait(ticket)
+    assert [int(o.output["number"]) for o in ticket.outcomes if isinstance(o, Done)] == [7, 8]
+    assert all(o.batch_size == 1 and o.ran >= 0 for o in ticket.outcomes if isinstance(o, Done))
+
+
+def test_first_come_first_served_across_queues(start: Start) -> None:
+    caller, backend = start(), Fake()
+    tickets = [busy(caller, backend)]
+    tickets += [caller.ask(backend, i, plan=(i % 3,)) for i in range(9)]
+    backend.gate.set()
+    caller.wait(*tickets)
+    assert [numbers[0] for _, numbers in backend.ran] == [-1, *range(9)]
+
+
+def test_batches_form_while_the_device_is_busy(start: Start) -> None:
+    caller, backend = start(), Fake(max_batch=3)
+    tickets = [busy(caller, backend)]
+    tickets += [caller.ask(backend, i, plan=(i % 2,)) for i in range(8)]
+    backend.gate.set()
+    caller.wait(*tickets)
+    assert backend.ran == [
+        ((1,), [-1]),
+        ((0,), [0, 2, 4]),
+        ((1,), [1, 3, 5]),
+        ((0,), [6]),
+        ((1,), [7]),
+    ]
+    last = tickets[-1].outcomes[0]
+    assert isinstance(last, Done)
+    assert last.batch_size == 1
+    middle = tickets[3].outcomes[0]
+    assert isinstance(middle, Done)
+    assert middle.batch_size == 3
+
+
+def test_workers_run_beside_each_other(start: Start) -> None:
+    caller, backend = start(workers=3), Fake()
+    ticket = caller.ask(backend, 1, 2, 3, 4)
+    until(lambda: backend.running == 3)
+    backend.gate.set()
+    caller.wait(ticket)
+
+
+def test_the_queue_is_bounded(start: Start) -> None:
+    caller, backend = start(limit=4), Fake()
+    first = busy(caller, backend)
+    waiting = caller.ask(backend, 1, 2, 3, cost=2.5)
+    with pytest.raises(QueueFull, match="3 images wait already, and at most 4") as caught:
+        caller.ask(backend, 4, 5)
+    # 3 x 2.5 s wait, and half of the first one's 0.01 s is left: one worker needs 8 s.
+    assert caught.value.retry_after == 8
+    one_more = caller.ask(backend, 4)
+    backend.gate.set()
+    caller.wait(first, waiting, one_more)
+
+
+def test_places_are_held_while_decoding(start: Start) -> None:
+    caller, backend = start(limit=2), Fake()
+    backend.gate.set()
+    ticket = caller.ask(backend, 1, 2, submit=False)
+    assert caller.scheduler.depth == 2
+    with pytest.raises(QueueFull):
+        caller.ask(backend, 3)
+    ticket.fail(0, ImageError("bad"))
+    assert caller.scheduler.depth == 1
+    ticket.submit(1, {"number": np.asarray(2)}, slots=True)
+    caller.wait(ticket)
+    assert isinstance(ticket.outcomes[0], ImageError)
+    assert isinstance(ticket.outcomes[1], Done)
+    assert "slots" in ticket.outcomes[1].output
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start) -> None:
+    caller, backend = start(), Fake()
+    tickets = [busy(caller, backend), caller.ask(backend, 1, 2, cost=2.0)]
+    with pytest.raises(TooSlowNow, match=r"about 4\.0 s") as caught:
+        caller.ask(backend, 3, within=3.0)
+    assert caught.value.retry_after == 5
+    backend.gate.set()
+    caller.wait(*tickets)
+
+
+def test_the_wait_is_nothing_while_a_worker_is_free(start: Start) -> None:
+    caller, backend = start(workers=2), Fake()
+    tickets = [busy(caller, backend)]
+    assert caller.scheduler.wait == 0.0
+    tickets.append(busy(caller, backend))
+    assert caller.scheduler.wait > 0.0
+    backend.gate.set()
+    caller.wait(*tickets)
+    assert caller.scheduler.wait == 0.0
+
+
+def test_cancelled_before_it_ran(start: Start) -> None:
+    caller, backend = start(limit=2), Fake()
+    first = busy(caller, backend)
+    gone = caller.ask(backend, 1, 2)
+    gone.cancel()
+    assert caller.scheduler.depth == 0
+    after = caller.ask(backend, 3, 4)
+    backend.gate.set()
+    caller.wait(first, after)
+    assert [numbers[0] for _, numbers in backend.ran] == [-1, 3, 4]
+    assert gone not in caller.finished
+
+
+def test_cancelled_while_it_ran_and_while_it_was_decoded(start: Start) -> None:
+    caller, backend = start(), Fake()
+    running = busy(caller, backend)
+    decoding = caller.ask(backend, 1, 2, submit=False)
+    running.cancel()
+    decoding.cancel()
+    decoding.submit(0, {"number": np.asarray(1)})
+    decoding.fail(1, ImageError("late"))
+    decoding.cancel()
+    backend.gate.set()
+    until(lambda: caller.scheduler.pending == 0)
+    assert caller.finished == []
+    assert [numbers[0] for _, numbers in backend.ran] == [-1]
+
+
+def test_a_failing_run_fails_alone(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caller, backend = start(), Fake()
+    backend.fails = {2: RuntimeError("secret")}
+    backend.gate.set()
+    tickets = [caller.ask(backend, i) for i in range(4)]
+    caller.wait(*tickets)
+    assert isinstance(tickets[2].outcomes[0], InternalError)
+    assert "secret" not in str(tickets[2].outcomes[0])
+    assert "secret" in caplog.text
+    assert all(isinstance(tickets[i].outcomes[0], Done) for i in (0, 1, 3))
+    assert caller.scheduler.alive
+
+
+def test_a_failing_item_does_not_fail_its_batch(start: Start) -> None:
+    caller, backend = start(), Fake(max_batch=8)
+    first = busy(caller, backend)
+    backend.fails = {2: ValueError("bad item")}
+    tickets = [caller.ask(backend, i) for i in range(4)]
+    backend.gate.set()
+    caller.wait(first, *tickets)
+    kinds = [type(ticket.outcomes[0]) for ticket in tickets]
+    assert kinds == [Done, Done, InternalError, Done]
+
+
+def test_a_backend_that_returns_too_few_fails_its_items(start: Start) -> None:
+    class Short(Fake):
+        def run(self, *_: object, **__: object) -> Sequence[Sample]:
+            return []
+
+    caller = start()
+    ticket = caller.ask(Short(), 1)
+    caller.wait(ticket)
+    assert isinstance(ticket.outcomes[0], InternalError)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
+    caller, backend = start(workers=2), Fake()
+    backend.fails = {1: SystemExit()}
+    backend.gate.set()
+    ticket = caller.ask(backend, 1)
+    caller.wait(ticket)
+    assert isinstance(ticket.outcomes[0], InternalError)
+    until(lambda: not caller.scheduler.alive)
+    # The other one goes on.
+    after = caller.ask(backend, 2)
+    caller.wait(after)
+    assert isinstance(after.outcomes[0], Done)
+
+
+def test_draining_answers_what_was_accepted(start: Start) -> None:
+    caller, backend = start(), Fake()
+    tickets = [busy(caller, backend), caller.ask(backend, 1)]
+    decoding = caller.ask(backend, 2, submit=False)
+    caller.scheduler.drain()
+    with pytest.raises(Draining):
+        caller.ask(backend, 3)
+    decoding.submit(0, {"number": np.asarray(2)})
+    assert caller.scheduler.pending == 3
+    backend.gate.set()
+    caller.wait(*tickets, decoding)
+    assert caller.scheduler.pending == 0
+
+
+def test_stopping_empties_the_queues_first() -> None:
+    scheduler = Scheduler(workers=1, limit=9)
+    scheduler.start()
+    caller, backend = Caller(scheduler), Fake()
+    tickets = [busy(caller, backend), caller.ask(backend, 1, 2)]
+    threading.Timer(0.1, backend.gate.set).start()
+    scheduler.stop()
+    assert tickets == caller.finished
+    assert not scheduler.alive
+
+
+def test_stopping_leaves_a_stuck_worker_behind() -> None:
+    scheduler = Scheduler(workers=1, limit=9)
+    scheduler.start()
+    backend = Fake()
+    busy(Caller(scheduler), backend)
+    begun = time.monotonic()
+    scheduler.stop(timeout=0.2)
+    assert time.monotonic() - begun < 2
+    backend.gate.set()
+
+
+def test_stress_nothing_is_lost(start: Start) -> None:
+    caller, backend = start(workers=4, limit=10_000), Fake(max_batch=4)
+    backend.gate.set()
+    tickets: list[Ticket] = []
+    cancelled: list[Ticket] = []
+    lock = threading.Lock()
+
+    def many(seed: int) -> None:
+        choose = np.random.default_rng(seed)
+        for i in range(200):
+            ticket = caller.ask(backend, *range(choose.integers(1, 4)), plan=(i % 5,))
+            with lock:
+                if choose.random() < 0.2:
+                    ticket.cancel()
+                    cancelled.append(ticket)
+                else:
+                    tickets.append(ticket)
+
+    threads = [threading.Thread(target=many, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: caller.scheduler.pending == 0)
+    until(lambda: len(set(caller.finished) & set(tickets)) == len(tickets))
+    assert len(caller.finished) == len(set(caller.finished))
+    assert all(isinstance(o, Done) for ticket in tickets for o in ticket.outcomes)
+    assert caller.scheduler.depth == 0
+    assert caller.scheduler.wait == 0.0

@@ -1,0 +1,75 @@
+"""Settings: from flags, from the environment, and refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from service import server
+from service.settings import DEMO, Settings, cores
+
+
+def parse(*flags: str) -> Settings:
+    return CliApp.run(Settings, cli_args=list(flags))
+
+
+def test_defaults() -> None:
+    settings = parse()
+    assert settings.bundles == DEMO
+    assert settings.port == 8000
+    assert settings.workers == settings.decoders == cores()
+
+
+def test_flags() -> None:
+    settings = parse("--port", "81", "--queue-limit=99", "--no-access-log", "--log-format=text")
+    assert (settings.port, settings.queue_limit) == (81, 99)
+    assert not settings.access_log
+    assert settings.log_format == "text"
+
+
+def test_environment_and_flags_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENFOLD_PORT", "82")
+    monkeypatch.setenv("TOKENFOLD_MAX_PIXELS", "1000")
+    assert parse().port == 82
+    assert parse("--port", "83").port == 83
+    assert parse().max_pixels == 1000
+
+
+@pytest.mark.parametrize(
+    "flag", ["--port=99999", "--workers=0", "--queue-limit=x", "--request-timeout=0"]
+)
+def test_wrong_values_are_named(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert server.main([flag]) == 2
+    assert flag.split("=")[0].strip("-").replace("-", "_") in capsys.readouterr().err
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        server.main(["--prot=1"])
+    assert caught.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+    with pytest.raises(ValidationError, match="extra"):
+        Settings.model_validate({"prot": 1})
+
+
+def test_queue_holds_a_whole_request() -> None:
+    with pytest.raises(ValidationError, match="max_items"):
+        Settings.model_validate({"queue_limit": 3, "max_items": 4})
+
+
+def test_help_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        server.main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in printed
+    assert "TOKENFOLD_QUEUE_LIMIT" in re.sub(r"\s", "", printed)
+
+
+def test_no_bundles_is_a_clear_end(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert server.main([f"--bundles={tmp_path}"]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
