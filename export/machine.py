@@ -22,11 +22,21 @@ def software(*, native: bool) -> str:
     return f"onnxruntime {onnxruntime.__version__}, {ops}"
 
 
+def saturates() -> bool:
+    """Whether sums of products of 8-bit numbers may saturate here: x86 without VNNI."""
+    flags = _cpuinfo("flags").split()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.machine()
+    return ""

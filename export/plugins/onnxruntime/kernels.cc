@@ -214,7 +214,16 @@ static void attend(const AttendHead& h, const T* q, const T* k, const T* v, T* o
   float* result = queries + kRows * dim;     // (kRows, dim)
 
   transpose(n, d, k, h.stride, keys, padded);
-  pack(n, d, v, h.stride, values, dim);
+  // Rows of whole vectors are read where they lie.
+  const float* value = values;
+  int64_t value_stride = dim;
+  if constexpr (sizeof(T) == 4) {
+    if (d == dim) {
+      value = v;
+      value_stride = h.stride;
+    }
+  }
+  if (value == values) pack(n, d, v, h.stride, values, dim);
   std::memcpy(bias, h.log_size, n * sizeof(float));
   for (int64_t j = n; j < padded; ++j) bias[j] = -std::numeric_limits<float>::infinity();
 
@@ -234,7 +243,7 @@ static void attend(const AttendHead& h, const T* q, const T* k, const T* v, T* o
     float sums[kRows];
     for (int64_t i = 0; i < rows; ++i)
       sums[i] = softmax_unscaled(scores + i * padded, bias, h.scale, padded);
-    product(rows, n, dim, scores, padded, values, dim, result, dim);
+    product(rows, n, dim, scores, padded, value, value_stride, result, dim);
     for (int64_t i = 0; i < rows; ++i) {
       const float share = 1.0f / sums[i];
       T* row = out + (at + i) * h.stride;
@@ -251,15 +260,28 @@ static void unit_metric(const Match& m, const T* keys, int64_t first, int64_t st
   const float share = 1.0f / static_cast<float>(m.heads);
   for (int64_t i = first; i < m.tokens; i += step, out += dim) {
     const T* row = keys + i * m.heads * m.head_dim;
-    for (int64_t c = 0; c < m.head_dim; ++c) out[c] = wide(row[c]);
-    for (int64_t h = 1; h < m.heads; ++h)
-      for (int64_t c = 0; c < m.head_dim; ++c) out[c] += wide(row[h * m.head_dim + c]);
-    for (int64_t c = 0; c < m.head_dim; ++c) out[c] *= share;
-    for (int64_t c = m.head_dim; c < dim; ++c) out[c] = 0.0f;
     vec squares{};
-    for (int64_t c = 0; c < dim; c += kLanes) squares += load(out + c) * load(out + c);
+    int64_t c = 0;
+    if constexpr (sizeof(T) == 4) {
+      for (; c + kLanes <= m.head_dim; c += kLanes) {
+        vec sum{};
+        for (int64_t h = 0; h < m.heads; ++h) sum += load(row + h * m.head_dim + c);
+        sum *= share;
+        squares += sum * sum;
+        store(out + c, sum);
+      }
+    }
+    if (c < dim) {
+      for (int64_t rest = c; rest < dim; ++rest) {
+        float sum = 0.0f;
+        if (rest < m.head_dim)
+          for (int64_t h = 0; h < m.heads; ++h) sum += wide(row[h * m.head_dim + rest]);
+        out[rest] = sum * share;
+      }
+      for (; c < dim; c += kLanes) squares += load(out + c) * load(out + c);
+    }
     const float length = std::max(std::sqrt(horizontal_sum(squares)), 1e-12f);
-    for (int64_t c = 0; c < m.head_dim; ++c) out[c] /= length;
+    for (c = 0; c < dim; c += kLanes) store(out + c, load(out + c) / length);
   }
 }
 
