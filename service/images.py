@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import Interpolation, Preprocess
+from models.preprocess import DepthError, Pixels, Preprocess, pixels
 from service.errors import ImageError, ImageFormat, ImageTooLarge
-
-Pixels = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF"
@@ -23,39 +19,9 @@ NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 # `decode` has its own limit, and raises instead of warning. Pillow's is one for the whole process.
 Image.MAX_IMAGE_PIXELS = None
 
-_RESAMPLING: dict[Interpolation, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# A JPEG is decoded at half, a quarter or an eighth of its size where that still leaves this many
-# times the pixels that the network sees: several times faster, and the antialiased resize after it
-# hides the difference (tests/service/test_images.py bounds it).
-_GAP = 2
-
-# Of a strip longer than this many times its width only the middle is scaled: one pixel by a million
-# would become terabytes.
-_STRIP = 16
-
 
 def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
-    """An encoded image as the network's input.
-
-    The first frame, turned upright as its EXIF says, transparency laid over white, 16 bits a
-    channel scaled to 8.
+    """An encoded image as the network's input; see `models.preprocess.pixels` for how.
 
     Args:
         data: a whole file of one of `FORMATS`.
@@ -76,19 +42,12 @@ def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
             f"The image has {width} x {height} pixels; at most {max_pixels:,} are decoded."
         )
     try:
-        # Nothing but JPEG reacts to it.
-        image.draft("RGB", (_GAP * max(preprocess.size),) * 2)
-        image.load()
-        turn = _turn(image)
-        image = _eight_bits(image)
-        return _fit(image if turn is None else image.transpose(turn), preprocess)
-    except ImageError:
-        raise
+        return pixels(image, preprocess)
+    except DepthError as error:
+        raise ImageError(str(error)) from error
     except MemoryError as error:
         raise ImageTooLarge("There is not enough memory to decode the image.") from error
     except Exception as error:
-        # Pillow's decoders raise nearly anything on corrupt data: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error, IndexError...
         raise ImageError("The image is truncated or corrupt.") from error
 
 
@@ -101,59 +60,3 @@ def _open(data: bytes) -> Image.Image:
         raise ImageFormat(f"The file is no image that is read here ({NAMES}).") from error
     except Exception as error:
         raise ImageError("The image's header is corrupt.") from error
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        # A broken EXIF block does not make the picture unreadable.
-        return None
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in mode L, RGB or RGBA."""
-    if image.mode.startswith("I;16"):
-        # convert() would clip at 255 instead of scaling. The upper byte, as Pillow does for colour.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ImageError("Images of 32 bits a channel are not read: their range is not known.")
-    if image.has_transparency_data:
-        return image if image.mode == "RGBA" else image.convert("RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
-    height, width = preprocess.size
-    if preprocess.resize == "stretch":
-        scaled = _resize(image, (width, height), preprocess.interpolation)
-    else:
-        scaled = _centre(image, preprocess)
-    if scaled.mode == "RGBA":
-        scaled = Image.alpha_composite(Image.new("RGBA", scaled.size, "white"), scaled)
-    return np.asarray(scaled.convert("RGB"))
-
-
-def _centre(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Scale the shorter side, and cut out the centre."""
-    height, width = preprocess.size
-    shorter = preprocess.shorter_side or min(preprocess.size)
-    w, h = image.size
-    most = _STRIP * min(w, h)
-    if max(w, h) > most:
-        left, top = max(0, w - most) // 2, max(0, h - most) // 2
-        image = image.crop((left, top, left + min(w, most), top + min(h, most)))
-        w, h = image.size
-    # The longer side is cut down to whole pixels, as torchvision and transformers do.
-    size = (shorter, shorter * h // w) if w <= h else (shorter * w // h, shorter)
-    scaled = _resize(image, size, preprocess.interpolation)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    # Beyond the image's edge (a crop larger than the shorter side) this is black.
-    return scaled.crop((left, top, left + width, top + height))
-
-
-def _resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
-    method = _RESAMPLING[interpolation]
-    # What is more than six times too large is averaged in boxes first; below, nothing changes.
-    gap = None if method == Image.Resampling.NEAREST else 3.0
-    return image.resize(size, method, reducing_gap=gap)

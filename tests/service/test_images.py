@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import Preprocess
+from models.preprocess import Pixels, Preprocess
 from service import images
 from service.errors import ApiError, ImageError, ImageFormat, ImageTooLarge
-from service.images import Pixels
 from tests.service.standin import encoded, picture
 
 SMALL = Preprocess(size=(8, 8))
@@ -287,7 +286,7 @@ def test_decoding_a_large_jpeg_reduced_hardly_shows(monkeypatch: pytest.MonkeyPa
     data = encoded(image, "JPEG", quality=90)
     preprocess = Preprocess(size=(224, 224))
     found = decode(data, preprocess, max_pixels=2_000_000).astype(int)
-    monkeypatch.setattr(images, "_GAP", 1000)
+    monkeypatch.setattr("models.preprocess._GAP", 1000)
     whole = decode(data, preprocess, max_pixels=2_000_000).astype(int)
     difference = np.abs(found - whole)
     assert difference.max() > 0  # else nothing was reduced, and this test tests nothing
