@@ -69,6 +69,7 @@ class Engine:
         self._load = load
         self._lanes: dict[int, Model] = {}
         self._loaded = threading.Event()
+        self._loader: threading.Thread | None = None
 
     @property
     def started(self) -> bool:
@@ -79,7 +80,8 @@ class Engine:
         """Start the workers, and load the models in the background."""
         self.scheduler.start()
         self.decoders.start()
-        threading.Thread(target=self._load_all, name="loader", daemon=True).start()
+        self._loader = threading.Thread(target=self._load_all, name="loader", daemon=True)
+        self._loader.start()
 
     async def drain(self) -> None:
         """Refuse new requests, and return when the accepted ones are answered."""
@@ -92,6 +94,13 @@ class Engine:
         """End the threads. Whether all workers have ended; a second call only looks."""
         self.decoders.stop()
         return self.scheduler.stop()
+
+    def join_loader(self, timeout: float = 5.0) -> bool:
+        """Wait for the models' loading to end, after `stop`. Whether it has."""
+        if self._loader is None:
+            return True
+        self._loader.join(timeout)
+        return not self._loader.is_alive()
 
     def check_open(self) -> None:
         """Whether requests are taken.
@@ -108,8 +117,11 @@ class Engine:
 
         Raises:
             Starting, Draining, QueueFull: it may not.
+            WorkerDied: nobody would ever run it.
         """
-        self.check_started()
+        self.check_open()
+        if self.scheduler.dead:
+            self.check_alive()
         self.scheduler.check()
 
     def check_started(self) -> None:
@@ -135,6 +147,10 @@ class Engine:
             for model in self.catalog:
                 self._load_one(model)
         except BaseException as error:
+            # A worker that the shutdown ended looks like one that died.
+            if self.scheduler.draining and isinstance(error, Draining | WorkerDied):
+                logger.info("loading given up: the server is shutting down")
+                return
             logger.critical("loading failed: %s", error, exc_info=error)
             self.failed = error
             self.on_failure()

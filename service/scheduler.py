@@ -158,6 +158,11 @@ class Scheduler:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def dead(self) -> bool:
+        """Whether no worker lives: what is queued would never run."""
+        return not any(thread.is_alive() for thread in self._threads)
+
+    @property
     def wait(self) -> float:
         """Seconds until a worker would take up a request that came now."""
         with self._lock:

@@ -104,11 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         timeout_graceful_shutdown=3,
     )
     server = Server(config, engine)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn could not listen, and has logged why. Threads run already: they end below.
+        logger.info("the server did not start")
     code = 1 if engine.failed is not None or not server.started else 0
     if not engine.stop():
         # The runtime aborts if the interpreter goes while one of its threads still runs.
         logger.error("a worker is stuck; leaving it behind")
         logging.shutdown()
         os._exit(1)
+    if not engine.join_loader():
+        logger.warning("a model is still being loaded; leaving it behind")
+        logging.shutdown()
+        os._exit(code)
     return code

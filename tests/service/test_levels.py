@@ -78,8 +78,23 @@ def profile(accuracy: dict[str, float]) -> Profile:
     )
 
 
-def levels(accuracy: dict[str, float] | None = None, default: str | None = None) -> Levels:
-    costs = Costs(VIT_S)
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def levels(
+    accuracy: dict[str, float] | None = None,
+    default: str | None = None,
+    clock: Clock | None = None,
+) -> Levels:
+    # Without a clock of its own a test takes no time.
+    costs = Costs(VIT_S, clock=clock or Clock())
     found = Levels(
         manifest(), None if accuracy is None else profile(accuracy), costs, default=default
     )
@@ -166,6 +181,18 @@ def test_accuracy_budget_takes_the_fastest_that_reaches_it(wanted: float, expect
     assert levels(ACCURACY).choose(Selector(min_accuracy=wanted)).level == expected
 
 
+def test_a_latency_budget_is_not_locked_out_for_good() -> None:
+    clock = Clock()
+    found = levels(clock=clock)
+    for _ in range(200):
+        found.costs.observe(plan_for(VIT_S, 0.0), 60.0)
+    with pytest.raises(LatencyBudget):
+        found.choose(Selector(max_latency_ms=60))
+    # Every budget is refused, so nothing runs that could show that the machine is free again.
+    clock.now += 60
+    assert found.choose(Selector(max_latency_ms=60)).level == "exact"
+
+
 def test_accuracy_budget_nobody_meets() -> None:
     with pytest.raises(AccuracyBudget, match=r"high, was measured at 0\.8050"):
         levels(ACCURACY).choose(Selector(min_accuracy=0.9))
@@ -217,3 +244,28 @@ class TestCosts:
         found = levels().costs
         found.observe(plan_for(VIT_S, 0.0), 60.0)
         assert found.seconds(plan_for(VIT_S, 0.0)) < 0.08
+
+    def test_slowness_is_forgotten_while_nothing_runs(self) -> None:
+        clock = Clock()
+        found = levels(clock=clock).costs
+        exact = plan_for(VIT_S, 0.0)
+        for _ in range(200):
+            found.observe(exact, 0.25)
+        assert found.seconds(exact) == pytest.approx(0.25, rel=0.01)
+        clock.now += 5
+        assert found.seconds(exact) == pytest.approx(0.15, rel=0.01)
+        # The next run corrects what is left, not what was.
+        found.observe(exact, 0.05)
+        assert found.seconds(exact) == pytest.approx(0.145, rel=0.01)
+        clock.now += 3600
+        assert found.seconds(exact) == pytest.approx(0.05)
+
+    def test_quickness_is_not_forgotten(self) -> None:
+        # Else a budget that was met an hour ago would be refused, and no run could correct that.
+        clock = Clock()
+        found = levels(clock=clock).costs
+        exact = plan_for(VIT_S, 0.0)
+        for _ in range(200):
+            found.observe(exact, 0.025)
+        clock.now += 3600
+        assert found.seconds(exact) == pytest.approx(0.025, rel=0.01)

@@ -109,9 +109,31 @@ def test_a_taken_port_is_said(slow: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("-m", "tokenfold", "serve", f"--bundles={slow}", f"--port={port}")
-    assert done.returncode != 0
-    assert "address already in use" in done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("address already in use") == 1
     assert "Traceback" not in done.stderr
+    assert "terminate called" not in done.stderr
+    assert "CRITICAL" not in done.stderr.upper()
+
+
+def test_sigterm_while_loading_is_a_clean_end(tmp_path: Path) -> None:
+    # Several tenths of a second for each run of the warm-up, of which there are a dozen.
+    bundle(tmp_path / "a", work=400)
+    line = [sys.executable, "-m", "tokenfold", "serve", f"--bundles={tmp_path}", "--port=0"]
+    with subprocess.Popen([*line, "--workers=1"], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        logged = []
+        for row in running.stderr:
+            logged.append(row)
+            if "running on http" in row:
+                running.send_signal(signal.SIGTERM)
+                break
+        logged += running.stderr
+        assert running.wait(20) == 0, "".join(logged)
+    text = "".join(logged)
+    assert "loading given up" in text
+    assert "Traceback" not in text
+    assert "CRITICAL" not in text.upper()
 
 
 def test_a_damaged_bundle_is_said(tmp_path: Path) -> None:

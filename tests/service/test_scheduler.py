@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from models.reduction.schedule import Plan
+from models.reduction.schedule import Plan, plan_for
 from service.backends.backend import Sample
-from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow
+from service.backends.onnxruntime import OnnxRuntime
+from service.costs import Costs
+from service.engine import Engine
+from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow, WorkerDied
 from service.scheduler import Done, Lane, Scheduler, Ticket
-from tests.service.standin import until
+from tests.service.standin import WORKLOAD, bundle, settings, until
 
 FOREVER = float("inf")
 
@@ -276,6 +281,69 @@ def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
     after = caller.ask(backend, 2)
     caller.wait(after)
     assert isinstance(after.outcomes[0], Done)
+    assert not caller.scheduler.dead
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_no_worker_lives_requests_are_refused_at_once(tmp_path: Path) -> None:
+    bundle(tmp_path / "a")
+    engine = Engine(settings(tmp_path, workers=2))
+    engine.start()
+    until(lambda: engine.started)
+    caller, backend = Caller(engine.scheduler), Fake()
+    backend.fails = {1: SystemExit()}
+    backend.gate.set()
+    caller.wait(caller.ask(backend, 1))
+    until(lambda: not engine.scheduler.alive)
+    # The other one still answers.
+    engine.check_room()
+    caller.wait(caller.ask(backend, 1))
+    until(lambda: engine.scheduler.dead)
+    with pytest.raises(WorkerDied):
+        engine.check_room()
+    assert engine.stop()
+    assert engine.join_loader()
+    # Workers that a shutdown has ended did not die.
+    with pytest.raises(Draining):
+        engine.check_room()
+
+
+def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
+    bundle(tmp_path / "a")
+    failures: list[None] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(*args: Any, **kwargs: Any) -> OnnxRuntime:
+        begun.set()
+        assert go_on.wait(10)
+        return OnnxRuntime(*args, **kwargs)
+
+    engine = Engine(settings(tmp_path), load=load, on_failure=lambda: failures.append(None))
+    assert engine.join_loader()
+    engine.start()
+    assert begun.wait(10)
+    assert engine.stop()
+    assert not engine.join_loader(timeout=0.05)
+    go_on.set()
+    assert engine.join_loader()
+    assert engine.failed is None
+    assert not failures
+    assert not engine.started
+
+
+def test_a_slowness_of_the_past_refuses_nobody(start: Start) -> None:
+    now = 0.0
+    costs = Costs(WORKLOAD, clock=lambda: now)
+    plan = plan_for(WORKLOAD, 0.0)
+    costs.learn({plan: 1.0})
+    for _ in range(200):
+        costs.observe(plan, 10.0)
+    caller, backend = start(), Fake()
+    backend.gate.set()
+    with pytest.raises(TooSlowNow):
+        caller.ask(backend, 1, cost=costs.seconds(plan), within=3.0)
+    now += 30.0
+    caller.wait(caller.ask(backend, 1, cost=costs.seconds(plan), within=3.0))
 
 
 def test_draining_answers_what_was_accepted(start: Start) -> None:
