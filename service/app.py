@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from service import errors, openapi
 from service.backends.onnxruntime import OnnxRuntime
@@ -49,10 +51,25 @@ def create_app(
     app.state.engine = engine
     for module in (classify, models, probes):
         app.include_router(module.router)
+        _answer_head(app, module.router.routes)
     page.install(app)
     errors.install(app)
     openapi.install(app, engine)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.bodies_bytes)
     app.add_middleware(RequestContext, log=settings.access_log)
     return app
+
+
+def _answer_head(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Like GET, wherever that is answered. The server leaves the body out."""
+    for route in routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                include_in_schema=False,
+                response_model=route.response_model,
+                response_model_exclude_none=route.response_model_exclude_none,
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import typing
 from collections.abc import Callable, Coroutine
 from functools import cache
@@ -17,10 +18,12 @@ from service import form
 from service.errors import (
     Abandoned,
     ApiError,
+    BodyTimeout,
     InvalidRequest,
     MalformedBody,
     UnsupportedMediaType,
     invalid,
+    short,
 )
 
 B = TypeVar("B", bound=BaseModel)
@@ -53,21 +56,31 @@ async def read(request: Request, model: type[B]) -> B:
         UnsupportedMediaType: neither multipart/form-data nor application/json.
         MalformedBody: not what its content type says.
         InvalidRequest: the fields are not those of `model`.
+        BodyTimeout: it did not arrive in time.
         Abandoned: the caller went away in the middle.
     """
     kind, found = form.options(request.headers.get("content-type", ""))
     try:
         if kind == "application/json":
-            return _parse_json(await request.body(), model)
+            return _parse_json(await _receive(request), model)
         if kind == "multipart/form-data":
-            fields = _parse_form(await request.body(), found.get("boundary", ""), model)
+            fields = _parse_form(await _receive(request), found.get("boundary", ""), model)
             return model.model_validate(fields)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
-    said = f"not {kind!r}" if kind else "and its content-type header is missing"
+    said = f"not {short(kind)!r}" if kind else "and its content-type header is missing"
     raise UnsupportedMediaType(f"The body is multipart/form-data or application/json, {said}.")
+
+
+async def _receive(request: Request) -> bytes:
+    seconds: float = request.app.state.engine.settings.body_timeout
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.body()
+    except TimeoutError:
+        raise BodyTimeout(f"The body was not received in {seconds:g} s.") from None
 
 
 def _parse_json(body: bytes, model: type[B]) -> B:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
 _MOST = 20  # errors of one request
+_LONGEST = 100  # characters of what the caller sent, where an error repeats it
 
 PREFIX = "urn:tokenfold:problem:"
 
@@ -41,7 +42,8 @@ class Problem(BaseModel):
                     "type": PREFIX + "unknown-level",
                     "title": "Unknown level",
                     "status": 422,
-                    "detail": "There is no level 'turbo'; known: exact, high, balanced, fast.",
+                    "detail": "cifar10 has no level 'turbo'; known: "
+                    "exact, high, balanced, fast, fastest.",
                 }
             ]
         }
@@ -134,6 +136,19 @@ class UnknownModel(ApiError):
     status = 404
     slug = "unknown-model"
     title = "Unknown model"
+
+
+class BodyTimeout(ApiError):
+    """The body did not arrive in time."""
+
+    status = 408
+    slug = "body-timeout"
+    outcome = "expired"
+    title = "Body not received in time"
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer, which ends the connection: the rest of the body is not waited for."""
+        return super().headers() | {"connection": "close"}
 
 
 class BodyTooLarge(ApiError):
@@ -239,6 +254,13 @@ class QueueFull(Unavailable):
     title = "Queue full"
 
 
+class TooManyBodies(Unavailable):
+    """The bodies that are in memory leave no room for another."""
+
+    slug = "too-many-bodies"
+    title = "Too many bodies"
+
+
 class TooSlowNow(Unavailable):
     """The queue is too long for the time the request has."""
 
@@ -294,11 +316,16 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
     )
 
 
+def short(text: str) -> str:
+    """What a caller sent, cut to what an error may repeat of it."""
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
 def field_errors(found: Iterable[Mapping[str, Any]]) -> list[FieldError]:
     """Pydantic's errors in the caller's terms: no inputs echoed, no links."""
     listed = []
     for error in islice(found, _MOST):
-        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        place = ".".join(short(str(part)) for part in error["loc"] if part != "body")
         message = str(error["msg"]).removeprefix("Value error, ")
         listed.append(FieldError(field=place, message=message))
     return listed
@@ -326,17 +353,21 @@ def install(app: FastAPI) -> None:
         # Starlette's own: no such route, or no such method on it.
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
+        path = short(request.url.path)
         known = {
-            404: f"There is nothing at {request.url.path}.",
-            405: f"{request.url.path} does not answer {request.method}.",
+            404: f"There is nothing at {path}.",
+            405: f"{path} does not answer {short(request.method)}.",
         }
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # a route of its own (app.py)
         problem = Problem(
             type="about:blank",
             title=status.phrase,
             status=status,
             detail=known.get(error.status_code, str(error.detail)),
         )
-        return problem_response(problem, error.headers)
+        return problem_response(problem, headers)
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation)

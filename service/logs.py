@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
     "color_message",  # uvicorn's
 }
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
@@ -56,7 +59,8 @@ class Text(logging.Formatter):
         current = request_id.get()
         if current is not None:
             parts.append(f"request_id={current}")
-        return " ".join(parts)
+        # A path or a header may hold line breaks: a line of the log is one request's.
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(parts))
 
 
 def configure(level: str, style: Literal["json", "text"]) -> None:

@@ -12,7 +12,7 @@ from itertools import count
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, Draining, InternalError
+from service.errors import BodyTooLarge, Draining, InternalError, TooManyBodies
 from service.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -80,30 +80,53 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses bodies of too many bytes: by their header, else when the count gets there."""
+    """Refuses bodies of too many bytes: by their header, else when the count gets there.
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    Bodies are kept until they are answered. What all of them hold is limited too, by the bytes that
+    came: a header that only promises many takes no room.
+
+    The errors are raised where the body is read, so that they are counted like any other.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int, total: int) -> None:
+        """Args:
+        limit: bytes of a body.
+        total: bytes of all bodies at once.
+        """
         self._app = app
         self._limit = limit
+        self._total = total
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = BodyTooLarge(f"The body may have at most {self._limit:,} bytes.")
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit:
-            await error.response()(scope, receive, send)
-            return
+        large = declared.isdecimal() and int(declared) > self._limit
+        said = f"The body may have at most {self._limit:,} bytes."
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
+            if large:
+                # Not even received: a caller that expects 100 is to send nothing.
+                raise BodyTooLarge(said)
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                seen += size
+                self._held += size
                 if seen > self._limit:
-                    raise error
+                    raise BodyTooLarge(said)
+                if self._held > self._total:
+                    raise TooManyBodies(
+                        f"The bodies of all requests may have {self._total:,} bytes at once.",
+                        retry_after=1,
+                    )
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._held -= seen

@@ -28,6 +28,7 @@ _REF = "#/components/schemas/"
 _PROBLEMS = {
     400: "The body is not what its content type says",
     404: "Unknown model",
+    408: "The body did not arrive in time",
     409: "No level meets the budget of time or accuracy",
     413: "The body or the image is too large",
     415: "Neither a form nor JSON, or no image of a known format",
@@ -118,7 +119,8 @@ def install(app: FastAPI, engine: Engine) -> None:
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             problem = Problem.model_json_schema(ref_template=_REF + "{model}")
-            schemas |= {**problem.pop("$defs", {}), "Problem": problem}
+            # It refers to itself: its own description is then among the definitions.
+            schemas |= {"Problem": problem, **problem.pop("$defs", {})}
             for name, request in _REQUESTS.items():
                 schemas[name] = _schema(request, engine, form=False)
                 schemas[name + "Form"] = _schema(request, engine, form=True)

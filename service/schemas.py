@@ -45,10 +45,12 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: Annotated[str | None, _optional] = Field(
-        None, description="Name of the model; by default the server's default."
+        None,
+        max_length=128,
+        description="Name of the model; by default the server's default.",
     )
     level: Annotated[str | None, _optional] = Field(
-        None, description="A level of the model by name. One selector at most."
+        None, max_length=128, description="A level of the model by name. One selector at most."
     )
     reduction: Annotated[float | None, _optional] = Field(
         None,

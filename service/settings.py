@@ -74,7 +74,16 @@ class Settings(BaseSettings):
         20.0, gt=0, le=3600, description="Seconds to finish accepted requests after SIGTERM."
     )
 
+    body_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds to receive a request's body in."
+    )
     max_body_bytes: int = Field(32 * MEBI, ge=1, description="Size of a request's body.")
+    max_bodies_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Size of all bodies in memory at once. Beyond it, requests are refused with "
+        "503. By default that of 8 of the largest, and 256 MiB at least.",
+    )
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width times height of an image, read before decoding it."
     )
@@ -85,6 +94,20 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "text"] = Field("json", description="One object, or text, a line.")
     access_log: bool = Field(True, description="Log a line for each request.")
+
+    @property
+    def bodies_bytes(self) -> int:
+        """`max_bodies_bytes`, or what it is by default."""
+        return self.max_bodies_bytes or max(8 * self.max_body_bytes, 256 * MEBI)
+
+    @model_validator(mode="after")
+    def _bodies_hold_one(self) -> Self:
+        if self.bodies_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_bodies_bytes ({self.max_bodies_bytes}) must hold one whole body: "
+                f"max_body_bytes is {self.max_body_bytes}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:

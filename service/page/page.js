@@ -90,13 +90,24 @@ async function ask() {
     show($("reduced"), reduced);
     $("sides").hidden = $("copy").hidden = false;
     $("curl").textContent =
-      `curl -F image=@${image.name} -F model=${model().name} -F reduction=${$("reduction").value}` +
+      `curl -F ${shell(`image=@${field(image.name)}`)} -F ${shell(`model=${field(model().name)}`)}` +
+      ` -F reduction=${$("reduction").value}` +
       ` ${location.origin}/v1/classify`;
   } catch (error) {
     if (turn === asked) fail(error.message);
   } finally {
     if (turn === asked) $("sides").classList.remove("waiting");
   }
+}
+
+// A word of a POSIX shell.
+function shell(text) {
+  return /^[\w@=.,:/+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+// A value of curl's -F, in which some characters mean something.
+function field(text) {
+  return /^[\w.:/+-]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`;
 }
 
 async function classify(reduction) {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from export.bundle import Latency, Quality
@@ -102,7 +102,7 @@ async def list_models(request: Request) -> ModelList:
     response_model_exclude_none=True,
     responses=problems(404, 422, 503),
 )
-async def get_model(request: Request, name: str) -> ModelInfo:
+async def get_model(request: Request, name: Annotated[str, Path(max_length=128)]) -> ModelInfo:
     """One model with its levels."""
     engine: Engine = request.app.state.engine
     engine.check_started()

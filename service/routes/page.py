@@ -23,6 +23,7 @@ def install(app: FastAPI) -> None:
         logger.warning("there is no page: %s is missing", FOLDER)
         return
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(FOLDER / "index.html", headers={"content-security-policy": _POLICY})

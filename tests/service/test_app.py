@@ -21,6 +21,7 @@ from PIL import Image
 
 from export.bundle import Bundle
 from models.reduction.schedule import Plan, flops_ratio, plan_for, widths
+from service import logs
 from service.app import create_app
 from service.backends.backend import Sample
 from service.backends.onnxruntime import OnnxRuntime
@@ -376,6 +377,94 @@ class TestBodyLimit:
     def test_others_go_on(self, small: Remote) -> None:
         assert results(small.classify(picture()))
 
+    def test_each_is_counted(self, small: Remote) -> None:
+        counted = {"task": "classify", "model": "unknown", "level": "unknown"}
+        before = small.sample("tokenfold_requests_total", outcome="invalid", **counted)
+        problem(small.classify(b"x" * 30_000), 413, "body-too-large")
+        assert small.sample("tokenfold_requests_total", outcome="invalid", **counted) == before + 1
+
+
+class TestBodiesBeingSent:
+    HEAD = (
+        b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20000\r\n"
+        b"content-type: application/json\r\n\r\n"
+    )
+
+    def test_all_of_them_are_limited(self, bundles: Path) -> None:
+        app = create_app(standin.settings(bundles, max_body_bytes=20_000, max_bodies_bytes=30_000))
+        with serving(app) as remote:
+            port = app.state.port
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as first:
+                first.sendall(self.HEAD + b" " * 18_000)
+                # The first one's bytes are counted when they are read, which nothing tells.
+                until(lambda: self._refused(remote))
+                assert results(remote.classify(picture()))  # a small one has room
+            until(lambda: not self._refused(remote))
+            counted = {"task": "classify", "model": "unknown", "level": "unknown"}
+            assert remote.sample("tokenfold_requests_total", outcome="rejected", **counted) >= 1
+
+    @staticmethod
+    def _refused(remote: Remote) -> bool:
+        response = remote.classify(b"x" * 18_000)
+        if response.status_code != 503:
+            problem(response, 415, "image-format")
+            return False
+        problem(response, 503, "too-many-bodies")
+        assert int(response.headers["retry-after"]) >= 1
+        return True
+
+    def test_each_has_its_time(self, bundles: Path) -> None:
+        app = create_app(standin.settings(bundles, body_timeout=0.2))
+        with (
+            serving(app) as remote,
+            socket.create_connection(("127.0.0.1", app.state.port), timeout=5) as slow,
+        ):
+            slow.sendall(self.HEAD + b"{")
+            answer = b""
+            while found := slow.recv(4096):  # until the server hangs up
+                answer += found
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"urn:tokenfold:problem:body-timeout" in answer
+            assert results(remote.classify(picture()))
+
+
+class TestLongNames:
+    LONG = "x" * 1_000_000
+
+    @pytest.mark.parametrize("field", ["level", "model"])
+    def test_values(self, client: Remote, field: str) -> None:
+        response = json_body(client, image="", **{field: self.LONG})
+        assert field in problem(response, 422, "invalid-request")
+        assert len(response.content) < 1000
+
+    def test_keys(self, client: Remote) -> None:
+        response = json_body(client, image="", **{self.LONG: 1})
+        assert "x" * 100 in problem(response, 422, "invalid-request")
+        assert len(response.content) < 1000
+
+    def test_paths_and_headers(self, client: Remote) -> None:
+        long = self.LONG[:20_000]
+        for response in (
+            client.get(f"/{long}"),
+            client.get(f"/v1/models/{long}"),
+            client.post("/v1/classify", content=b"", headers={"content-type": long}),
+        ):
+            assert response.status_code in (404, 415, 422)
+            assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/readyz", "/startupz", "/metrics", "/v1/models", "/v1/models/plain"]
+)
+def test_head_is_like_get(client: Remote, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert not head.content
+    if path not in ("/metrics", "/v1/models", "/v1/models/plain"):  # these change
+        assert head.headers["content-length"] == get.headers["content-length"]
+    assert client.delete(path).headers["allow"] == "GET, HEAD"
+
 
 class Slow:
     """The real backend behind a gate."""
@@ -682,6 +771,14 @@ class TestLogs:
         assert record.getMessage() == "POST /v1/classify"
         assert line["status"] == 415
         assert line["ms"] > 0
+
+    def test_a_path_cannot_forge_a_line(self) -> None:
+        record = logging.makeLogRecord(
+            {"levelname": "INFO", "msg": "GET /a\nINFO b\x1b[0m\x85\u2028é", "status": "\r4"}
+        )
+        line = logs.Text().format(record)
+        assert line.endswith(r"GET /a\nINFO b\x1b[0m\x85\u2028é status=\r4")
+        assert len(line.splitlines()) == 1
 
 
 BIG = 4_000_000

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from export.bundle import Bundle
 from service.app import create_app
+from service.errors import UnknownLevel
+from service.levels import Levels, Selector
 from service.schemas import ClassifyRequest, ClassifyResponse
+from service.settings import DEMO
 from tests.service import standin
 from tests.service.standin import Remote, bundle, serving
 
@@ -68,6 +72,22 @@ def test_the_examples_are_good(document: dict[str, Any], client: Remote) -> None
         assert client.post("/v1/classify", json=example["value"]).status_code == 200
     answer = classify["responses"]["200"]["content"]["application/json"]["example"]
     ClassifyResponse.model_validate(answer)
+
+
+def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) -> None:
+    content = document["paths"]["/v1/classify"]["post"]["responses"]["200"]["content"]
+    answer = content["application/json"]["example"]
+    reduction = answer["results"][0]["reduction"]
+    levels = Levels(Bundle.open(DEMO / answer["model"]).manifest, None, None)  # type: ignore[arg-type]
+    choice = levels.choose(Selector(reduction["level"], None, None, None))
+    assert reduction["requested"] == choice.requested
+    assert reduction["flops_ratio"] == round(choice.work.ratio, 6)
+    assert reduction["tokens_in"] == choice.work.tokens_in
+    assert reduction["tokens_out"] == choice.work.tokens_out
+    (problem,) = document["components"]["schemas"]["Problem"]["examples"]
+    with pytest.raises(UnknownLevel) as caught:
+        levels.choose(Selector("turbo", None, None, None))
+    assert problem["detail"] == caught.value.detail
 
 
 def test_the_documentation_page(client: Remote) -> None:

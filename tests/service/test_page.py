@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from service.app import create_app
 from service.routes.page import FOLDER
 from tests.service import standin
 from tests.service.standin import Remote, bundle, serving
+
+NODE = shutil.which("node") or ""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,7 @@ def test_what_it_refers_to_is_there(client: Remote) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
     links = re.findall(r'(?:href|src)="(/[^"]*)"', page.text)
     assert "/page/page.js" in links
+    assert "/docs" not in links  # its scripts come from elsewhere
     for link in links:
         assert client.get(link).status_code == 200, link
 
@@ -40,6 +45,26 @@ def test_every_element_that_the_script_names_exists() -> None:
     script = (FOLDER / "page.js").read_text()
     for name in set(re.findall(r'\$\("(\w+)"\)', script)):
         assert f'id="{name}"' in html, name
+
+
+@pytest.mark.skipif(not NODE, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("name", "curl"),
+    [
+        ("frog.png", "frog.png"),
+        ("my frog.png", '"my frog.png"'),
+        ("it's; $(rm x) `y`.png", '"it\'s; $(rm x) `y`.png"'),
+        ('a"b\\c,d.png', '"a\\"b\\\\c,d.png"'),
+        ("@x\ny", '"@x\ny"'),
+    ],
+)
+def test_names_reach_curl_whole(name: str, curl: str) -> None:
+    script = (FOLDER / "page.js").read_text()
+    functions = re.findall(r"^function (?:shell|field)\(.*?^}", script, re.DOTALL | re.MULTILINE)
+    code = "\n".join(functions) + "\nconsole.log(shell(`image=@${field(process.argv[1])}`))"
+    word = subprocess.check_output([NODE, "-e", code, "--", name], text=True).removesuffix("\n")
+    printed = subprocess.check_output(["sh", "-c", f"printf %s {word}"], text=True)
+    assert printed == f"image=@{curl}"
 
 
 def test_other_files_are_not_served(client: Remote) -> None:

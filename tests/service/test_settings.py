@@ -60,6 +60,14 @@ def test_queue_holds_a_whole_request() -> None:
         Settings.model_validate({"queue_limit": 3, "max_items": 4})
 
 
+def test_bodies_hold_a_whole_one() -> None:
+    assert parse().bodies_bytes == 2**28
+    assert parse(f"--max-body-bytes={2**26}").bodies_bytes == 2**29
+    assert parse(f"--max-bodies-bytes={2**27}").bodies_bytes == 2**27
+    with pytest.raises(ValidationError, match="max_bodies_bytes"):
+        Settings.model_validate({"max_body_bytes": 3, "max_bodies_bytes": 2})
+
+
 def test_help_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         server.main(["--help"])
