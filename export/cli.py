@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.bundle import Bundle, BundleError, Precision, check_replaceable
+from export.machine import cores
 from export.pipeline import Amount, Recipe, export_bundle
 from export.quality import DataError
 from export.verify import VerificationError
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shape=options.shape,
             proportional=not options.no_proportional,
             images=options.images,
-            threads=len(os.sched_getaffinity(0)),
+            threads=cores(),
         )
         with _progress(console) as progress:
             task = progress.add_task(f"load {options.source}", total=1)

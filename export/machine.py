@@ -11,9 +11,14 @@ import onnxruntime
 from export.plugins.onnxruntime import library
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def machine() -> str:
     """Processor and cores, e.g. `AMD EPYC 9354, 2 cores`."""
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{_processor()}, {cores()} cores"
 
 
 def software(*, native: bool) -> str:

@@ -15,13 +15,13 @@ from rich.progress import Progress
 
 from export.bench.measure import Measured, Subject, in_rounds, slices
 from export.bench.memory import MemoryProbeError, Peak, peak
-from export.bench.options import Options, cores, parse
+from export.bench.options import Options, parse
 from export.bench.record import curves, save
 from export.bench.report import Comparison, Memory, Report, TorchRow, against, rows
 from export.bench.subjects import of_graph, random_batches
 from export.bench.targets import Target, TargetError, choose, runs_on
 from export.bundle import Bundle, BundleError
-from export.machine import machine, software
+from export.machine import cores, machine, software
 from export.runtime import Session
 
 BUSY = 10.0

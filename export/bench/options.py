@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from export.machine import cores
 
 DESCRIPTION = """\
 Measure every level of a bundle: images per second, speedup over the unreduced network, efficiency
@@ -41,11 +42,6 @@ class Options(NamedTuple):
 def parse(argv: Sequence[str] | None) -> Options:
     """Read the command line; exits with 2 and a message where it is wrong."""
     return Options(**vars(_parser().parse_args(argv)))
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _parser() -> argparse.ArgumentParser:

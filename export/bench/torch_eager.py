@@ -13,6 +13,7 @@ from export.bench.subjects import Images
 from export.bundle import Manifest, Precision
 from export.pipeline import matchers
 from export.runtime import Session
+from export.verify import normalised
 from models.checkpoints.load import load
 from models.reduction.schedule import Plan
 
@@ -99,9 +100,7 @@ class Eager:
         return logits
 
     def _normalised(self, images: Images) -> torch.Tensor:
-        preprocess = self._manifest.preprocess
-        mean, std = (torch.tensor(v) for v in (preprocess.mean, preprocess.std))
-        return ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+        return normalised(images, self._manifest.preprocess).contiguous()
 
 
 def locate(source: str) -> str:
