@@ -23,7 +23,8 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocess import Preprocess
-from models.reduction.schedule import PlanError, Shape, Workload, flops_ratio, widths
+from models.reduction.schedule import flops_ratio
+from models.reduction.workload import PlanError, Shape, Workload
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -120,7 +121,7 @@ class Manifest(_Document):
             raise ValueError(f"{MODEL} is not listed")
         for name, level in self.levels.items():
             try:
-                tokens = widths(self.workload, level.plan)[-1]
+                tokens = self.workload.widths(level.plan)[-1]
             except PlanError as error:
                 raise ValueError(f"level {name}: {error}") from error
             ratio = flops_ratio(self.workload, level.plan)

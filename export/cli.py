@@ -20,7 +20,8 @@ from export.quality import DataError
 from export.verify import VerificationError
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.load import load
-from models.reduction.schedule import DEFAULT_LEVELS, Method, PlanError, Ramp, Shape
+from models.reduction.schedule import DEFAULT_LEVELS, Ramp
+from models.reduction.workload import Method, PlanError, Shape
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

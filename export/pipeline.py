@@ -43,19 +43,9 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.preprocess import Pixels, Preprocess
 from models.reduction.matcher import Matcher
 from models.reduction.pitome import PiToMe, margin
-from models.reduction.schedule import (
-    DEFAULT_LEVELS,
-    Method,
-    Plan,
-    Ramp,
-    Shape,
-    Workload,
-    flops_ratio,
-    linear,
-    plan_for,
-    widths,
-)
+from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for
 from models.reduction.tome import ToMe
+from models.reduction.workload import Method, Plan, Shape, Workload
 from models.vit import VisionConfig
 
 VERIFIED_IMAGES = 8
@@ -128,7 +118,7 @@ def plan_levels(workload: Workload, recipe: Recipe) -> dict[str, Level]:
             reduction=amount if isinstance(amount, float) else 1 - ratio,
             plan=plan,
             flops_ratio=ratio,
-            tokens_out=widths(workload, plan)[-1],
+            tokens_out=workload.widths(plan)[-1],
         )
     return dict(sorted(levels.items(), key=lambda level: -level[1].flops_ratio))
 
@@ -137,7 +127,7 @@ def _plan(workload: Workload, amount: Amount, shape: Shape) -> Plan:
     if isinstance(amount, float):
         return plan_for(workload, amount, shape)
     asked = linear(*amount, workload.depth) if isinstance(amount, Ramp) else amount
-    counts = widths(workload, asked)
+    counts = workload.widths(asked)
     return tuple(before - after for before, after in pairwise(counts))
 
 

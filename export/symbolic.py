@@ -46,7 +46,7 @@ class Symbolic:
         """As `models.operators.Operators.reduce`, with `r` an int64 tensor of one element."""
         if not isinstance(r, Tensor):
             raise TypeError("a graph's plan is a tensor")
-        x, size, trace = tokens
+        x, size, trace, _ = tokens
         batch, before, dim = x.shape
         kind, attributes = _node(matcher)
         slots = _emit(

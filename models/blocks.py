@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.operators import Operators, Tokens
 from models.reduction.matcher import Matcher
+from models.reduction.pumer import PuMer
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
@@ -48,7 +49,7 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention that also hands out its keys, the metric of the matchers."""
+    """Multi-head self-attention that also hands out its queries and keys, for the matchers."""
 
     def __init__(self, dim: int, heads: int, *, qkv_bias: bool, qk_norm: bool, eps: float) -> None:
         super().__init__()
@@ -62,13 +63,15 @@ class Attention(nn.Module):
             self.k_norm = nn.LayerNorm(dim // heads, eps)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, size: Tensor | None, run: Operators) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> the output and the keys, both (B, N, D)."""
+    def forward(
+        self, x: Tensor, size: Tensor | None, run: Operators
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> the output, the queries and the keys, each (B, N, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.qk_norm:
             q = self.q_norm(q.unflatten(2, (self.heads, -1))).flatten(2)  # (B, N, heads * d)
             k = self.k_norm(k.unflatten(2, (self.heads, -1))).flatten(2)
-        return self.proj(run.attend(q, k, v, size, self.heads)), k
+        return self.proj(run.attend(q, k, v, size, self.heads)), q, k
 
 
 class Mlp(nn.Module):
@@ -127,8 +130,8 @@ class Block(nn.Module):
         self,
         tokens: Tokens,
         run: Operators,
-        matcher: Matcher | None = None,
-        r: int = 0,
+        matcher: Matcher | PuMer | None = None,
+        amount: int | tuple[int, ...] = 0,
         *,
         size: Tensor | None = None,
     ) -> Tokens:
@@ -137,11 +140,16 @@ class Block(nn.Module):
         Args:
             tokens: x (B, N, D).
             matcher: picks the tokens to remove; None in a layer that never reduces.
-            r: how many to remove.
+            amount: how many to remove; for PuMer (prune, merge, text).
             size: (B, N), what attention counts a token as; None where all count as 1.
         """
-        attended, keys = self.attn(self.norm1(tokens.x), size, run)
+        heads = self.attn.heads
+        attended, queries, keys = self.attn(self.norm1(tokens.x), size, run)
         tokens = tokens._replace(x=tokens.x + self.ls1(attended))
         if matcher is not None:
-            tokens = run.reduce(tokens, keys, self.attn.heads, matcher, r)
+            importance = None
+            if isinstance(matcher, PuMer):
+                counted = tokens.size if size is None else size
+                importance = run.importance(queries, keys, counted, counted, tokens.text, heads)
+            tokens = run.reduce(tokens, keys, heads, matcher, amount, importance)
         return tokens._replace(x=tokens.x + self.ls2(self.mlp(self.norm2(tokens.x))))

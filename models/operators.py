@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.reduction import slots as slotting
 from models.reduction.matcher import Matcher
+from models.reduction.pumer import PuMer
 
 
 class Tokens(NamedTuple):
@@ -22,18 +23,25 @@ class Tokens(NamedTuple):
         x: (B, N, D) the tokens.
         size: (B, N) float32, patches that each stands for; 0 is no token.
         trace: (B, P) int64, the token that now stands for each original one, or -1.
+        text: how many of the tokens, at the front, are text; the others are of the image.
     """
 
     x: Tensor
     size: Tensor
     trace: Tensor
+    text: int = 0
 
     @classmethod
-    def start(cls, x: Tensor) -> Tokens:
-        """Each token stands for itself."""
+    def start(cls, x: Tensor, size: Tensor | None = None, *, text: int = 0) -> Tokens:
+        """Each token stands for itself.
+
+        Args:
+            size: (B, N), 0 for padding; by default every token is one.
+        """
         batch, count, _ = x.shape
-        size = torch.ones(batch, count, device=x.device, dtype=torch.float32)
-        return cls(x, size, slotting.identity(batch, count, x.device))
+        if size is None:
+            size = torch.ones(batch, count, device=x.device, dtype=torch.float32)
+        return cls(x, size, slotting.identity(batch, count, x.device), text)
 
 
 class Operators(Protocol):
@@ -43,19 +51,48 @@ class Operators(Protocol):
         """`softmax(q k^T / sqrt(d) + log size) v` for each head (ToMe, equation 1).
 
         Args:
-            q, k, v: (B, N, heads * d).
+            q: (B, Q, heads * d); k, v: (B, N, heads * d).
             size: (B, N), or None to leave sizes out.
 
         Returns:
-            (B, N, heads * d).
+            (B, Q, heads * d).
         """
         ...
 
-    def reduce(self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int) -> Tokens:
-        """Remove up to r tokens, those that the matcher picks.
+    def importance(
+        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: int, heads: int
+    ) -> Tensor:
+        """What the first queries attend to: their mean attention, over heads too (PuMer, 3.1).
+
+        Recomputed from q and k, for those queries alone: attention itself stays fused, and keeps
+        no probabilities.
+
+        Args:
+            q: (B, Q, heads * d); k: (B, N, heads * d).
+            size: (B, N), as `attend` counts the keys.
+            query_size: (B, Q), how much each query counts in the mean.
+            queries: how many of them, from the first, are asked.
+
+        Returns:
+            (B, N) float32, 0 to 1.
+        """
+        ...
+
+    def reduce(
+        self,
+        tokens: Tokens,
+        keys: Tensor,
+        heads: int,
+        matcher: Matcher | PuMer,
+        amount: int | tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> Tokens:
+        """Remove tokens, those that the matcher picks.
 
         Args:
             keys: (B, N, heads * d), the metric once averaged over heads.
+            amount: up to so many; PuMer wants (prune, merge, text).
+            importance: (B, N), for PuMer.
         """
         ...
 
@@ -69,15 +106,44 @@ class Eager:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, heads, N, d)
         return out.transpose(1, 2).flatten(2)  # (B, N, heads * d)
 
-    def reduce(self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int) -> Tokens:
-        x, size, trace = tokens
-        width = matcher.width(x.shape[1], r)
-        if width == x.shape[1]:
-            return tokens
+    def importance(
+        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: int, heads: int
+    ) -> Tensor:
+        q, k = (t.float().unflatten(2, (heads, -1)) for t in (q[:, :queries], k))
+        scores = torch.einsum("bqhd,bnhd->bhqn", q, k) * q.shape[-1] ** -0.5
+        shares = (scores + size.log()[:, None, None, :]).softmax(-1)  # (B, heads, queries, N)
+        weight = query_size[:, :queries]
+        total = torch.einsum("bhqn,bq->bn", shares, weight)
+        return total / (heads * weight.sum(1, keepdim=True))
+
+    def reduce(
+        self,
+        tokens: Tokens,
+        keys: Tensor,
+        heads: int,
+        matcher: Matcher | PuMer,
+        amount: int | tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> Tokens:
+        x, size, trace, text = tokens
         metric = keys.unflatten(2, (heads, -1)).mean(2)  # (B, N, d)
-        slots = matcher(metric, size, r)
+        if isinstance(matcher, PuMer):
+            if importance is None or isinstance(amount, int):
+                raise TypeError("PuMer needs the importance of tokens and three counts")
+            text, rest = matcher.left(text, x.shape[1] - text, amount)
+            width = text + rest
+            if width == x.shape[1]:
+                return tokens
+            slots = matcher(metric, size, importance, tokens.text, amount)
+        else:
+            if not isinstance(amount, int):
+                raise TypeError(f"{type(matcher).__name__} takes one count")
+            width = matcher.width(x.shape[1], amount)
+            if width == x.shape[1]:
+                return tokens
+            slots = matcher(metric, size, amount)
         y, new_size = slotting.reduce(x, size, slots, width)
-        return Tokens(y, new_size, slotting.compose(trace, slots))
+        return Tokens(y, new_size, slotting.compose(trace, slots), text)
 
 
 EAGER = Eager()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.blocks import Activation, Block
 from models.operators import EAGER, Operators, Tokens
 from models.reduction.matcher import Matcher
-from models.reduction.schedule import Method, Workload
+from models.reduction.workload import Method, Workload
 
 Pool = Literal["class", "mean", "class+mean", "class+distill"]
 
@@ -136,10 +136,9 @@ class VisionOutput(NamedTuple):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches through one linear map."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, patch_size: int, dim: int, *, bias: bool) -> None:
         super().__init__()
-        p = config.patch_size
-        self.proj = nn.Conv2d(3, config.dim, p, p, bias=config.patch_bias)
+        self.proj = nn.Conv2d(3, dim, patch_size, patch_size, bias=bias)
 
     def forward(self, image: Tensor) -> Tensor:
         out: Tensor = self.proj(image)
@@ -147,20 +146,20 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions down to one position a token, then a 1x1 to the width."""
+    """3x3 convolutions (channels, stride) to one position a token, then 1x1 to the width."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, stem: Sequence[tuple[int, int]], dim: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for out, stride in config.stem:
+        for out, stride in stem:
             layers += [
                 nn.Conv2d(channels, out, 3, stride, 1, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(),
             ]
             channels = out
-        layers.append(nn.Conv2d(channels, config.dim, 1))
+        layers.append(nn.Conv2d(channels, dim, 1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -175,7 +174,11 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         d = config.dim
-        self.patch_embed: nn.Module = ConvStem(config) if config.stem else PatchEmbed(config)
+        self.patch_embed: nn.Module = (
+            ConvStem(config.stem, d)
+            if config.stem
+            else PatchEmbed(config.patch_size, d, bias=config.patch_bias)
+        )
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         if config.distill_token:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from models.reduction.schedule import Plan, Workload, flops_ratio
+from models.reduction.schedule import flops_ratio
+from models.reduction.workload import Plan, Workload
 
 # Weight of one run in the drift: about the last twenty count.
 _WEIGHT = 0.05

@@ -14,7 +14,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from export.bundle import BundleError
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 from service.backends.backend import Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.catalog import Catalog, Load, Model

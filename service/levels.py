@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from export.bundle import Level, Manifest, Profile, Quality
-from models.reduction.schedule import Plan, PlanError, flops, plan_for, widths
+from models.reduction.schedule import plan_for
+from models.reduction.workload import Plan, PlanError
 from service.costs import Costs
 from service.errors import (
     AccuracyBudget,
@@ -204,6 +205,6 @@ class Levels:
 
     def _work(self, plan: Plan) -> Work:
         workload = self.manifest.workload
-        counts = widths(workload, plan)
-        spent, full = flops(workload, plan), flops(workload, (0,) * workload.depth)
+        counts = workload.widths(plan)
+        spent, full = workload.flops(plan), workload.flops(workload.unreduced)
         return Work(spent, full, spent / full, counts[0], counts[-1])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 from service.backends.backend import Backend, Sample
 from service.errors import ApiError, Draining, InternalError, QueueFull, TooSlowNow
 

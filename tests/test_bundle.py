@@ -30,7 +30,8 @@ from export.bundle import (
     writing,
 )
 from models.preprocess import Preprocess
-from models.reduction.schedule import Workload, flops_ratio, widths
+from models.reduction.schedule import flops_ratio
+from models.reduction.workload import Workload
 
 WORKLOAD = Workload(
     method="tome", tokens=17, protected=1, depth=2, dim=8, mlp_dim=16, metric_dim=4, stem=9, head=9
@@ -42,7 +43,7 @@ def level(*plan: int) -> Level:
         reduction=0.1,
         plan=plan,
         flops_ratio=flops_ratio(WORKLOAD, plan),
-        tokens_out=widths(WORKLOAD, plan)[-1],
+        tokens_out=WORKLOAD.widths(plan)[-1],
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.reduction import slots as slotting
 from models.reduction.pitome import STEPS, PiToMe, margin
-from models.reduction.schedule import clamp
+from models.reduction.workload import clamp
 
 ROUNDING = 0.5 / STEPS + 1e-6  # of an energy
 CLEAR = 2 * ROUNDING  # closer energies may rank either way

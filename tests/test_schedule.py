@@ -15,20 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.reduction.matcher import Matcher
 from models.reduction.pitome import PiToMe, margin
-from models.reduction.schedule import (
-    DEFAULT_LEVELS,
-    Method,
-    PlanError,
-    Shape,
-    Workload,
-    clamp,
-    flops,
-    flops_ratio,
-    linear,
-    plan_for,
-    widths,
-)
+from models.reduction.schedule import DEFAULT_LEVELS, flops_ratio, linear, plan_for
 from models.reduction.tome import ToMe
+from models.reduction.workload import Method, PlanError, Shape, Workload, clamp
 from models.vit import VisionConfig, VisionTransformer
 
 SMALL = VisionConfig(
@@ -88,32 +77,32 @@ def counted(config: VisionConfig, method: Method, plan: Sequence[int]) -> int:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_flops_are_those_of_torch_s_counter(network: str, plan: tuple[int, ...]) -> None:
     config = VisionConfig(**{**SMALL.model_dump(), **NETWORKS[network]})
-    assert flops(config.workload("tome"), plan) == counted(config, "tome", plan)
+    assert config.workload("tome").flops(plan) == counted(config, "tome", plan)
 
 
 @pytest.mark.parametrize("plan", PLANS[1:])
 @pytest.mark.parametrize("network", ["plain", "distilled"])
 def test_flops_of_pitome_with_protected_tokens(network: str, plan: tuple[int, ...]) -> None:
     config = VisionConfig(**{**SMALL.model_dump(), **NETWORKS[network]})
-    assert flops(config.workload("pitome"), plan) == counted(config, "pitome", plan)
+    assert config.workload("pitome").flops(plan) == counted(config, "pitome", plan)
 
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("network", ["no class token"])
 def test_flops_of_pitome_are_those_of_torch_s_counter(network: str, plan: tuple[int, ...]) -> None:
     config = VisionConfig(**{**SMALL.model_dump(), **NETWORKS[network]})
-    assert flops(config.workload("pitome"), plan) == counted(config, "pitome", plan)
+    assert config.workload("pitome").flops(plan) == counted(config, "pitome", plan)
 
 
 def test_flops_are_in_the_papers_convention() -> None:
-    assert flops(DEIT_S, [0] * 12) / 1e9 == pytest.approx(4.6, abs=0.05)
+    assert DEIT_S.flops([0] * 12) / 1e9 == pytest.approx(4.6, abs=0.05)
 
 
 def test_a_layer_that_merges_nothing_does_not_match() -> None:
-    nothing = flops(DEIT_S, [0] * 12)
+    nothing = DEIT_S.flops([0] * 12)
     last = [0] * 11 + [1]
     saved = 2 * 384 * 1536  # one token less in the last MLP
-    assert flops(DEIT_S, last) == nothing - saved + 99 * 98 * 64
+    assert DEIT_S.flops(last) == nothing - saved + 99 * 98 * 64
 
 
 @pytest.mark.parametrize(
@@ -125,7 +114,7 @@ def test_a_layer_that_merges_nothing_does_not_match() -> None:
     ],
 )
 def test_the_papers_trajectories(r: int, expected: int | list[int]) -> None:
-    counts = widths(DEIT_S, [r] * 12)
+    counts = DEIT_S.widths([r] * 12)
     assert counts[0] == 197
     assert (counts[1:] if isinstance(expected, list) else counts[-1]) == expected
 
@@ -182,7 +171,7 @@ def test_no_reduction_is_no_plan() -> None:
 def test_too_much_asked_is_the_most_there_is() -> None:
     plan = plan_for(DEIT_S, 1.0)
     assert (
-        widths(DEIT_S, plan)[-1] == 2
+        DEIT_S.widths(plan)[-1] == 2
     )  # the class token, and one that nothing is left to merge with
     assert plan == plan_for(DEIT_S, 0.99)
 
@@ -202,7 +191,7 @@ def test_plans_are_monotone_closest_and_what_runs(
     assert (removed - elsewhere) * (asked - other) >= 0
     assert abs(removed - asked) <= abs(elsewhere - asked) + 1e-12
     # Nothing in a plan is more than its layer can merge.
-    counts = widths(workload, plan)
+    counts = workload.widths(plan)
     assert [before - after for before, after in pairwise(counts)] == list(plan)
 
 
@@ -250,6 +239,6 @@ def test_a_reduction_outside_its_range_is_told(asked: float) -> None:
 
 def test_a_wrong_plan_is_told() -> None:
     with pytest.raises(PlanError, match="one count per layer: 12, not 3"):
-        flops(DEIT_S, [1, 2, 3])
+        DEIT_S.flops([1, 2, 3])
     with pytest.raises(PlanError, match="0 or more, not -2"):
-        widths(DEIT_S, [0] * 11 + [-2])
+        DEIT_S.widths([0] * 11 + [-2])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.reduction import slots as slotting
-from models.reduction.schedule import clamp
 from models.reduction.tome import KthToMe, RandomToMe, ToMe
+from models.reduction.workload import clamp
 
 MATCHERS = (ToMe(), ToMe(class_token=False), ToMe(distill_token=True))
 

@@ -21,7 +21,7 @@ from export.bench.measure import Subject
 from export.bench.subjects import of_graph, random_batches
 from export.bundle import Bundle
 from export.runtime import Session
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 
 RUNS_PER_CALLER = 4
 _STATUS = Path("/proc/self/status")

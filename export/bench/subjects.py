@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from export.bench.measure import Subject
 from export.runtime import Session
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 DIFFERENT = 16

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from export.bundle import Manifest
-from models.reduction.schedule import Plan, flops_ratio
+from models.reduction.schedule import flops_ratio
+from models.reduction.workload import Plan
 
 
 class TargetError(ValueError):

@@ -15,7 +15,7 @@ from export.pipeline import matchers
 from export.runtime import Session
 from export.verify import normalised
 from models.checkpoints.load import load
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 """What holds the packages: the repository, whose own bundles name their source relative to it."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.reduction.matcher import ABSENT, PROTECTED, rank, unit
-from models.reduction.schedule import clamp
 from models.reduction.slots import identity
+from models.reduction.workload import clamp
 
 # Attraction counts in whole steps of 1 / STEPS: float32 then adds up to 2,000 tokens exactly, in
 # any order, so that equal energies are equal in every implementation.

@@ -50,6 +50,21 @@ def compose(trace: Tensor, slots: Tensor) -> Tensor:
     return torch.where(trace < 0, trace, followed)
 
 
+def absent_last(slots: Tensor, size: Tensor, width: int) -> Tensor:
+    """Reorder the slots so that those without any present token come last.
+
+    Args:
+        slots: (B, N), each in 0..width-1.
+        size: (B, N), 0 for an absent token.
+    """
+    present = size > 0
+    if bool(present.all()):
+        return slots
+    filled = size.new_zeros(size.shape[0], width).scatter_add(1, slots, present.to(size.dtype))
+    order = (filled == 0).to(torch.int64).argsort(dim=-1, stable=True)
+    return order.argsort(dim=-1).gather(1, slots)
+
+
 def unmerge(y: Tensor, trace: Tensor) -> Tensor:
     """Give each input token the value of the token that stands for it; dropped ones get zeros.
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.reduction.matcher import ABSENT, PROTECTED, rank, unit
-from models.reduction.schedule import clamp
-from models.reduction.slots import DROPPED, identity
+from models.reduction.slots import DROPPED, absent_last, identity
+from models.reduction.workload import clamp
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class ToMe:
 
     Output order: kept sources, then all destinations; with a distillation token the two protected
     tokens stay in front. Kept sources stay in ascending order when there is a class token, else
-    they come by falling score, as in the published implementation.
+    they come by falling score, as in the published implementation. Absent tokens come last, so that
+    padding at the end stays there and no later layer can tell how much of it there is.
 
     Attributes:
         class_token: token 0 is never merged.
@@ -63,7 +64,7 @@ class ToMe:
         slots = torch.empty(batch, tokens, dtype=torch.int64, device=metric.device)
         slots[:, ::2] = torch.where(merged, after[partner], kept)
         slots[:, 1::2] = after
-        return slots
+        return absent_last(slots, size, tokens - r)
 
     def _best(self, metric: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """For each source its best cosine and that destination's index: two (B, ceil(N/2))."""

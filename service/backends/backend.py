@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 
 # One item's inputs or outputs by their name in the graph, without the batch dimension.
 Sample = Mapping[str, npt.NDArray[Any]]

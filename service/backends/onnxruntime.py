@@ -11,7 +11,7 @@ import numpy as np
 
 from export.bundle import Bundle
 from export.runtime import Session
-from models.reduction.schedule import Plan
+from models.reduction.workload import Plan
 from service.backends.backend import Sample
 
 

@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.bundle import Level
-from models.reduction.schedule import Method, Plan, flops_ratio, widths
+from models.reduction.schedule import flops_ratio
+from models.reduction.workload import Method, Plan
 from models.vit import VisionConfig
 
 CONFIG = VisionConfig(
@@ -55,5 +56,5 @@ def level(method: Method, plan: Plan, reduction: float) -> Level:
         reduction=reduction,
         plan=plan,
         flops_ratio=flops_ratio(workload, plan),
-        tokens_out=widths(workload, plan)[-1],
+        tokens_out=workload.widths(plan)[-1],
     )

@@ -40,7 +40,8 @@ from export.bundle import (
     writing,
 )
 from models.preprocess import Preprocess
-from models.reduction.schedule import Workload, flops_ratio, plan_for, widths
+from models.reduction.schedule import flops_ratio, plan_for
+from models.reduction.workload import Workload
 from service.settings import Settings
 
 LABELS = ("red", "green", "blue")
@@ -94,7 +95,7 @@ def bundle(
                         reduction=share,
                         plan=plans[level],
                         flops_ratio=flops_ratio(WORKLOAD, plans[level]),
-                        tokens_out=widths(WORKLOAD, plans[level])[-1],
+                        tokens_out=WORKLOAD.widths(plans[level])[-1],
                     )
                     for level, share in levels.items()
                 },

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from export.bundle import Bundle
-from models.reduction.schedule import Plan, flops_ratio, plan_for, widths
+from models.reduction.schedule import flops_ratio, plan_for
+from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
 from service.backends.backend import Sample
@@ -126,7 +127,7 @@ class TestAnswers:
             "requested": 0.25,
             "flops_ratio": pytest.approx(flops_ratio(WORKLOAD, plan), abs=1e-6),
             "tokens_in": 17,
-            "tokens_out": widths(WORKLOAD, plan)[-1],
+            "tokens_out": WORKLOAD.widths(plan)[-1],
         }
         (result,) = results(client.classify(picture(), reduction=0.6))
         assert result["reduction"]["level"] == "fast"

@@ -17,7 +17,8 @@ from export.bundle import (
     StoredFile,
 )
 from models.preprocess import Preprocess
-from models.reduction.schedule import Workload, flops_ratio, plan_for, widths
+from models.reduction.schedule import flops_ratio, plan_for
+from models.reduction.workload import Workload
 from service.costs import Costs
 from service.errors import (
     AccuracyBudget,
@@ -54,7 +55,7 @@ def manifest(workload: Workload = VIT_S) -> Manifest:
                 reduction=NAMES[name],
                 plan=plans[name],
                 flops_ratio=flops_ratio(workload, plans[name]),
-                tokens_out=widths(workload, plans[name])[-1],
+                tokens_out=workload.widths(plans[name])[-1],
             )
             for name in reversed(NAMES)
         },
@@ -130,7 +131,7 @@ def test_any_reduction_gets_the_closest_plan(reduction: float) -> None:
     assert choice.plan == plan_for(VIT_S, reduction)
     assert choice.requested == reduction
     assert choice.work.ratio == flops_ratio(VIT_S, choice.plan)
-    assert (choice.work.tokens_in, choice.work.tokens_out) == (197, widths(VIT_S, choice.plan)[-1])
+    assert (choice.work.tokens_in, choice.work.tokens_out) == (197, VIT_S.widths(choice.plan)[-1])
     assert choice.level in {*NAMES, "custom"}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.reduction.schedule import Plan, plan_for
+from models.reduction.schedule import plan_for
+from models.reduction.workload import Plan
 from service.backends.backend import Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Costs

@@ -1,0 +1,82 @@
+"""PuMer: text-informed pruning, then merging within each modality, as one choice of slots.
+
+Cao, Paranjape and Hajishirzi, "PuMer: Pruning and Merging Tokens for Efficient Vision Language
+Models" (ACL 2023), section 3. Written from the formulae.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.reduction.matcher import ABSENT, rank
+from models.reduction.slots import DROPPED, compose
+from models.reduction.tome import ToMe
+from models.reduction.workload import clamp, pumer_widths
+
+
+def prune(importance: Tensor, size: Tensor, keep: int) -> Tensor:
+    """Slots (B, N) that keep the most important tokens, by falling importance, and drop the others.
+
+    Args:
+        importance: (B, N), 0 or more; the lowest index wins ties.
+        size: (B, N); tokens of size 0 go first.
+        keep: tokens to keep, 1 to N.
+    """
+    place = rank(importance.masked_fill(size == 0, ABSENT))
+    return torch.where(place < keep, place, DROPPED)
+
+
+@dataclass(frozen=True)
+class PuMer:
+    """Text tokens lead, image tokens follow; both stay apart.
+
+    The image tokens that the text attends to least are dropped. Those that stay, now in falling
+    order of importance, merge by ToMe's rule, the first protected; so do the text tokens, whose
+    first is their class token. As published, the class token of an image is a token like others.
+    """
+
+    @property
+    def merge(self) -> ToMe:
+        """The rule by which tokens of one modality merge."""
+        return ToMe(class_token=True)
+
+    def left(self, text: int, image: int, counts: Sequence[int]) -> tuple[int, int]:
+        """Text and image tokens that are left when asked for counts (prune, merge, text)."""
+        return pumer_widths(text, image, counts)
+
+    def __call__(
+        self, metric: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int]
+    ) -> Tensor:
+        """Slots (B, N) of one layer.
+
+        Args:
+            metric: (B, N, C).
+            size: (B, N), 0 for no token.
+            importance: (B, N), read where the image is.
+            text: leading tokens that are text, 0 or more.
+            counts: image tokens to prune, image tokens to merge, text tokens to merge.
+        """
+        pruned, merged, words = counts
+        text_after, _ = self.left(text, metric.shape[1] - text, counts)
+        parts = []
+        if text:
+            parts.append(self.merge(metric[:, :text], size[:, :text], words))
+        image = metric.shape[1] - text
+        if image:
+            keep = max(image - max(pruned, 0), 1)
+            kept = prune(importance[:, text:], size[:, text:], keep)
+            # Where each kept place comes from: the inverse of the slots.
+            order = kept.masked_fill(kept == DROPPED, image).argsort(dim=-1, stable=True)[:, :keep]
+            index = order.unsqueeze(-1).expand(-1, -1, metric.shape[-1])
+            among = self.merge(
+                metric[:, text:].gather(1, index),
+                size[:, text:].gather(1, order),
+                clamp(merged, keep, 1),
+            )
+            slots = compose(kept, among)
+            parts.append(torch.where(slots == DROPPED, slots, slots + text_after))
+        return torch.cat(parts, dim=1)

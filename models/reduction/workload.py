@@ -1,0 +1,343 @@
+"""What a network's tokens cost: exact widths and FLOPs of a plan. No torch in here.
+
+FLOPs are multiply-accumulates of every matrix product, the convention of the papers (DeiT-S is
+4.6 G). A *plan* is flat: the counts of each layer one after the other, one a layer where tokens
+merge, three (prune, merge, text) where PuMer reduces.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal["none", "tome", "pitome"]
+PairMethod = Literal["none", "tome", "pumer"]
+Shape = Literal["constant", "increasing", "decreasing"]
+Plan = tuple[int, ...]
+Rates = tuple[float, float, float]
+"""Shares of a layer's tokens: image tokens to prune, then to merge, and text tokens to merge."""
+
+# Steps in which PuMer's rates grow from nothing to all that can go.
+_STEPS = 512
+_MOST = 0.95
+
+
+class PlanError(ValueError):
+    """A plan or reduction that no network of this size can take."""
+
+
+def clamp(r: int, tokens: int, protected: int) -> int:
+    """The tokens that a layer really merges when asked for r: at most half of the unprotected."""
+    return max(0, min(r, (tokens - protected) // 2))
+
+
+def pumer_widths(text: int, image: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Text and image tokens that are left when asked for counts (prune, merge, text).
+
+    At least one image token stays; of what pruning leaves, and of the text, at most half of all
+    but the first can merge (PuMer, section 3).
+    """
+    prune, merge, words = counts
+    keep = max(image - max(prune, 0), min(image, 1))
+    return text - clamp(words, text, 1), keep - clamp(merge, keep, 1)
+
+
+class BaseWorkload(BaseModel, ABC):
+    """What decides the FLOPs of one input of a network with reducing layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    @abstractmethod
+    def plan_length(self) -> int:
+        """Counts in a plan."""
+
+    @property
+    def unreduced(self) -> Plan:
+        """The plan that removes nothing."""
+        return (0,) * self.plan_length
+
+    @abstractmethod
+    def widths(self, plan: Sequence[int]) -> list[int]:
+        """Token counts before the first layer and after each, text and image together.
+
+        Raises:
+            PlanError: the plan has another length than the network's, or a negative count.
+        """
+
+    @abstractmethod
+    def flops(self, plan: Sequence[int]) -> int:
+        """Multiply-accumulates of one input: every matrix product, matching included.
+
+        Raises:
+            PlanError: as `widths`.
+        """
+
+    @abstractmethod
+    def ladder(self, shape: Shape) -> Iterator[Plan]:
+        """Plans from the least reduced to the most, by which a requested reduction is met."""
+
+    def check(self, plan: Sequence[int]) -> None:
+        """Whether a plan is of this network.
+
+        Raises:
+            PlanError: it has another length, or a negative count.
+        """
+        if len(plan) != self.plan_length:
+            raise PlanError(f"a plan here has {self.plan_length} counts, not {len(plan)}")
+        if any(r < 0 for r in plan):
+            raise PlanError(f"a plan's counts are 0 or more, not {min(plan)}")
+
+
+class Workload(BaseWorkload):
+    """One stream of image tokens.
+
+    Attributes:
+        method: the matcher, whose similarity matrix costs a matrix product too.
+        tokens: tokens that enter the first layer, protected ones included.
+        protected: leading tokens that are never merged away (class, distillation).
+        depth, dim: layers, and the width of a token.
+        mlp_dim: hidden width of the MLP; mlp_products: matrix products in it (2, or 3 when gated).
+        metric_dim: width of the matcher's metric (one attention head).
+        stem: multiply-accumulates before the first layer (patch embedding).
+        head: multiply-accumulates after the last one.
+    """
+
+    kind: Literal["image"] = "image"
+    method: Method
+    tokens: int = Field(ge=1)
+    protected: int = Field(ge=0)
+    depth: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    mlp_dim: int = Field(ge=1)
+    mlp_products: int = Field(default=2, ge=2, le=3)
+    metric_dim: int = Field(ge=1)
+    stem: int = Field(ge=0)
+    head: int = Field(ge=0)
+
+    @property
+    def plan_length(self) -> int:
+        return self.depth
+
+    def widths(self, plan: Sequence[int]) -> list[int]:
+        self.check(plan)
+        counts = [self.tokens]
+        for r in plan:
+            counts.append(counts[-1] - clamp(r, counts[-1], self.protected))
+        return counts
+
+    def flops(self, plan: Sequence[int]) -> int:
+        # A layer attends over its incoming tokens, reduces, and runs its MLP on what is left.
+        counts = self.widths(plan)
+        d = self.dim
+        total = self.stem + self.head
+        for before, after in itertools.pairwise(counts):
+            total += 4 * before * d * d + 2 * before * before * d
+            total += self.mlp_products * after * d * self.mlp_dim
+            if after < before:
+                total += self._matching_flops(before)
+        return total
+
+    def _matching_flops(self, tokens: int) -> int:
+        if self.method == "tome":
+            return bipartite_flops(tokens, self.metric_dim)
+        return tokens * tokens * self.metric_dim
+
+    def ladder(self, shape: Shape) -> Iterator[Plan]:
+        """Tokens go one at a time, by Sainte-Lague's divisor rule on the weights of the shape.
+
+        Each plan contains the one before it, which makes the FLOPs monotone, and steps are single
+        tokens, far finer than stepping every layer at once.
+        """
+        yield self.unreduced
+        if self.method == "none":
+            return
+        raw = [0] * self.depth
+        # (votes already won) / weight decides who gets the next token; ties go to the first layer.
+        heap = [(1.0 / w, i, w) for i, w in enumerate(weights(shape, self.depth)) if w > 0]
+        heapq.heapify(heap)
+        while heap:
+            _, layer, weight = heap[0]
+            raw[layer] += 1
+            counts = self.widths(raw)
+            if counts[layer] - counts[layer + 1] < raw[layer]:
+                # This layer is full, and only gets fuller as earlier layers take more.
+                raw[layer] -= 1
+                heapq.heappop(heap)
+                continue
+            heapq.heapreplace(heap, ((2 * raw[layer] + 1) / weight, layer, weight))
+            yield tuple(a - b for a, b in itertools.pairwise(counts))
+
+
+class PairWorkload(BaseWorkload):
+    """An image and a text.
+
+    Attributes:
+        method: `tome` merges both modalities jointly, `pumer` prunes and merges.
+        text: tokens of the text, class token and separator included.
+        image: tokens of the image, class token included.
+        most_text: tokens of the longest text.
+        layers: those that PuMer reduces, counted from 0.
+        rates: of a PuMer reduction; a requested one scales them together.
+        depth: layers with counts in the plan.
+    """
+
+    method: PairMethod
+    text: int = Field(ge=1)
+    image: int = Field(ge=1)
+    most_text: int = Field(ge=1)
+    layers: tuple[int, ...] = ()
+    rates: Rates = (0.1, 0.3, 0.2)
+    depth: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.text > self.most_text:
+            raise ValueError(f"a text of {self.text} tokens is longer than {self.most_text}")
+        if any(not 0 <= layer < self.depth for layer in self.layers):
+            raise ValueError(f"reducing layers are 0 to {self.depth - 1}, not {self.layers}")
+        if self.method == "pumer" and (not self.layers or not any(self.rates)):
+            raise ValueError("PuMer needs layers that reduce, and a rate above 0")
+        if any(not 0 <= rate <= 1 for rate in self.rates):
+            raise ValueError(f"rates are 0 to 1, not {self.rates}")
+        return self
+
+    def sized(self, *, text: int | None = None, image: int | None = None) -> Self:
+        """The same network on a text or an image of another length."""
+        return self.model_copy(
+            update={"text": self.text if text is None else text}
+            | {"image": self.image if image is None else image}
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens before the first layer."""
+        return self.text + self.image
+
+    def streams(self, plan: Sequence[int]) -> list[tuple[int, int]]:
+        """(text, image) tokens before the first layer with counts and after each, for PuMer."""
+        found = [(self.text, self.image)]
+        for layer in range(self.depth):
+            found.append(pumer_widths(*found[-1], plan[3 * layer : 3 * layer + 3]))
+        return found
+
+    def plan_at(self, rates: Rates, shape: Shape = "constant") -> Plan:
+        """The plan of fixed rates: each reducing layer loses such shares of what enters it.
+
+        Counts are rounded half to even, of the tokens before pruning, as published.
+        """
+        given = dict(zip(self.layers, weights(shape, len(self.layers)), strict=True))
+        text, image = self.text, self.image
+        plan: list[int] = []
+        for layer in range(self.depth):
+            share = min(given.get(layer, 0.0), 1.0 / max(*rates, 1e-9))
+            asked = (
+                round(rates[0] * share * image),
+                round(rates[1] * share * image),
+                round(rates[2] * share * text),
+            )
+            text_after, image_after = pumer_widths(text, image, asked)
+            kept = max(image - asked[0], 1)
+            plan += [image - kept, kept - image_after, text - text_after]
+            text, image = text_after, image_after
+        return tuple(plan)
+
+    def _scaled(self, shape: Shape) -> Iterator[Plan]:
+        """PuMer's rates, scaled together from nothing to all that can go."""
+        most = _MOST / min(rate for rate in self.rates if rate > 0)
+        for step in range(_STEPS + 1):
+            # Quadratic: small reductions have the finer steps.
+            scale = most * (step / _STEPS) ** 2
+            prune, merge, text = (min(rate * scale, _MOST) for rate in self.rates)
+            yield self.plan_at((prune, merge, text), shape)
+
+
+class ViltWorkload(PairWorkload):
+    """One stream of text and image tokens (ViLT).
+
+    Attributes:
+        dim, mlp_dim, metric_dim: widths of a token, of the MLP, of the matcher's metric.
+        stem: multiply-accumulates of the patch embedding, for each image token but the class.
+        head: multiply-accumulates after the last layer.
+    """
+
+    kind: Literal["vilt"] = "vilt"
+    dim: int = Field(ge=1)
+    mlp_dim: int = Field(ge=1)
+    metric_dim: int = Field(ge=1)
+    stem: int = Field(ge=0)
+    head: int = Field(ge=0)
+
+    @property
+    def plan_length(self) -> int:
+        return 3 * self.depth if self.method == "pumer" else self.depth
+
+    @property
+    def _joint(self) -> Workload:
+        """The same stream for a method that does not tell text from image."""
+        return Workload(
+            method="none" if self.method == "none" else "tome",
+            tokens=self.tokens,
+            protected=1,
+            depth=self.depth,
+            dim=self.dim,
+            mlp_dim=self.mlp_dim,
+            metric_dim=self.metric_dim,
+            stem=self.stem * (self.image - 1),
+            head=self.head,
+        )
+
+    def widths(self, plan: Sequence[int]) -> list[int]:
+        self.check(plan)
+        if self.method != "pumer":
+            return self._joint.widths(plan)
+        return [text + image for text, image in self.streams(plan)]
+
+    def flops(self, plan: Sequence[int]) -> int:
+        self.check(plan)
+        if self.method != "pumer":
+            return self._joint.flops(plan)
+        d = self.dim
+        total = self.stem * (self.image - 1) + self.head
+        for (text, image), (words, patches) in itertools.pairwise(self.streams(plan)):
+            before, after = text + image, words + patches
+            total += 4 * before * d * d + 2 * before * before * d + 2 * after * d * self.mlp_dim
+        for layer in range(self.depth):
+            counts = plan[3 * layer : 3 * layer + 3]
+            if any(counts):
+                total += self._matching_flops(*self.streams(plan)[layer], counts)
+        return total
+
+    def _matching_flops(self, text: int, image: int, counts: Sequence[int]) -> int:
+        total = text * (text + image) * self.dim  # the attention of the text, once more
+        if counts[1]:
+            total += bipartite_flops(max(image - counts[0], 1), self.metric_dim)
+        if counts[2]:
+            total += bipartite_flops(text, self.metric_dim)
+        return total
+
+    def ladder(self, shape: Shape) -> Iterator[Plan]:
+        return self._scaled(shape) if self.method == "pumer" else self._joint.ladder(shape)
+
+
+AnyWorkload = Annotated[Workload | ViltWorkload, Field(discriminator="kind")]
+
+
+def bipartite_flops(tokens: int, metric_dim: int) -> int:
+    """Multiply-accumulates of the similarities between even and odd tokens."""
+    return ((tokens + 1) // 2) * (tokens // 2) * metric_dim
+
+
+def weights(shape: Shape, layers: int) -> list[float]:
+    """How much of a reduction each layer takes: 1 on average."""
+    rising = [2.0 * i / (layers - 1) for i in range(layers)] if layers > 1 else [1.0] * layers
+    if shape == "increasing":
+        return rising
+    if shape == "decreasing":
+        return rising[::-1]
+    return [1.0] * layers

@@ -1,0 +1,290 @@
+"""ViLT: text and image patches in one stream of transformer blocks.
+
+Kim, Son and Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision"
+(ICML 2021). Patches keep their order, where the published code shuffles them. State-dict names of
+the blocks are the official ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import Block
+from models.operators import EAGER, Operators, Tokens
+from models.pair import Fused, HeadConfig, Heads, images
+from models.reduction.matcher import Matcher
+from models.reduction.pumer import PuMer
+from models.reduction.workload import PairMethod, Rates, ViltWorkload
+from models.tasks import PairTask
+from models.vit import ConvStem, PatchEmbed
+
+
+class ViltConfig(BaseModel):
+    """Sizes in pixels, widths in channels.
+
+    Attributes:
+        image_size: of the position embedding; other images get it resized.
+        stem: (channels, stride) of a convolutional stem, as in `VisionConfig`; empty for patches.
+        vocabulary: word embeddings; texts have at most `most_text` tokens.
+        eps, text_eps: of the layer norms, and of the one behind the text embedding.
+        modalities: modality embeddings: text, image, and perhaps second image.
+        heads: by task.
+        layers, rates: PuMer's own: which layers reduce, and by which (prune, merge, text) shares.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: tuple[int, int] = (384, 384)
+    patch_size: int = Field(default=32, ge=1)
+    dim: int = Field(default=768, ge=1)
+    depth: int = Field(default=12, ge=1)
+    heads_per_layer: int = Field(default=12, ge=1)
+    mlp_dim: int = Field(default=3072, ge=1)
+    eps: float = 1e-6
+    stem: tuple[tuple[int, int], ...] = ()
+    vocabulary: int = Field(default=30522, ge=1)
+    most_text: int = Field(default=40, ge=1)
+    text_eps: float = 1e-12
+    modalities: int = Field(default=2, ge=2, le=3)
+    heads: dict[PairTask, HeadConfig] = Field(min_length=1)
+    layers: tuple[int, ...] = (2, 5, 8)
+    rates: Rates = (0.1, 0.3, 0.2)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(side < 1 or side % self.patch_size for side in self.image_size):
+            raise ValueError(f"patches of {self.patch_size} do not tile {self.image_size}")
+        if self.dim % self.heads_per_layer:
+            raise ValueError(
+                f"the width {self.dim} does not divide into {self.heads_per_layer} heads"
+            )
+        if any(not 0 <= layer < self.depth for layer in self.layers):
+            raise ValueError(f"reducing layers are 0 to {self.depth - 1}, not {self.layers}")
+        if "reason" in self.heads and self.modalities < 3:
+            raise ValueError("to reason about two images, three modality embeddings are needed")
+        strides = math.prod(stride for _, stride in self.stem)
+        if self.stem and strides != self.patch_size:
+            raise ValueError(
+                f"the strides of the stem multiply to {strides}, not to the patch size "
+                f"{self.patch_size}"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in the position embedding."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def workload(
+        self,
+        method: PairMethod,
+        *,
+        text: int | None = None,
+        layers: tuple[int, ...] | None = None,
+        rates: Rates | None = None,
+    ) -> ViltWorkload:
+        """What the schedule needs to know of this network, for one text with one image.
+
+        Args:
+            text: tokens; by default the longest.
+            layers, rates: of PuMer; by default the configuration's.
+        """
+        return ViltWorkload(
+            method=method,
+            text=self.most_text if text is None else text,
+            most_text=self.most_text,
+            image=self.patches + 1,
+            layers=(self.layers if layers is None else layers) if method == "pumer" else (),
+            rates=self.rates if rates is None else rates,
+            depth=self.depth,
+            dim=self.dim,
+            mlp_dim=self.mlp_dim,
+            metric_dim=self.dim // self.heads_per_layer,
+            stem=self._stem_flops(),
+            head=self.dim * self.dim
+            + max(head.flops(images(task) * self.dim) for task, head in self.heads.items()),
+        )
+
+    def _stem_flops(self) -> int:
+        """Of one patch."""
+        if not self.stem:
+            return 3 * self.patch_size**2 * self.dim
+        total, channels, area = 0, 3, self.patch_size**2
+        for out, stride in self.stem:
+            area //= stride**2
+            total += area * 9 * channels * out
+            channels = out
+        return total + channels * self.dim
+
+
+class TextEmbedding(nn.Module):
+    """Words, their positions, and a layer norm (BERT, without its segments)."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocabulary, config.dim)
+        self.positions = nn.Embedding(config.most_text, config.dim)
+        self.norm = nn.LayerNorm(config.dim, config.text_eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D)."""
+        out: Tensor = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
+        return out
+
+
+class Vilt(nn.Module):
+    """A ViLT that reduces its tokens by a plan."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.dim
+        self.text_embed = TextEmbedding(config)
+        self.patch_embed: nn.Module = (
+            ConvStem(config.stem, d) if config.stem else PatchEmbed(config.patch_size, d, bias=True)
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, d))
+        self.modality = nn.Embedding(config.modalities, d)
+        self.blocks = nn.ModuleList(
+            Block(d, config.heads_per_layer, config.mlp_dim, eps=config.eps)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(d, config.eps)
+        self.pooler = nn.Linear(d, d)
+        self.heads = Heads(config.heads, d)
+
+    def forward(
+        self,
+        image: Tensor,
+        ids: Tensor,
+        text_size: Tensor | None = None,
+        *,
+        task: PairTask,
+        image_size: Tensor | None = None,
+        plan: Sequence[int] | None = None,
+        matchers: Sequence[Matcher | PuMer | None] | None = None,
+        weighted: bool = True,
+        run: Operators = EAGER,
+    ) -> Tensor:
+        """Answer: logits (B, classes).
+
+        Args:
+            image: (B, 3, H, W) normalised; (B, 2, 3, H, W) to reason.
+            ids: (B, T) int64.
+            text_size: (B, T) float32, 1 for a token and 0 for padding.
+            task: one of the heads.
+            image_size: (B, I), (B, 2, I) to reason: 0 for padding. The class token counts.
+            plan, matchers, weighted, run: see `PairNetwork.fuse`.
+        """
+        many = images(task)
+        pooled = []
+        for at in range(many):
+            one = image[:, at] if many > 1 else image
+            size = image_size[:, at] if many > 1 and image_size is not None else image_size
+            tokens = self.embed_image(self.patch_embed(one), self._grid(one))
+            fused = self.fuse(
+                tokens,
+                ids,
+                text_size,
+                image_size=size,
+                second=at == 1,
+                plan=plan,
+                matchers=matchers,
+                weighted=weighted,
+                run=run,
+            )
+            pooled.append(fused.pooled)
+        return self.heads.logits(torch.cat(pooled, dim=-1), task)
+
+    def _grid(self, image: Tensor) -> tuple[int, int]:
+        side = self.config.patch_size
+        return image.shape[-2] // side, image.shape[-1] // side
+
+    def embed_image(
+        self, patches: Tensor, grid: tuple[int, int], *, run: Operators = EAGER
+    ) -> Tensor:
+        """Patches (B, rows * columns, D) -> image tokens (B, I, D): class token, positions."""
+        own = self.config.grid
+        positions: Tensor = self.pos_embed
+        if tuple(grid) != own:
+            d = self.config.dim
+            spatial = positions[:, 1:].transpose(1, 2).unflatten(2, own)  # (1, D, rows, columns)
+            spatial = F.interpolate(spatial, size=grid, mode="bilinear", align_corners=True)
+            spatial = spatial.reshape(1, d, -1).transpose(1, 2)  # (1, rows * columns, D)
+            positions = torch.cat([positions[:, :1], spatial], dim=1)
+        prefix = self.cls_token.expand(patches.shape[0], -1, -1)
+        return torch.cat([prefix, patches], dim=1) + positions
+
+    def fuse(
+        self,
+        image: Tensor,
+        ids: Tensor,
+        text_size: Tensor | None = None,
+        *,
+        image_size: Tensor | None = None,
+        second: bool | Tensor = False,
+        plan: Sequence[int] | None = None,
+        matchers: Sequence[Matcher | PuMer | None] | None = None,
+        weighted: bool = True,
+        run: Operators = EAGER,
+    ) -> Fused:
+        """The image tokens and the text through the blocks; see `PairNetwork.fuse`."""
+        if plan is None or matchers is None:
+            plan, matchers = [], [None] * self.config.depth
+        if text_size is None:
+            text_size = torch.ones_like(ids, dtype=torch.float32)
+        if image_size is None:
+            image_size = torch.ones_like(image[:, :, 0], dtype=torch.float32)
+        text = self.text_embed(ids) + self.modality.weight[0]
+        image = image + self._image_modality(second)
+        # PuMer wants the modalities apart. To merge them jointly, all padding has to be at the end:
+        # between text and image it would shift which image tokens are sources.
+        joint = any(matcher and not isinstance(matcher, PuMer) for matcher in matchers)
+        order = _around if joint else _after
+        words = ids.shape[1]
+        tokens = Tokens.start(order(text, image), order(text_size, image_size), text=words)
+        at = 0
+        for block, matcher in zip(self.blocks, matchers, strict=True):
+            if not weighted:
+                tokens = tokens._replace(size=(tokens.size > 0).float())
+            counts: int | tuple[int, ...] = 0
+            if isinstance(matcher, PuMer):
+                counts, at = tuple(plan[at : at + 3]), at + 3
+            elif matcher is not None:
+                counts, at = plan[at], at + 1
+            tokens = block(tokens, run, matcher, counts, size=tokens.size)
+        if at != len(plan):
+            raise ValueError(f"a plan of {at} counts is needed, not of {len(plan)}")
+        pooled = torch.tanh(self.pooler(self.norm(tokens.x[:, 0])))
+        if joint:
+            first, patches, others = tokens.trace.split([1, image.shape[1], words - 1], dim=1)
+            return Fused(pooled, torch.cat([first, others], dim=1), patches)
+        return Fused(pooled, tokens.trace[:, :words], tokens.trace[:, words:])
+
+    def _image_modality(self, second: bool | Tensor) -> Tensor:
+        """(D) of the first or the second image."""
+        if isinstance(second, Tensor):
+            return self.modality.weight.index_select(0, second.reshape(1) + 1)[0]
+        return self.modality.weight[2 if second else 1]
+
+
+def _after(text: Tensor, image: Tensor) -> Tensor:
+    """The image behind the text."""
+    return torch.cat([text, image], dim=1)
+
+
+def _around(text: Tensor, image: Tensor) -> Tensor:
+    """The text's class token, the image, the rest of the text."""
+    return torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
