@@ -1,8 +1,17 @@
 """The bundle: the folder that export writes and the service reads. No torch in here.
 
     manifest.json   what the model is, its levels, and the sha256 of every other file
-    model.onnx      one graph for every level: `image`, `plan` -> `logits`, `slots`
     profile.json    what was measured, level by level; optional
+
+of an image classifier:
+    model.onnx      one graph for every level: `image`, `plan` -> `logits`, `slots`
+
+of a network that sees an image with a text, in two graphs, so that an image is embedded once
+whatever the number of texts:
+    vision.onnx     `image` -> `image_tokens`
+    joint.onnx      `image_tokens`, `input_ids`, `text_size`, `plan` -> an output for each task,
+                    `pooled`, `text_slots`, `image_slots`
+    tokenizer.json  how a text becomes `input_ids`
 
 A bundle appears whole or not at all: it is written to a temporary folder and renamed.
 """
@@ -24,14 +33,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import PlanError, Shape, Workload
+from models.reduction.workload import AnyWorkload, PairWorkload, PlanError, Shape
+from models.tasks import Task
 
 MANIFEST = "manifest.json"
-MODEL = "model.onnx"
 PROFILE = "profile.json"
+MODEL = "model.onnx"
+VISION = "vision.onnx"
+JOINT = "joint.onnx"
+TOKENIZER = "tokenizer.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
-Task = Literal["classify"]
+Scoring = Literal["softmax", "sigmoid"]
+"""How logits become scores: of answers that exclude each other, or each by itself."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -62,7 +76,7 @@ class Level(_Document):
 
     Attributes:
         reduction: the requested fraction of FLOPs to remove, 0 to 1.
-        plan: tokens each layer removes.
+        plan: tokens each layer removes; with a text, of the nominal image and the longest text.
         flops_ratio: FLOPs left, of the unreduced network's.
         tokens_out: tokens after the last layer.
     """
@@ -80,16 +94,31 @@ class StoredFile(_Document):
     bytes: int = Field(ge=0)
 
 
+class TextSpec(_Document):
+    """Which texts a network takes.
+
+    Attributes:
+        most_tokens: of the longest, special tokens included; longer ones are cut.
+    """
+
+    most_tokens: int = Field(ge=1)
+
+
 class Manifest(_Document):
     """What a bundle says of itself.
 
     Attributes:
         format: of this file; another number is refused.
         name: what the service calls the model.
+        tasks: what the network can be asked, with the labels in the order of the logits; no labels
+            for a single logit that ranks. Of two labels to match or reason, the second is yes.
+        scores: how a task's logits become scores, where that is not softmax.
         source: what was exported.
         workload: the network, as the schedule sees it; turns any reduction into a plan.
         shape: how the plans spread over the layers.
-        proportional: whether attention counts token sizes.
+        proportional: whether attention counts token sizes; of an image classifier.
+        weighted: whether tokens merge by size and attention counts sizes; of a network with texts.
+        text: of a network with texts.
         levels: by name, from the least reduced to the most.
         default_level: for a request that names none.
         versions: of the packages that made it.
@@ -97,16 +126,18 @@ class Manifest(_Document):
         files: every other file, by its path in the bundle.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: Name
-    task: Task = "classify"
+    tasks: dict[Task, tuple[str, ...]] = Field(min_length=1)
+    scores: dict[Task, Scoring] = Field(default_factory=dict)
     source: str
     precision: Precision
-    workload: Workload
+    workload: AnyWorkload
     shape: Shape = "constant"
     proportional: bool = True
+    weighted: bool = True
+    text: TextSpec | None = None
     preprocess: Preprocess
-    labels: tuple[str, ...]
     levels: dict[Name, Level] = Field(min_length=1)
     default_level: Name
     versions: dict[str, str]
@@ -117,8 +148,17 @@ class Manifest(_Document):
     def _consistent(self) -> Self:
         if self.default_level not in self.levels:
             raise ValueError(f"the default level {self.default_level!r} is not among the levels")
-        if MODEL not in self.files:
-            raise ValueError(f"{MODEL} is not listed")
+        paired = isinstance(self.workload, PairWorkload)
+        for name in (VISION, JOINT, TOKENIZER) if paired else (MODEL,):
+            if name not in self.files:
+                raise ValueError(f"{name} is not listed")
+        if paired != (self.text is not None):
+            raise ValueError("a network has texts if it sees pairs, and only then")
+        if paired == ("classify" in self.tasks) or (not paired and len(self.tasks) > 1):
+            raise ValueError(f"a network of this kind does not {', '.join(self.tasks)}")
+        unknown = sorted(set(self.scores) - set(self.tasks))
+        if unknown:
+            raise ValueError(f"scores of {', '.join(unknown)}, which is no task here")
         for name, level in self.levels.items():
             try:
                 tokens = self.workload.widths(level.plan)[-1]
@@ -129,15 +169,20 @@ class Manifest(_Document):
                 raise ValueError(f"level {name}: tokens or FLOPs do not follow from its plan")
         return self
 
+    def scoring(self, task: Task) -> Scoring:
+        """How a task's logits become scores."""
+        return self.scores.get(task, "softmax")
+
 
 class Quality(_Document):
     """A measured share of right answers, with its 95 % interval.
 
     Attributes:
-        metric: `top1` against labels, or `agreement` with the unreduced model's first answer.
+        metric: `top1` against the labels of images, `accuracy` against the answers to texts, or
+            `agreement` with the unreduced model's first answer.
     """
 
-    metric: Literal["top1", "agreement"]
+    metric: Literal["top1", "accuracy", "agreement"]
     value: Share
     low: Share
     high: Share
@@ -153,9 +198,13 @@ class Latency(_Document):
 
 
 class LevelProfile(_Document):
-    """What was measured of one level."""
+    """What was measured of one level.
 
-    quality: Quality | None = None
+    Attributes:
+        quality: by task, of those that were measured.
+    """
+
+    quality: dict[Task, Quality] = Field(default_factory=dict)
     latency: tuple[Latency, ...] = ()
     images_per_second: float | None = Field(default=None, gt=0)
     peak_memory_mb: float | None = Field(default=None, gt=0)
@@ -169,7 +218,7 @@ class Profile(_Document):
         runtime: name and version, and whether the native ops ran.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     measured: date
     machine: str
     runtime: str
@@ -186,8 +235,23 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """The graph's path."""
+        """The path of an image classifier's graph."""
         return self.folder / MODEL
+
+    @property
+    def vision(self) -> Path:
+        """The path of the graph that embeds images, of a network with texts."""
+        return self.folder / VISION
+
+    @property
+    def joint(self) -> Path:
+        """The path of the graph in which image and text meet."""
+        return self.folder / JOINT
+
+    @property
+    def tokenizer(self) -> Path:
+        """The path of a network with texts' tokenizer."""
+        return self.folder / TOKENIZER
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -209,6 +273,10 @@ class Bundle:
             unknown = set(profile.levels) - set(manifest.levels)
             if unknown:
                 raise BundleError(f"{folder / PROFILE}: unknown levels {sorted(unknown)}")
+            tasks = {task for level in profile.levels.values() for task in level.quality}
+            if tasks - set(manifest.tasks):
+                asked = sorted(tasks - set(manifest.tasks))
+                raise BundleError(f"{folder / PROFILE}: unknown tasks {asked}")
         return cls(folder, manifest, profile)
 
     @staticmethod

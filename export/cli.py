@@ -177,9 +177,9 @@ def _report(bundle: Bundle) -> None:
             f"{level.tokens_out} of {manifest.workload.tokens} tokens left, "
             f"deviation {manifest.deviation[name]:.1e}"
         )
-        measured = bundle.profile and bundle.profile.levels[name].quality
-        if measured:
-            line += f", {measured.metric} {100 * measured.value:.2f} % of {measured.samples}"
+        measured = bundle.profile.levels[name].quality if bundle.profile else {}
+        for task, found in measured.items():
+            line += f", {task} {found.metric} {100 * found.value:.2f} % of {found.samples}"
         print(line)
 
 

@@ -177,7 +177,7 @@ def export_bundle(
             shape=recipe.shape,
             proportional=recipe.proportional,
             preprocess=checkpoint.preprocess,
-            labels=checkpoint.labels,
+            tasks={"classify": checkpoint.labels},
             levels=levels,
             default_level=recipe.default,
             versions=_versions(),
@@ -248,6 +248,8 @@ def _write_profile(folder: Path, session: Session, qualities: Mapping[str, Quali
         measured=date.today(),
         machine=machine(),
         runtime=software(native=session.native),
-        levels={name: LevelProfile(quality=found) for name, found in qualities.items()},
+        levels={
+            name: LevelProfile(quality={"classify": found}) for name, found in qualities.items()
+        },
     )
     write_document(folder / PROFILE, profile)

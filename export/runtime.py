@@ -1,8 +1,9 @@
-"""Running a bundle's graph in ONNX Runtime. No torch in here."""
+"""Running an image classifier's graph in ONNX Runtime. No torch in here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,27 @@ from export import hugepages
 from export.bundle import Bundle
 from export.machine import saturates
 from export.plugins.onnxruntime import library
+
+
+def open_graph(path: Path, *, threads: int, native: bool) -> tuple[ort.InferenceSession, bool]:
+    """A graph, loaded to run on the CPU, and whether its ops are the compiled ones.
+
+    Args:
+        threads: inside one run. On a CPU, one-thread runs side by side beat wider ones.
+        native: whether to use the compiled ops where they are built.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; its warnings are advice on the graph
+    if saturates():
+        # Unsigned weights then; nearly half as fast, so not where it is not needed.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    plugin = library.find() if native else None
+    if plugin is not None:
+        options.register_custom_ops_library(str(plugin))
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session, plugin is not None
 
 
 class Output(NamedTuple):
@@ -30,26 +52,8 @@ class Session:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
-        """Load the graph.
-
-        Args:
-            threads: inside one run. On a CPU, one-thread runs side by side beat wider ones.
-            native: whether to use the compiled ops where they are built.
-        """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; its warnings are advice on the graph
-        if saturates():
-            # Unsigned weights then; nearly half as fast, so not where it is not needed.
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        plugin = library.find() if native else None
-        self.native = plugin is not None
-        if plugin is not None:
-            options.register_custom_ops_library(str(plugin))
-        self._session = ort.InferenceSession(
-            bundle.model, options, providers=["CPUExecutionProvider"]
-        )
+        """Load the graph; see `open_graph`."""
+        self._session, self.native = open_graph(bundle.model, threads=threads, native=native)
         hugepages.collapse()
 
     def run(

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from export.bundle import Bundle, BundleError
+from models.reduction.workload import Workload
 from service.backends.backend import Backend
 from service.costs import Costs
 from service.errors import UnknownModel
@@ -27,7 +28,7 @@ class Model:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.name = bundle.manifest.name
-        self.task = bundle.manifest.task
+        self.task = next(iter(bundle.manifest.tasks))
         self.costs = Costs(bundle.manifest.workload)
         self.levels = Levels(bundle.manifest, bundle.profile, self.costs, default=default_level)
         self.ready = False
@@ -49,11 +50,21 @@ class Model:
         """Bytes of the graph with its weights."""
         return self.bundle.model.stat().st_size
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.manifest.tasks[self.task]
+
+    @property
+    def protected(self) -> int:
+        """Leading tokens that are never merged."""
+        workload = self.manifest.workload
+        return workload.protected if isinstance(workload, Workload) else 0
+
     @cached_property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patches: the unprotected tokens, row by row."""
-        workload = self.manifest.workload
-        patches = workload.tokens - workload.protected
+        patches = self.manifest.workload.tokens - self.protected
         height, width = self.manifest.preprocess.size
         rows = max(1, round(math.sqrt(patches * height / width)))
         return (rows, patches // rows)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import Plan, Workload
+from models.reduction.workload import BaseWorkload, Plan
 
 # Weight of one run in the drift: about the last twenty count.
 _WEIGHT = 0.05
@@ -30,7 +30,9 @@ class Costs:
     A drift below 1 refuses nobody, and stays.
     """
 
-    def __init__(self, workload: Workload, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, workload: BaseWorkload, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Args:
         clock: seconds, never going back.
         """

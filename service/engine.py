@@ -216,10 +216,10 @@ class Engine:
         if not isinstance(outcome, Done):
             raise BundleError(f"{model.bundle.model} does not run; the log above says why")
         classes = outcome.output["logits"].shape[-1]
-        if classes != len(model.manifest.labels):
+        if classes != len(model.labels):
             raise BundleError(
                 f"{model.bundle.model} has {classes} outputs and "
-                f"{len(model.manifest.labels)} labels"
+                f"{len(model.labels)} labels"
             )
         return outcome
 

@@ -108,9 +108,9 @@ class Levels:
             )
         )
         self.quality: Mapping[str, Quality] = {
-            name: level.quality
+            name: found
             for name, level in (profile.levels if profile else {}).items()
-            if level.quality is not None
+            for found in level.quality.values()
         }
         self._names: dict[Plan, str] = {}
         for name, level in self.levels.items():

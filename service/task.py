@@ -236,7 +236,7 @@ def _result(
     if slots:
         result["slots"] = outcome.output["slots"].tolist()
         result["grid"] = model.grid
-        result["protected"] = model.manifest.workload.protected
+        result["protected"] = model.protected
     result["batch_size"] = outcome.batch_size
     seconds: dict[Stage, float] = {
         "decode": decoding.ended - decoding.begun,

@@ -56,7 +56,7 @@ def write(folder: Path, **changes: Any) -> None:
             "precision": "fp32",
             "workload": WORKLOAD,
             "preprocess": Preprocess(size=(32, 32)),
-            "labels": ("a", "b"),
+            "tasks": {"classify": ("a", "b")},
             "levels": {"exact": level(0, 0), "fast": level(4, 4)},
             "default_level": "exact",
             "versions": {"tokenfold": "0"},
@@ -110,9 +110,9 @@ def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["format"], 2, "format"),
+        (["format"], 1, "format"),
         (["surprise"], 1, "surprise"),
-        (["levels", "fast", "plan"], [4], "one count per layer"),
+        (["levels", "fast", "plan"], [4], "2 counts, not 1"),
         (["levels", "fast", "plan"], [4, -1], "0 or more"),
         (["levels", "fast", "tokens_out"], 3, "do not follow"),
         (["default_level"], "best", "best"),

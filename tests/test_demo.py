@@ -35,13 +35,11 @@ def test_every_level_has_its_measured_accuracy(name: str) -> None:
     )
     assert bundle.profile is not None
     for level in bundle.manifest.levels:
-        found = bundle.profile.levels[level].quality
-        assert found is not None
+        found = bundle.profile.levels[level].quality["classify"]
         assert (found.metric, found.samples) == ("top1", 5000)
         assert found.value > 0.75
         assert bundle.profile.levels[level].latency
-    exact = bundle.profile.levels["exact"].quality
-    assert exact is not None
+    exact = bundle.profile.levels["exact"].quality["classify"]
     assert exact.value >= 0.78
 
 
@@ -52,7 +50,7 @@ def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path)
     again = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / name, recipe)
     assert again.manifest.workload == shipped.manifest.workload
     assert again.manifest.levels == shipped.manifest.levels
-    assert again.manifest.labels == shipped.manifest.labels
+    assert again.manifest.tasks == shipped.manifest.tasks
     images = random_images(shipped.manifest.preprocess.size, 8)
     old, new = Session(shipped), Session(again)
     for level in shipped.manifest.levels.values():
@@ -70,7 +68,7 @@ def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path:
     bundle = Bundle.open(DEMO / "bundles" / name)
     manifest = bundle.manifest
     save_held_out(DATA, tmp_path / "held-out.zip")
-    photos = quality.Photos(tmp_path / "held-out.zip", manifest.labels)
+    photos = quality.Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
     assert len(photos) == 5000
     photos.names, photos.labels = photos.names[::10], (photos.labels or [])[::10]
     found = quality.measure(
@@ -82,6 +80,5 @@ def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path:
         threads=2,
     )
     for level, share in found.items():
-        said = bundle.profile.levels[level].quality  # type: ignore[union-attr]
-        assert said is not None
+        said = bundle.profile.levels[level].quality["classify"]  # type: ignore[union-attr]
         assert share.low <= said.value <= share.high, f"{level}: measured {share}, profile {said}"

@@ -56,8 +56,7 @@ def test_a_checkpoint_becomes_a_bundle(source: Path, photos: Path, tmp_path: Pat
     assert list(bundle.manifest.levels) == ["exact", "half"]
     assert max(bundle.manifest.deviation.values()) < 1e-4
     assert bundle.profile is not None
-    quality = bundle.profile.levels["half"].quality
-    assert quality is not None
+    quality = bundle.profile.levels["half"].quality["classify"]
     assert (quality.metric, quality.samples) == ("top1", 10)
     assert quality.low <= quality.value <= quality.high
     images = random_images(tiny.SIZE, 2)
@@ -134,8 +133,7 @@ def test_unlabelled_images_measure_agreement(tmp_path: Path) -> None:
     recipe = Recipe(name="b", levels=LEVELS, images=folder)
     bundle = export_bundle(tiny.checkpoint(), "a test", tmp_path / "b", recipe)
     assert bundle.profile is not None
-    quality = bundle.profile.levels["exact"].quality
-    assert quality is not None
+    quality = bundle.profile.levels["exact"].quality["classify"]
     assert (quality.metric, quality.value) == ("agreement", 1.0)
 
 
@@ -230,8 +228,7 @@ def test_lossy_agreement_is_with_the_unreduced_fp32_network(tmp_path: Path) -> N
     session = Session(bundle)
     found = [int(session.run(image[None], (0, 0, 0)).logits.argmax()) for image in images]
     assert bundle.profile is not None
-    quality = bundle.profile.levels["exact"].quality
-    assert quality is not None
+    quality = bundle.profile.levels["exact"].quality["classify"]
     assert quality.value == pytest.approx(np.mean(found == wanted))
 
 

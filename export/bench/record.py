@@ -58,7 +58,7 @@ def save(bundle: Bundle, report: Report, latency: dict[str, tuple[Latency, ...]]
     known = bundle.profile.levels if bundle.profile is not None else {}
     levels = {
         row.level: LevelProfile(
-            quality=known[row.level].quality if row.level in known else None,
+            quality=known[row.level].quality if row.level in known else {},
             latency=latency[row.level],
             images_per_second=row.images_per_second,
             peak_memory_mb=row.peak_memory_mb,

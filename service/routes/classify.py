@@ -83,7 +83,7 @@ def _predictions(model: Model, output: Sample, top_k: int) -> list[dict[str, Any
         raise InternalError(f"{model.name} computed no finite numbers for this image.")
     # Stable: equal scores keep the order of their classes.
     best = (-logits).argsort(kind="stable")[:top_k].tolist()
-    labels = model.manifest.labels
+    labels = model.labels
     return [
         {"label": labels[i], "index": i, "score": round(float(shares[i]) / total, 6)} for i in best
     ]

@@ -113,7 +113,7 @@ def _describe(model: Model) -> ModelInfo:
     manifest, profile = model.manifest, model.bundle.profile
     return ModelInfo(
         name=manifest.name,
-        task=manifest.task,
+        task=model.task,
         source=manifest.source,
         method=manifest.workload.method,
         precision=manifest.precision,
@@ -121,8 +121,8 @@ def _describe(model: Model) -> ModelInfo:
         resize=manifest.preprocess.resize,
         shorter_side=manifest.preprocess.shorter_side,
         grid=model.grid,
-        protected=manifest.workload.protected,
-        labels=list(manifest.labels),
+        protected=model.protected,
+        labels=list(model.labels),
         weights_bytes=model.weights,
         native_ops=model.backend.native,
         default_level=model.levels.default,
@@ -151,7 +151,7 @@ def _level(model: Model, name: str) -> LevelInfo:
         tokens_in=work.tokens_in,
         tokens_out=work.tokens_out,
         expected_ms=round(model.costs.seconds(level.plan) * 1000, 3),
-        quality=measured.quality if measured else None,
+        quality=measured.quality.get(model.task) if measured else None,
         latency=list(measured.latency) if measured else [],
         images_per_second=measured.images_per_second if measured else None,
         peak_memory_mb=measured.peak_memory_mb if measured else None,

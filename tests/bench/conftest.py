@@ -41,7 +41,7 @@ def make(tmp_path: Path) -> Make:
                 precision="fp32",
                 workload=CONFIG.workload(method),
                 preprocess=Preprocess(size=size),
-                labels=LABELS,
+                tasks={"classify": LABELS},
                 levels=levels,
                 default_level=next(iter(levels)),
                 versions={},

@@ -89,7 +89,7 @@ def bundle(
                 precision="fp32",
                 workload=WORKLOAD,
                 preprocess=Preprocess(size=(SIDE, SIDE)),
-                labels=tuple(labels),
+                tasks={"classify": tuple(labels)},
                 levels={
                     level: Level(
                         reduction=share,
@@ -114,9 +114,11 @@ def _profile(levels: Mapping[str, float]) -> Profile:
         runtime="none",
         levels={
             level: LevelProfile(
-                quality=Quality(
-                    metric="top1", value=ACCURACY[level], low=0.0, high=1.0, samples=100
-                ),
+                quality={
+                    "classify": Quality(
+                        metric="top1", value=ACCURACY[level], low=0.0, high=1.0, samples=100
+                    )
+                },
                 latency=(Latency(batch=1, p50_ms=1000.0, p99_ms=2000.0),),
             )
             for level in levels

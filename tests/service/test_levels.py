@@ -48,7 +48,7 @@ def manifest(workload: Workload = VIT_S) -> Manifest:
         precision="fp32",
         workload=workload,
         preprocess=Preprocess(size=(224, 224)),
-        labels=("a", "b"),
+        tasks={"classify": ("a", "b")},
         # From the most reduced on: the service sorts them.
         levels={
             name: Level(
@@ -72,7 +72,7 @@ def profile(accuracy: dict[str, float]) -> Profile:
         runtime="none",
         levels={
             name: LevelProfile(
-                quality=Quality(metric="top1", value=value, low=0, high=1, samples=10)
+                quality={"classify": Quality(metric="top1", value=value, low=0, high=1, samples=10)}
             )
             for name, value in accuracy.items()
         },

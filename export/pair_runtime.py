@@ -1,0 +1,110 @@
+"""Running the graphs of a network that sees an image with a text. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from export import hugepages
+from export.bundle import Bundle
+from export.runtime import open_graph
+from models.tasks import PairTask
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int64]
+
+
+class PairOutput(NamedTuple):
+    """What became of a text with an image.
+
+    Attributes:
+        logits: (B, classes); None in the first of the two passes of `reason`.
+        pooled: (B, P), what the heads see of this image.
+        text_slots, image_slots: (B, T) and (B, I), where each token ended up, -1 where it was
+            dropped; see `models.pair.Fused`. None where they were not asked for.
+    """
+
+    logits: Float | None
+    pooled: Float
+    text_slots: Int | None
+    image_slots: Int | None
+
+
+class PairSession:
+    """The two graphs of a bundle: one copy of the weights, any number of threads at once.
+
+    A pair of images is reasoned about in two passes of `fuse`: the left one gives `pooled`, which
+    goes into the right one's as `other`.
+
+    Attributes:
+        native: whether the compiled ops run, rather than their portable bodies.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
+        """Load both graphs; see `export.runtime.open_graph`."""
+        self._vision, _ = open_graph(bundle.vision, threads=threads, native=native)
+        self._joint, self.native = open_graph(bundle.joint, threads=threads, native=native)
+        self._inputs = {given.name: given for given in self._joint.get_inputs()}
+        hugepages.collapse()
+
+    def embed(self, images: npt.NDArray[np.uint8]) -> Float:
+        """Images (B, H, W, 3) uint8 -> image tokens (B, I, D), whatever they are asked then."""
+        found: list[Any] = self._vision.run(["image_tokens"], {"image": images})
+        tokens: Float = found[0]
+        return tokens
+
+    def fuse(
+        self,
+        image_tokens: Float,
+        input_ids: Int,
+        text_size: Float,
+        plan: Sequence[int],
+        *,
+        task: PairTask,
+        second: bool = False,
+        other: Float | None = None,
+        slots: bool = False,
+    ) -> PairOutput:
+        """Ask a batch.
+
+        Args:
+            image_tokens: (B, I, D) of `embed`.
+            input_ids: (B, T).
+            text_size: (B, T), 1 for a token and 0 for padding, which is at the end.
+            plan: the bundle's kind of counts, for this I and T.
+            task: one of the bundle's.
+            second: whether it is the second image to reason about.
+            other: (B, P), the first image's `pooled`, with the second.
+            slots: whether to return the composed slots too.
+
+        Raises:
+            ValueError: a second image without the first, or the other way round.
+        """
+        if second != (other is not None):
+            raise ValueError("the second image comes with the first one's pooled output")
+        feeds: dict[str, Any] = {
+            "image_tokens": image_tokens,
+            "input_ids": input_ids,
+            "text_size": text_size,
+            "plan": np.asarray(plan, dtype=np.int64),
+        }
+        if "second" in self._inputs:
+            feeds["second"] = np.array([second], dtype=np.int64)
+            feeds["other"] = self._nobody(len(input_ids)) if other is None else other
+        names = ["pooled"]
+        answered = task != "reason" or second
+        if answered:
+            names.append(task)
+        if slots:
+            names += ["text_slots", "image_slots"]
+        found = dict(zip(names, self._joint.run(names, feeds), strict=True))
+        return PairOutput(
+            found.get(task), found["pooled"], found.get("text_slots"), found.get("image_slots")
+        )
+
+    def _nobody(self, batch: int) -> Float:
+        """What stands for the other image where there is none."""
+        return np.zeros((batch, self._inputs["other"].shape[1]), dtype=np.float32)
