@@ -1,0 +1,112 @@
+"""The tokenizer of a checkpoint folder: `tokenizer.json`, or the vocabulary files before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from models.checkpoints.checkpoint import CheckpointError
+from models.checkpoints.files import read_json
+from models.text import TOKENIZER, TextEncoder
+
+CONFIG = "tokenizer_config.json"
+WORDS = "vocab.txt"
+PIECES, MERGES = "vocab.json", "merges.txt"
+FILES = (TOKENIZER, CONFIG, WORDS, PIECES, MERGES)
+
+
+def read(folder: Path, most_tokens: int) -> TextEncoder:
+    """BERT's from `tokenizer.json` or `vocab.txt`, RoBERTa's from that or `vocab.json`.
+
+    Raises:
+        CheckpointError: the folder has none of these, or they are not valid.
+    """
+    try:
+        if (folder / TOKENIZER).exists():
+            return TextEncoder.open(folder / TOKENIZER, most_tokens)
+        config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        if (folder / WORDS).exists():
+            return TextEncoder(_bert(folder / WORDS, config), most_tokens)
+        if (folder / PIECES).exists() and (folder / MERGES).exists():
+            return TextEncoder(_roberta(folder / PIECES, folder / MERGES, config), most_tokens)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises a plain Exception for whatever is wrong
+        raise CheckpointError(f"{folder}: {error}") from error
+    raise CheckpointError(
+        f"{folder}: no tokenizer in it: {TOKENIZER}, {WORDS} (BERT), or {PIECES} with {MERGES} "
+        "(RoBERTa)"
+    )
+
+
+def _bert(words: Path, config: Mapping[str, Any]) -> Tokenizer:
+    unknown = _special(config, "unk_token", "[UNK]")
+    tokenizer = Tokenizer(
+        models.WordPiece.from_file(str(words), unk_token=unknown, max_input_chars_per_word=100)
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(config.get("do_lower_case", True)),
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=config.get("strip_accents"),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    start, end = _special(config, "cls_token", "[CLS]"), _special(config, "sep_token", "[SEP]")
+    others = [_special(config, "pad_token", "[PAD]"), _special(config, "mask_token", "[MASK]")]
+    ids = _ids(tokenizer, words, [start, end, unknown])
+    tokenizer.add_special_tokens(_known(tokenizer, [unknown, start, end, *others]))
+    tokenizer.post_processor = processors.BertProcessing((end, ids[end]), (start, ids[start]))
+    return tokenizer
+
+
+def _roberta(pieces: Path, merges: Path, config: Mapping[str, Any]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE.from_file(str(pieces), str(merges)))
+    prefix = bool(config.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    start, end = _special(config, "cls_token", "<s>"), _special(config, "sep_token", "</s>")
+    mask = _special(config, "mask_token", "<mask>")
+    others = [_special(config, "unk_token", "<unk>"), _special(config, "pad_token", "<pad>")]
+    ids = _ids(tokenizer, pieces, [start, end])
+    tokenizer.add_special_tokens(_known(tokenizer, [start, end, *others]))
+    # As published, the mask takes the space before it.
+    masks = [AddedToken(token, lstrip=True) for token in _known(tokenizer, [mask])]
+    tokenizer.add_special_tokens(masks)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (end, ids[end]), (start, ids[start]), trim_offsets=True, add_prefix_space=prefix
+    )
+    return tokenizer
+
+
+def _special(config: Mapping[str, Any], name: str, usual: str) -> str:
+    """What a special token is written as."""
+    token = config.get(name) or usual
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str):
+        raise CheckpointError(f"{CONFIG}: {name} is no text")
+    return token
+
+
+def _known(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[str]:
+    """Those that have an id: the others would get new ones, beyond the network's vocabulary."""
+    return [token for token in tokens if tokenizer.token_to_id(token) is not None]
+
+
+def _ids(tokenizer: Tokenizer, file: Path, tokens: list[str]) -> dict[str, int]:
+    ids = {token: tokenizer.token_to_id(token) for token in tokens}
+    absent = [token for token, at in ids.items() if at is None]
+    if absent:
+        raise CheckpointError(f"{file}: {', '.join(absent)} is not in it")
+    return {token: at for token, at in ids.items() if at is not None}

@@ -1,0 +1,116 @@
+"""How a text becomes a network's input. No torch: export and the service share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+TOKENIZER = "tokenizer.json"
+
+PADDING, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+class Encoded(NamedTuple):
+    """A text as a network takes it.
+
+    Attributes:
+        ids: (T,) int64, special tokens included.
+        tokens: what each id reads as, for people.
+        cut: whether the text was longer than the network takes.
+    """
+
+    ids: npt.NDArray[np.int64]
+    tokens: tuple[str, ...]
+    cut: bool
+
+
+class EmptyTextError(ValueError):
+    """A text with nothing in it to read."""
+
+
+class TextEncoder:
+    """A tokenizer, and how many tokens its network takes. Threads may share it."""
+
+    def __init__(self, tokenizer: Tokenizer, most_tokens: int) -> None:
+        """Padding and truncation that the tokenizer came with are replaced.
+
+        Args:
+            most_tokens: special tokens included; at least one more than these.
+
+        Raises:
+            ValueError: there would be no room for a word.
+        """
+        special = tokenizer.num_special_tokens_to_add(False)
+        if most_tokens <= special:
+            raise ValueError(
+                f"{most_tokens} tokens are too few: every text gets {special} special tokens"
+            )
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(most_tokens)
+        self._tokenizer = tokenizer
+        self.most_tokens = most_tokens
+        self.vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
+        """All ids are below it."""
+
+    @classmethod
+    def open(cls, path: Path, most_tokens: int) -> Self:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            ValueError: there is none, or it is damaged; the message names the file.
+        """
+        try:
+            return cls(Tokenizer.from_file(str(path)), most_tokens)
+        except Exception as error:  # the library raises a plain Exception for whatever is wrong
+            raise ValueError(f"{path}: no readable tokenizer: {error}") from error
+
+    def encode(self, text: str) -> Encoded:
+        """The ids of a text; what is too long loses its end, but for the last special token.
+
+        Raises:
+            EmptyTextError: the text is blank, or only of characters that the tokenizer drops.
+        """
+        # Half a surrogate pair, which JSON lets through, is no text that the library could take.
+        encoding = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"))
+        if not text.strip() or all(encoding.special_tokens_mask):
+            raise EmptyTextError("The text is empty.")
+        return Encoded(
+            ids=np.array(encoding.ids, np.int64),
+            tokens=tuple(map(self._read, encoding.ids, encoding.tokens)),
+            cut=bool(encoding.overflowing),
+        )
+
+    def _read(self, token_id: int, token: str) -> str:
+        # Byte-level tokens are written in an alphabet of their own until they are decoded.
+        return self._tokenizer.decode([token_id], skip_special_tokens=False).strip() or token
+
+    def save(self, path: Path) -> None:
+        """Write a `tokenizer.json`; `most_tokens` is not read back from it."""
+        self._tokenizer.save(str(path))
+
+
+def word_level(words: Sequence[str], most_tokens: int) -> TextEncoder:
+    """A tokenizer that knows these words, whatever their case, and no other.
+
+    Ids 0 to 3 are padding, unknown word, start and end; the words follow in their order.
+    Punctuation marks are words of their own. A text reads `[CLS] ... [SEP]`.
+
+    Raises:
+        ValueError: a word is there twice.
+    """
+    known = [PADDING, UNKNOWN, START, END, *words]
+    ids = {word: at for at, word in enumerate(known)}
+    if len(ids) != len(known):
+        raise ValueError("a word is there twice")
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+    )
+    return TextEncoder(tokenizer, most_tokens)
