@@ -119,7 +119,6 @@ def true_caption(scene: Scene, random: np.random.Generator) -> str:
     things = scene.things
     order = random.permutation(len(things)).tolist()
     pairs = [(i, j) for i in order for j in order if i != j and sides(things[i], things[j])]
-    # Two things always differ by the margin in one axis: their centres are apart by more.
     first, second = pairs[0] if pairs else (order[0], order[1])
     fields = {
         "a": a(_rich(things[first], random), random),

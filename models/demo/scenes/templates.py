@@ -205,8 +205,7 @@ CAPTIONS: Templates = {
         "There {verb} exactly {n}.", "The image shows exactly {n}.",
     ),
     "third": (
-        "{a} {rel} {b}, and {c}.",
-        "{a} {rel} {b}, with {c}.",
+        "{a} {rel} {b}, and {c}.", "{a} {rel} {b}, with {c}.",
     ),
 }  # fmt: skip
 

@@ -16,8 +16,8 @@ TEXTURES = ("plain", "striped", "dotted")
 HELD_OUT = range(10_000_000, 10_100_000)  # training draws seeds below
 
 RADII = {"small": (9.0, 11.0), "large": (14.0, 18.0)}
-# Centres at least this share of the radii's sum apart: less than a third of a thing is hidden.
-APART = 0.86
+# Centres at least this share of the radii's sum apart: less than 30 % of a thing is hidden.
+APART = 0.79
 REACH = 1.2  # radii from a thing's centre to its furthest corner
 TRIES = 30
 TILT = math.radians(20)  # more would turn a square into a diamond, and a cross into an x
