@@ -1,0 +1,180 @@
+"""Batches of the world of scenes: pixels, texts, answers, and where in the image they look.
+
+Batch number n of a seed is always the same, so that a run can go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from models.demo import scenes
+from models.tasks import PairTask
+
+PATCH = 8
+GRID = scenes.SIZE // PATCH
+PAD, UNKNOWN, CLASS, SEPARATOR = range(4)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+PHRASES = 2
+LABELS: dict[PairTask, tuple[str, ...]] = {
+    "vqa": scenes.ANSWERS,
+    "entail": scenes.LABELS,
+    "reason": ("false", "true"),
+    "match": ("false", "true"),
+}
+# A patch shows the thing that covers at least this much of it.
+_SHOWN = 0.25
+_EVALUATION = 2
+_WORD = re.compile(r"\w+|[^\w\s]")
+_IDS = {word: index for index, word in enumerate((*SPECIAL, *scenes.WORDS))}
+
+
+class Mix(NamedTuple):
+    """Texts of each task in a batch."""
+
+    vqa: int
+    entail: int
+    match: int
+    reason: int
+
+
+class Batch(NamedTuple):
+    """S texts with one image each, then R texts with a pair; N = S + 2 R images, left ones first.
+
+    Attributes:
+        pixels: (N, 96, 96, 3) uint8.
+        ids: (N, T) int64, padded; size: (N, T) float32, 0 for padding.
+        tasks: of the S + R texts.
+        answers: (S + R) int64, index of the right label.
+        shown: (N, 4, patches) int64, shape, colour, size and texture in a patch, 0 for none.
+        centre: (N, patches) float32, 1 where the middle of a thing is.
+        mentioned: (N, 2, patches) float32, 1 where a thing is that the first or second phrase of
+            the text describes; -1 where the text has no such phrase.
+    """
+
+    pixels: Tensor
+    ids: Tensor
+    size: Tensor
+    tasks: tuple[PairTask, ...]
+    answers: Tensor
+    shown: Tensor
+    centre: Tensor
+    mentioned: Tensor
+
+
+def encode(text: str) -> list[int]:
+    """Ids of a text, between class token and separator."""
+    words = _WORD.findall(text.lower())
+    return [CLASS, *(_IDS.get(word, UNKNOWN) for word in words), SEPARATOR]
+
+
+def padded(texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and sizes, (N, T) each, T that of the longest text."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), PAD)
+    size = torch.zeros(len(texts), longest)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        size[row, : len(text)] = 1.0
+    return ids, size
+
+
+def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
+    """Batch `number` of a seed, of scenes to train on, or of those held out."""
+    seeds = scenes.HELD_OUT if held_out else range(scenes.HELD_OUT.start)
+    random = np.random.default_rng((seed, number))
+    images: list[tuple[scenes.Scene, scenes.Text]] = []
+    rights: list[tuple[scenes.Scene, scenes.Text]] = []
+    tasks: list[PairTask] = []
+    answers: list[str] = []
+    drawn = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
+    for task, count in mix._asdict().items():
+        for _ in range(count):
+            of = int(random.integers(seeds.start, seeds.stop))
+            if task == "reason":
+                pair = scenes.pair(of)
+                text, right = scenes.statement(pair, random)
+                images.append((pair.left, text))
+                rights.append((pair.right, right))
+            else:
+                scene = scenes.scene(of)
+                text = drawn[task](scene, random)
+                images.append((scene, text))
+            tasks.append(task)  # type: ignore[arg-type]
+            answers.append(text.answer)
+    images += rights
+    ids, size = padded([encode(text.text) for _, text in images])
+    seen = [_seen(scene, text) for scene, text in images]
+    return Batch(
+        pixels=torch.from_numpy(np.stack([scenes.draw(scene) for scene, _ in images])),
+        ids=ids,
+        size=size,
+        tasks=tuple(tasks),
+        answers=torch.tensor(
+            [LABELS[task].index(answer) for task, answer in zip(tasks, answers, strict=True)]
+        ),
+        shown=torch.from_numpy(np.stack([shown for shown, _, _ in seen])),
+        centre=torch.from_numpy(np.stack([centre for _, centre, _ in seen])),
+        mentioned=torch.from_numpy(np.stack([mentioned for _, _, mentioned in seen])),
+    )
+
+
+def _seen(
+    scene: scenes.Scene, text: scenes.Text
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What each patch shows, where the things' middles are, and what the text mentions."""
+    cover = scenes.cover(scene)
+    count = len(scene.things)
+    at = cover[None] == np.arange(count)[:, None, None]  # (things, 96, 96)
+    share = at.reshape(count, GRID, PATCH, GRID, PATCH).mean((2, 4)).reshape(count, -1)
+    thing = np.where(share.max(0) >= _SHOWN, share.argmax(0), -1)  # (patches)
+    kinds = [
+        (
+            1 + scenes.SHAPES.index(one.shape),
+            1 + scenes.COLOURS.index(one.colour),
+            1 + scenes.SIZES.index(one.size),
+            1 + scenes.TEXTURES.index(one.texture),
+        )
+        for one in scene.things
+    ]
+    # The last row is for no thing, index -1.
+    shown = np.array([*kinds, (0, 0, 0, 0)], dtype=np.int64)[thing].T
+    centre = np.zeros(GRID * GRID, dtype=np.float32)
+    for mask in at:
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            centre[int(rows.mean()) // PATCH * GRID + int(columns.mean()) // PATCH] = 1.0
+    mentioned = np.full((PHRASES, GRID * GRID), -1.0, dtype=np.float32)
+    for phrase, things in enumerate(text.mentions[:PHRASES]):
+        mentioned[phrase] = np.isin(thing, things)
+    return shown, centre, mentioned
+
+
+class Batches(IterableDataset[Batch]):
+    """Batches from one number up to another."""
+
+    def __init__(self, mix: Mix, seed: int, first: int, end: int) -> None:
+        super().__init__()
+        self._range = range(first, end)
+        self._mix, self._seed = mix, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in self._range:
+            yield batch(self._mix, self._seed, number)
+
+
+def evaluation(texts: int) -> Iterator[Batch]:
+    """About so many held-out texts of each task, in batches of one task."""
+    most = 32
+    for task in LABELS:
+        for first in range(0, texts, most):
+            count = min(most, texts - first)
+            mix = Mix(**{name: count if name == task else 0 for name in Mix._fields})
+            yield batch(mix, _EVALUATION, first, held_out=True)
