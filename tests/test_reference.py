@@ -18,15 +18,21 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from models.blocks import Block
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.load import load
+from models.operators import Tokens
+from models.published import PUBLISHED
 from models.reduction import slots as slotting
+from models.reduction.pumer import PuMer
 from models.reduction.tome import ToMe
+from models.reduction.workload import Plan, Rates, ViltWorkload
 from models.vit import VisionConfig, VisionTransformer
 
 TOLERANCE = 1e-4
 FIXTURES = Path(os.environ.get("TOKENFOLD_FIXTURES") or Path(__file__).parent / "fixtures")
 OPS, VIT = "tome_ops.npz", "tome_vit.npz"
+PUMER_VILT, PUMER_METER = "pumer_vilt_blocks.npz", "pumer_meter_cross.npz"
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,
@@ -268,6 +274,93 @@ def test_the_official_vit_with_tome(case: str) -> None:
     agree(output.size, tensor(arrays[f"{case}_size"]))
     source = slotting.source(output.slots, output.size.shape[1])
     assert torch.equal(source, tensor(arrays[f"{case}_source"]) > 0)
+
+
+def weights_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names start with the prefix, without it."""
+    start = f"w:{prefix}"
+    return {k.removeprefix(start): tensor(arrays[k]) for k in arrays if k.startswith(start)}
+
+
+def depth_of(arrays: Mapping[str, np.ndarray], prefix: str = "") -> int:
+    """Layers whose weights are there."""
+    depth = 0
+    while weights_of(arrays, f"{prefix}{depth}."):
+        depth += 1
+    assert depth, f"there are no weights of a layer {prefix}0"
+    return depth
+
+
+def plan_of(arrays: Mapping[str, np.ndarray], case: str, depth: int, text: int, image: int) -> Plan:
+    """The counts of every layer for the case's rates."""
+    workload = ViltWorkload(
+        method="pumer",
+        text=text,
+        image=image,
+        most_text=text,
+        layers=tuple(range(depth)),
+        depth=depth,
+        dim=1,
+        mlp_dim=1,
+        metric_dim=1,
+        stem=0,
+        head=0,
+    )
+    prune, merge, words = arrays[f"{case}_prune_merge_text"].tolist()
+    rates: Rates = (prune, merge, words)
+    return workload.plan_at(rates)
+
+
+def heads_of(dim: int, differs: Callable[[int], float]) -> int:
+    """The number of heads, which these files do not hold: the one that comes closest.
+
+    Args:
+        differs: the largest difference from the official output with so many heads.
+    """
+    return min((h for h in range(1, dim + 1) if dim % h == 0), key=differs)
+
+
+def official_blocks(arrays: Mapping[str, np.ndarray], heads: int) -> list[Block]:
+    blocks = []
+    for layer in range(depth_of(arrays)):
+        weights = weights_of(arrays, f"{layer}.")
+        hidden, dim = weights["mlp.fc1.weight"].shape
+        block = Block(dim, heads, hidden, eps=1e-6)
+        block.load_state_dict(weights)
+        blocks.append(block)
+    return blocks
+
+
+def pumer_vilt(arrays: Mapping[str, np.ndarray], case: str, heads: int) -> Tokens:
+    x, mask = tensor(arrays[f"{case}_x"]), tensor(arrays[f"{case}_text_mask"])
+    text, image = mask.shape[1], x.shape[1] - mask.shape[1]
+    blocks = official_blocks(arrays, heads)
+    plan = plan_of(arrays, case, len(blocks), text, image)
+    mask = torch.cat([mask, torch.ones(x.shape[0], image)], dim=1)
+    tokens = Tokens.start(x, mask, text=text)
+    shapes = []
+    with torch.no_grad():
+        for layer, block in enumerate(blocks):
+            counts = plan[3 * layer : 3 * layer + 3]
+            tokens = block(tokens, PUBLISHED, PuMer(), counts, size=tokens.size)
+            shapes.append([tokens.x.shape[1], tokens.text])
+    assert shapes == arrays[f"{case}_shapes"].tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("case", cases(PUMER_VILT, "text_mask"))
+def test_pumer_in_vilt_blocks(case: str) -> None:
+    arrays = archive(PUMER_VILT)
+    assert case != "none", f"{FIXTURES / PUMER_VILT} has no cases"
+    expected = tensor(arrays[f"{case}_y"])
+
+    def differs(heads: int) -> float:
+        return float((pumer_vilt(arrays, case, heads).x - expected).abs().max())
+
+    heads = heads_of(expected.shape[2], differs)
+    out = pumer_vilt(arrays, case, heads)
+    agree(out.x, expected)
+    agree(out.size, tensor(arrays[f"{case}_mask"]))
 
 
 def test_a_missing_fixture_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,16 +18,19 @@ from models.reduction.tome import ToMe
 from models.reduction.workload import clamp, pumer_widths
 
 
-def prune(importance: Tensor, size: Tensor, keep: int) -> Tensor:
-    """Slots (B, N) that keep the most important tokens, by falling importance, and drop the others.
+def prune(importance: Tensor, size: Tensor, pruned: int) -> Tensor:
+    """Slots (B, N) that keep all but the least important tokens, by falling importance.
+
+    Absent tokens go too, and are not counted: how many tokens stay does not depend on padding.
 
     Args:
         importance: (B, N), 0 or more; the lowest index wins ties.
-        size: (B, N); tokens of size 0 go first.
-        keep: tokens to keep, 1 to N.
+        size: (B, N), 0 for an absent token.
+        pruned: tokens to drop, 0 or more; one token stays.
     """
     place = rank(importance.masked_fill(size == 0, ABSENT))
-    return torch.where(place < keep, place, DROPPED)
+    present = (size > 0).sum(dim=1, keepdim=True)
+    return torch.where(place < (present - pruned).clamp_min(1), place, DROPPED)
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,17 @@ class PuMer:
             parts.append(self.merge(metric[:, :text], size[:, :text], words))
         image = metric.shape[1] - text
         if image:
-            keep = max(image - max(pruned, 0), 1)
-            kept = prune(importance[:, text:], size[:, text:], keep)
-            # Where each kept place comes from: the inverse of the slots.
-            order = kept.masked_fill(kept == DROPPED, image).argsort(dim=-1, stable=True)[:, :keep]
+            pruned = max(pruned, 0)
+            keep = max(image - pruned, 1)
+            kept = prune(importance[:, text:], size[:, text:], pruned)
+            stays = kept != DROPPED
+            # Where each kept place comes from: the inverse of the slots. Padding leaves places
+            # behind the last kept token, which are filled by tokens that count as absent.
+            order = kept.masked_fill(~stays, image).argsort(dim=-1, stable=True)[:, :keep]
             index = order.unsqueeze(-1).expand(-1, -1, metric.shape[-1])
             among = self.merge(
                 metric[:, text:].gather(1, index),
-                size[:, text:].gather(1, order),
+                (size[:, text:] * stays).gather(1, order),
                 clamp(merged, keep, 1),
             )
             slots = compose(kept, among)
