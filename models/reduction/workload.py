@@ -250,11 +250,15 @@ class PairWorkload(BaseWorkload):
     def _scaled(self, shape: Shape) -> Iterator[Plan]:
         """PuMer's rates, scaled together from nothing to all that can go."""
         most = _MOST / min(rate for rate in self.rates if rate > 0)
+        last: Plan | None = None
         for step in range(_STEPS + 1):
             # Quadratic: small reductions have the finer steps.
             scale = most * (step / _STEPS) ** 2
             prune, merge, text = (min(rate * scale, _MOST) for rate in self.rates)
-            yield self.plan_at((prune, merge, text), shape)
+            plan = self.plan_at((prune, merge, text), shape)
+            if plan != last:  # half of them round to the same counts
+                yield plan
+            last = plan
 
 
 class ViltWorkload(PairWorkload):
@@ -304,13 +308,13 @@ class ViltWorkload(PairWorkload):
             return self._joint.flops(plan)
         d = self.dim
         total = self.stem * (self.image - 1) + self.head
-        for (text, image), (words, patches) in itertools.pairwise(self.streams(plan)):
+        streams = self.streams(plan)
+        for layer, ((text, image), (words, patches)) in enumerate(itertools.pairwise(streams)):
             before, after = text + image, words + patches
             total += 4 * before * d * d + 2 * before * before * d + 2 * after * d * self.mlp_dim
-        for layer in range(self.depth):
             counts = plan[3 * layer : 3 * layer + 3]
             if any(counts):
-                total += self._matching_flops(*self.streams(plan)[layer], counts)
+                total += self._matching_flops(text, image, counts)
         return total
 
     def _matching_flops(self, text: int, image: int, counts: Sequence[int]) -> int:
