@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from export import graph
+from export import onnx_file
 
 
 def quantise(source: Path, target: Path) -> None:
@@ -27,14 +27,15 @@ def quantise(source: Path, target: Path) -> None:
     try:
         with TemporaryDirectory(dir=target.parent) as folder:
             bare = Path(folder) / "model.onnx"
-            graph.save(model, bare)
+            onnx_file.save(model, bare)
             quantize_dynamic(
                 bare,
                 target,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                use_external_data_format=graph.weights_size(model) / 4 > graph.EXTERNAL_ABOVE,
+                use_external_data_format=onnx_file.weights_size(model) / 4
+                > onnx_file.EXTERNAL_ABOVE,
                 extra_options={
                     "DefaultTensorType": onnx.TensorProto.FLOAT,
                     "MatMulConstBOnly": True,

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from models.blocks import Block
 from models.operators import EAGER, Operators, Tokens
@@ -172,7 +172,7 @@ class Vilt(nn.Module):
         text_size: Tensor | None = None,
         *,
         task: PairTask,
-        image_size: Tensor | None = None,
+        grids: Tensor | None = None,
         plan: Sequence[int] | None = None,
         matchers: Sequence[Matcher | PuMer | None] | None = None,
         weighted: bool = True,
@@ -185,15 +185,20 @@ class Vilt(nn.Module):
             ids: (B, T) int64.
             text_size: (B, T) float32, 1 for a token and 0 for padding.
             task: one of the heads.
-            image_size: (B, I), (B, 2, I) to reason: 0 for padding. The class token counts.
+            grids: (B, 2) int64, (B, 2, 2) to reason: rows and columns of patches of each image,
+                which is in the upper left corner; what is beyond is padding. None if none is.
             plan, matchers, weighted, run: see `PairNetwork.fuse`.
         """
         many = images(task)
         pooled = []
         for at in range(many):
             one = image[:, at] if many > 1 else image
-            size = image_size[:, at] if many > 1 and image_size is not None else image_size
-            tokens = self.embed_image(self.patch_embed(one), self._grid(one))
+            patches, size = self.patch_embed(one), None
+            if grids is None:
+                tokens = self.embed_image(patches, self._grid(one))
+            else:
+                own = grids[:, at] if many > 1 else grids
+                tokens, size = self.embed_padded(patches, self._grid(one), own)
             fused = self.fuse(
                 tokens,
                 ids,
@@ -218,14 +223,35 @@ class Vilt(nn.Module):
         """Patches (B, rows * columns, D) -> image tokens (B, I, D): class token, positions."""
         own = self.config.grid
         positions: Tensor = self.pos_embed
-        if tuple(grid) != own:
-            d = self.config.dim
-            spatial = positions[:, 1:].transpose(1, 2).unflatten(2, own)  # (1, D, rows, columns)
-            spatial = F.interpolate(spatial, size=grid, mode="bilinear", align_corners=True)
-            spatial = spatial.reshape(1, d, -1).transpose(1, 2)  # (1, rows * columns, D)
-            positions = torch.cat([positions[:, :1], spatial], dim=1)
+        # In a graph the grid is known only when it runs; there its own grid is resized to itself.
+        if any(isinstance(side, torch.SymInt) for side in grid) or tuple(grid) != own:
+            spatial = positions[0, 1:].unflatten(0, own)  # (rows, columns, D)
+            down, across = (_between(*sides, positions) for sides in zip(own, grid, strict=True))
+            spatial = torch.einsum("ri,ijd,cj->rcd", down, spatial, across)
+            positions = torch.cat([positions[:, :1], spatial.flatten(0, 1)[None]], dim=1)
         prefix = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([prefix, patches], dim=1) + positions
+
+    def embed_padded(
+        self, patches: Tensor, grid: tuple[int, int], grids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Image tokens of images of several sizes, each as `embed_image` has it alone.
+
+        Args:
+            patches: (B, rows * columns, D) of the padded images.
+            grid: their rows and columns.
+            grids: (B, 2) int64, rows and columns of each image without its padding.
+
+        Returns:
+            The tokens (B, I, D), as many as the largest image has, and their sizes (B, I): 0 for
+            padding, which is at the end.
+        """
+        tokens = []
+        for item, (rows, columns) in zip(patches.unflatten(1, grid), grids.tolist(), strict=True):
+            own = item[:rows, :columns].flatten(0, 1)[None]
+            tokens.append(self.embed_image(own, (rows, columns))[0])
+        sizes = [item.new_ones(len(item), dtype=torch.float32) for item in tokens]
+        return pad_sequence(tokens, batch_first=True), pad_sequence(sizes, batch_first=True)
 
     def fuse(
         self,
@@ -278,6 +304,17 @@ class Vilt(nn.Module):
         if isinstance(second, Tensor):
             return self.modality.weight.index_select(0, second.reshape(1) + 1)[0]
         return self.modality.weight[2 if second else 1]
+
+
+def _between(own: int, wanted: int | torch.SymInt, like: Tensor) -> Tensor:
+    """Weights (wanted, own) of linear interpolation whose ends stay ends (align_corners).
+
+    As a matrix, for a resize to a size that is known only when a graph runs does not export.
+    """
+    index = torch.arange(wanted, device=like.device, dtype=torch.float32)
+    place = index * (own - 1) / index[-1:].clamp_min(1)  # in the own grid
+    away = (place[:, None] - torch.arange(own, device=like.device)).abs()
+    return (1 - away).clamp_min(0).to(like.dtype)
 
 
 def _after(text: Tensor, image: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def test_levels_may_be_plans(source: Path, tmp_path: Path) -> None:
 def test_large_weights_go_to_a_second_file(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.graph.EXTERNAL_ABOVE", 20_000)
+    monkeypatch.setattr("export.onnx_file.EXTERNAL_ABOVE", 20_000)
     for precision in ("fp32", "int8"):
         out = tmp_path / precision
         arguments = [str(source), "--out", str(out), "--levels", "exact=0"]

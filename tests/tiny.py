@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.preprocess import Preprocess
+from models.vilt import Vilt, ViltConfig
 from models.vit import VisionConfig, VisionTransformer
 
 SIZE = (32, 32)
 LABELS = ("ant", "bee", "cat", "dog", "elk")
+PREPROCESS = Preprocess(size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+WORDS = ("is", "it", "an", "a", "or", "what", "two", *LABELS)
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
@@ -25,17 +31,44 @@ def checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
         "mlp_dim": 96,
         "classes": len(LABELS),
     }
-    config = VisionConfig.model_validate(fields | changes)
+    model = drawn(VisionTransformer(VisionConfig.model_validate(fields | changes)), seed)
+    return Checkpoint(model, PREPROCESS, LABELS)
+
+
+def vilt(seed: int = 0, **changes: Any) -> Vilt:
+    """A ViLT of four layers, 17 image tokens and up to 12 text tokens, with a head of each kind."""
+    fields = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "dim": 48,
+        "depth": 4,
+        "heads_per_layer": 3,
+        "mlp_dim": 96,
+        "vocabulary": len(WORDS) + 4,
+        "most_text": 12,
+        "modalities": 3,
+        "heads": {
+            "vqa": {"classes": 5, "hidden": 64},
+            "entail": {"classes": 3},
+            "reason": {"classes": 2, "hidden": 64},
+            "match": {"classes": 1},
+        },
+        "layers": (1, 2),
+        "rates": (0.1, 0.3, 0.2),
+    }
+    return drawn(Vilt(ViltConfig.model_validate(fields | changes)), seed)
+
+
+def drawn(model: M, seed: int) -> M:
+    """The network with every weight and buffer drawn anew, ready to run."""
     generator = torch.Generator().manual_seed(seed)
-    model = VisionTransformer(config)
     with torch.no_grad():
         for name, weight in model.state_dict().items():
             if weight.is_floating_point():
                 spread = 1.0 if weight.ndim < 2 or "embed" in name or "token" in name else 2.0
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise * spread * 0.1 + (1.0 if _is_scale(name, weight) else 0.0))
-    preprocess = Preprocess(size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
-    return Checkpoint(model.eval(), preprocess, LABELS)
+    return model.eval()
 
 
 def _is_scale(name: str, weight: torch.Tensor) -> bool:

@@ -1,0 +1,79 @@
+"""A traced module as an ONNX file, with the bodies of our ops in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from export.plugins.functions import DOMAIN, OPSET, functions
+
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights from which on they are kept outside the graph's file."""
+
+
+def write(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Sequence[dict[int, Any] | None],
+) -> None:
+    """Trace a module and write its graph, with the bodies of the ops that it uses.
+
+    Args:
+        inputs: to trace with; where shapes vary, the sizes should all differ and be above 1.
+        dynamic_shapes: for each input, which of its dimensions vary (`torch.export.Dim`).
+    """
+    # The exporter warns of its own deprecations, and that there is no torchvision.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs),
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=tuple(dynamic_shapes),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    del model.functions[:]
+    model.functions.extend(body for kind, body in functions().items() if kind in used)
+    save(model, path)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; weights of a large one go to a second file, for a protobuf ends at 2 GB."""
+    if weights_size(model) < EXTERNAL_ABOVE:
+        onnx.save(model, path)
+    else:
+        onnx.save(
+            model,
+            path,
+            save_as_external_data=True,
+            location=f"{path.name}.data",
+            size_threshold=1024,
+        )
+
+
+def weights_size(model: onnx.ModelProto) -> int:
+    """Bytes of the constants of a graph."""
+    return sum(
+        math.prod(weight.dims) * onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        for weight in model.graph.initializer
+    )
