@@ -1,8 +1,8 @@
 """Operators that emit nodes of the `tokenfold` domain while a network is exported.
 
-A reduction's `r` is an element of the runtime plan, so the number of tokens behind it is known only
-when the graph runs: it is read back from the shape of what `Reduce` returns, and where a network
-computes shapes from it, the graph does too.
+A reduction's counts are elements of the runtime plan, so the number of tokens behind it is known
+only when the graph runs: it is read back from the shape of what `Reduce` returns, and where a
+network computes shapes from it, the graph does too.
 """
 
 from __future__ import annotations
@@ -13,53 +13,79 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.plugins.functions import DOMAIN, PLUGIN_ATTRIBUTES, VERSION
-from models.operators import Tokens
+from export.plugins.functions import DOMAIN, EXACT, PLUGIN_ATTRIBUTES, VERSION
+from models.operators import Count, Tokens
 from models.reduction.matcher import Matcher
 from models.reduction.pitome import PiToMe
+from models.reduction.pumer import PuMer
 from models.reduction.tome import ToMe
 
 
 class Symbolic:
-    """Emits `Attend`, a matcher and `Reduce`; see `export.plugins.functions` for what they do."""
+    """Emits attention, importance, a matcher and `Reduce`; see `export.plugins.functions`."""
 
     def __init__(self) -> None:
-        self._ones: Tensor | None = None
+        self._ones: dict[str, Tensor] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         if size is None:
-            size = self._even(q)
-        scale = (q.shape[-1] // heads) ** -0.5
+            size = self._even(k)
+        attributes = {"heads": heads, "scale": _scale(q, heads)}
+        return _emit("Attend", [q, k, v, size], attributes, [(q.dtype, q.shape)])[0]
+
+    def _even(self, k: Tensor) -> Tensor:
+        """Sizes of 1, made once for all keys of a shape."""
+        shape = str(k.shape[:2])
+        if shape not in self._ones:
+            self._ones[shape] = torch.ones_like(k[:, :, 0], dtype=torch.float32)
+        return self._ones[shape]
+
+    def importance(
+        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
+    ) -> Tensor:
+        """As `models.operators.Operators.importance`."""
         return _emit(
-            "Attend", [q, k, v, size], {"heads": heads, "scale": scale}, [(q.dtype, q.shape)]
+            "Importance",
+            [q, k, size, query_size, _tensor(queries)],
+            {"heads": heads, "scale": _scale(q, heads)},
+            [(torch.float32, size.shape)],
         )[0]
 
-    def _even(self, q: Tensor) -> Tensor:
-        """Sizes of 1, made once: they are asked for only before the first reduction."""
-        if self._ones is None:
-            self._ones = torch.ones_like(q[:, :, 0], dtype=torch.float32)
-        return self._ones
-
     def reduce(
-        self, tokens: Tokens, keys: Tensor, heads: int, matcher: Matcher, r: int | Tensor
+        self,
+        tokens: Tokens,
+        keys: Tensor,
+        heads: int,
+        matcher: Matcher | PuMer,
+        amount: Count | tuple[Count, ...],
+        importance: Tensor | None = None,
     ) -> Tokens:
-        """As `models.operators.Operators.reduce`, with `r` an int64 tensor of one element."""
-        if not isinstance(r, Tensor):
-            raise TypeError("a graph's plan is a tensor")
-        x, size, trace, _ = tokens
+        """As `models.operators.Operators.reduce`, with counts that are tensors."""
+        x, size, trace, text = tokens
         batch, before, dim = x.shape
         kind, attributes = _node(matcher)
+        inputs = [keys, size]
+        if isinstance(matcher, PuMer):
+            if importance is None or not isinstance(amount, tuple):
+                raise TypeError("PuMer needs the importance of tokens and three counts")
+            words, counts = _tensor(text), [_tensor(count) for count in amount]
+            inputs += [importance, words, torch.cat(counts)]
+            text, r = _pumer_left(words, _length(size), counts)
+            protected = EXACT
+        else:
+            if not isinstance(amount, Tensor):
+                raise TypeError("a graph's plan is a tensor")
+            r = amount
+            inputs.append(r)
+            protected = int(attributes["protected"])
         slots = _emit(
-            kind,
-            [keys, size, r],
-            {"heads": heads, **attributes},
-            [(torch.int64, (batch, before))],
+            kind, inputs, {"heads": heads, **attributes}, [(torch.int64, (batch, before))]
         )[0]
         unknown = _number(r, before)
         y, new_size, new_trace = _emit(
             "Reduce",
             [x, size, slots, r, trace],
-            {"protected": attributes["protected"]},
+            {"protected": protected},
             [
                 (x.dtype, (batch, unknown, dim)),
                 (torch.float32, (batch, unknown)),
@@ -70,7 +96,54 @@ class Symbolic:
         after = _number(shape[1], before)
         y = _of_shape(y, (batch, after, dim))
         new_size = _of_shape(new_size, (batch, after))
-        return Tokens(y, new_size, new_trace)
+        return Tokens(y, new_size, new_trace, text)
+
+
+def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Text tokens that are left, and how many tokens of both kinds go: int64 (1,) each.
+
+    In a graph what `models.reduction.workload.pumer_widths` is in Python.
+    """
+    prune, merge, words = counts
+    image = _whole("Sub", tokens, text)
+    zero, one = torch.tensor([0]), torch.tensor([1])
+    keep = _whole(
+        "Max", _whole("Sub", image, _whole("Max", prune, zero)), _whole("Min", image, one)
+    )
+    text_after = _whole("Sub", text, _clamp(words, text))
+    image_after = _whole("Sub", keep, _clamp(merge, keep))
+    return text_after, _whole("Sub", tokens, _whole("Add", text_after, image_after))
+
+
+def _clamp(r: Tensor, tokens: Tensor) -> Tensor:
+    """`models.reduction.workload.clamp` with one protected token."""
+    room = _whole("Div", _whole("Sub", tokens, torch.tensor([1])), torch.tensor([2]))
+    return _whole("Max", _whole("Min", r, room), torch.tensor([0]))
+
+
+def _whole(kind: str, a: Tensor, b: Tensor) -> Tensor:
+    """A node of ONNX's own on two int64 (1,)."""
+    out: Tensor = torch.onnx.ops.symbolic(kind, [a, b], dtype=torch.int64, shape=[1])
+    return out
+
+
+def _length(size: Tensor) -> Tensor:
+    """N of (B, N) as int64 (1,)."""
+    out: Tensor = torch.onnx.ops.symbolic(
+        "Shape", [size], attrs={"start": 1, "end": 2}, dtype=torch.int64, shape=[1]
+    )
+    return out
+
+
+def _tensor(count: Count) -> Tensor:
+    """As int64 (1,)."""
+    if isinstance(count, Tensor):
+        return count.reshape(1)
+    return torch.full((1,), count, dtype=torch.int64)
+
+
+def _scale(q: Tensor, heads: int) -> float:
+    return float((q.shape[-1] // heads) ** -0.5)
 
 
 def _number(scalar: Tensor, most: int | torch.SymInt) -> Any:
@@ -87,7 +160,7 @@ def _of_shape(tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor:
     return same
 
 
-def _node(matcher: Matcher) -> tuple[str, dict[str, int | float]]:
+def _node(matcher: Matcher | PuMer) -> tuple[str, dict[str, int | float]]:
     """The op type and attributes of a matcher.
 
     Raises:
@@ -97,6 +170,8 @@ def _node(matcher: Matcher) -> tuple[str, dict[str, int | float]]:
         return "MatchToMe", {"protected": matcher.protected}
     if isinstance(matcher, PiToMe):
         return "MatchPiToMe", {"protected": matcher.protected, "margin": matcher.margin}
+    if isinstance(matcher, PuMer):
+        return "MatchPuMer", {}
     raise TypeError(f"{type(matcher).__name__} has no op to export to")
 
 

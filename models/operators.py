@@ -15,6 +15,9 @@ from models.reduction import slots as slotting
 from models.reduction.matcher import Matcher
 from models.reduction.pumer import PuMer
 
+Count = int | Tensor
+"""A number of tokens: while a graph is traced an int64 tensor of one element, else an int."""
+
 
 class Tokens(NamedTuple):
     """What flows from layer to layer.
@@ -29,10 +32,10 @@ class Tokens(NamedTuple):
     x: Tensor
     size: Tensor
     trace: Tensor
-    text: int = 0
+    text: Count = 0
 
     @classmethod
-    def start(cls, x: Tensor, size: Tensor | None = None, *, text: int = 0) -> Tokens:
+    def start(cls, x: Tensor, size: Tensor | None = None, *, text: Count = 0) -> Tokens:
         """Each token stands for itself.
 
         Args:
@@ -60,7 +63,7 @@ class Operators(Protocol):
         ...
 
     def importance(
-        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: int, heads: int
+        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
         """What the first queries attend to: their mean attention, over heads too (PuMer, 3.1).
 
@@ -74,7 +77,7 @@ class Operators(Protocol):
             queries: how many of them, from the first, are asked.
 
         Returns:
-            (B, N) float32, 0 to 1.
+            (B, N) float32, 0 to 1; 0 where no query counts.
         """
         ...
 
@@ -84,7 +87,7 @@ class Operators(Protocol):
         keys: Tensor,
         heads: int,
         matcher: Matcher | PuMer,
-        amount: int | tuple[int, ...],
+        amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
         """Remove tokens, those that the matcher picks.
@@ -107,14 +110,14 @@ class Eager:
         return out.transpose(1, 2).flatten(2)  # (B, N, heads * d)
 
     def importance(
-        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: int, heads: int
+        self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
         q, k = (t.float().unflatten(2, (heads, -1)) for t in (q[:, :queries], k))
         scores = torch.einsum("bqhd,bnhd->bhqn", q, k) * q.shape[-1] ** -0.5
         shares = (scores + size.log()[:, None, None, :]).softmax(-1)  # (B, heads, queries, N)
         weight = query_size[:, :queries]
         total = torch.einsum("bhqn,bq->bn", shares, weight)
-        return total / (heads * weight.sum(1, keepdim=True))
+        return total / (heads * weight.sum(1, keepdim=True)).clamp_min(1e-30)
 
     def reduce(
         self,
@@ -122,26 +125,29 @@ class Eager:
         keys: Tensor,
         heads: int,
         matcher: Matcher | PuMer,
-        amount: int | tuple[int, ...],
+        amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
-        x, size, trace, text = tokens
+        x, size, trace, _ = tokens
+        text = int(tokens.text)
         metric = keys.unflatten(2, (heads, -1)).mean(2)  # (B, N, d)
         if isinstance(matcher, PuMer):
-            if importance is None or isinstance(amount, int):
+            if importance is None or not isinstance(amount, tuple):
                 raise TypeError("PuMer needs the importance of tokens and three counts")
-            text, rest = matcher.left(text, x.shape[1] - text, amount)
-            width = text + rest
+            counts = [int(count) for count in amount]
+            left, rest = matcher.left(text, x.shape[1] - text, counts)
+            width = left + rest
             if width == x.shape[1]:
                 return tokens
-            slots = matcher(metric, size, importance, tokens.text, amount)
+            slots = matcher(metric, size, importance, text, counts)
+            text = left
         else:
-            if not isinstance(amount, int):
+            if isinstance(amount, tuple):
                 raise TypeError(f"{type(matcher).__name__} takes one count")
-            width = matcher.width(x.shape[1], amount)
+            width = matcher.width(x.shape[1], int(amount))
             if width == x.shape[1]:
                 return tokens
-            slots = matcher(metric, size, amount)
+            slots = matcher(metric, size, int(amount))
         y, new_size = slotting.reduce(x, size, slots, width)
         return Tokens(y, new_size, slotting.compose(trace, slots), text)
 
