@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.blocks import Block
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.load import load
+from models.cross import CrossLayer, CrossPair
 from models.operators import Tokens
 from models.published import PUBLISHED
 from models.reduction import slots as slotting
@@ -361,6 +362,68 @@ def test_pumer_in_vilt_blocks(case: str) -> None:
     out = pumer_vilt(arrays, case, heads)
     agree(out.x, expected)
     agree(out.size, tensor(arrays[f"{case}_mask"]))
+
+
+def cross_layer(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
+    """The weights of a layer in our names."""
+    theirs = weights_of(arrays, prefix)
+    ours = {}
+    for kind in ("weight", "bias"):
+        for name, own in (("attention", "self_attn"), ("crossattention", "cross_attn")):
+            q, k, v = (theirs[f"{name}.self.{part}.{kind}"] for part in ("query", "key", "value"))
+            ours[f"{own}.q.{kind}"], ours[f"{own}.kv.{kind}"] = q, torch.cat([k, v])
+            ours[f"{own}.proj.{kind}"] = theirs[f"{name}.output.dense.{kind}"]
+            ours[f"{own}.norm.{kind}"] = theirs[f"{name}.output.LayerNorm.{kind}"]
+        ours[f"mlp.mlp.fc1.{kind}"] = theirs[f"intermediate.dense.{kind}"]
+        ours[f"mlp.mlp.fc2.{kind}"] = theirs[f"output.dense.{kind}"]
+        ours[f"mlp.norm.{kind}"] = theirs[f"output.LayerNorm.{kind}"]
+    return ours
+
+
+def official_pairs(arrays: Mapping[str, np.ndarray], heads: int) -> list[CrossPair]:
+    pairs = []
+    for layer in range(depth_of(arrays, "text.")):
+        weights = {name: cross_layer(arrays, f"{name}.{layer}.") for name in ("text", "image")}
+        hidden, dim = weights["text"]["mlp.mlp.fc1.weight"].shape
+        pair = CrossPair(dim, heads, hidden, 1e-12, form="sequential", protect_class=False)
+        parts: list[tuple[str, CrossLayer]] = [("text", pair.text), ("image", pair.image)]
+        for name, part in parts:
+            part.load_state_dict(weights[name])
+        pairs.append(pair)
+    return pairs
+
+
+def pumer_meter(
+    arrays: Mapping[str, np.ndarray], case: str, heads: int
+) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """The text, the image, and how many tokens of both each layer left."""
+    x, y = tensor(arrays[f"{case}_text"]), tensor(arrays[f"{case}_image"])
+    text, image = Tokens.start(x, tensor(arrays[f"{case}_text_mask"])), Tokens.start(y)
+    pairs = official_pairs(arrays, heads)
+    plan = plan_of(arrays, case, len(pairs), x.shape[1], y.shape[1])
+    shapes = []
+    with torch.no_grad():
+        for layer, pair in enumerate(pairs):
+            counts = plan[3 * layer : 3 * layer + 3]
+            text, image = pair(text, image, PUBLISHED, PuMer(), counts)
+            shapes.append([text.x.shape[1], image.x.shape[1]])
+    return text.x, image.x, shapes
+
+
+@pytest.mark.parametrize("case", cases(PUMER_METER, "text_mask"))
+def test_pumer_in_meter_s_cross_modal_layers(case: str) -> None:
+    arrays = archive(PUMER_METER)
+    assert case != "none", f"{FIXTURES / PUMER_METER} has no cases"
+    expected_text = tensor(arrays[f"{case}_text_out"])
+    expected_image = tensor(arrays[f"{case}_image_out"])
+
+    def differs(heads: int) -> float:
+        return float((pumer_meter(arrays, case, heads)[0] - expected_text).abs().max())
+
+    text, image, shapes = pumer_meter(arrays, case, heads_of(expected_text.shape[2], differs))
+    agree(text, expected_text)
+    agree(image, expected_image)
+    assert shapes == arrays[f"{case}_shapes"].tolist()
 
 
 def test_a_missing_fixture_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
