@@ -66,6 +66,17 @@ class Heads(nn.ModuleDict):
         return out
 
 
+def image_modality(embedding: nn.Embedding, second: bool | Tensor) -> Tensor:
+    """(D), the modality embedding of a first or second image: rows 1 and 2, behind the text's.
+
+    Args:
+        second: see `PairNetwork.fuse`.
+    """
+    if isinstance(second, Tensor):
+        return embedding.weight.index_select(0, second.reshape(1) + 1)[0]
+    return embedding.weight[2 if second else 1]
+
+
 class Fused(NamedTuple):
     """What becomes of a text with an image.
 

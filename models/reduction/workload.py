@@ -329,7 +329,109 @@ class ViltWorkload(PairWorkload):
         return self._scaled(shape) if self.method == "pumer" else self._joint.ladder(shape)
 
 
-AnyWorkload = Annotated[Workload | ViltWorkload, Field(discriminator="kind")]
+class MeterWorkload(PairWorkload):
+    """A stream of text and one of image tokens, behind a tower of their own each (METER).
+
+    Attributes:
+        form: whether the image layer of a step sees the text before or behind the text layer.
+        dim, mlp_dim, metric_dim: widths of a token, of the MLPs, of the matcher's metric.
+        vision_widths: tokens before the first layer of the image tower and after each.
+        text_depth: layers of the text tower.
+        stem: multiply-accumulates of the patch embedding, for each token but the class.
+        head: multiply-accumulates after the last layer.
+    """
+
+    kind: Literal["meter"] = "meter"
+    form: Literal["parallel", "sequential"]
+    dim: int = Field(ge=1)
+    mlp_dim: int = Field(ge=1)
+    metric_dim: int = Field(ge=1)
+    vision_widths: tuple[int, ...] = Field(min_length=2)
+    text_depth: int = Field(ge=1)
+    stem: int = Field(ge=0)
+    head: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _two_streams(self) -> Self:
+        if self.method == "tome":
+            raise ValueError(
+                "METER's text and image are no one stream that ToMe could merge: it reduces the "
+                "image tower, by a fixed number of tokens in each layer"
+            )
+        if self.vision_widths[-1] != self.image:
+            raise ValueError(
+                f"the image tower gives {self.vision_widths[-1]} tokens, not {self.image}"
+            )
+        return self
+
+    def sized(self, *, text: int | None = None, image: int | None = None) -> Self:
+        """The same network on a text or an image of another length.
+
+        Raises:
+            PlanError: the image tower reduces, so that its tokens do not say how many it took.
+        """
+        other = super().sized(text=text, image=image)
+        if other.image == self.image:
+            return other
+        if self.vision_widths[0] != self.image:
+            raise PlanError("the length of an image is fixed where ToMe reduces its tower")
+        widths = (other.image,) * len(self.vision_widths)
+        return other.model_copy(update={"vision_widths": widths})
+
+    @property
+    def plan_length(self) -> int:
+        return 3 * self.depth
+
+    def widths(self, plan: Sequence[int]) -> list[int]:
+        """As of every workload; the towers are before the first layer with counts."""
+        self.check(plan)
+        return [text + image for text, image in self.streams(plan)]
+
+    def flops(self, plan: Sequence[int]) -> int:
+        self.check(plan)
+        total = self._towers + (self.text + self.image) * self.dim**2 + self.head
+        streams = self.streams(plan)
+        for step, ((text, image), (words, patches)) in enumerate(itertools.pairwise(streams)):
+            seen = words if self.form == "sequential" else text
+            total += self._attention(text, text) + self._attention(text, image)
+            total += self._attention(patches, patches) + self._attention(patches, seen)
+            total += 2 * (words + patches) * self.dim * self.mlp_dim
+            prune, merge, among_words = plan[3 * step : 3 * step + 3]
+            if prune or merge or among_words:
+                total += text * image * self.dim  # the text's attention to the image, once more
+            if merge:
+                total += bipartite_flops(max(image - prune, 1), self.metric_dim)
+            if among_words:
+                total += bipartite_flops(text, self.metric_dim)
+        return total
+
+    @property
+    def _towers(self) -> int:
+        total = self.stem * (self.vision_widths[0] - 1)
+        for before, after in itertools.pairwise(self.vision_widths):
+            total += self._attention(before, before) + 2 * after * self.dim * self.mlp_dim
+            if after < before:
+                total += bipartite_flops(before, self.metric_dim)
+        layer = self._attention(self.text, self.text) + 2 * self.text * self.dim * self.mlp_dim
+        return total + self.text_depth * layer
+
+    def _attention(self, queries: int, keys: int) -> int:
+        """Of one layer, its projections included."""
+        return 2 * (queries + keys) * self.dim**2 + 2 * queries * keys * self.dim
+
+    def ladder(self, shape: Shape) -> Iterator[Plan]:
+        return self._scaled(shape) if self.method == "pumer" else iter([self.unreduced])
+
+
+def even_widths(tokens: int, r: int, layers: int) -> list[int]:
+    """Token counts before the first layer and after each that merges r, the class token kept."""
+    counts = [tokens]
+    for _ in range(layers):
+        counts.append(counts[-1] - clamp(r, counts[-1], 1))
+    return counts
+
+
+AnyWorkload = Annotated[Workload | ViltWorkload | MeterWorkload, Field(discriminator="kind")]
 
 
 def bipartite_flops(tokens: int, metric_dim: int) -> int:
