@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Triple = tuple[float, float, float]
@@ -45,21 +45,53 @@ class Preprocess(BaseModel):
     """Resize, crop and normalise.
 
     Attributes:
-        size: height and width of the network's input, pixels.
+        size: height and width of the network's input, pixels; where `resize` is `bounded`, those
+            that its position embedding is made for.
         resize: `stretch` goes straight to `size`; `shorter` scales the shorter side to
-            `shorter_side` and crops the centre.
-        shorter_side: pixels, for `shorter`.
+            `shorter_side` and crops the centre; `bounded` scales the shorter side to
+            `shorter_side`, or as far as the longer one stays within `longest`, and then cuts both
+            down to a multiple of `multiple`: images keep their shape, nearly, and come out in
+            many sizes (ViLT).
+        shorter_side: pixels, for `shorter` and `bounded`.
+        longest, multiple: pixels, for `bounded`.
         mean, std: per channel, of values in 0..1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[int, int]
-    resize: Literal["stretch", "shorter"] = "stretch"
+    resize: Literal["stretch", "shorter", "bounded"] = "stretch"
     shorter_side: int | None = Field(default=None, ge=1)
+    longest: int | None = Field(default=None, ge=1)
+    multiple: int | None = Field(default=None, ge=1)
     interpolation: Interpolation = "bilinear"
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bounds = (self.shorter_side, self.longest, self.multiple)
+        if self.resize == "bounded" and None in bounds:
+            raise ValueError("bounded needs shorter_side, longest and multiple")
+        if self.resize != "bounded" and (self.longest or self.multiple):
+            raise ValueError("longest and multiple are for bounded alone")
+        return self
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of these comes out in, pixels."""
+        if self.resize != "bounded" or not (self.shorter_side and self.longest and self.multiple):
+            return self.size
+        shorter, multiple = self.shorter_side, self.multiple
+        if height < width:
+            sides: tuple[float, float] = (shorter, width * (shorter / height))
+        else:
+            sides = (height * (shorter / width), shorter)
+        scale = min(self.longest / max(sides), 1)
+        # A strip would come out with no pixels at all.
+        rows, columns = (
+            max(int(side * scale + 0.5) // multiple * multiple, multiple) for side in sides
+        )
+        return rows, columns
 
 
 class DepthError(ValueError):
@@ -76,7 +108,7 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
         image: not yet loaded, for a large JPEG is decoded smaller.
 
     Returns:
-        (height, width, 3) uint8, RGB.
+        (height, width, 3) uint8, RGB; `preprocess.size_of` says which height and width.
 
     Raises:
         DepthError: 32 bits a channel.
@@ -84,7 +116,7 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
             ValueError, struct.error, zlib.error, IndexError...
     """
     # Nothing but JPEG reacts to it.
-    image.draft("RGB", (_GAP * max(preprocess.size),) * 2)
+    image.draft("RGB", (_GAP * max(preprocess.size_of(image.height, image.width)),) * 2)
     image.load()
     turn = _turn(image)
     image = _eight_bits(image)
@@ -112,11 +144,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
-    height, width = preprocess.size
-    if preprocess.resize == "stretch":
-        scaled = _resize(image, (width, height), preprocess.interpolation)
-    else:
+    if preprocess.resize == "shorter":
         scaled = _centre(image, preprocess)
+    else:
+        height, width = preprocess.size_of(image.height, image.width)
+        scaled = _resize(image, (width, height), preprocess.interpolation)
     if scaled.mode == "RGBA":
         scaled = Image.alpha_composite(Image.new("RGBA", scaled.size, "white"), scaled)
     return np.asarray(scaled.convert("RGB"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoints import hub, native, processors, random
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError
 from models.checkpoints.families import FAMILIES, Settings
-from models.checkpoints.load import load
+from models.checkpoints.load import load_classifier as load
 from models.checkpoints.positions import resize
 from models.preprocess import Preprocess
 from models.vit import VisionConfig, VisionTransformer

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.checkpoints import architectures
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError
-from models.checkpoints.load import load
+from models.checkpoints.load import load_classifier as load
 
 GOLDENS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "goldens" / "timm.json").read_text()

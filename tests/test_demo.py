@@ -10,10 +10,11 @@ import pytest
 import models
 from export import quality
 from export.bundle import Bundle
-from export.pipeline import Recipe, export_bundle
+from export.pipeline import export_bundle
+from export.recipe import Recipe
 from export.runtime import Session
 from export.verify import random_images
-from models.checkpoints.load import load
+from models.checkpoints.load import load_classifier as load
 from models.reduction.schedule import DEFAULT_LEVELS
 
 DEMO = Path(models.__file__).parent / "demo"

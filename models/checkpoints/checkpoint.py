@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from models.preprocess import Preprocess
+from models.tasks import PairTask
+from models.text import TextEncoder
+from models.vilt import Vilt
 from models.vit import VisionConfig, VisionTransformer
 
 Layout = Mapping[str, tuple[str, ...]]
 """Our name of a weight -> the checkpoint's names of the parts that make it up, in order."""
 
 SHOWN_PROBLEMS = 10
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class CheckpointError(ValueError):
@@ -30,14 +35,35 @@ class Checkpoint(NamedTuple):
     labels: tuple[str, ...]
 
 
+class PairCheckpoint(NamedTuple):
+    """The same of a network that takes images with texts.
+
+    Attributes:
+        labels: by task, in the order of its logits; none for a score by itself. `reason` has
+            `false` and `true`; of two classes to `match`, the second is the match.
+        weighted: how tokens merge unless the user says otherwise, see `PairNetwork.fuse`.
+    """
+
+    model: Vilt
+    preprocess: Preprocess
+    labels: dict[PairTask, tuple[str, ...]]
+    text: TextEncoder
+    weighted: bool
+
+
 def vision_config(where: str, **fields: Any) -> VisionConfig:
+    """The configuration of an image classifier, see `network_config`."""
+    return network_config(VisionConfig, where, **fields)
+
+
+def network_config(kind: type[Config], where: str, **fields: Any) -> Config:
     """The configuration of a network that a checkpoint describes.
 
     Raises:
         CheckpointError: the description contradicts itself; starts with `where`.
     """
     try:
-        return VisionConfig(**fields)
+        return kind(**fields)
     except ValidationError as error:
         problems = "; ".join(problem["msg"] for problem in error.errors())
         raise CheckpointError(f"{where}: {problems}") from error

@@ -18,7 +18,7 @@ from models.checkpoints.checkpoint import CheckpointError
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".torch")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".torch", ".ckpt")
 
 WRAPPERS = ("model", "state_dict")
 

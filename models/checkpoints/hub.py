@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -16,16 +17,21 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from models.checkpoints import answers
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.files import INDEX, PICKLED, SAFETENSORS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-DESCRIPTIONS = ("config.json", "preprocessor_config.json", "tokenfold.json")
+DESCRIPTIONS = (
+    "config.json", "preprocessor_config.json", "tokenfold.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt",
+    *answers.FILES,
+)  # fmt: skip
 SHARDS = "model-*-of-*.safetensors"
 
 
 def fetch(repository: str) -> Path:
-    """Download `owner/name`, or find it in the local cache; only what a classifier needs.
+    """Download `owner/name`, or find it in the local cache; only what our networks need.
 
     Raises:
         CheckpointError: no such repository, no access to it, or no network.
@@ -35,6 +41,15 @@ def fetch(repository: str) -> Path:
         # Second, so that a repository with both kinds of weights is not downloaded twice over.
         folder = _download(repository, [*DESCRIPTIONS, PICKLED])
     return folder
+
+
+def fetch_files(repository: str, names: Iterable[str]) -> Path:
+    """The folder with those of the files that the repository has.
+
+    Raises:
+        CheckpointError: as `fetch`.
+    """
+    return _download(repository, list(names))
 
 
 def _download(repository: str, patterns: list[str]) -> Path:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.checkpoints import hub, huggingface, native, random, state_dicts, swag, timm
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError
+from models.checkpoints import (
+    hub,
+    huggingface,
+    native,
+    random,
+    random_pairs,
+    state_dicts,
+    swag,
+    timm,
+    vilt,
+    vilt_official,
+)
+from models.checkpoints.checkpoint import Checkpoint, CheckpointError, PairCheckpoint
 from models.checkpoints.files import SUFFIXES, read_json, read_weights
 
 ALLOWED = (
@@ -14,28 +25,43 @@ ALLOWED = (
 )
 
 
-def load(source: str) -> Checkpoint:
+def load(source: str) -> Checkpoint | PairCheckpoint:
     """The checkpoint that `source` names; what exists on disk comes before the hub.
 
     Raises:
         CheckpointError: there is no such thing, or it cannot be loaded; the message says why.
     """
     if source.startswith(random.PREFIX):
-        return random.load(source.removeprefix(random.PREFIX))
+        name = source.removeprefix(random.PREFIX)
+        return random_pairs.load(name) if random_pairs.recognises(name) else random.load(name)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, path.resolve().name)
     if path.exists():
         weights = read_weights(path)
         if swag.recognises(weights):
             return swag.from_weights(weights, path)
+        if vilt_official.recognises(weights):
+            return vilt_official.from_weights(weights, path)
         return state_dicts.from_weights(weights, path)
     if hub.REPOSITORY.fullmatch(source) and path.suffix not in SUFFIXES:
-        return _folder(hub.fetch(source))
+        return _folder(hub.fetch(source), source.split("/")[-1])
     raise CheckpointError(f"{source!r}: no such file or folder; a source is {ALLOWED}")
 
 
-def _folder(folder: Path) -> Checkpoint:
+def load_classifier(source: str) -> Checkpoint:
+    """The same, of a network that takes images alone.
+
+    Raises:
+        CheckpointError: as `load`, or it is a network for images with texts.
+    """
+    checkpoint = load(source)
+    if isinstance(checkpoint, PairCheckpoint):
+        raise CheckpointError(f"{source!r} takes images with texts; it is no image classifier")
+    return checkpoint
+
+
+def _folder(folder: Path, name: str) -> Checkpoint | PairCheckpoint:
     if (folder / native.DESCRIPTION).exists():
         return native.load(folder)
     if not (folder / huggingface.CONFIG).exists():
@@ -46,4 +72,6 @@ def _folder(folder: Path) -> Checkpoint:
     config = read_json(folder / huggingface.CONFIG)
     if "architecture" in config:
         return timm.load(folder)
+    if vilt.recognises(config):
+        return vilt.load(folder, name)
     return huggingface.load(folder)

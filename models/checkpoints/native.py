@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError, load_weights
+from models.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    PairCheckpoint,
+    load_weights,
+)
+from models.checkpoints.files import read_json, read_weights
 from models.preprocess import Preprocess
+from models.tasks import PairTask
+from models.text import TOKENIZER, TextEncoder
+from models.vilt import Vilt, ViltConfig
 from models.vit import VisionConfig, VisionTransformer
 
 DESCRIPTION = "tokenfold.json"
@@ -17,39 +29,106 @@ WEIGHTS = "model.safetensors"
 
 
 class Description(BaseModel):
-    """The content of `tokenfold.json`."""
+    """The content of `tokenfold.json` for an image classifier; older files have no `kind`."""
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = 1
+    kind: Literal["image"] = "image"
     network: VisionConfig
     preprocess: Preprocess
     labels: tuple[str, ...]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
+class ViltDescription(BaseModel):
+    """The same for a ViLT; its tokenizer lies beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["vilt"] = "vilt"
+    network: ViltConfig
+    preprocess: Preprocess
+    labels: dict[PairTask, tuple[str, ...]]
+    weighted: bool
+
+
+DESCRIPTIONS: dict[str, type[Description | ViltDescription]] = {
+    "image": Description,
+    "vilt": ViltDescription,
+}
+
+
+def save(folder: Path, checkpoint: Checkpoint | PairCheckpoint) -> None:
     """Write the folder; an earlier checkpoint in it is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    description = Description(
-        network=model.config, preprocess=checkpoint.preprocess, labels=checkpoint.labels
-    )
+    description: Description | ViltDescription
+    if isinstance(checkpoint, PairCheckpoint):
+        checkpoint.text.save(folder / TOKENIZER)
+        description = ViltDescription(
+            network=checkpoint.model.config,
+            preprocess=checkpoint.preprocess,
+            labels=checkpoint.labels,
+            weighted=checkpoint.weighted,
+        )
+    else:
+        description = Description(
+            network=checkpoint.model.config,
+            preprocess=checkpoint.preprocess,
+            labels=checkpoint.labels,
+        )
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path) -> Checkpoint | PairCheckpoint:
     """Read a folder that `save` wrote.
 
     Raises:
-        CheckpointError: the description or the weights are not valid.
+        CheckpointError: the description, the weights or the tokenizer are not valid.
     """
+    file = folder / DESCRIPTION
+    content = read_json(file)
+    kind = content.get("kind", "image")
+    if kind not in DESCRIPTIONS:
+        raise CheckpointError(f"{file}: kind is {kind!r}; there are {', '.join(DESCRIPTIONS)}")
     try:
-        text = (folder / DESCRIPTION).read_text()
-        description = Description.model_validate_json(text)
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION}: {error}") from error
-    model = VisionTransformer(description.network)
-    load_weights(model, load_file(folder / WEIGHTS))
-    return Checkpoint(model.eval(), description.preprocess, description.labels)
+        # As JSON, where lists are tuples.
+        description = DESCRIPTIONS[kind].model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    weights = read_weights(folder / WEIGHTS)
+    try:
+        if isinstance(description, Description):
+            classifier = VisionTransformer(description.network)
+            load_weights(classifier, weights)
+            return Checkpoint(classifier.eval(), description.preprocess, description.labels)
+        return _pair(folder, description, weights)
+    except ValueError as error:  # of the tokenizer too
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _pair(
+    folder: Path, description: ViltDescription, weights: Mapping[str, Tensor]
+) -> PairCheckpoint:
+    config = description.network
+    if description.labels.keys() != config.heads.keys():
+        raise CheckpointError(
+            f"labels for {', '.join(description.labels)}, but heads for {', '.join(config.heads)}"
+        )
+    for task, head in config.heads.items():
+        named = len(description.labels[task])
+        if named != head.classes and (named or head.classes > 1):
+            raise CheckpointError(f"{named} labels to {task}, but {head.classes} logits")
+    text = TextEncoder.open(folder / TOKENIZER, config.most_text)
+    if text.vocabulary > config.vocabulary:
+        raise CheckpointError(
+            f"{TOKENIZER} has {text.vocabulary} words, the network {config.vocabulary}"
+        )
+    model = Vilt(config)
+    load_weights(model, weights)
+    return PairCheckpoint(
+        model.eval(), description.preprocess, description.labels, text, description.weighted
+    )

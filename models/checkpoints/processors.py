@@ -31,6 +31,10 @@ Size = dict[str, int | None] | int | tuple[int, int] | None
 log = logging.getLogger(__name__)
 
 
+# Of ViLT's shorter side: that of the images of detection on COCO.
+_LONGEST = 1333 / 800
+
+
 class _Processor(BaseModel):
     """The fields that matter, in the forms of all versions of `transformers`."""
 
@@ -48,6 +52,12 @@ class _Processor(BaseModel):
     do_normalize: bool = True
     image_mean: Triple = HALF
     image_std: Triple = HALF
+
+
+class _ViltProcessor(_Processor):
+    size: Size = 384
+    size_divisor: int = Field(default=32, ge=1)
+    resample: int = Field(default=3)
 
 
 def read(folder: Path, family: str, image_size: tuple[int, int]) -> Preprocess:
@@ -76,6 +86,58 @@ def read(folder: Path, family: str, image_size: tuple[int, int]) -> Preprocess:
         raise CheckpointError(f"{file}: {at}: {problem['msg']}") from error
 
 
+def read_vilt(folder: Path, image_size: tuple[int, int], patch_size: int) -> Preprocess:
+    """The pre-processing of a ViLT's folder, or the usual one where the file is missing.
+
+    Args:
+        image_size: height and width that its positions are made for, pixels.
+        patch_size: pixels, what sides are cut down to a multiple of.
+
+    Raises:
+        CheckpointError: as `read`, or sides that patches do not tile.
+    """
+    file = folder / FILE
+    if not file.exists():
+        log.warning("%s is missing: assuming the usual pre-processing of ViLT", file)
+        return usual_vilt(image_size, patch_size)
+    content = read_json(file)
+    try:
+        processor = _ViltProcessor.model_validate(content)
+        kind = processor.image_processor_type or processor.feature_extractor_type
+        if kind and not kind.startswith("Vilt"):
+            return _translate(_Processor.model_validate(content), file)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"{file}: {at}: {problem['msg']}") from error
+    _, _, shorter = _size(processor.size, False, f"{file}: size")
+    if shorter is None:
+        raise CheckpointError(f"{file}: size needs shortest_edge")
+    if processor.size_divisor % patch_size:
+        raise CheckpointError(
+            f"{file}: sides are multiples of size_divisor {processor.size_divisor}, which patches "
+            f"of {patch_size} do not tile"
+        )
+    common = _common(processor, file)
+    return _bounded(image_size, shorter, processor.size_divisor, **common)
+
+
+def usual_vilt(image_size: tuple[int, int], patch_size: int) -> Preprocess:
+    """The published pre-processing of ViLT, at the image size of the position embedding."""
+    return _bounded(image_size, min(image_size), patch_size, interpolation="bicubic")
+
+
+def _bounded(image_size: tuple[int, int], shorter: int, multiple: int, **common: Any) -> Preprocess:
+    return Preprocess(
+        size=image_size,
+        resize="bounded",
+        shorter_side=shorter,
+        longest=int(_LONGEST * shorter),
+        multiple=multiple,
+        **common,
+    )
+
+
 def usual(family: str, image_size: tuple[int, int]) -> Preprocess:
     """What the family's networks on the hub come with, at an image size."""
     if family == "vit":
@@ -91,23 +153,10 @@ def usual(family: str, image_size: tuple[int, int]) -> Preprocess:
 
 
 def _translate(processor: _Processor, file: Path) -> Preprocess:
-    if not processor.do_resize:
-        raise CheckpointError(f"{file}: do_resize is off, but the network takes one size only")
-    if not processor.do_rescale or abs(processor.rescale_factor * 255 - 1) > 1e-3:
-        raise CheckpointError(
-            f"{file}: pixels have to be scaled by 1/255 (do_rescale, rescale_factor)"
-        )
-    if processor.resample not in RESAMPLING:
-        known = ", ".join(f"{number} {name}" for number, name in RESAMPLING.items())
-        raise CheckpointError(f"{file}: resample is {processor.resample}, not one of {known}")
+    common = _common(processor, file)
     kind = processor.image_processor_type or processor.feature_extractor_type
     square = not kind.startswith(BY_SHORTER_SIDE)
     height, width, shorter = _size(processor.size, square, f"{file}: size")
-    common: dict[str, Any] = {
-        "interpolation": RESAMPLING[processor.resample],
-        "mean": processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0),
-        "std": processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0),
-    }
     if not processor.do_center_crop:
         if shorter is not None:
             raise CheckpointError(
@@ -124,6 +173,24 @@ def _translate(processor: _Processor, file: Path) -> Preprocess:
     if side < max(crop):
         raise CheckpointError(f"{file}: the crop {crop} is larger than the image resized to {side}")
     return Preprocess(size=crop, resize="shorter", shorter_side=side, **common)
+
+
+def _common(processor: _Processor, file: Path) -> dict[str, Any]:
+    """What does not depend on the shape, after a look at what is not supported."""
+    if not processor.do_resize:
+        raise CheckpointError(f"{file}: do_resize is off, but the network takes one size only")
+    if not processor.do_rescale or abs(processor.rescale_factor * 255 - 1) > 1e-3:
+        raise CheckpointError(
+            f"{file}: pixels have to be scaled by 1/255 (do_rescale, rescale_factor)"
+        )
+    if processor.resample not in RESAMPLING:
+        known = ", ".join(f"{number} {name}" for number, name in RESAMPLING.items())
+        raise CheckpointError(f"{file}: resample is {processor.resample}, not one of {known}")
+    return {
+        "interpolation": RESAMPLING[processor.resample],
+        "mean": processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0),
+        "std": processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0),
+    }
 
 
 def _size(size: Size, square: bool, where: str) -> tuple[int, int, int | None]:

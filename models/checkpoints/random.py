@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from models.checkpoints import processors
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError, vision_config
@@ -122,12 +123,11 @@ def load(name: str) -> Checkpoint:
 
 
 @torch.no_grad()
-def draw(model: VisionTransformer, seed: int) -> None:
+def draw(model: nn.Module, seed: int) -> None:
     """Fill every parameter from a seed; linear layers keep the variance of their input."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
-        parent = name.rsplit(".", 2)[-2] if "." in name else name
-        if name.endswith(".gamma") or ("norm" in parent and name.endswith(".weight")):
+        if name.endswith(".gamma") or (parameter.ndim == 1 and name.endswith(".weight")):
             parameter.fill_(1.0)
         elif name.endswith(".bias"):
             parameter.normal_(0.0, 0.02, generator=generator)

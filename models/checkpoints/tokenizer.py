@@ -16,6 +16,7 @@ from tokenizers import (
     processors,
 )
 
+from models.checkpoints import hub
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.files import read_json
 from models.text import TOKENIZER, TextEncoder
@@ -48,6 +49,33 @@ def read(folder: Path, most_tokens: int) -> TextEncoder:
         f"{folder}: no tokenizer in it: {TOKENIZER}, {WORDS} (BERT), or {PIECES} with {MERGES} "
         "(RoBERTa)"
     )
+
+
+def find(folder: Path, usual: str, most_tokens: int, vocabulary: int) -> TextEncoder:
+    """The folder's tokenizer, or where it has none that of a repository of the hub.
+
+    Args:
+        usual: the repository; its vocabulary is the one that the network was trained with.
+        vocabulary: words that the network knows.
+
+    Raises:
+        CheckpointError: neither has one, or it knows more words than the network.
+    """
+    source = folder
+    if not any((folder / name).exists() for name in FILES):
+        try:
+            source = hub.fetch_files(usual, FILES)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{folder}: no tokenizer in it, such as {TOKENIZER}, and that of {usual} cannot be "
+                f"had: {error}"
+            ) from error
+    text = read(source, most_tokens)
+    if text.vocabulary > vocabulary:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {text.vocabulary} words, the network {vocabulary}"
+        )
+    return text
 
 
 def _bert(words: Path, config: Mapping[str, Any]) -> Tokenizer:
