@@ -1,0 +1,136 @@
+// What every op for ONNX Runtime needs: types, shapes, threads, errors.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "onnxruntime_cxx_api.h"
+
+namespace tokenfold {
+namespace {
+
+template <typename T>
+constexpr ONNXTensorElementDataType kType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+template <>
+constexpr ONNXTensorElementDataType kType<float> = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+template <>
+constexpr ONNXTensorElementDataType kType<half> = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+template <>
+constexpr ONNXTensorElementDataType kType<int64_t> = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+
+// Scratch that a thread keeps between calls: no allocation once it is large enough.
+template <typename T>
+T* scratch(size_t count) {
+  thread_local std::vector<T> kept;
+  if (kept.size() < count) kept.resize(count);
+  return kept.data();
+}
+
+template <typename T>
+const T* data(const Ort::ConstValue& value) {
+  return static_cast<const T*>(value.GetTensorRawData());
+}
+
+template <typename T>
+T* data(Ort::UnownedValue value) {
+  return static_cast<T*>(value.GetTensorMutableRawData());
+}
+
+inline std::vector<int64_t> shape(const Ort::ConstValue& value) {
+  return value.GetTensorTypeAndShapeInfo().GetShape();
+}
+
+inline void require(bool holds, const char* what) {
+  if (!holds) throw Ort::Exception(what, ORT_INVALID_ARGUMENT);
+}
+
+// How many of n tokens go when r are asked for; models/reduction/schedule.py has the same.
+inline int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
+  return std::max<int64_t>(0, std::min(r, (tokens - protected_tokens) / 2));
+}
+
+// A count that a graph gives.
+inline int64_t number(const Ort::ConstValue& value) {
+  require(value.GetTensorTypeAndShapeInfo().GetElementCount() == 1, "a count is one number");
+  return *data<int64_t>(value);
+}
+
+// Runs job(i) for each i below count, on the session's threads where it has some. What a job throws
+// is thrown here, when all are done: no exception may unwind through ONNX Runtime's threads.
+template <typename Job>
+void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
+  if (count == 1) {
+    job(0);
+    return;
+  }
+  struct Shared {
+    const Job& job;
+    std::mutex lock;
+    std::exception_ptr thrown;
+  } shared{job, {}, nullptr};
+  context.ParallelFor(
+      [](void* user, size_t i) {
+        auto& all = *static_cast<Shared*>(user);
+        try {
+          all.job(i);
+        } catch (...) {
+          const std::lock_guard<std::mutex> held(all.lock);
+          all.thrown = std::current_exception();
+        }
+      },
+      static_cast<size_t>(count), 0, &shared);
+  if (shared.thrown) std::rethrow_exception(shared.thrown);
+}
+
+using Types = std::vector<ONNXTensorElementDataType>;
+
+inline OrtStatusPtr failed(const std::exception& error) {
+  return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+}
+
+// What ONNX Runtime calls: no exception may cross into it.
+template <typename Kernel>
+struct Guarded : Kernel {
+  using Kernel::Kernel;
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) const {
+    try {
+      this->Compute(context);
+      return nullptr;
+    } catch (const std::exception& error) {
+      return failed(error);
+    }
+  }
+};
+
+// One op for one element type.
+template <typename Kernel>
+struct Op : Ort::CustomOpBase<Op<Kernel>, Guarded<Kernel>, true> {
+  Op(const char* name, Types inputs, Types outputs)
+      : name_(name), inputs_(std::move(inputs)), outputs_(std::move(outputs)) {}
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
+    try {
+      *kernel = new Guarded<Kernel>(info);
+      return nullptr;
+    } catch (const std::exception& error) {
+      return failed(error);
+    }
+  }
+  const char* GetName() const { return name_; }
+  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
+  size_t GetInputTypeCount() const { return inputs_.size(); }
+  ONNXTensorElementDataType GetInputType(size_t i) const { return inputs_[i]; }
+  size_t GetOutputTypeCount() const { return outputs_.size(); }
+  ONNXTensorElementDataType GetOutputType(size_t i) const { return outputs_[i]; }
+
+ private:
+  const char* name_;
+  Types inputs_, outputs_;
+};
+
+}  // namespace
+}  // namespace tokenfold
