@@ -32,9 +32,9 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocess import Preprocess
-from models.reduction.schedule import flops_ratio
+from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import AnyWorkload, PairWorkload, PlanError, Shape
-from models.tasks import Task
+from models.tasks import PairTask, Task
 
 MANIFEST = "manifest.json"
 PROFILE = "profile.json"
@@ -48,6 +48,7 @@ Scoring = Literal["softmax", "sigmoid"]
 """How logits become scores: of answers that exclude each other, or each by itself."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Metric = Literal["top1", "accuracy", "agreement"]
 
 
 class BundleError(ValueError):
@@ -169,6 +170,22 @@ class Manifest(_Document):
                 raise ValueError(f"level {name}: tokens or FLOPs do not follow from its plan")
         return self
 
+    @property
+    def pair_tasks(self) -> list[PairTask]:
+        """Those of its tasks that are on an image and a text."""
+        return [task for task in self.tasks if task != "classify"]
+
+    def plan(self, level: Level, *, text: int, image: int) -> tuple[int, ...]:
+        """A level's plan for a text and an image of so many tokens.
+
+        Raises:
+            TypeError: the network sees images alone, whose number of tokens is fixed.
+        """
+        if not isinstance(self.workload, PairWorkload):
+            raise TypeError(f"{self.name} takes no texts")
+        own = self.workload.sized(text=text, image=image)
+        return level.plan if own == self.workload else plan_for(own, level.reduction, self.shape)
+
     def scoring(self, task: Task) -> Scoring:
         """How a task's logits become scores."""
         return self.scores.get(task, "softmax")
@@ -182,7 +199,7 @@ class Quality(_Document):
             `agreement` with the unreduced model's first answer.
     """
 
-    metric: Literal["top1", "accuracy", "agreement"]
+    metric: Metric
     value: Share
     low: Share
     high: Share

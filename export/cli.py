@@ -15,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.bundle import Bundle, BundleError, Precision, check_replaceable
 from export.machine import cores
-from export.pipeline import Amount, Recipe, export_bundle
+from export.pipeline import export_bundle
 from export.quality import DataError
+from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares
 from export.verify import VerificationError
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.load import load
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp
-from models.reduction.workload import Method, PlanError, Shape
+from models.reduction.workload import PlanError, Shape
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,15 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name = options.name or options.out.resolve().name.lower()
         check_replaceable(options.out)
-        levels = options.levels or ({"exact": 0.0} if options.method == "none" else DEFAULT_LEVELS)
         recipe = Recipe(
             name=name,
             method=options.method,
             precision=options.precision,
-            levels=levels,
+            levels=options.levels,
             default_level=options.default_level,
             shape=options.shape,
             proportional=not options.no_proportional,
+            weighted=options.weighted,
+            layers=options.layers,
+            rates=options.rates,
             images=options.images,
             threads=cores(),
         )
@@ -53,7 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return lambda: progress.advance(started)
 
             bundle = export_bundle(checkpoint, options.source, options.out, recipe, stage)
-    except (CheckpointError, BundleError, VerificationError, DataError, PlanError) as error:
+    except (
+        BundleError,
+        CheckpointError,
+        DataError,
+        PlanError,
+        RecipeError,
+        VerificationError,
+    ) as error:
         print(f"tokenfold export: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:
@@ -85,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         "--name", help="what the service calls the model (default: the folder's name)"
     )
     parser.add_argument(
-        "--method", choices=get_args(Method), default="tome", help="how tokens are reduced"
+        "--method",
+        choices=get_args(AnyMethod),
+        help="how tokens are reduced (default: tome, and pumer for networks that see texts)",
     )
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument(
@@ -94,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=AMOUNT,...",
         help="levels, and the fraction of FLOPs each removes (default: "
         + ",".join(f"{name}={value:g}" for name, value in DEFAULT_LEVELS.items())
-        + "). An amount is also ToMe's r for each layer, r8, or r and inflection, r16/-1, or a "
-        "count for each layer, 8+8+4+0",
+        + f"; for PuMer also {PUBLISHED}, the checkpoint's own shares). An amount is also ToMe's r "
+        "for each layer, r8, or r and inflection, r16/-1, or PuMer's shares of a layer's tokens to "
+        "prune, merge and merge of the text, 0.1/0.3/0.2, or the plan's counts, 8+8+4+0",
     )
     parser.add_argument("--default-level", help="for requests that choose none (default: balanced)")
     parser.add_argument(
@@ -109,17 +122,68 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="attention ignores token sizes (MAE that was trained without ToMe)",
     )
+    merging = parser.add_mutually_exclusive_group()
+    merging.add_argument(
+        "--weighted",
+        action="store_true",
+        default=None,
+        help="of networks that see texts: merged tokens weigh what they stand for, and attention "
+        "counts it (default: as the checkpoint was trained)",
+    )
+    merging.add_argument(
+        "--plain",
+        action="store_false",
+        dest="weighted",
+        default=None,
+        help="likewise: merge by plain mean, and count every token as one, as PuMer was published",
+    )
+    parser.add_argument(
+        "--layers",
+        type=_whole_numbers,
+        metavar="LAYER,...",
+        help="where PuMer reduces, counted from 0 (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--rates",
+        type=_rates,
+        metavar="PRUNE/MERGE/TEXT",
+        help="PuMer's shares, which a requested reduction scales together (default: the "
+        "checkpoint's)",
+    )
     parser.add_argument(
         "--images",
         type=_path,
         help="a folder or zip of images, to verify on and to measure each level's accuracy; "
-        "folders named as the labels make it accuracy, else it is agreement with unreduced",
+        "folders named as the labels make it accuracy, and for networks that see texts a file "
+        "items.jsonl with questions and answers; else it is agreement with unreduced",
     )
     return parser
 
 
 def _path(text: str) -> Path:
     return Path(text).expanduser()
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _rates(text: str) -> Shares:
+    found = _shares(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three shares (0 to 1) as 0.1/0.3/0.2")
+    return found
+
+
+def _shares(text: str) -> Shares | None:
+    parts = text.split("/")
+    try:
+        shares = [float(part) for part in parts]
+    except ValueError:
+        return None
+    return Shares(*shares) if len(parts) == 3 and all(0 <= x <= 1 for x in shares) else None
 
 
 def _levels(text: str) -> dict[str, Amount]:
@@ -129,8 +193,8 @@ def _levels(text: str) -> dict[str, Amount]:
         amount = _amount(value) if separator else None
         if amount is None:
             raise argparse.ArgumentTypeError(
-                f"{part!r} is not NAME=AMOUNT, with an amount such as 0.55 (0 to 1), r8, r16/-1 "
-                "or 8+8+4+0"
+                f"{part!r} is not NAME=AMOUNT, with an amount such as 0.55 (0 to 1), r8, r16/-1, "
+                "0.1/0.3/0.2 or 8+8+4+0"
             )
         if name in levels:
             raise argparse.ArgumentTypeError(f"the level {name!r} stands twice")
@@ -148,7 +212,7 @@ def _amount(text: str) -> Amount | None:
             return Ramp(int(ramp[1]), inflect) if -1 <= inflect <= 1 else None
         reduction = float(text)
     except ValueError:
-        return None
+        return _shares(text)
     return reduction if 0.0 <= reduction <= 1.0 else None
 
 

@@ -17,12 +17,13 @@ from torch.export import Dim
 from export import onnx_file
 from export.stems import stem
 from export.symbolic import Symbolic
+from models.meter import Meter
 from models.preprocess import Preprocess
-from models.pair import PairNetwork
 from models.reduction.matcher import Matcher
 from models.reduction.pumer import PuMer
 from models.reduction.tome import ToMe
 from models.reduction.workload import PairWorkload, Plan
+from models.tasks import PairTask
 from models.vilt import Vilt
 
 MOST_SIDE = 64
@@ -53,13 +54,12 @@ class VisionGraph(nn.Module):
     """`image` (B, H, W, 3) uint8 to `image_tokens` (B, I, D) float32."""
 
     def __init__(
-        self, model: PairNetwork, preprocess: Preprocess, dtype: torch.dtype = torch.float32
+        self, model: Vilt | Meter, preprocess: Preprocess, dtype: torch.dtype = torch.float32
     ) -> None:
         """Wrap a network, which is left as it is."""
         super().__init__()
-        assert isinstance(model, nn.Module)
-        self.model: Any = copy.deepcopy(model).to(dtype)
-        self.side: int = self.model.config.patch_size
+        self.model = copy.deepcopy(model).to(dtype)
+        self.side = model.config.patch_size
         self.stem = stem(model.patch_embed, preprocess, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class JointGraph(nn.Module):
 
     def __init__(
         self,
-        model: PairNetwork,
+        model: Vilt | Meter,
         workload: PairWorkload,
         *,
         weighted: bool,
@@ -110,13 +110,12 @@ class JointGraph(nn.Module):
             dtype: of weights and tokens; sizes stay float32, and so does what comes out.
         """
         super().__init__()
-        assert isinstance(model, nn.Module)
-        self.model: Any = copy.deepcopy(model).to(dtype)
+        self.model = copy.deepcopy(model).to(dtype)
         self.dtype = dtype
         self.workload = workload
         self.matchers = pair_matchers(workload)
         self.weighted = weighted
-        self.tasks = list(model.heads)
+        self.tasks: list[PairTask] = list(model.config.heads)
         self.reasons = "reason" in model.heads
 
     def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from export import hugepages
 from export.bundle import Bundle
 from export.runtime import open_graph
+from models.preprocess import Pixels
+from models.reduction.workload import Plan
 from models.tasks import PairTask
 
 Float = npt.NDArray[np.float32]
@@ -33,6 +35,57 @@ class PairOutput(NamedTuple):
     image_slots: Int | None
 
 
+class Asked(Protocol):
+    """Graphs, or the network in PyTorch that they came from; see `PairSession`."""
+
+    def embed(self, images: Pixels) -> Float:
+        """Images to image tokens."""
+        ...
+
+    def fuse(
+        self,
+        image_tokens: Float,
+        input_ids: Int,
+        text_size: Float,
+        plan: Plan,
+        *,
+        task: PairTask,
+        second: bool = False,
+        other: Float | None = None,
+        slots: bool = False,
+    ) -> PairOutput:
+        """Image tokens with a text to answers."""
+        ...
+
+
+def ask(
+    network: Asked,
+    images: Sequence[Float],
+    ids: Int,
+    size: Float,
+    plans: Sequence[Plan],
+    *,
+    task: PairTask,
+    slots: bool = False,
+) -> list[PairOutput]:
+    """Ask about the images that a task looks at; the last output has the logits.
+
+    Args:
+        images: embedded, (B, I, D) each; two to reason about.
+        ids, size: of the text, (B, T).
+        plans: one for each image.
+    """
+    found: list[PairOutput] = []
+    for tokens, plan in zip(images, plans, strict=True):
+        other = found[-1].pooled if found else None
+        found.append(
+            network.fuse(
+                tokens, ids, size, plan, task=task, second=bool(found), other=other, slots=slots
+            )
+        )
+    return found
+
+
 class PairSession:
     """The two graphs of a bundle: one copy of the weights, any number of threads at once.
 
@@ -50,7 +103,7 @@ class PairSession:
         self._inputs = {given.name: given for given in self._joint.get_inputs()}
         hugepages.collapse()
 
-    def embed(self, images: npt.NDArray[np.uint8]) -> Float:
+    def embed(self, images: Pixels) -> Float:
         """Images (B, H, W, 3) uint8 -> image tokens (B, I, D), whatever they are asked then."""
         found: list[Any] = self._vision.run(["image_tokens"], {"image": images})
         tokens: Float = found[0]
@@ -61,7 +114,7 @@ class PairSession:
         image_tokens: Float,
         input_ids: Int,
         text_size: Float,
-        plan: Sequence[int],
+        plan: Plan,
         *,
         task: PairTask,
         second: bool = False,

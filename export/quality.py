@@ -6,14 +6,17 @@ import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from export.bundle import Level, Quality
+from export.bundle import Level, LevelProfile, Metric, Profile, Quality
+from export.machine import machine, software
 from export.runtime import Session
 from models.preprocess import Pixels, Preprocess, pixels
+from models.tasks import Task
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -49,6 +52,7 @@ class Photos:
             except (OSError, zipfile.BadZipFile) as error:
                 raise DataError(f"{source} is neither a folder nor a zip file") from error
             found = self._archive.namelist()
+        self._files = sorted(set(found))
         self.names = sorted(
             name for name in found if PurePosixPath(name).suffix.lower() in SUFFIXES
         )
@@ -67,11 +71,29 @@ class Photos:
         """
         name = self.names[at]
         try:
-            data = self._archive.read(name) if self._archive else (self.source / name).read_bytes()
-            with Image.open(BytesIO(data)) as image:
+            with Image.open(BytesIO(self._bytes(name))) as image:
                 return pixels(image, preprocess)
         except Exception as error:  # Pillow's decoders raise nearly anything
             raise DataError(f"{self.source}: {name} is not a readable image: {error}") from error
+
+    def text(self, name: str) -> tuple[str, str] | None:
+        """The path and content of the one text file of this name, at the top or in a folder.
+
+        Raises:
+            DataError: it cannot be read, or there are two.
+        """
+        found = [path for path in self._files if PurePosixPath(path).name == name]
+        if len(found) > 1:
+            raise DataError(f"{self.source} has two files {name}: {found[0]} and {found[1]}")
+        if not found:
+            return None
+        try:
+            return found[0], self._bytes(found[0]).decode()
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.source}: {found[0]} is not readable: {error}") from error
+
+    def _bytes(self, name: str) -> bytes:
+        return self._archive.read(name) if self._archive else (self.source / name).read_bytes()
 
     def _labels(self, labels: Sequence[str]) -> list[int] | None:
         folders = [PurePosixPath(name).parent.name for name in self.names]
@@ -117,15 +139,16 @@ def measure(
         progress()
         return [answer == wanted for answer in answers]
 
+    metric: Metric = "agreement" if photos.labels is None else "top1"
     with ThreadPoolExecutor(threads) as pool:
         hits = list(pool.map(right, range(len(photos))))
     return {
-        name: quality(sum(column), len(photos), labelled=photos.labels is not None)
+        name: quality(sum(column), len(photos), metric=metric)
         for name, column in zip(levels, zip(*hits, strict=True), strict=True)
     }
 
 
-def quality(right: int, samples: int, *, labelled: bool) -> Quality:
+def quality(right: int, samples: int, *, metric: Metric) -> Quality:
     """A share with its 95 % interval (Wilson's score interval)."""
     z = 1.959964
     share = right / samples
@@ -133,9 +156,23 @@ def quality(right: int, samples: int, *, labelled: bool) -> Quality:
     spread = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
     scale = 1 + z * z / samples
     return Quality(
-        metric="top1" if labelled else "agreement",
+        metric=metric,
         value=share,
         low=max(0.0, min(share, (centre - spread) / scale)),
         high=min(1.0, max(share, (centre + spread) / scale)),
         samples=samples,
+    )
+
+
+def profile(found: Mapping[str, dict[Task, Quality]], *, native: bool) -> Profile:
+    """What was measured here today, level by level.
+
+    Args:
+        native: whether the compiled ops ran.
+    """
+    return Profile(
+        measured=date.today(),
+        machine=machine(),
+        runtime=software(native=native),
+        levels={name: LevelProfile(quality=own) for name, own in found.items()},
     )

@@ -12,6 +12,14 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from export import onnx_file
 
 
+def replace(graph: Path) -> None:
+    """Quantise a graph where it stands, with the file of its weights if there is one."""
+    with TemporaryDirectory(dir=graph.parent) as wide:
+        for file in graph.parent.glob(f"{graph.name}*"):
+            file.rename(Path(wide) / file.name)
+        quantise(Path(wide) / graph.name, graph)
+
+
 def quantise(source: Path, target: Path) -> None:
     """Write the graph at `source` with the constants of its matrix products as int8.
 

@@ -119,20 +119,41 @@ def _compare(
     wanted: npt.NDArray[np.float32],
     slots: npt.NDArray[np.int64],
 ) -> float:
-    if not np.isfinite(found.logits).all():
-        raise VerificationError(f"{where}: the graph's logits are not finite")
     assert found.slots is not None
     if found.slots.min() < -1 or found.slots.max() >= level.tokens_out:
         raise VerificationError(f"{where}: slots are not among the {level.tokens_out} tokens left")
     moved = (found.slots != slots).any(1)
-    reduced = any(level.plan)
+    return judge(where, precision, found.logits, wanted, moved, reduced=any(level.plan))
+
+
+def judge(
+    where: str,
+    precision: Precision,
+    found: npt.NDArray[np.float32],
+    wanted: npt.NDArray[np.float32],
+    moved: npt.NDArray[np.bool_],
+    *,
+    reduced: bool,
+) -> float:
+    """The deviation of the graph's logits (B, classes) from those of PyTorch.
+
+    Args:
+        where: begins the message of an error.
+        moved: (B), whose tokens merged elsewhere.
+        reduced: whether anything was to be reduced.
+
+    Raises:
+        VerificationError: they are too far apart.
+    """
+    if not np.isfinite(found).all():
+        raise VerificationError(f"{where}: the graph's logits are not finite")
     if moved.any() and not reduced:
         raise VerificationError(f"{where}: tokens moved where nothing was to be reduced")
     if precision == "fp32" and moved.mean() > NEAR_TIES:
         raise VerificationError(
             f"{where}: {moved.sum()} of {len(moved)} images merge other tokens than PyTorch"
         )
-    error = float(np.linalg.norm(found.logits - wanted)) / max(float(np.linalg.norm(wanted)), 1e-6)
+    error = float(np.linalg.norm(found - wanted)) / max(float(np.linalg.norm(wanted)), 1e-6)
     limit = ERROR_TOLERANCE[precision][reduced]
     if error > limit:
         raise VerificationError(
@@ -141,7 +162,7 @@ def _compare(
     if precision != "fp32":
         return error
     largest = float(np.abs(wanted).max(initial=1e-6))
-    deviation = float(np.abs(found.logits - wanted)[~moved].max(initial=0.0)) / largest
+    deviation = float(np.abs(found - wanted)[~moved].max(initial=0.0)) / largest
     if deviation > FP32_TOLERANCE:
         raise VerificationError(
             f"{where}: logits differ from PyTorch's by {deviation:.1e} of the largest, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ class HeadConfig(BaseModel):
         classes: logits that come out; 1 for a score by itself, as a ranking head gives.
         hidden: width of `Linear, LayerNorm, GELU, Linear`; 0 for a single linear layer.
         eps: of that layer norm.
+        scores: what its logits were trained to be: of answers that exclude each other (softmax), or
+            each right or wrong by itself (sigmoid), as is usual for open questions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +30,7 @@ class HeadConfig(BaseModel):
     classes: int = Field(ge=1)
     hidden: int = Field(default=0, ge=0)
     eps: float = 1e-5
+    scores: Literal["softmax", "sigmoid"] = "softmax"
 
     def build(self, inputs: int) -> nn.Module:
         """The head for so many inputs."""

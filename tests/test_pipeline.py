@@ -14,7 +14,8 @@ from PIL import Image
 
 from export.bundle import Bundle
 from export.cli import main
-from export.pipeline import Recipe, export_bundle, matchers
+from export.pipeline import export_bundle, matchers
+from export.recipe import Recipe
 from export.plugins.functions import DOMAIN
 from export.quality import DataError
 from export.runtime import Session

@@ -56,7 +56,7 @@ def test_broken_images_are_named(tmp_path: Path, content: bytes) -> None:
 
 def test_wilson_interval() -> None:
     # Newcombe (1998), table I: 81 of 263 is 0.3080, from 0.2553 to 0.3662.
-    found = quality(81, 263, labelled=True)
+    found = quality(81, 263, metric="top1")
     assert (found.metric, found.samples) == ("top1", 263)
     np.testing.assert_allclose(
         (found.value, found.low, found.high), (0.3080, 0.2553, 0.3662), atol=1e-4
@@ -65,11 +65,11 @@ def test_wilson_interval() -> None:
 
 @given(samples=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_the_interval_holds_the_share(samples: int, share: float) -> None:
-    found = quality(round(share * samples), samples, labelled=False)
+    found = quality(round(share * samples), samples, metric="agreement")
     assert found.metric == "agreement"
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
 def test_nothing_right_is_not_surely_nothing() -> None:
-    assert quality(0, 10, labelled=True).high > 0.2
-    assert quality(10, 10, labelled=True).low < 0.8
+    assert quality(0, 10, metric="top1").high > 0.2
+    assert quality(10, 10, metric="top1").low < 0.8

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle
-from export.pipeline import Recipe, export_bundle
+from export.pipeline import export_bundle
+from export.recipe import Recipe
 from export.plugins.onnxruntime import library
 from export.runtime import Session
 from export.verify import random_images

@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import Checkpoint, PairCheckpoint
 from models.preprocess import Preprocess
+from models.tasks import PairTask
+from models.text import word_level
 from models.vilt import Vilt, ViltConfig
 from models.vit import VisionConfig, VisionTransformer
 
@@ -33,6 +35,20 @@ def checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
     }
     model = drawn(VisionTransformer(VisionConfig.model_validate(fields | changes)), seed)
     return Checkpoint(model, PREPROCESS, LABELS)
+
+
+def pair_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
+    """That of `vilt`, with labels for each task but `match`, whose head ranks."""
+    labels: dict[PairTask, tuple[str, ...]] = {
+        "vqa": LABELS,
+        "entail": ("contradiction", "neutral", "entailment"),
+        "reason": ("false", "true"),
+        "match": (),
+    }
+    model = vilt(seed, **changes)
+    own = {task: labels[task] for task in model.config.heads}
+    text = word_level(WORDS, model.config.most_text)
+    return PairCheckpoint(model, PREPROCESS, own, text, weighted=True)
 
 
 def vilt(seed: int = 0, **changes: Any) -> Vilt:

@@ -17,7 +17,8 @@ import torch
 from export.bench import command, torch_eager
 from export.bench.subjects import random_batches
 from export.bundle import Bundle, Precision, write_manifest
-from export.pipeline import Recipe, export_bundle
+from export.pipeline import export_bundle
+from export.recipe import Recipe
 from export.runtime import Session
 from models.checkpoints import native
 from models.checkpoints.checkpoint import Checkpoint

@@ -1,0 +1,126 @@
+"""From a checkpoint of a network that sees an image with a text to a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from export import pair_quality
+from export.bundle import (
+    JOINT,
+    PROFILE,
+    TOKENIZER,
+    VISION,
+    Bundle,
+    Manifest,
+    TextSpec,
+    stored_files,
+    write_document,
+    write_manifest,
+    writing,
+)
+from export.pair_graph import JointGraph, VisionGraph
+from export.pair_reference import Reference
+from export.pair_runtime import PairSession
+from export.pair_verify import cases, verify
+from export.quality import profile
+from export.quantise import replace
+from export.recipe import Recipe, RecipeError, Stage, plan_levels
+from export.versions import versions
+from models.checkpoints.checkpoint import PairCheckpoint
+from models.reduction.workload import PairWorkload
+from models.vilt import Vilt
+
+
+def pair_workload(checkpoint: PairCheckpoint, recipe: Recipe) -> PairWorkload:
+    """The network with its longest text, as the schedule is to see it.
+
+    Raises:
+        RecipeError: the method, layers or rates are not for such a network.
+    """
+    method = recipe.method or "pumer"
+    if method == "pitome":
+        raise RecipeError("with texts the methods are none, tome and pumer, not pitome")
+    if not recipe.proportional:
+        raise RecipeError("with texts, --plain turns sizes off, in attention and in merging")
+    try:
+        return checkpoint.model.config.workload(
+            method, text=checkpoint.text.most_tokens, layers=recipe.layers, rates=recipe.rates
+        )
+    except ValidationError as error:
+        raise RecipeError("; ".join(problem["msg"] for problem in error.errors())) from error
+
+
+def export_bundle(
+    checkpoint: PairCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage
+) -> Bundle:
+    """Write a bundle to `out`; see `export.pipeline.export_bundle`."""
+    workload = pair_workload(checkpoint, recipe)
+    levels = plan_levels(workload, recipe)
+    weighted = checkpoint.weighted if recipe.weighted is None else recipe.weighted
+    items = None
+    if recipe.images is not None:
+        items = pair_quality.Items(recipe.images, checkpoint.labels)
+    default = recipe.default(levels)
+    with writing(out) as folder:
+        step = stage("export the graphs", 2)
+        dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
+        model, preprocess = checkpoint.model, checkpoint.preprocess
+        VisionGraph(model, preprocess, dtype).write(folder / VISION)
+        step()
+        JointGraph(model, workload, weighted=weighted, dtype=dtype).write(folder / JOINT)
+        step()
+        if recipe.precision == "int8":
+            step = stage("quantise", 2)
+            for name in (VISION, JOINT):
+                replace(folder / name)
+                step()
+        checkpoint.text.save(folder / TOKENIZER)
+
+        manifest = Manifest(
+            name=recipe.name,
+            source=source,
+            precision=recipe.precision,
+            workload=workload,
+            shape=recipe.shape,
+            weighted=weighted,
+            text=TextSpec(most_tokens=checkpoint.text.most_tokens),
+            preprocess=preprocess,
+            tasks=dict(checkpoint.labels),
+            scores={
+                task: head.scores
+                for task, head in model.config.heads.items()
+                if head.scores != "softmax"
+            },
+            levels=levels,
+            default_level=default,
+            versions=versions(),
+            files=stored_files(folder),
+        )
+        write_manifest(folder, manifest)
+        bundle = Bundle.open(folder)
+        native = PairSession(bundle)
+        # The same files have to be right on either kind of ops.
+        sessions = [native, PairSession(bundle, native=False)] if native.native else [native]
+        reference = Reference(checkpoint, workload, weighted=weighted)
+        patch = model.config.patch_size if isinstance(model, Vilt) else None
+        step = stage("verify", len(levels))
+        asked = cases(checkpoint.text, model.config.image_size, patch=patch)
+        deviation = verify(manifest, reference, sessions, asked, step)
+        if items is not None:
+            step = stage("measure", len(items))
+            found = pair_quality.measure(
+                manifest,
+                native,
+                items,
+                checkpoint.text,
+                unreduced=reference,
+                threads=recipe.threads,
+                progress=step,
+            )
+            write_document(folder / PROFILE, profile(found, native=native.native))
+        files = stored_files(folder)
+        write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
+    return Bundle.open(out)

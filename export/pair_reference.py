@@ -1,0 +1,75 @@
+"""A network with texts in PyTorch, called as the sessions of its graphs are."""
+
+from __future__ import annotations
+
+import torch
+
+from export.pair_graph import counts, pair_matchers
+from export.pair_runtime import Float, Int, PairOutput
+from export.verify import normalised
+from models.checkpoints.checkpoint import PairCheckpoint
+from models.preprocess import Pixels
+from models.reduction.workload import PairWorkload, Plan
+from models.tasks import PairTask
+
+
+class Reference:
+    """The network of a checkpoint; see `export.pair_runtime.PairSession` for its methods."""
+
+    def __init__(
+        self, checkpoint: PairCheckpoint, workload: PairWorkload, *, weighted: bool
+    ) -> None:
+        """Args:
+        workload: says by which method its layers reduce.
+        weighted: whether tokens merge by size and attention counts sizes.
+        """
+        self._model = checkpoint.model
+        self._preprocess = checkpoint.preprocess
+        self._workload = workload
+        self._matchers = pair_matchers(workload)
+        self._weighted = weighted
+
+    def embed(self, images: Pixels) -> Float:
+        with torch.inference_mode():
+            return self.embedded(normalised(images, self._preprocess)).numpy()
+
+    def embedded(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) -> image tokens (B, I, D)."""
+        side = self._model.config.patch_size
+        height, width = images.shape[2:]
+        patches = self._model.patch_embed(images)
+        return self._model.embed_image(patches, (height // side, width // side))
+
+    def fuse(
+        self,
+        image_tokens: Float,
+        input_ids: Int,
+        text_size: Float,
+        plan: Plan,
+        *,
+        task: PairTask,
+        second: bool = False,
+        other: Float | None = None,
+        slots: bool = False,
+    ) -> PairOutput:
+        with torch.inference_mode():
+            fused = self._model.fuse(
+                torch.from_numpy(image_tokens),
+                torch.from_numpy(input_ids),
+                torch.from_numpy(text_size),
+                second=second,
+                plan=counts(self._workload, plan),
+                matchers=self._matchers,
+                weighted=self._weighted,
+            )
+            seen = fused.pooled
+            if other is not None:
+                seen = torch.cat([torch.from_numpy(other), seen], dim=-1)
+            answered = task != "reason" or second
+            logits = self._model.heads.logits(seen, task).numpy() if answered else None
+        return PairOutput(
+            logits,
+            fused.pooled.numpy(),
+            fused.text.numpy() if slots else None,
+            fused.image.numpy() if slots else None,
+        )

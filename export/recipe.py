@@ -1,0 +1,169 @@
+"""What to make of a checkpoint, and the levels that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from export.bundle import Level, Name, Precision, Share
+from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for
+from models.reduction.workload import (
+    BaseWorkload,
+    PairWorkload,
+    Plan,
+    PlanError,
+    Rates,
+    Shape,
+    Workload,
+)
+
+AnyMethod = Literal["none", "tome", "pitome", "pumer"]
+Stage = Callable[[str, int], Callable[[], None]]
+"""Starts a named stage of so many steps, and returns what to call after each step."""
+
+
+class Shares(NamedTuple):
+    """PuMer's own way to say how much: of what enters each reducing layer."""
+
+    prune: float
+    merge: float
+    text: float
+
+
+Amount = Share | Ramp | Shares | tuple[int, ...]
+"""How much a level reduces: a fraction of the FLOPs, ToMe's (r, inflect), PuMer's shares, or the
+plan itself."""
+
+PUBLISHED = "pumer"
+"""The level of the shares that a checkpoint was trained with."""
+
+
+class RecipeError(ValueError):
+    """Something that cannot be made of this checkpoint; the message says why."""
+
+
+class Recipe(BaseModel):
+    """What to make of a checkpoint.
+
+    Attributes:
+        name: what the service will call the model.
+        method: how tokens are chosen; by default ToMe's, and PuMer's for images with texts.
+        levels: name -> how much to reduce; by default `DEFAULT_LEVELS`, and for PuMer beside them
+            the checkpoint's own shares; with the method `none` there is nothing but `exact`.
+        default_level: by default `balanced` where there is one, else the first.
+        proportional: whether attention counts token sizes; off for MAE trained without ToMe.
+        weighted: of networks with texts, whether tokens merge by size and attention counts sizes;
+            by default what the checkpoint wants.
+        layers, rates: of PuMer, by default the checkpoint's.
+        images: a folder or zip of images to verify and measure on; folder names are labels, or
+            for a network with texts `items.jsonl` holds questions and answers.
+        threads: that measure side by side.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    method: AnyMethod | None = None
+    precision: Precision = "fp32"
+    levels: dict[Name, Amount] | None = Field(default=None, min_length=1)
+    default_level: Name | None = None
+    shape: Shape = "constant"
+    proportional: bool = True
+    weighted: bool | None = None
+    layers: tuple[int, ...] | None = None
+    rates: Rates | None = None
+    images: Path | None = None
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = self._names
+        if self.default_level is not None and self.default_level not in known:
+            raise ValueError(
+                f"the default level {self.default_level!r} is not among {', '.join(known)}"
+            )
+        if self.method != "pumer" and self.method is not None and (self.layers or self.rates):
+            raise ValueError(f"layers and rates are PuMer's, not those of {self.method}")
+        return self
+
+    @property
+    def _names(self) -> list[str]:
+        return [*(DEFAULT_LEVELS if self.levels is None else self.levels), PUBLISHED]
+
+    def amounts(self, workload: BaseWorkload) -> dict[str, Amount]:
+        """The levels to make for a network, and how much each is to reduce."""
+        if self.levels is not None:
+            return dict(self.levels)
+        if isinstance(workload, PairWorkload) and workload.method == "pumer":
+            return {**DEFAULT_LEVELS, PUBLISHED: Shares(*workload.rates)}
+        assert isinstance(workload, Workload | PairWorkload)
+        return {"exact": 0.0} if workload.method == "none" else dict(DEFAULT_LEVELS)
+
+    def default(self, levels: dict[str, Level]) -> str:
+        """The level for requests that choose none.
+
+        Raises:
+            RecipeError: the one that was asked for is not there.
+        """
+        if self.default_level is not None and self.default_level not in levels:
+            raise RecipeError(
+                f"the default level {self.default_level!r} is not among {', '.join(levels)}"
+            )
+        chosen = "balanced" if "balanced" in levels else next(iter(levels))
+        return self.default_level or chosen
+
+
+def plan_levels(workload: BaseWorkload, recipe: Recipe) -> dict[str, Level]:
+    """The requested levels with their plans, from the least reduced to the most.
+
+    Raises:
+        PlanError: an explicit plan does not fit the network, or an amount its method.
+    """
+    levels = {}
+    for name, amount in recipe.amounts(workload).items():
+        plan = _plan(workload, amount, recipe.shape)
+        ratio = flops_ratio(workload, plan)
+        levels[name] = Level(
+            reduction=amount if isinstance(amount, float) else 1 - ratio,
+            plan=plan,
+            flops_ratio=ratio,
+            tokens_out=workload.widths(plan)[-1],
+        )
+    return dict(sorted(levels.items(), key=lambda level: -level[1].flops_ratio))
+
+
+def _plan(workload: BaseWorkload, amount: Amount, shape: Shape) -> Plan:
+    if isinstance(amount, float):
+        return plan_for(workload, amount, shape)
+    pumer = isinstance(workload, PairWorkload) and workload.method == "pumer"
+    if isinstance(amount, Shares):
+        if not isinstance(workload, PairWorkload) or not pumer:
+            raise PlanError("shares to prune and merge, such as 0.1/0.3/0.2, are PuMer's")
+        return workload.plan_at(amount, shape)
+    if isinstance(workload, PairWorkload) and pumer:
+        if isinstance(amount, Ramp):
+            raise PlanError("r is ToMe's: PuMer has shares to prune and merge, as in 0.1/0.3/0.2")
+        return reached(workload, amount)
+    asked = linear(*amount, workload.plan_length) if isinstance(amount, Ramp) else amount
+    return tuple(before - after for before, after in pairwise(workload.widths(asked)))
+
+
+def reached(workload: PairWorkload, plan: Plan) -> Plan:
+    """What is left of a plan for PuMer when no layer is asked for more than can go.
+
+    Raises:
+        PlanError: it is of another length, or reduces in a layer that never does.
+    """
+    workload.check(plan)
+    found: list[int] = []
+    streams = workload.streams(plan)
+    for layer, ((text, image), (text_after, image_after)) in enumerate(pairwise(streams)):
+        prune = min(plan[3 * layer], max(image - 1, 0))
+        found += [prune, image - prune - image_after, text - text_after]
+        if layer not in workload.layers and (text, image) != (text_after, image_after):
+            raise PlanError(f"layer {layer} does not reduce here, only {workload.layers} do")
+    return tuple(found)
