@@ -114,7 +114,7 @@ class Eager:
     ) -> Tensor:
         q, k = (t.float().unflatten(2, (heads, -1)) for t in (q[:, :queries], k))
         scores = torch.einsum("bqhd,bnhd->bhqn", q, k) * q.shape[-1] ** -0.5
-        shares = (scores + size.log()[:, None, None, :]).softmax(-1)  # (B, heads, queries, N)
+        shares: Tensor = (scores + size.log()[:, None, None, :]).softmax(-1)
         weight = query_size[:, :queries]
         total = (shares.sum(1) * weight.unsqueeze(-1)).sum(1)
         return total / (heads * weight.sum(1, keepdim=True)).clamp_min(1e-30)
