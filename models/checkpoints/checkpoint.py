@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from models.meter import Meter
 from models.preprocess import Preprocess
 from models.tasks import PairTask
 from models.text import TextEncoder
@@ -44,7 +45,7 @@ class PairCheckpoint(NamedTuple):
         weighted: how tokens merge unless the user says otherwise, see `PairNetwork.fuse`.
     """
 
-    model: Vilt
+    model: Vilt | Meter
     preprocess: Preprocess
     labels: dict[PairTask, tuple[str, ...]]
     text: TextEncoder

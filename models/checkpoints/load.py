@@ -7,8 +7,10 @@ from pathlib import Path
 from models.checkpoints import (
     hub,
     huggingface,
+    meter,
     native,
     random,
+    random_meter,
     random_pairs,
     state_dicts,
     swag,
@@ -33,6 +35,8 @@ def load(source: str) -> Checkpoint | PairCheckpoint:
     """
     if source.startswith(random.PREFIX):
         name = source.removeprefix(random.PREFIX)
+        if random_meter.recognises(name):
+            return random_meter.load(name)
         return random_pairs.load(name) if random_pairs.recognises(name) else random.load(name)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -43,6 +47,8 @@ def load(source: str) -> Checkpoint | PairCheckpoint:
             return swag.from_weights(weights, path)
         if vilt_official.recognises(weights):
             return vilt_official.from_weights(weights, path)
+        if meter.recognises(weights):
+            return meter.from_weights(weights, path)
         return state_dicts.from_weights(weights, path)
     if hub.REPOSITORY.fullmatch(source) and path.suffix not in SUFFIXES:
         return _folder(hub.fetch(source), source.split("/")[-1])
@@ -74,4 +80,6 @@ def _folder(folder: Path, name: str) -> Checkpoint | PairCheckpoint:
         return timm.load(folder)
     if vilt.recognises(config):
         return vilt.load(folder, name)
+    if meter.recognises_config(config):
+        return meter.load(folder, name)
     return huggingface.load(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
@@ -18,6 +18,7 @@ from models.checkpoints.checkpoint import (
     load_weights,
 )
 from models.checkpoints.files import read_json, read_weights
+from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
 from models.tasks import PairTask
 from models.text import TOKENIZER, TextEncoder
@@ -40,22 +41,36 @@ class Description(BaseModel):
     labels: tuple[str, ...]
 
 
-class ViltDescription(BaseModel):
-    """The same for a ViLT; its tokenizer lies beside it."""
+class _PairDescription(BaseModel):
+    """The same for images with texts; the tokenizer lies beside it."""
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = 1
-    kind: Literal["vilt"] = "vilt"
-    network: ViltConfig
     preprocess: Preprocess
     labels: dict[PairTask, tuple[str, ...]]
     weighted: bool
 
 
-DESCRIPTIONS: dict[str, type[Description | ViltDescription]] = {
+class ViltDescription(_PairDescription):
+    """Of a ViLT."""
+
+    kind: Literal["vilt"] = "vilt"
+    network: ViltConfig
+
+
+class MeterDescription(_PairDescription):
+    """Of a METER."""
+
+    kind: Literal["meter"] = "meter"
+    network: MeterConfig
+
+
+AnyDescription = Description | ViltDescription | MeterDescription
+DESCRIPTIONS: dict[str, type[AnyDescription]] = {
     "image": Description,
     "vilt": ViltDescription,
+    "meter": MeterDescription,
 }
 
 
@@ -65,21 +80,17 @@ def save(folder: Path, checkpoint: Checkpoint | PairCheckpoint) -> None:
     model = checkpoint.model
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    description: Description | ViltDescription
+    fields: dict[str, Any] = {
+        "network": model.config,
+        "preprocess": checkpoint.preprocess,
+        "labels": checkpoint.labels,
+    }
+    kind: type[AnyDescription] = Description
     if isinstance(checkpoint, PairCheckpoint):
         checkpoint.text.save(folder / TOKENIZER)
-        description = ViltDescription(
-            network=checkpoint.model.config,
-            preprocess=checkpoint.preprocess,
-            labels=checkpoint.labels,
-            weighted=checkpoint.weighted,
-        )
-    else:
-        description = Description(
-            network=checkpoint.model.config,
-            preprocess=checkpoint.preprocess,
-            labels=checkpoint.labels,
-        )
+        fields["weighted"] = checkpoint.weighted
+        kind = ViltDescription if isinstance(checkpoint.model, Vilt) else MeterDescription
+    description = kind.model_validate(fields)
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
 
 
@@ -111,7 +122,9 @@ def load(folder: Path) -> Checkpoint | PairCheckpoint:
 
 
 def _pair(
-    folder: Path, description: ViltDescription, weights: Mapping[str, Tensor]
+    folder: Path,
+    description: ViltDescription | MeterDescription,
+    weights: Mapping[str, Tensor],
 ) -> PairCheckpoint:
     config = description.network
     if description.labels.keys() != config.heads.keys():
@@ -127,7 +140,7 @@ def _pair(
         raise CheckpointError(
             f"{TOKENIZER} has {text.vocabulary} words, the network {config.vocabulary}"
         )
-    model = Vilt(config)
+    model = Vilt(config) if isinstance(config, ViltConfig) else Meter(config)
     load_weights(model, weights)
     return PairCheckpoint(
         model.eval(), description.preprocess, description.labels, text, description.weighted

@@ -43,7 +43,7 @@ def load(name: str) -> PairCheckpoint:
         ViltConfig,
         f"{PREFIX}{name}",
         image_size=(side, side),
-        heads={"vqa": HeadConfig(classes=ANSWERS, hidden=1536)},
+        heads={"vqa": HeadConfig(classes=ANSWERS, hidden=1536, scores="sigmoid")},
     )
     # On no device first: drawing the weights of a large network twice takes seconds.
     with torch.device("meta"):

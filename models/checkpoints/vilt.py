@@ -164,8 +164,10 @@ def _task(config: Mapping[str, Any], settings: Settings, where: str) -> tuple[Pa
 
 def _head(task: PairTask, classes: int, dim: int) -> HeadConfig:
     if task == "match":
-        return HeadConfig(classes=classes)
-    return HeadConfig(classes=classes, hidden=(2 if task == "vqa" else images(task)) * dim)
+        return HeadConfig(classes=classes, scores="sigmoid")
+    if task == "vqa":
+        return HeadConfig(classes=classes, hidden=2 * dim, scores="sigmoid")
+    return HeadConfig(classes=classes, hidden=images(task) * dim)
 
 
 def _labels(

@@ -186,7 +186,7 @@ def _network(
         modalities=vilt_names.shape(weights, "token_type_embeddings.weight", 2)[0],
         layers=layers,
         rates=rates,
-        heads={task: _head(weights, name) for task, name in found.items()},
+        heads={task: _head(weights, task, name) for task, name in found.items()},
     )
 
 
@@ -196,13 +196,15 @@ def usual(task: PairTask, depth: int) -> Reduction:
     return Reduction(tuple(layer for layer in layers if layer < depth), (0.1, 0.3, 0.2))
 
 
-def _head(weights: Mapping[str, Tensor], name: str) -> HeadConfig:
+def _head(weights: Mapping[str, Tensor], task: PairTask, name: str) -> HeadConfig:
     if f"{name}.weight" in weights:
-        return HeadConfig(classes=vilt_names.shape(weights, f"{name}.weight", 2)[0])
-    return HeadConfig(
-        hidden=vilt_names.shape(weights, f"{name}.0.weight", 2)[0],
-        classes=vilt_names.shape(weights, f"{name}.3.weight", 2)[0],
-    )
+        classes, hidden = vilt_names.shape(weights, f"{name}.weight", 2)[0], 0
+    else:
+        classes = vilt_names.shape(weights, f"{name}.3.weight", 2)[0]
+        hidden = vilt_names.shape(weights, f"{name}.0.weight", 2)[0]
+    # Answers are trained each by itself, and a rank is no choice between classes.
+    alone = task == "vqa" or classes == 1
+    return HeadConfig(classes=classes, hidden=hidden, scores="sigmoid" if alone else "softmax")
 
 
 def _labels(task: PairTask, head: HeadConfig) -> tuple[str, ...]:
