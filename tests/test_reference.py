@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from models.blocks import Block
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.load import load
+from models.checkpoints.load import load_classifier
+from models.checkpoints.meter import published_rates
 from models.cross import CrossLayer, CrossPair
 from models.operators import Tokens
 from models.published import PUBLISHED
@@ -69,7 +70,7 @@ def saved(model: Any, folder: Path, size: tuple[int, int]) -> Checkpoint:
         "size": {"height": size[0], "width": size[1]},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return load(str(folder))
+    return load_classifier(str(folder))
 
 
 def agree(ours: Tensor, theirs: Tensor) -> None:
@@ -157,7 +158,7 @@ def test_mae_is_the_trunk_of_transformers_and_a_mean(tmp_path: Path) -> None:
     weights |= {f"fc_norm.{key}": value for key, value in fc_norm.state_dict().items()}
     weights |= {f"head.{key}": value for key, value in head.state_dict().items()}
     torch.save({"model": weights, "epoch": 99}, tmp_path / "mae_finetuned.pth")
-    ours = load(str(tmp_path / "mae_finetuned.pth")).model
+    ours = load_classifier(str(tmp_path / "mae_finetuned.pth")).model
 
     trunk.eval().layernorm = nn.Identity()  # MAE's classifier norms the mean, not the tokens
     images = torch.randn(3, 3, 32, 32)
@@ -292,8 +293,8 @@ def depth_of(arrays: Mapping[str, np.ndarray], prefix: str = "") -> int:
     return depth
 
 
-def plan_of(arrays: Mapping[str, np.ndarray], case: str, depth: int, text: int, image: int) -> Plan:
-    """The counts of every layer for the case's rates."""
+def plan_of(rates: Rates, depth: int, text: int, image: int) -> Plan:
+    """The counts of every layer."""
     workload = ViltWorkload(
         method="pumer",
         text=text,
@@ -307,8 +308,6 @@ def plan_of(arrays: Mapping[str, np.ndarray], case: str, depth: int, text: int, 
         stem=0,
         head=0,
     )
-    prune, merge, words = arrays[f"{case}_prune_merge_text"].tolist()
-    rates: Rates = (prune, merge, words)
     return workload.plan_at(rates)
 
 
@@ -336,14 +335,18 @@ def pumer_vilt(arrays: Mapping[str, np.ndarray], case: str, heads: int) -> Token
     x, mask = tensor(arrays[f"{case}_x"]), tensor(arrays[f"{case}_text_mask"])
     text, image = mask.shape[1], x.shape[1] - mask.shape[1]
     blocks = official_blocks(arrays, heads)
-    plan = plan_of(arrays, case, len(blocks), text, image)
+    prune, merge, words = arrays[f"{case}_prune_merge_text"].tolist()
+    plan = plan_of((prune, merge, words), len(blocks), text, image)
     mask = torch.cat([mask, torch.ones(x.shape[0], image)], dim=1)
     tokens = Tokens.start(x, mask, text=text)
     shapes = []
     with torch.no_grad():
         for layer, block in enumerate(blocks):
-            counts = plan[3 * layer : 3 * layer + 3]
-            tokens = block(tokens, PUBLISHED, PuMer(), counts, size=tokens.size)
+            if prune:
+                counts = plan[3 * layer : 3 * layer + 3]
+                tokens = block(tokens, PUBLISHED, PuMer(), counts, size=tokens.size)
+            else:  # as published, the rate is then a count of tokens of both modalities
+                tokens = block(tokens, PUBLISHED, ToMe(), int(merge), size=tokens.size)
             shapes.append([tokens.x.shape[1], tokens.text])
     assert shapes == arrays[f"{case}_shapes"].tolist()
     return tokens
@@ -400,7 +403,8 @@ def pumer_meter(
     x, y = tensor(arrays[f"{case}_text"]), tensor(arrays[f"{case}_image"])
     text, image = Tokens.start(x, tensor(arrays[f"{case}_text_mask"])), Tokens.start(y)
     pairs = official_pairs(arrays, heads)
-    plan = plan_of(arrays, case, len(pairs), x.shape[1], y.shape[1])
+    prune, merge, words = arrays[f"{case}_prune_merge_text"].tolist()
+    plan = plan_of(published_rates(prune, merge, words), len(pairs), x.shape[1], y.shape[1])
     shapes = []
     with torch.no_grad():
         for layer, pair in enumerate(pairs):
