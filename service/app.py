@@ -10,18 +10,18 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service import errors, openapi
-from service.backends.onnxruntime import OnnxRuntime
+from service.backends import onnxruntime
 from service.catalog import Load
 from service.engine import Engine
 from service.middleware import BodyLimit, RequestContext
-from service.routes import classify, models, page, probes
+from service.routes import classify, entail, match, models, page, probes, reason, vqa
 from service.settings import Settings
 
 
 def create_app(
     settings: Settings,
     *,
-    load: Load = OnnxRuntime,
+    load: Load = onnxruntime.load,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """An app that loads its models when it is started.
@@ -49,7 +49,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.engine = engine
-    for module in (classify, models, probes):
+    for module in (classify, vqa, entail, reason, match, models, probes):
         app.include_router(module.router)
         _answer_head(app, module.router.routes)
     page.install(app)

@@ -6,7 +6,7 @@ import asyncio
 import typing
 from collections.abc import Callable, Coroutine
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import Response
 from fastapi.routing import APIRoute
@@ -97,21 +97,23 @@ def _parse_json(body: bytes, model: type[B]) -> B:
 
 
 def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str, Any]:
-    lists = _lists(model)
+    kinds = repeated(model)
     fields: dict[str, Any] = {}
     try:
         for part in form.parts(body, boundary):
             name = part.name
             if len(fields) > _MOST:
                 raise InvalidRequest(f"The body has more than {_MOST} fields.")
-            if lists.get(name):
+            if kinds.get(name) == "files":
                 if part.filename is None and part.kind is None:
                     # Most often a forgotten @.
                     raise _wrong(name, f"is a file (curl: -F {name}=@path)")
                 fields.setdefault(name, []).append(part.content)
             elif part.filename is not None:
                 raise _wrong(name, "is text, not a file")
-            elif name in lists:
+            elif kinds.get(name) == "texts":
+                fields.setdefault(name, []).append(_text(part))
+            elif name in kinds:
                 fields.setdefault(name, []).extend(_text(part).split(","))
             elif name in fields:
                 raise _wrong(name, "is given twice")
@@ -136,10 +138,11 @@ def _wrong(name: str, message: str) -> ApiError:
 
 
 @cache
-def _lists(model: type[BaseModel]) -> dict[str, bool]:
-    """The fields that may be repeated, and whether they are files."""
-    return {
-        name: bytes in typing.get_args(typing.get_args(field.annotation)[0])
-        for name, field in model.model_fields.items()
-        if typing.get_origin(field.annotation) is list
-    }
+def repeated(model: type[BaseModel]) -> dict[str, Literal["files", "texts", "names"]]:
+    """The fields that may be repeated, and of what: names may also share one, with commas."""
+    found: dict[str, Literal["files", "texts", "names"]] = {}
+    for name, field in model.model_fields.items():
+        if typing.get_origin(field.annotation) is list:
+            of = typing.get_args(typing.get_args(field.annotation)[0])
+            found[name] = "files" if bytes in of else "texts" if str in of else "names"
+    return found

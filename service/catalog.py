@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from export.bundle import Bundle, BundleError
+from export.bundle import JOINT, MODEL, VISION, Bundle, BundleError
 from models.reduction.workload import Workload
+from models.tasks import Task
+from models.text import TextEncoder
 from service.backends.backend import Backend
 from service.costs import Costs
 from service.errors import UnknownModel
@@ -28,11 +30,12 @@ class Model:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.name = bundle.manifest.name
-        self.task = next(iter(bundle.manifest.tasks))
-        self.costs = Costs(bundle.manifest.workload)
+        self.tasks = bundle.manifest.tasks
+        self.costs = Costs()
         self.levels = Levels(bundle.manifest, bundle.profile, self.costs, default=default_level)
         self.ready = False
         self._backend: Backend | None = None
+        self._text: TextEncoder | None = None
 
     @property
     def backend(self) -> Backend:
@@ -44,30 +47,59 @@ class Model:
     def load(self, load: Load) -> None:
         """Bring the weights into memory."""
         self._backend = load(self.bundle)
+        text = self.manifest.text
+        if text is not None:
+            try:
+                self._text = TextEncoder.open(self.bundle.tokenizer, text.most_tokens)
+            except ValueError as error:
+                raise BundleError(str(error)) from error
+
+    @property
+    def text(self) -> TextEncoder:
+        """What reads its texts."""
+        if self._text is None:
+            raise RuntimeError(f"{self.name} takes no texts, or is not loaded")
+        return self._text
 
     @cached_property
     def weights(self) -> int:
-        """Bytes of the graph with its weights."""
-        return self.bundle.model.stat().st_size
+        """Bytes of the graphs with their weights."""
+        files = self.manifest.files
+        return sum(files[name].bytes for name in (MODEL, VISION, JOINT) if name in files)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """In the order of the logits."""
-        return self.manifest.tasks[self.task]
+    def labels(self, task: Task) -> tuple[str, ...]:
+        """Of one of its tasks, in the order of the logits; none for a logit that ranks."""
+        return self.tasks[task]
 
     @property
     def protected(self) -> int:
-        """Leading tokens that are never merged."""
+        """Leading tokens of an image that are no patches."""
         workload = self.manifest.workload
-        return workload.protected if isinstance(workload, Workload) else 0
+        return workload.protected if isinstance(workload, Workload) else 1
 
     @cached_property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches: the unprotected tokens, row by row."""
-        patches = self.manifest.workload.tokens - self.protected
+        """Rows and columns of the patches of an image of the nominal size, row by row."""
+        workload = self.manifest.workload
+        nominal = self.levels.nominal
+        image = workload.tokens if nominal is None else nominal.image
+        patches = image - self.protected
         height, width = self.manifest.preprocess.size
         rows = max(1, round(math.sqrt(patches * height / width)))
         return (rows, patches // rows)
+
+    def grid_of(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of (height, width) pixels."""
+        height, width = self.manifest.preprocess.size
+        if shape == (height, width):
+            return self.grid
+        rows, columns = self.grid
+        return (shape[0] * rows // height, shape[1] * columns // width)
+
+    def image_tokens(self, shape: tuple[int, int]) -> int:
+        """Tokens of an image of (height, width) pixels."""
+        rows, columns = self.grid_of(shape)
+        return self.protected + rows * columns
 
 
 class Catalog:
@@ -121,13 +153,13 @@ class Catalog:
                 f"There is no model {name!r}; known: {', '.join(self._models)}."
             ) from None
 
-    def find(self, name: str | None, task: str) -> Model:
+    def find(self, name: str | None, task: Task) -> Model:
         """The model for a request of a task, the default one if it names none.
 
         Raises:
             UnknownModel: none of that name does this task.
         """
-        fit = {model.name: model for model in self if model.task == task}
+        fit = {model.name: model for model in self if task in model.tasks}
         wanted = name
         if wanted is None:
             wanted = self._default if self._default in fit else next(iter(fit), None)

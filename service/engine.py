@@ -5,30 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from export.bundle import BundleError
-from models.reduction.workload import Plan
+from service import warmup
+from service.backends import onnxruntime
 from service.backends.backend import Sample
-from service.backends.onnxruntime import OnnxRuntime
 from service.catalog import Catalog, Load, Model
 from service.decoders import Decoders
 from service.errors import Draining, Starting, WorkerDied
 from service.metrics import Metrics
-from service.scheduler import Done, Lane, Outcome, Scheduler
+from service.scheduler import Lane, Outcome, Scheduler
 from service.settings import Settings
+from service.work import Works
 
 logger = logging.getLogger(__name__)
-
-# Of the warm-up, for each level: rounds that count, after one that does not, and their seconds.
-_ROUNDS = 5
-_PATIENCE = 1.0
 
 
 class Engine:
@@ -42,7 +36,7 @@ class Engine:
         self,
         settings: Settings,
         *,
-        load: Load = OnnxRuntime,
+        load: Load = onnxruntime.load,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the bundles; `start` loads them.
@@ -166,8 +160,9 @@ class Engine:
         before = _resident()
         model.load(self._load)
         self._lanes[id(model.backend)] = model
-        times = {plan: self._time(model, plan) for plan in _plans(model)}
-        model.costs.learn(times)
+        times = warmup.times(model, self._run_on_every_worker)
+        model.costs.learn(times.runs, embedding=times.embedding)
+        warmup.plan_ahead(model)
         peak = max(0, _resident() - before)
         self.metrics.memory(model.name, weights=model.weights, peak=peak)
         model.ready = True
@@ -179,61 +174,30 @@ class Engine:
                 "native_ops": model.backend.native,
                 "peak_bytes": peak,
                 "levels_ms": {
-                    name: round(times[level.plan] * 1000, 3)
+                    name: round(times.runs[model.levels.work(level.plan).flops] * 1000, 3)
                     for name, level in model.levels.levels.items()
                 },
             },
         )
 
-    def _time(self, model: Model, plan: Plan) -> float:
-        """Median seconds of a run while every worker runs, which is how they run under load."""
-        noise = np.random.default_rng(0)
-        size = model.manifest.preprocess.size
-        sample = {"image": noise.integers(0, 256, (*size, 3), dtype=np.uint8)}
-        runs: list[float] = []
-        begun = time.perf_counter()
-        for turn in range(1 + _ROUNDS):
-            # The first round also sees what slots cost in memory.
-            found = self._round(Lane(model.backend, plan), sample, slots=turn == 0)
-            if turn:
-                runs += [self._checked(model, outcome).ran for outcome in found]
-            if runs and time.perf_counter() - begun > _PATIENCE:
-                break
-        return statistics.median(runs)
-
-    def _round(self, lane: Lane, sample: Sample, *, slots: bool) -> list[Outcome | None]:
+    def _run_on_every_worker(self, lane: Lane, sample: Sample, slots: bool) -> list[Outcome | None]:
+        """Run a sample as often as there are workers, which is how they run under load."""
         settled = threading.Event()
         items = min(self.scheduler.workers, self.settings.queue_limit)
-        ticket = self.scheduler.admit(lane, items, cost=0.0, within=float("inf"), done=settled.set)
+        ticket = self.scheduler.admit([0.0] * items, within=float("inf"), done=settled.set)
         for index in range(items):
-            ticket.submit(index, sample, slots=slots)
+            ticket.submit(index, lane, sample, slots=slots)
         # A worker that died would never answer.
         while not settled.wait(1.0):
             self.check_alive()
         return ticket.outcomes
 
-    def _checked(self, model: Model, outcome: Outcome | None) -> Done:
-        if not isinstance(outcome, Done):
-            raise BundleError(f"{model.bundle.model} does not run; the log above says why")
-        classes = outcome.output["logits"].shape[-1]
-        if classes != len(model.labels):
-            raise BundleError(
-                f"{model.bundle.model} has {classes} outputs and "
-                f"{len(model.labels)} labels"
-            )
-        return outcome
-
-    def _observe(self, lane: Lane, size: int, seconds: float) -> None:
+    def _observe(self, lane: Lane, items: Sequence[Works], seconds: float) -> None:
         model = self._lanes[id(lane.backend)]
         if not model.ready:
             return  # the warm-up
-        model.costs.observe(lane.plan, seconds / size)
-        self.metrics.run(size, model.levels.work(lane.plan))
-
-
-def _plans(model: Model) -> list[Plan]:
-    # Two levels of one plan are timed once.
-    return list(dict.fromkeys(level.plan for level in model.levels.levels.values()))
+        model.costs.observe(items[0], seconds / len(items), lane.call.step)
+        self.metrics.run(lane, items)
 
 
 def _resident() -> int:

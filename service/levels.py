@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 from export.bundle import Level, Manifest, Profile, Quality
 from models.reduction.schedule import plan_for
-from models.reduction.workload import Plan, PlanError
+from models.reduction.workload import PairWorkload, Plan, PlanError
+from models.tasks import Task
 from service.costs import Costs
 from service.errors import (
     AccuracyBudget,
@@ -20,6 +21,7 @@ from service.errors import (
     TwoSelectors,
     UnknownLevel,
 )
+from service.work import Size, Work
 
 CUSTOM = "custom"
 
@@ -52,32 +54,25 @@ class Selector(NamedTuple):
             )
 
 
-class Work(NamedTuple):
-    """What a plan costs for one image.
-
-    Attributes:
-        flops: multiply-accumulates; `full` those of the unreduced network; `ratio` the quotient.
-        tokens_in, tokens_out: before the first layer, and after the last.
-    """
-
-    flops: int
-    full: int
-    ratio: float
-    tokens_in: int
-    tokens_out: int
-
-
 class Choice(NamedTuple):
-    """A plan, and what is to be said of it.
+    """How much to reduce, and what is to be said of it.
 
     Attributes:
         level: its name, or "custom"; a label of bounded variety.
+        plan, work: at the nominal size: of images, and with texts of the longest one.
         requested: the fraction of FLOPs that was to be removed.
     """
 
     level: str
     plan: Plan
     requested: float
+    work: Work
+
+
+class Fit(NamedTuple):
+    """A choice at one size."""
+
+    plan: Plan
     work: Work
 
 
@@ -107,10 +102,13 @@ class Levels:
                 key=lambda item: (-item[1].flops_ratio, item[1].reduction),
             )
         )
-        self.quality: Mapping[str, Quality] = {
-            name: found
-            for name, level in (profile.levels if profile else {}).items()
-            for found in level.quality.values()
+        self.quality: Mapping[Task, Mapping[str, Quality]] = {
+            task: {
+                name: level.quality[task]
+                for name, level in (profile.levels if profile else {}).items()
+                if task in level.quality
+            }
+            for task in manifest.tasks
         }
         self._names: dict[Plan, str] = {}
         for name, level in self.levels.items():
@@ -118,14 +116,21 @@ class Levels:
         self.default = default or manifest.default_level
         self._level(self.default)
         self.work = lru_cache(maxsize=1024)(self._work)
+        self._fit = lru_cache(maxsize=4096)(self._fitted)
 
-    def choose(self, selector: Selector, *, wait: float = 0.0, rounds: int = 1) -> Choice:
-        """The plan for a request.
+    def choose(
+        self,
+        selector: Selector,
+        task: Task,
+        *,
+        wait: float = 0.0,
+        takes: Callable[[Choice], float] | None = None,
+    ) -> Choice:
+        """How much to reduce for a request.
 
         Args:
             wait: seconds that it would wait for a worker now.
-            rounds: runs one after the other that its images need, beside each other where there
-                are workers enough.
+            takes: seconds that all of its runs take; by default those of one at the nominal size.
 
         Raises:
             TwoSelectors, UnknownLevel, InvalidRequest: the request is wrong.
@@ -136,10 +141,29 @@ class Levels:
         if selector.reduction is not None:
             return self._reduced(selector.reduction)
         if selector.max_latency_ms is not None:
-            return self._named(self._within(selector.max_latency_ms / 1000.0, wait, rounds))
+            budget = selector.max_latency_ms / 1000.0
+            return self._named(self._within(budget, task, wait, takes or self._takes))
         if selector.min_accuracy is not None:
-            return self._named(self._accurate(selector.min_accuracy))
+            return self._named(self._accurate(selector.min_accuracy, task))
         return self._named(selector.level if selector.level is not None else self.default)
+
+    def fit(self, choice: Choice, size: Size | None) -> Fit:
+        """The plan of a choice for texts and images of their own lengths.
+
+        Args:
+            size: None for networks that see images only, which are all of one size.
+        """
+        if size is None or size == self.nominal:
+            return Fit(choice.plan, choice.work)
+        return self._fit(choice.requested, size)
+
+    @property
+    def nominal(self) -> Size | None:
+        """Of the bundle's own image size and the longest text; None without texts."""
+        workload = self.manifest.workload
+        if not isinstance(workload, PairWorkload):
+            return None
+        return Size(workload.text, workload.image)
 
     def _level(self, name: str) -> Level:
         try:
@@ -160,51 +184,60 @@ class Levels:
             raise InvalidRequest(f"{error}.") from error
         return Choice(self._names.get(plan, CUSTOM), plan, reduction, self.work(plan))
 
-    def _within(self, budget: float, wait: float, rounds: int) -> str:
+    def _takes(self, choice: Choice) -> float:
+        return self.costs.seconds((choice.work,))
+
+    def _within(
+        self, budget: float, task: Task, wait: float, takes: Callable[[Choice], float]
+    ) -> str:
         """The most accurate level that answers in `budget` seconds."""
-        times = {
-            name: self.costs.seconds(level.plan) * rounds for name, level in self.levels.items()
-        }
+        times = {name: takes(self._named(name)) for name in self.levels}
         fitting = [name for name, time in times.items() if time + wait <= budget]
         if fitting:
-            return max(fitting, key=self._merit)
+            return max(fitting, key=lambda name: self._merit(name, task))
         fastest = min(times, key=lambda name: times[name])
-        takes = f"the fastest level, {fastest}, takes about {times[fastest] * 1000:.1f} ms"
+        said = f"the fastest level, {fastest}, takes about {times[fastest] * 1000:.1f} ms"
         if times[fastest] <= budget:
             raise TooSlowNow(
-                f"In {budget * 1000:g} ms no answer is possible now: {takes}, after "
+                f"In {budget * 1000:g} ms no answer is possible now: {said}, after "
                 f"{wait * 1000:.0f} ms in the queue.",
                 retry_after=max(1, math.ceil(wait)),
             )
-        raise LatencyBudget(f"In {budget * 1000:g} ms no answer is possible: {takes}.")
+        raise LatencyBudget(f"In {budget * 1000:g} ms no answer is possible: {said}.")
 
-    def _accurate(self, wanted: float) -> str:
+    def _accurate(self, wanted: float, task: Task) -> str:
         """The fastest level whose measured quality is at least `wanted`.
 
         The measured value counts, not the low end of its interval: levels of one model were
         measured on the same images, so that their order means more than the interval says.
         """
-        if not self.quality:
+        quality = self.quality[task]
+        if not quality:
             raise NoProfile(
-                f"The accuracy of {self.manifest.name} was never measured; choose by level, "
-                "reduction or max_latency_ms."
+                f"The accuracy of {self.manifest.name} at {task} was never measured; choose by "
+                "level, reduction or max_latency_ms."
             )
-        reaching = [name for name, found in self.quality.items() if found.value >= wanted]
+        reaching = [name for name, found in quality.items() if found.value >= wanted]
         if reaching:
-            return min(reaching, key=lambda name: self.costs.seconds(self.levels[name].plan))
-        best = max(self.quality, key=lambda name: self.quality[name].value)
+            return min(reaching, key=lambda name: self._takes(self._named(name)))
+        best = max(quality, key=lambda name: quality[name].value)
         raise AccuracyBudget(
             f"No level of {self.manifest.name} reaches {wanted:g}: the best, {best}, was measured "
-            f"at {self.quality[best].value:.4f} ({self.quality[best].metric})."
+            f"at {quality[best].value:.4f} ({quality[best].metric})."
         )
 
-    def _merit(self, name: str) -> tuple[float, float]:
+    def _merit(self, name: str, task: Task) -> tuple[float, float]:
         """Measured quality first, where every level has one; then as little reduction as can be."""
-        complete = len(self.quality) == len(self.levels)
-        return (self.quality[name].value if complete else 0.0, self.levels[name].flops_ratio)
+        quality = self.quality[task]
+        complete = len(quality) == len(self.levels)
+        return (quality[name].value if complete else 0.0, self.levels[name].flops_ratio)
 
     def _work(self, plan: Plan) -> Work:
+        return Work.of(self.manifest.workload, plan)
+
+    def _fitted(self, requested: float, size: Size) -> Fit:
         workload = self.manifest.workload
-        counts = workload.widths(plan)
-        spent, full = workload.flops(plan), workload.flops(workload.unreduced)
-        return Work(spent, full, spent / full, counts[0], counts[-1])
+        assert isinstance(workload, PairWorkload)  # others have no sizes
+        sized = workload.sized(text=size.text, image=size.image)
+        plan = plan_for(sized, requested, self.manifest.shape)
+        return Fit(plan, Work.of(sized, plan))

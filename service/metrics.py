@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -19,7 +19,8 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from service.errors import ApiError
-from service.levels import Work
+from service.scheduler import Lane
+from service.work import Works
 
 Stage = Literal["decode", "queue", "infer", "post"]
 
@@ -80,26 +81,32 @@ class Metrics:
             "post": stages.labels("post"),
         }
         self._images = Counter(
-            "tokenfold_images", "Images that went through a model.", registry=registry
+            "tokenfold_images",
+            "Images, each with its text where the task has one, that went through a model.",
+            ["task"],
+            registry=registry,
+        )
+        self._embedded = Counter(
+            "tokenfold_embedded_images",
+            "Images that were embedded once for several texts.",
+            registry=registry,
         )
         self._batch = Histogram(
-            "tokenfold_batch_size", "Images of a run.", buckets=BATCHES, registry=registry
+            "tokenfold_batch_size", "Items of a run.", buckets=BATCHES, registry=registry
         )
-        Gauge("tokenfold_queue_depth", "Images that wait.", registry=registry).set_function(depth)
-        tokens = Counter(
+        Gauge("tokenfold_queue_depth", "Runs that wait.", registry=registry).set_function(depth)
+        self._tokens = Counter(
             "tokenfold_tokens",
             "Tokens that entered the first layer and left the last.",
-            ["kind"],
+            ["task", "kind"],
             registry=registry,
         )
-        self._tokens_in, self._tokens_out = tokens.labels("in"), tokens.labels("out")
-        flops = Counter(
+        self._flops = Counter(
             "tokenfold_flops",
             "Multiply-accumulates done, and not done thanks to the reduction.",
-            ["kind"],
+            ["task", "kind"],
             registry=registry,
         )
-        self._spent, self._saved = flops.labels("spent"), flops.labels("saved")
         self._memory = Gauge(
             "tokenfold_model_memory_bytes",
             "Weights on disk, and growth of the process by loading the model and running its "
@@ -136,14 +143,22 @@ class Metrics:
         for stage, spent in seconds.items():
             self._stages[stage].observe(spent)
 
-    def run(self, size: int, work: Work) -> None:
-        """Note a run of `size` images, and what the plan costs for each."""
-        self._batch.observe(size)
-        self._images.inc(size)
-        self._tokens_in.inc(size * work.tokens_in)
-        self._tokens_out.inc(size * work.tokens_out)
-        self._spent.inc(size * work.flops)
-        self._saved.inc(size * (work.full - work.flops))
+    def run(self, lane: Lane, items: Sequence[Works]) -> None:
+        """Note a run, and what it costs for each of its items.
+
+        The FLOPs of embedding an image that several texts share count with each of them.
+        """
+        self._batch.observe(len(items))
+        step, task = lane.call.step, lane.call.task
+        if step == "embed":
+            self._embedded.inc(len(items))
+            return
+        works = [work for item in items for work in item]
+        self._images.labels(task).inc(len(works))
+        self._tokens.labels(task, "in").inc(sum(work.tokens_in for work in works))
+        self._tokens.labels(task, "out").inc(sum(work.tokens_out for work in works))
+        self._flops.labels(task, "spent").inc(sum(work.flops for work in works))
+        self._flops.labels(task, "saved").inc(sum(work.full - work.flops for work in works))
 
     def memory(self, model: str, *, weights: int, peak: int) -> None:
         """Note a model's bytes."""

@@ -18,10 +18,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
+from service.body import repeated
 from service.engine import Engine
 from service.errors import MEDIA_TYPE, Problem
 from service.levels import Selector
 from service.schemas import Asked
+from service.texts import LONGEST
 
 _REF = "#/components/schemas/"
 
@@ -71,12 +73,17 @@ _SERVER_TIMING = {
 }
 
 
-def inference(request: type[Asked], *, example: dict[str, Any]) -> dict[str, Any]:
+def inference(
+    request: type[Asked], *, asked: dict[str, Any], example: dict[str, Any]
+) -> dict[str, Any]:
     """What to pass to the decorator of a route that reads `request` with `body.read`.
 
     Args:
+        asked: further fields of an example of a request.
         example: an answer.
     """
+    least = request.model_json_schema()["properties"]["image"]["minItems"]
+    images = _sample() if least == 1 else [_sample()] * least
     _REQUESTS[request.__name__] = request
     return {
         "responses": {
@@ -99,7 +106,7 @@ def inference(request: type[Asked], *, example: dict[str, Any]) -> dict[str, Any
                         "examples": {
                             "reduced": {
                                 "summary": "Half of the FLOPs removed",
-                                "value": {"image": _sample(), "reduction": 0.5, "top_k": 3},
+                                "value": {"image": images, "reduction": 0.5, **asked},
                             }
                         },
                     },
@@ -142,27 +149,29 @@ def _schema(request: type[Asked], engine: Engine, *, form: bool) -> dict[str, An
         dict.fromkeys(level for model in engine.catalog for level in model.levels.levels)
     )
     most = engine.settings.max_items
-    if form:
-        image: dict[str, Any] = {
-            "type": "array",
-            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-            "minItems": 1,
-            "maxItems": most,
-        }
-    else:
-        encoded = {"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}
-        image = {
-            "anyOf": [
-                encoded,
-                {"type": "array", "items": encoded, "minItems": 1, "maxItems": most},
-            ],
-        }
-    image["description"] = properties["image"]["description"]
-    properties["image"] = image
+    for name, kind in repeated(request).items():
+        if kind != "names":
+            of = _TEXT if kind == "texts" else _FILE if form else _BASE64
+            properties[name] = _one_or_more(of, properties[name], most=most, form=form)
     schema["not"] = {
         "anyOf": [{"required": list(pair)} for pair in combinations(Selector._fields, 2)]
     }
     return schema
+
+
+_TEXT = {"type": "string", "minLength": 1, "maxLength": LONGEST, "pattern": r"\S"}
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_BASE64 = {"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}
+
+
+def _one_or_more(
+    of: dict[str, Any], given: dict[str, Any], *, most: int, form: bool
+) -> dict[str, Any]:
+    """A field that may be repeated: in a form by itself, in JSON one value or a list."""
+    least = given["minItems"]
+    several = {"type": "array", "items": of, "minItems": least, "maxItems": most}
+    found = several if form or least > 1 else {"anyOf": [of, several]}
+    return found | {"description": given["description"]}
 
 
 def _without_null(found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Which run comes next: bounded queues, one per model and plan, feeding a few worker threads.
+"""Which run comes next: bounded queues, one per model and call, feeding a few worker threads.
 
-A worker that is free takes the queue whose head has waited longest, and as many items of it as the
-backend takes in one run. So batches form while a device is busy, and nobody waits for one.
+A worker that is free takes the queue whose head's request came first, and as many items of it as
+the backend takes in one run. So batches form while a device is busy, and nobody waits for one.
 
 Places are given out per request (a `Ticket`), before its images are decoded: a full server refuses
 without work. A cancelled ticket leaves the queues at once.
@@ -14,22 +14,22 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.reduction.workload import Plan
-from service.backends.backend import Backend, Sample
+from service.backends.backend import Backend, Call, Sample
 from service.errors import ApiError, Draining, InternalError, QueueFull, TooSlowNow
+from service.work import Works
 
 logger = logging.getLogger(__name__)
 
 
 class Lane(NamedTuple):
-    """What may share a run: one model and one plan."""
+    """What may share a run: one model and one call."""
 
     backend: Backend
-    plan: Plan
+    call: Call
 
 
 class Done(NamedTuple):
@@ -38,13 +38,14 @@ class Done(NamedTuple):
     Attributes:
         output: by name in the graph.
         batch_size: items of the run, this one included.
-        waited, ran: seconds between submit and run, and of the run.
+        ran: seconds of the run.
+        ended: when it was over, in seconds of perf_counter.
     """
 
     output: Sample
     batch_size: int
-    waited: float
     ran: float
+    ended: float
 
 
 Outcome = Done | ApiError
@@ -54,9 +55,11 @@ Outcome = Done | ApiError
 class _Job:
     ticket: Ticket
     index: int
+    lane: Lane
     sample: Sample
+    works: Works
     slots: bool
-    submitted: float
+    then: Callable[[Outcome], None] | None
     order: int
 
 
@@ -68,31 +71,41 @@ class Ticket:
     """
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        lane: Lane,
-        items: int,
-        cost: float,
-        done: Callable[[], None],
+        self, scheduler: Scheduler, costs: Sequence[float], done: Callable[[], None]
     ) -> None:
-        self.lane = lane
-        self.outcomes: list[Outcome | None] = [None] * items
+        self.outcomes: list[Outcome | None] = [None] * len(costs)
         self._scheduler = scheduler
-        self._cost = cost
+        self._costs = costs
         self._done = done
-        self._left = items
+        self._left = len(costs)
         self._cancelled = False
+        self._order: int | None = None  # of its first item
         self._queued: set[_Job] = set()
-        self._awaited = items  # holding a place: not yet submitted, or queued
+        self._held = set(range(len(costs)))  # holding a place: not yet submitted, or queued
 
     @property
     def cancelled(self) -> bool:
         """Whether nobody waits for it any more."""
         return self._cancelled
 
-    def submit(self, index: int, sample: Sample, *, slots: bool = False) -> None:
-        """Queue item `index`. From any thread, once for each item."""
-        self._scheduler._submit(self, index, sample, slots)
+    def submit(
+        self,
+        index: int,
+        lane: Lane,
+        sample: Sample,
+        *,
+        works: Works = (),
+        slots: bool = False,
+        then: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        """Queue item `index`. From any thread, once for each item.
+
+        Args:
+            works: what the run costs, for the observer.
+            then: told of the outcome, in the worker, before the whole ticket can be done. It must
+                not raise.
+        """
+        self._scheduler._submit(self, index, lane, sample, works, slots, then)
 
     def fail(self, index: int, error: ApiError) -> None:
         """Settle item `index` without a run. From any thread."""
@@ -103,7 +116,7 @@ class Ticket:
         self._scheduler._cancel(self)
 
 
-Observer = Callable[[Lane, int, float], None]
+Observer = Callable[[Lane, Sequence[Works], float], None]
 
 
 class Scheduler:
@@ -113,7 +126,7 @@ class Scheduler:
         """Args:
         workers: threads.
         limit: items that may wait, those still being decoded included.
-        observer: told of each successful run, in the worker: lane, items, seconds.
+        observer: told of each successful run, in the worker: lane, works of its items, seconds.
         """
         self._limit = limit
         self._observer = observer
@@ -213,55 +226,67 @@ class Scheduler:
         wait = self._wait()
         if self._waiting + items > self._limit:
             raise QueueFull(
-                f"{self._waiting} images wait already, and at most {self._limit} may. "
+                f"{self._waiting} items wait already, and at most {self._limit} may. "
                 f"The queue will take about {wait:.1f} s.",
                 retry_after=_whole(wait),
             )
         return wait
 
-    def admit(
-        self, lane: Lane, items: int, *, cost: float, within: float, done: Callable[[], None]
-    ) -> Ticket:
+    def admit(self, costs: Sequence[float], *, within: float, done: Callable[[], None]) -> Ticket:
         """Places for a request, or an error at once.
 
         Args:
-            items: 1 or more.
-            cost: expected seconds of one item's run.
+            costs: expected seconds of each item's run; 1 or more.
             within: seconds that the request has.
             done: called once, from any thread, when every item is settled.
 
         Raises:
             QueueFull: there is no room for all items.
-            TooSlowNow: the first one would not even be reached in time.
+            TooSlowNow: the longest one would not be done in time even if it came first.
             Draining: the server shuts down.
         """
         with self._lock:
-            wait = self._check(items)
-            if wait + cost > within:
+            wait = self._check(len(costs))
+            if wait + max(costs) > within:
                 raise TooSlowNow(
                     f"The queue will take about {wait:.1f} s, and requests may take {within:g} s.",
                     retry_after=_whole(wait),
                 )
-            self._waiting += items
-            self._waiting_cost += items * cost
-            return Ticket(self, lane, items, cost, done)
+            self._waiting += len(costs)
+            self._waiting_cost += sum(costs)
+            return Ticket(self, costs, done)
 
-    def _submit(self, ticket: Ticket, index: int, sample: Sample, slots: bool) -> None:
-        now = time.perf_counter()
+    def _submit(
+        self,
+        ticket: Ticket,
+        index: int,
+        lane: Lane,
+        sample: Sample,
+        works: Works,
+        slots: bool,
+        then: Callable[[Outcome], None] | None,
+    ) -> None:
         with self._lock:
             if ticket._cancelled:
                 return
-            self._order += 1
-            job = _Job(ticket, index, sample, slots, now, self._order)
+            if ticket._order is None:
+                self._order += 1
+                ticket._order = self._order
+            job = _Job(ticket, index, lane, sample, works, slots, then, ticket._order)
             ticket._queued.add(job)
-            self._lanes.setdefault(ticket.lane, deque()).append(job)
+            queue = self._lanes.setdefault(lane, deque())
+            # What follows from a run of its request goes before those that came after that.
+            at = len(queue)
+            while at and queue[at - 1].order > job.order:
+                at -= 1
+            queue.insert(at, job)
             self._ready.notify()
 
     def _fail(self, ticket: Ticket, index: int, error: ApiError) -> None:
         with self._lock:
             if ticket._cancelled:
                 return
-            self._release(ticket, 1)
+            self._release(ticket, index)
             last = self._settle(ticket, index, error)
         if last:
             ticket._done()
@@ -272,17 +297,18 @@ class Scheduler:
                 return
             ticket._cancelled = True
             for job in ticket._queued:
-                queue = self._lanes[ticket.lane]
+                queue = self._lanes[job.lane]
                 queue.remove(job)
                 if not queue:
-                    del self._lanes[ticket.lane]
+                    del self._lanes[job.lane]
             ticket._queued.clear()
-            self._release(ticket, ticket._awaited)
+            for index in list(ticket._held):
+                self._release(ticket, index)
 
-    def _release(self, ticket: Ticket, places: int) -> None:
-        ticket._awaited -= places
-        self._waiting -= places
-        self._waiting_cost -= places * ticket._cost
+    def _release(self, ticket: Ticket, index: int) -> None:
+        ticket._held.remove(index)
+        self._waiting -= 1
+        self._waiting_cost -= ticket._costs[index]
         if not self._waiting:
             self._waiting_cost = 0.0  # no rounding error outlives a busy hour
 
@@ -313,9 +339,9 @@ class Scheduler:
                 del self._lanes[lane]
             for job in batch:
                 job.ticket._queued.discard(job)
-                self._release(job.ticket, 1)
+                self._release(job.ticket, job.index)
                 self._running += 1
-                self._running_cost += job.ticket._cost
+                self._running_cost += job.ticket._costs[job.index]
             return batch
 
     def _serve(self, batch: list[_Job]) -> None:
@@ -328,26 +354,30 @@ class Scheduler:
             with self._lock:
                 for job, outcome in zip(batch, outcomes, strict=True):
                     self._running -= 1
-                    self._running_cost -= job.ticket._cost
+                    self._running_cost -= job.ticket._costs[job.index]
                     if self._settle(job.ticket, job.index, outcome):
                         finished.append(job.ticket)
                 if not self._running:
                     self._running_cost = 0.0
+            for job, outcome in zip(batch, outcomes, strict=True):
+                if job.then is not None:
+                    job.then(outcome)
             for ticket in finished:
                 ticket._done()
 
     def _run(self, batch: list[_Job]) -> list[Outcome]:
-        lane = batch[0].ticket.lane
+        lane = batch[0].lane
         started = time.perf_counter()
         try:
             outputs = lane.backend.run(
-                [job.sample for job in batch], lane.plan, slots=any(job.slots for job in batch)
+                [job.sample for job in batch], lane.call, slots=any(job.slots for job in batch)
             )
-            ran = time.perf_counter() - started
-            self._observer(lane, len(batch), ran)
+            ended = time.perf_counter()
+            ran = ended - started
+            self._observer(lane, [job.works for job in batch], ran)
             return [
-                Done(output, len(batch), started - job.submitted, ran)
-                for job, output in zip(batch, outputs, strict=True)
+                Done(output, len(batch), ran, ended)
+                for _, output in zip(batch, outputs, strict=True)
             ]
         except Exception:
             if len(batch) == 1:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.errors import ItemProblem
 from service.levels import Selector
+from service.texts import readable
 
 
 def _given(value: Any) -> Any:
@@ -28,8 +29,8 @@ def _short(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
-    # JSON knows one kind of number: 3.0 is an integer.
+def whole(value: Any) -> Any:
+    """For JSON, which knows one kind of number: 3.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -37,6 +38,9 @@ _optional = BeforeValidator(_given)
 
 # Bytes from a form; base64, perhaps as a data URL, from JSON.
 Images = Annotated[list[str | bytes], BeforeValidator(_listed), Field(min_length=1)]
+Texts = Annotated[
+    list[Annotated[str, AfterValidator(readable)]], BeforeValidator(_listed), Field(min_length=1)
+]
 
 
 class Asked(BaseModel):
@@ -71,7 +75,7 @@ class Asked(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Takes the fastest level whose measured quality reaches this.",
+        description="Takes the fastest level whose measured quality at the task reaches this.",
     )
     include: Annotated[list[Literal["slots"]], BeforeValidator(_short)] = Field(
         default=[],
@@ -91,20 +95,23 @@ class Reduction(BaseModel):
     level: str = Field(description="The level used, or `custom`.", examples=["fast"])
     requested: float = Field(description="Fraction of FLOPs to remove.", examples=[0.55])
     flops_ratio: float = Field(description="FLOPs spent, of the unreduced network's.")
-    tokens_in: int = Field(description="Tokens before the first layer.")
+    tokens_in: int = Field(
+        description="Tokens before the first layer: of image and text; of both images of a pair, "
+        "each with the text; of a whole row of a matrix."
+    )
     tokens_out: int = Field(description="Tokens after the last layer.")
 
 
 class Timings(BaseModel):
-    """Milliseconds of one item."""
+    """Milliseconds of one result."""
 
     decode: float
     queue: float = Field(description="Waiting for a decoder and for a worker.")
-    infer: float = Field(description="The run, of the whole batch.")
+    infer: float = Field(description="Its runs, each of the whole batch.")
     post: float
 
 
-class Result(BaseModel):
+class Circumstances(BaseModel):
     """The parts of an answer that every task shares."""
 
     model_config = ConfigDict(extra="forbid")
@@ -112,6 +119,11 @@ class Result(BaseModel):
     reduction: Reduction
     batch_size: int = Field(description="Items of the run that answered this one.")
     timings_ms: Timings
+
+
+class Result(Circumstances):
+    """And those of images without texts."""
+
     slots: list[int] | None = Field(
         None,
         description="For each input token its position among the tokens that are left, or -1 "
@@ -134,7 +146,7 @@ class ClassifyRequest(Asked):
     """Images to classify."""
 
     image: Images = Field(description="One image or several.")
-    top_k: Annotated[int, BeforeValidator(_whole)] = Field(
+    top_k: Annotated[int, BeforeValidator(whole)] = Field(
         5, ge=1, le=1000, description="Predictions of each image."
     )
 

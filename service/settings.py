@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         description="Threads that decode images. By default one per core.",
     )
     queue_limit: int = Field(
-        256, ge=1, description="Images that may wait. Beyond it, requests are refused with 503."
+        512, ge=1, description="Runs that may wait. Beyond it, requests are refused with 503."
     )
     request_timeout: float = Field(
         30.0, gt=0, le=3600, description="Seconds a request may take from its last byte on."
@@ -87,7 +87,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width times height of an image, read before decoding it."
     )
-    max_items: int = Field(32, ge=1, le=1024, description="Images of one request.")
+    max_items: int = Field(
+        32, ge=1, le=1024, description="Images of one request, and texts, and questions."
+    )
+    max_pairs: int = Field(
+        256, ge=1, le=65_536, description="Images times texts of one request to match."
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines to write."

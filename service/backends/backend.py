@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from models.reduction.workload import Plan
+from models.tasks import Task
 
 # One item's inputs or outputs by their name in the graph, without the batch dimension.
 Sample = Mapping[str, npt.NDArray[Any]]
+
+Step = Literal["answer", "embed", "fuse"]
+"""From images to an answer; or in two steps, where several items share an image: from an image to
+its tokens, and from tokens to an answer."""
+
+# The images of an item, and what `embed` makes of them. Two to reason, otherwise one.
+PIXELS = ("image", "second_image")
+TOKENS = ("image_tokens", "second_image_tokens")
+
+
+class Call(NamedTuple):
+    """What is run. Items of one call may share a batch.
+
+    Attributes:
+        plans: one for each image that an item looks at; none to embed.
+        shapes: of these images, (height, width) in pixels.
+    """
+
+    step: Step
+    task: Task
+    plans: tuple[Plan, ...]
+    shapes: tuple[tuple[int, int], ...]
 
 
 class Backend(Protocol):
@@ -27,15 +50,19 @@ class Backend(Protocol):
     @property
     def native(self) -> bool: ...
 
-    def run(self, samples: Sequence[Sample], plan: Plan, *, slots: bool) -> Sequence[Sample]:
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """Run one batch.
 
         Args:
-            samples: 1 to `max_batch` items, each with `image`, (H, W, 3) uint8.
-            plan: tokens that each layer removes, the same for all.
+            samples: 1 to `max_batch` items. Each has what `PIXELS` names, (H, W, 3) uint8, or to
+                fuse what `TOKENS` names, (I, D) float32; and with a text `input_ids`, (T,) int64.
+                Texts of one batch may differ in length: padding has size 0, and changes nothing.
             slots: whether to return the composed slots too.
 
         Returns:
-            For each item `logits`, (classes,) float32, and if asked `slots`, (tokens,) int64.
+            For each item `logits`, (classes,) float32, and if asked the slots, int64: of an image
+            `slots`, (tokens,); of an image with a text `text_slots`, (T,), and `image_slots`, (I,),
+            and of a second image `second_text_slots` and `second_image_slots`. To embed
+            `image_tokens`, (I, D).
         """
         ...

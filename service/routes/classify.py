@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from service import body, task
 from service.backends.backend import Sample
 from service.catalog import Model
 from service.engine import Engine
-from service.errors import InternalError
 from service.openapi import inference
 from service.schemas import ClassifyRequest, ClassifyResponse
+from service.scores import best
+from service.steps import Item
 
 # The demo model's answer to a photo of a frog.
 _EXAMPLE = {
@@ -47,7 +47,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest, example=_EXAMPLE),
+    **inference(ClassifyRequest, asked={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """The likeliest classes of each image, with how much was reduced and how long it took.
@@ -60,30 +60,17 @@ async def classify(request: Request) -> Response:
         engine.check_room()
         asked = await body.read(request, ClassifyRequest)
 
-        def finish(model: Model, output: Sample) -> dict[str, Any]:
-            return {"predictions": _predictions(model, output, asked.top_k)}
+        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+            (output,) = outputs
+            return {"predictions": best(model, "classify", output["logits"], asked.top_k)}
 
-        limit = engine.settings.max_pixels
         return await task.answer(
             engine,
             request,
             track,
             task="classify",
             asked=asked,
-            items=[task.image(data, max_pixels=limit) for data in asked.image],
+            pictures=asked.image,
+            items=[Item((index,)) for index in range(len(asked.image))],
             finish=finish,
         )
-
-
-def _predictions(model: Model, output: Sample, top_k: int) -> list[dict[str, Any]]:
-    logits = output["logits"]
-    shares = np.exp(logits - logits.max(), dtype=np.float64)
-    total = float(shares.sum())
-    if not math.isfinite(total):
-        raise InternalError(f"{model.name} computed no finite numbers for this image.")
-    # Stable: equal scores keep the order of their classes.
-    best = (-logits).argsort(kind="stable")[:top_k].tolist()
-    labels = model.labels
-    return [
-        {"label": labels[i], "index": i, "score": round(float(shares[i]) / total, 6)} for i in best
-    ]

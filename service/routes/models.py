@@ -8,9 +8,11 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from export.bundle import Latency, Quality
+from models.tasks import Task
 from service.catalog import Model
 from service.engine import Engine
 from service.openapi import problems
+from service.texts import LONGEST
 
 router = APIRouter(tags=["models"])
 
@@ -23,13 +25,18 @@ class LevelInfo(BaseModel):
 
     name: str = Field(examples=["fast"])
     reduction: float = Field(description="Fraction of FLOPs to remove.")
-    plan: list[int] = Field(description="Tokens that each layer removes.")
+    plan: list[int] = Field(
+        description="Tokens that each layer removes; of a model with texts, at its image size and "
+        "longest text. Likewise what follows from it."
+    )
     flops: int = Field(description="Multiply-accumulates of one image.")
     flops_ratio: float = Field(description="Of the unreduced network's.")
     tokens_in: int
     tokens_out: int
     expected_ms: float = Field(description="A run of one image on this server, as of now.")
-    quality: Quality | None = None
+    quality: dict[Task, Quality] = Field(
+        default={}, description="By task, of those that were measured."
+    )
     latency: list[Latency] = Field(default=[])
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
@@ -43,23 +50,42 @@ class ProfileInfo(BaseModel):
     runtime: str
 
 
+class TaskInfo(BaseModel):
+    """Something that a model can be asked."""
+
+    name: Task = Field(description="Also its route, /v1/...", examples=["classify"])
+    label_count: int = Field(description="0 where it gives one number.", examples=[10])
+    labels: list[str] | None = Field(
+        None, description="In the order of their index; left out of the list of all models."
+    )
+
+
+class TextInfo(BaseModel):
+    """Which texts a model takes."""
+
+    most_tokens: int = Field(description="Special ones included; longer texts are cut.")
+    most_characters: int = Field(description="Longer texts are refused.")
+
+
 class ModelInfo(BaseModel):
     """A served model."""
 
     name: str = Field(examples=["cifar10"])
-    task: str = Field(examples=["classify"])
+    tasks: list[TaskInfo]
     source: str = Field(description="What was exported.")
     method: str = Field(description="How tokens are chosen.", examples=["tome"])
     precision: str = Field(examples=["fp32"])
     input_size: tuple[int, int] = Field(description="Height and width in pixels.")
-    resize: Literal["stretch", "shorter"] = Field(
+    resize: Literal["stretch", "shorter", "bounded"] = Field(
         description="How an image becomes `input_size`: stretched, or its shorter side scaled to "
-        "`shorter_side` and its centre cut out."
+        "`shorter_side` and its centre cut out. `bounded`: it keeps its shape, its shorter side "
+        "scaled to `shorter_side` as long as the longer one is at most `longest`."
     )
     shorter_side: int | None = None
+    longest: int | None = None
+    text: TextInfo | None = None
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     protected: int = Field(description="Leading tokens that are never merged.")
-    labels: list[str]
     weights_bytes: int
     native_ops: bool = Field(description="Whether the compiled reduction ops run.")
     default_level: str
@@ -88,10 +114,10 @@ async def list_models(request: Request) -> ModelList:
     """Every model with its levels."""
     engine: Engine = request.app.state.engine
     engine.check_started()
-    tasks = {model.task for model in engine.catalog}
+    tasks = {task for model in engine.catalog for task in model.tasks}
     return ModelList(
         default={task: engine.catalog.find(None, task).name for task in sorted(tasks)},
-        models=[_describe(model) for model in engine.catalog],
+        models=[_describe(model, labels=False) for model in engine.catalog],
     )
 
 
@@ -106,23 +132,29 @@ async def get_model(request: Request, name: Annotated[str, Path(max_length=128)]
     """One model with its levels."""
     engine: Engine = request.app.state.engine
     engine.check_started()
-    return _describe(engine.catalog.get(name))
+    return _describe(engine.catalog.get(name), labels=True)
 
 
-def _describe(model: Model) -> ModelInfo:
+def _describe(model: Model, *, labels: bool) -> ModelInfo:
     manifest, profile = model.manifest, model.bundle.profile
     return ModelInfo(
         name=manifest.name,
-        task=model.task,
+        tasks=[
+            TaskInfo(name=task, label_count=len(found), labels=list(found) if labels else None)
+            for task, found in model.tasks.items()
+        ],
         source=manifest.source,
         method=manifest.workload.method,
         precision=manifest.precision,
         input_size=manifest.preprocess.size,
         resize=manifest.preprocess.resize,
         shorter_side=manifest.preprocess.shorter_side,
+        longest=manifest.preprocess.longest,
+        text=None
+        if manifest.text is None
+        else TextInfo(most_tokens=manifest.text.most_tokens, most_characters=LONGEST),
         grid=model.grid,
         protected=model.protected,
-        labels=list(model.labels),
         weights_bytes=model.weights,
         native_ops=model.backend.native,
         default_level=model.levels.default,
@@ -150,8 +182,8 @@ def _level(model: Model, name: str) -> LevelInfo:
         flops_ratio=round(work.ratio, 6),
         tokens_in=work.tokens_in,
         tokens_out=work.tokens_out,
-        expected_ms=round(model.costs.seconds(level.plan) * 1000, 3),
-        quality=measured.quality.get(model.task) if measured else None,
+        expected_ms=round(model.costs.seconds((work,)) * 1000, 3),
+        quality=dict(measured.quality) if measured else {},
         latency=list(measured.latency) if measured else [],
         images_per_second=measured.images_per_second if measured else None,
         peak_memory_mb=measured.peak_memory_mb if measured else None,

@@ -24,7 +24,7 @@ from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
-from service.backends.backend import Sample
+from service.backends.backend import Call, Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.schemas import ClassifyResponse
 from tests.service import standin
@@ -157,12 +157,15 @@ class TestAnswers:
         assert listed["default"] == {"classify": "colours"}
         assert [model["name"] for model in listed["models"]] == ["colours", "plain"]
         colours = client.get("/v1/models/colours").json()
-        assert colours == listed["models"][0] | {"levels": colours["levels"]}
-        assert colours["labels"] == list(LABELS)
+        assert colours == listed["models"][0] | {
+            "levels": colours["levels"],
+            "tasks": [{"name": "classify", "label_count": 3, "labels": list(LABELS)}],
+        }
+        assert listed["models"][0]["tasks"] == [{"name": "classify", "label_count": 3}]
         assert [level["name"] for level in colours["levels"]] == ["exact", "balanced", "fast"]
         exact, *_, fast = colours["levels"]
         assert fast["expected_ms"] < exact["expected_ms"]
-        assert exact["quality"]["value"] == 0.9
+        assert exact["quality"]["classify"]["value"] == 0.9
         assert exact["latency"] == [{"batch": 1, "p50_ms": 1000.0, "p99_ms": 2000.0}]
 
     def test_probes(self, client: Remote) -> None:
@@ -481,14 +484,14 @@ class Slow:
         self.ran = 0
         self.error: BaseException | None = None
 
-    def run(self, samples: Sequence[Sample], plan: Plan, *, slots: bool) -> Sequence[Sample]:
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         self.running += 1
         self.gate.wait(20)
         self.running -= 1
         if self.error is not None:
             raise self.error
         self.ran += 1
-        return self._inner.run(samples, plan, slots=slots)
+        return self._inner.run(samples, call, slots=slots)
 
 
 class Gated:
@@ -599,8 +602,8 @@ class TestUnderLoad:
         gated = Gated(bundles)
         with serving(gated.app) as remote:
             costs = gated.app.state.engine.catalog.get("colours").costs
-            takes = {name: costs.seconds(level.plan) for name, level in self._levels(gated)}
-            costs.learn({level.plan: 0.1 for _, level in self._levels(gated)})
+            takes = {name: self._seconds(gated, level.plan) for name, level in self._levels(gated)}
+            costs.learn({WORKLOAD.flops(level.plan): 0.1 for _, level in self._levels(gated)})
             gated.backend.gate.clear()
             waiting = [pool.submit(remote.classify, picture()) for _ in range(5)]
             until(lambda: remote.sample("tokenfold_queue_depth") == 4)
@@ -609,6 +612,11 @@ class TestUnderLoad:
             gated.backend.gate.set()
             assert all(results(future.result()) for future in waiting)
             assert takes["fast"] < takes["exact"]
+
+    @staticmethod
+    def _seconds(gated: Gated, plan: Plan) -> float:
+        model = gated.app.state.engine.catalog.get("colours")
+        return float(model.costs.seconds((model.levels.work(plan),)))
 
     @staticmethod
     def _levels(gated: Gated) -> Any:
@@ -712,7 +720,7 @@ class TestStarting:
 class TestMetrics:
     def test_a_request(self, bundles: Path) -> None:
         with serving(create_app(standin.settings(bundles))) as remote:
-            assert remote.sample("tokenfold_images_total") == 0
+            assert remote.sample("tokenfold_images_total", task="classify") == 0
             remote.classify(picture(), picture("blue"), b"bad", level="fast")
             remote.classify(b"bad")
             remote.classify(picture(), level="turbo")
@@ -730,11 +738,11 @@ class TestMetrics:
             assert remote.sample(duration, level="fast", **counted) == 1
             for stage in ("decode", "queue", "infer", "post"):
                 assert remote.sample("tokenfold_stage_duration_seconds_count", stage=stage) == 3
-            assert remote.sample("tokenfold_images_total") == 3
+            assert remote.sample("tokenfold_images_total", task="classify") == 3
             assert remote.sample("tokenfold_batch_size_sum") == 3
-            assert remote.sample("tokenfold_tokens_total", kind="in") == 51
-            spent = remote.sample("tokenfold_flops_total", kind="spent")
-            saved = remote.sample("tokenfold_flops_total", kind="saved")
+            assert remote.sample("tokenfold_tokens_total", task="classify", kind="in") == 51
+            spent = remote.sample("tokenfold_flops_total", task="classify", kind="spent")
+            saved = remote.sample("tokenfold_flops_total", task="classify", kind="saved")
             assert (spent + saved) % 3 == 0
             assert saved > 0
             weights = remote.sample("tokenfold_model_memory_bytes", model="colours", kind="weights")
@@ -759,7 +767,7 @@ class TestMetrics:
     def test_two_apps_do_not_share(self, bundles: Path, client: Remote) -> None:
         client.classify(picture())
         with serving(create_app(standin.settings(bundles))) as other:
-            assert other.sample("tokenfold_images_total") == 0
+            assert other.sample("tokenfold_images_total", task="classify") == 0
 
 
 class TestLogs:

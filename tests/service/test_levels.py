@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bundle import (
+    JOINT,
+    TOKENIZER,
+    VISION,
     Level,
     LevelProfile,
     Manifest,
@@ -18,7 +22,8 @@ from export.bundle import (
 )
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import Workload
+from models.reduction.workload import BaseWorkload, ViltWorkload, Workload
+from models.tasks import Task
 from service.costs import Costs
 from service.errors import (
     AccuracyBudget,
@@ -30,6 +35,7 @@ from service.errors import (
     UnknownLevel,
 )
 from service.levels import Levels, Selector
+from service.work import Size, Work, Works
 
 VIT_S = Workload(
     method="tome", tokens=197, protected=1, depth=12, dim=384, mlp_dim=1536, metric_dim=64,
@@ -95,18 +101,24 @@ def levels(
     clock: Clock | None = None,
 ) -> Levels:
     # Without a clock of its own a test takes no time.
-    costs = Costs(VIT_S, clock=clock or Clock())
+    costs = Costs(clock=clock or Clock())
     found = Levels(
         manifest(), None if accuracy is None else profile(accuracy), costs, default=default
     )
-    costs.learn({level.plan: MILLISECONDS[name] / 1000 for name, level in found.levels.items()})
+    costs.learn(
+        {VIT_S.flops(level.plan): MILLISECONDS[name] / 1000 for name, level in found.levels.items()}
+    )
     return found
 
 
+def works(reduction: float, workload: BaseWorkload = VIT_S) -> Works:
+    return (Work.of(workload, plan_for(workload, reduction)),)
+
+
 def test_by_name_and_by_default() -> None:
-    assert levels().choose(Selector(level="fast")).level == "fast"
-    assert levels().choose(Selector()).level == "balanced"
-    assert levels(default="high").choose(Selector()).level == "high"
+    assert levels().choose(Selector(level="fast"), "classify").level == "fast"
+    assert levels().choose(Selector(), "classify").level == "balanced"
+    assert levels(default="high").choose(Selector(), "classify").level == "high"
 
 
 def test_from_the_least_reduced_to_the_most() -> None:
@@ -115,19 +127,19 @@ def test_from_the_least_reduced_to_the_most() -> None:
 
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(UnknownLevel, match=r"'turbo'.*exact, high, balanced, fast, fastest"):
-        levels().choose(Selector(level="turbo"))
+        levels().choose(Selector(level="turbo"), "classify")
     with pytest.raises(UnknownLevel, match="'turbo'"):
         levels(default="turbo")
 
 
 def test_two_selectors() -> None:
     with pytest.raises(TwoSelectors, match="reduction and min_accuracy"):
-        levels().choose(Selector(reduction=0.1, min_accuracy=0.0))
+        levels().choose(Selector(reduction=0.1, min_accuracy=0.0), "classify")
 
 
 @given(st.floats(0, 1))
 def test_any_reduction_gets_the_closest_plan(reduction: float) -> None:
-    choice = levels().choose(Selector(reduction=reduction))
+    choice = levels().choose(Selector(reduction=reduction), "classify")
     assert choice.plan == plan_for(VIT_S, reduction)
     assert choice.requested == reduction
     assert choice.work.ratio == flops_ratio(VIT_S, choice.plan)
@@ -137,41 +149,48 @@ def test_any_reduction_gets_the_closest_plan(reduction: float) -> None:
 
 def test_a_reduction_that_is_a_level_has_its_name() -> None:
     for name, share in NAMES.items():
-        assert levels().choose(Selector(reduction=share)).level == name
-    assert levels().choose(Selector(reduction=0.31)).level == "custom"
+        assert levels().choose(Selector(reduction=share), "classify").level == name
+    assert levels().choose(Selector(reduction=0.31), "classify").level == "custom"
 
 
 @pytest.mark.parametrize("reduction", [-0.1, 1.1, float("nan"), float("inf")])
 def test_reductions_outside_the_range(reduction: float) -> None:
     with pytest.raises(InvalidRequest, match="between 0 and 1"):
-        levels().choose(Selector(reduction=reduction))
+        levels().choose(Selector(reduction=reduction), "classify")
 
 
 @pytest.mark.parametrize(
     ("budget", "expected"), [(1000, "exact"), (50.1, "exact"), (49, "high"), (15.1, "fastest")]
 )
 def test_latency_budget_takes_the_least_reduced_that_fits(budget: float, expected: str) -> None:
-    assert levels().choose(Selector(max_latency_ms=budget)).level == expected
+    assert levels().choose(Selector(max_latency_ms=budget), "classify").level == expected
 
 
 def test_latency_budget_takes_the_most_accurate_that_fits() -> None:
-    assert levels(ACCURACY).choose(Selector(max_latency_ms=1000)).level == "high"
+    assert levels(ACCURACY).choose(Selector(max_latency_ms=1000), "classify").level == "high"
 
 
-def test_latency_budget_counts_the_queue_and_the_rounds() -> None:
+def test_latency_budget_counts_the_queue_and_all_runs() -> None:
     found = levels()
-    assert found.choose(Selector(max_latency_ms=60), wait=0.02).level == "high"
-    assert found.choose(Selector(max_latency_ms=60), rounds=2).level == "balanced"
+    assert found.choose(Selector(max_latency_ms=60), "classify", wait=0.02).level == "high"
+    assert (
+        found.choose(
+            Selector(max_latency_ms=60),
+            "classify",
+            takes=lambda choice: 2 * found.costs.seconds((choice.work,)),
+        ).level
+        == "balanced"
+    )
 
 
 def test_latency_budget_nobody_meets() -> None:
     with pytest.raises(LatencyBudget, match=r"fastest level, fastest, takes about 15\.0 ms"):
-        levels().choose(Selector(max_latency_ms=10))
+        levels().choose(Selector(max_latency_ms=10), "classify")
 
 
 def test_latency_budget_that_only_the_queue_breaks() -> None:
     with pytest.raises(TooSlowNow, match="1200 ms in the queue") as caught:
-        levels().choose(Selector(max_latency_ms=60), wait=1.2)
+        levels().choose(Selector(max_latency_ms=60), "classify", wait=1.2)
     assert caught.value.retry_after == 2
 
 
@@ -179,60 +198,156 @@ def test_latency_budget_that_only_the_queue_breaks() -> None:
     ("wanted", "expected"), [(0.8, "high"), (0.79, "balanced"), (0.5, "fastest"), (0, "fastest")]
 )
 def test_accuracy_budget_takes_the_fastest_that_reaches_it(wanted: float, expected: str) -> None:
-    assert levels(ACCURACY).choose(Selector(min_accuracy=wanted)).level == expected
+    assert levels(ACCURACY).choose(Selector(min_accuracy=wanted), "classify").level == expected
 
 
 def test_a_latency_budget_is_not_locked_out_for_good() -> None:
     clock = Clock()
     found = levels(clock=clock)
     for _ in range(200):
-        found.costs.observe(plan_for(VIT_S, 0.0), 60.0)
+        found.costs.observe(works(0.0), 60.0)
     with pytest.raises(LatencyBudget):
-        found.choose(Selector(max_latency_ms=60))
+        found.choose(Selector(max_latency_ms=60), "classify")
     # Every budget is refused, so nothing runs that could show that the machine is free again.
     clock.now += 60
-    assert found.choose(Selector(max_latency_ms=60)).level == "exact"
+    assert found.choose(Selector(max_latency_ms=60), "classify").level == "exact"
 
 
 def test_accuracy_budget_nobody_meets() -> None:
     with pytest.raises(AccuracyBudget, match=r"high, was measured at 0\.8050"):
-        levels(ACCURACY).choose(Selector(min_accuracy=0.9))
+        levels(ACCURACY).choose(Selector(min_accuracy=0.9), "classify")
 
 
 def test_accuracy_was_never_measured() -> None:
     with pytest.raises(NoProfile, match="vit"):
-        levels().choose(Selector(min_accuracy=0.1))
+        levels().choose(Selector(min_accuracy=0.1), "classify")
 
 
 def test_levels_of_which_some_were_measured() -> None:
     found = levels({"fast": 0.9})
-    assert found.choose(Selector(min_accuracy=0.5)).level == "fast"
+    assert found.choose(Selector(min_accuracy=0.5), "classify").level == "fast"
     # Nothing can be said of the others, so the least reduced counts as the best.
-    assert found.choose(Selector(max_latency_ms=1000)).level == "exact"
+    assert found.choose(Selector(max_latency_ms=1000), "classify").level == "exact"
 
 
 def test_a_network_without_reduction_has_one_plan() -> None:
     workload = VIT_S.model_copy(update={"method": "none"})
-    found = Levels(manifest(workload), None, Costs(workload))
-    assert found.choose(Selector(reduction=0.7)).plan == (0,) * 12
-    assert found.choose(Selector(reduction=0.7)).level == "exact"
+    found = Levels(manifest(workload), None, Costs())
+    assert found.choose(Selector(reduction=0.7), "classify").plan == (0,) * 12
+    assert found.choose(Selector(reduction=0.7), "classify").level == "exact"
+
+
+VILT = ViltWorkload(
+    method="pumer", text=40, image=145, most_text=40, layers=(2, 5, 8), depth=12, dim=768,
+    mlp_dim=3072, metric_dim=64, stem=2_359_296, head=1_000_000,
+)  # fmt: skip
+
+
+def pairs(quality: Mapping[str, Mapping[Task, float]] | None = None) -> Levels:
+    """Of a network with texts: seconds are GFLOPs."""
+    plans = {name: plan_for(VILT, share) for name, share in NAMES.items()}
+    fields = manifest().model_dump() | {
+        "workload": VILT,
+        "tasks": {"vqa": ("a", "b"), "match": ()},
+        "text": {"most_tokens": 40},
+        "levels": {
+            name: Level(
+                reduction=NAMES[name],
+                plan=plan,
+                flops_ratio=flops_ratio(VILT, plan),
+                tokens_out=VILT.widths(plan)[-1],
+            )
+            for name, plan in plans.items()
+        },
+        "files": {
+            name: StoredFile(sha256="0" * 64, bytes=1) for name in (VISION, JOINT, TOKENIZER)
+        },
+    }
+    measured = Profile(
+        measured=date(2026, 1, 1),
+        machine="none",
+        runtime="none",
+        levels={
+            name: LevelProfile(
+                quality={
+                    task: Quality(metric="accuracy", value=value, low=0, high=1, samples=10)
+                    for task, value in found.items()
+                }
+            )
+            for name, found in (quality or {}).items()
+        },
+    )
+    found = Levels(Manifest.model_validate(fields), measured, Costs(clock=Clock()))
+    found.costs.learn(
+        {flops: flops / 1e9 for flops in map(VILT.flops, plans.values())}, embedding=0.5
+    )
+    return found
+
+
+class TestTexts:
+    @given(st.floats(0, 1), st.integers(3, 40), st.integers(2, 241))
+    def test_a_plan_of_its_own_for_each_length(
+        self, reduction: float, text: int, image: int
+    ) -> None:
+        found = pairs()
+        choice = found.choose(Selector(reduction=reduction), "vqa")
+        sized = VILT.sized(text=text, image=image)
+        fit = found.fit(choice, Size(text, image))
+        assert fit.plan == plan_for(sized, reduction)
+        assert fit.work.ratio == flops_ratio(sized, fit.plan)
+        assert fit.work.tokens_in == text + image
+        assert choice.plan == plan_for(VILT, reduction)
+
+    def test_a_level_is_the_bundles_own_plan_at_the_nominal_size(self) -> None:
+        found = pairs()
+        for name, level in found.levels.items():
+            choice = found.choose(Selector(level=name), "vqa")
+            assert found.fit(choice, Size(40, 145)).plan == level.plan == choice.plan
+            assert found.fit(choice, Size(12, 145)).work.flops < choice.work.flops
+
+    def test_accuracy_is_that_of_the_task(self) -> None:
+        found = pairs({"exact": {"vqa": 0.9, "match": 0.8}, "fast": {"vqa": 0.85, "match": 0.5}})
+        assert found.choose(Selector(min_accuracy=0.8), "vqa").level == "fast"
+        assert found.choose(Selector(min_accuracy=0.8), "match").level == "exact"
+        with pytest.raises(AccuracyBudget):
+            found.choose(Selector(min_accuracy=0.85), "match")
+        with pytest.raises(NoProfile, match="vit at match"):
+            pairs({"exact": {"vqa": 0.9}}).choose(Selector(min_accuracy=0.1), "match")
+
+    def test_costs_follow_the_flops(self) -> None:
+        found = pairs()
+        short, large = VILT.sized(text=5), VILT.sized(image=241)
+        for workload in (VILT, short, large):
+            expected = workload.flops(plan_for(workload, 0.3)) / 1e9
+            assert found.costs.seconds(works(0.3, workload)) == pytest.approx(expected)
+
+    def test_costs_of_several_steps(self) -> None:
+        costs, (work,) = pairs().costs, works(0.0, VILT)
+        once = costs.seconds((work,))
+        assert costs.seconds((work, work)) == pytest.approx(2 * once)
+        assert costs.seconds((), "embed") == 0.5
+        assert costs.seconds((work,), "fuse") == pytest.approx(once - 0.5)
+        assert costs.seconds((work, work), "fuse") == pytest.approx(2 * (once - 0.5))
+        for _ in range(200):
+            costs.observe((), 1.0, "embed")
+        assert costs.seconds((work,)) == pytest.approx(2 * once, rel=0.01)
 
 
 class TestCosts:
     def test_nothing_is_known_before_the_warm_up(self) -> None:
-        costs = Costs(VIT_S)
-        costs.observe(plan_for(VIT_S, 0.5), 1.0)
-        assert costs.seconds(plan_for(VIT_S, 0.5)) == 0.0
+        costs = Costs()
+        costs.observe(works(0.5), 1.0)
+        assert costs.seconds(works(0.5)) == 0.0
 
     def test_between_levels_by_flops(self) -> None:
         found = levels().costs
-        middle = found.seconds(plan_for(VIT_S, 0.3))
+        middle = found.seconds(works(0.3))
         assert 0.030 < middle < 0.040
-        assert found.seconds(plan_for(VIT_S, 1.0)) == pytest.approx(0.015)
+        assert found.seconds(works(1.0)) == pytest.approx(0.015)
 
     def test_runs_correct_every_level(self) -> None:
         found = levels().costs
-        exact, fast = plan_for(VIT_S, 0.0), plan_for(VIT_S, 0.55)
+        exact, fast = works(0.0), works(0.55)
         for _ in range(200):
             found.observe(exact, 0.1)
         assert found.seconds(exact) == pytest.approx(0.1, rel=0.01)
@@ -243,13 +358,13 @@ class TestCosts:
 
     def test_one_stall_does_not_shut_out_budgets(self) -> None:
         found = levels().costs
-        found.observe(plan_for(VIT_S, 0.0), 60.0)
-        assert found.seconds(plan_for(VIT_S, 0.0)) < 0.08
+        found.observe(works(0.0), 60.0)
+        assert found.seconds(works(0.0)) < 0.08
 
     def test_slowness_is_forgotten_while_nothing_runs(self) -> None:
         clock = Clock()
         found = levels(clock=clock).costs
-        exact = plan_for(VIT_S, 0.0)
+        exact = works(0.0)
         for _ in range(200):
             found.observe(exact, 0.25)
         assert found.seconds(exact) == pytest.approx(0.25, rel=0.01)
@@ -265,7 +380,7 @@ class TestCosts:
         # Else a budget that was met an hour ago would be refused, and no run could correct that.
         clock = Clock()
         found = levels(clock=clock).costs
-        exact = plan_for(VIT_S, 0.0)
+        exact = works(0.0)
         for _ in range(200):
             found.observe(exact, 0.025)
         clock.now += 3600

@@ -79,14 +79,14 @@ def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) ->
     answer = content["application/json"]["example"]
     reduction = answer["results"][0]["reduction"]
     levels = Levels(Bundle.open(DEMO / answer["model"]).manifest, None, None)  # type: ignore[arg-type]
-    choice = levels.choose(Selector(reduction["level"], None, None, None))
+    choice = levels.choose(Selector(reduction["level"]), "classify")
     assert reduction["requested"] == choice.requested
     assert reduction["flops_ratio"] == round(choice.work.ratio, 6)
     assert reduction["tokens_in"] == choice.work.tokens_in
     assert reduction["tokens_out"] == choice.work.tokens_out
     (problem,) = document["components"]["schemas"]["Problem"]["examples"]
     with pytest.raises(UnknownLevel) as caught:
-        levels.choose(Selector("turbo", None, None, None))
+        levels.choose(Selector("turbo"), "classify")
     assert problem["detail"] == caught.value.detail
 
 

@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 
 from models.reduction.schedule import plan_for
-from models.reduction.workload import Plan
-from service.backends.backend import Sample
+from service.backends.backend import Call, Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Costs
 from service.engine import Engine
 from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow, WorkerDied
-from service.scheduler import Done, Lane, Scheduler, Ticket
+from service.scheduler import Done, Lane, Outcome, Scheduler, Ticket
+from service.work import Work
 from tests.service.standin import WORKLOAD, bundle, settings, until
 
 FOREVER = float("inf")
+
+
+def call(plan: int = 1) -> Call:
+    """Calls of different plans share no run."""
+    return Call("answer", "classify", ((plan,),), ((1, 1),))
 
 
 class Fake:
@@ -32,16 +37,16 @@ class Fake:
     def __init__(self, max_batch: int = 1) -> None:
         self.max_batch = max_batch
         self.gate = threading.Event()
-        self.ran: list[tuple[Plan, list[int]]] = []
+        self.ran: list[tuple[int, list[int]]] = []
         self.running = 0
         self.fails: dict[int, BaseException] = {}
 
-    def run(self, samples: Sequence[Sample], plan: Plan, *, slots: bool) -> Sequence[Sample]:
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         numbers = [int(sample["number"]) for sample in samples]
         self.running += 1
         self.gate.wait(10)
         self.running -= 1
-        self.ran.append((plan, numbers))
+        self.ran.append((call.plans[0][0], numbers))
         for number in numbers:
             if number in self.fails:
                 raise self.fails[number]
@@ -59,23 +64,21 @@ class Caller:
         self,
         backend: Fake,
         *numbers: int,
-        plan: Plan = (1,),
+        plan: int = 1,
         cost: float = 0.01,
         within: float = FOREVER,
         submit: bool = True,
     ) -> Ticket:
         holder: list[Ticket] = []
         ticket = self.scheduler.admit(
-            Lane(backend, plan),
-            len(numbers),
-            cost=cost,
+            [cost] * len(numbers),
             within=within,
             done=lambda: self.finished.append(holder[0]),
         )
         holder.append(ticket)
         if submit:
             for index, number in enumerate(numbers):
-                ticket.submit(index, {"number": np.asarray(number)})
+                ticket.submit(index, Lane(backend, call(plan)), {"number": np.asarray(number)})
         return ticket
 
     def wait(self, *tickets: Ticket) -> None:
@@ -121,7 +124,7 @@ def test_one_request(start: Start) -> None:
 def test_first_come_first_served_across_queues(start: Start) -> None:
     caller, backend = start(), Fake()
     tickets = [busy(caller, backend)]
-    tickets += [caller.ask(backend, i, plan=(i % 3,)) for i in range(9)]
+    tickets += [caller.ask(backend, i, plan=i % 3) for i in range(9)]
     backend.gate.set()
     caller.wait(*tickets)
     assert [numbers[0] for _, numbers in backend.ran] == [-1, *range(9)]
@@ -130,15 +133,15 @@ def test_first_come_first_served_across_queues(start: Start) -> None:
 def test_batches_form_while_the_device_is_busy(start: Start) -> None:
     caller, backend = start(), Fake(max_batch=3)
     tickets = [busy(caller, backend)]
-    tickets += [caller.ask(backend, i, plan=(i % 2,)) for i in range(8)]
+    tickets += [caller.ask(backend, i, plan=i % 2) for i in range(8)]
     backend.gate.set()
     caller.wait(*tickets)
     assert backend.ran == [
-        ((1,), [-1]),
-        ((0,), [0, 2, 4]),
-        ((1,), [1, 3, 5]),
-        ((0,), [6]),
-        ((1,), [7]),
+        (1, [-1]),
+        (0, [0, 2, 4]),
+        (1, [1, 3, 5]),
+        (0, [6]),
+        (1, [7]),
     ]
     last = tickets[-1].outcomes[0]
     assert isinstance(last, Done)
@@ -160,7 +163,7 @@ def test_the_queue_is_bounded(start: Start) -> None:
     caller, backend = start(limit=4), Fake()
     first = busy(caller, backend)
     waiting = caller.ask(backend, 1, 2, 3, cost=2.5)
-    with pytest.raises(QueueFull, match="3 images wait already, and at most 4") as caught:
+    with pytest.raises(QueueFull, match="3 items wait already, and at most 4") as caught:
         caller.ask(backend, 4, 5)
     # 3 x 2.5 s wait, and half of the first one's 0.01 s is left: one worker needs 8 s.
     assert caught.value.retry_after == 8
@@ -178,7 +181,7 @@ def test_places_are_held_while_decoding(start: Start) -> None:
         caller.ask(backend, 3)
     ticket.fail(0, ImageError("bad"))
     assert caller.scheduler.depth == 1
-    ticket.submit(1, {"number": np.asarray(2)}, slots=True)
+    ticket.submit(1, Lane(backend, call()), {"number": np.asarray(2)}, slots=True)
     caller.wait(ticket)
     assert isinstance(ticket.outcomes[0], ImageError)
     assert isinstance(ticket.outcomes[1], Done)
@@ -225,7 +228,7 @@ def test_cancelled_while_it_ran_and_while_it_was_decoded(start: Start) -> None:
     decoding = caller.ask(backend, 1, 2, submit=False)
     running.cancel()
     decoding.cancel()
-    decoding.submit(0, {"number": np.asarray(1)})
+    decoding.submit(0, Lane(backend, call()), {"number": np.asarray(1)})
     decoding.fail(1, ImageError("late"))
     decoding.cancel()
     backend.gate.set()
@@ -334,17 +337,17 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
 
 def test_a_slowness_of_the_past_refuses_nobody(start: Start) -> None:
     now = 0.0
-    costs = Costs(WORKLOAD, clock=lambda: now)
-    plan = plan_for(WORKLOAD, 0.0)
-    costs.learn({plan: 1.0})
+    costs = Costs(clock=lambda: now)
+    works = (Work.of(WORKLOAD, plan_for(WORKLOAD, 0.0)),)
+    costs.learn({works[0].flops: 1.0})
     for _ in range(200):
-        costs.observe(plan, 10.0)
+        costs.observe(works, 10.0)
     caller, backend = start(), Fake()
     backend.gate.set()
     with pytest.raises(TooSlowNow):
-        caller.ask(backend, 1, cost=costs.seconds(plan), within=3.0)
+        caller.ask(backend, 1, cost=costs.seconds(works), within=3.0)
     now += 30.0
-    caller.wait(caller.ask(backend, 1, cost=costs.seconds(plan), within=3.0))
+    caller.wait(caller.ask(backend, 1, cost=costs.seconds(works), within=3.0))
 
 
 def test_draining_answers_what_was_accepted(start: Start) -> None:
@@ -354,7 +357,7 @@ def test_draining_answers_what_was_accepted(start: Start) -> None:
     caller.scheduler.drain()
     with pytest.raises(Draining):
         caller.ask(backend, 3)
-    decoding.submit(0, {"number": np.asarray(2)})
+    decoding.submit(0, Lane(backend, call()), {"number": np.asarray(2)})
     assert caller.scheduler.pending == 3
     backend.gate.set()
     caller.wait(*tickets, decoding)
@@ -383,6 +386,75 @@ def test_stopping_leaves_a_stuck_worker_behind() -> None:
     backend.gate.set()
 
 
+def test_what_follows_from_a_run_goes_before_later_requests(start: Start) -> None:
+    caller, backend = start(), Fake()
+    first = busy(caller, backend)
+    two_steps = caller.ask(backend, 1, 2, submit=False)
+    lane = Lane(backend, call())
+    seen: list[Outcome] = []
+
+    def follow(outcome: Outcome) -> None:
+        seen.append(outcome)
+        two_steps.submit(1, lane, {"number": np.asarray(2)})
+
+    two_steps.submit(0, lane, {"number": np.asarray(1)}, then=follow)
+    later = caller.ask(backend, 3, 4)
+    backend.gate.set()
+    caller.wait(first, two_steps, later)
+    assert [numbers[0] for _, numbers in backend.ran] == [-1, 1, 2, 3, 4]
+    assert seen == [two_steps.outcomes[0]]
+
+
+def test_a_failed_step_is_told_too(start: Start) -> None:
+    caller, backend = start(), Fake()
+    backend.fails = {1: RuntimeError()}
+    backend.gate.set()
+    ticket = caller.ask(backend, 1, 2, submit=False)
+    ticket.submit(
+        0,
+        Lane(backend, call()),
+        {"number": np.asarray(1)},
+        then=lambda outcome: ticket.fail(1, outcome),  # type: ignore[arg-type]
+    )
+    caller.wait(ticket)
+    assert all(isinstance(found, InternalError) for found in ticket.outcomes)
+    assert caller.scheduler.depth == 0
+
+
+def test_nothing_follows_from_a_cancelled_request(start: Start) -> None:
+    caller, backend = start(), Fake()
+    ticket = caller.ask(backend, 1, 2, submit=False)
+    lane = Lane(backend, call())
+    told = threading.Event()
+
+    def follow(_: Outcome) -> None:
+        ticket.submit(1, lane, {"number": np.asarray(2)})
+        told.set()
+
+    ticket.submit(0, lane, {"number": np.asarray(1)}, then=follow)
+    until(lambda: backend.running == 1)
+    ticket.cancel()
+    backend.gate.set()
+    assert told.wait(10)
+    until(lambda: caller.scheduler.pending == 0)
+    assert [numbers for _, numbers in backend.ran] == [[1]]
+
+
+def test_items_of_different_costs(start: Start) -> None:
+    caller, backend = start(), Fake()
+    first = busy(caller, backend)
+    ticket = caller.scheduler.admit([1.0, 3.0], within=FOREVER, done=lambda: None)
+    assert caller.scheduler.wait == pytest.approx(4.005)
+    ticket.fail(1, ImageError("bad"))
+    assert caller.scheduler.wait == pytest.approx(1.005)
+    with pytest.raises(TooSlowNow):
+        caller.scheduler.admit([0.1, 2.0], within=3.0, done=lambda: None)
+    ticket.cancel()
+    assert caller.scheduler.depth == 0
+    backend.gate.set()
+    caller.wait(first)
+
+
 def test_stress_nothing_is_lost(start: Start) -> None:
     caller, backend = start(workers=4, limit=10_000), Fake(max_batch=4)
     backend.gate.set()
@@ -393,7 +465,7 @@ def test_stress_nothing_is_lost(start: Start) -> None:
     def many(seed: int) -> None:
         choose = np.random.default_rng(seed)
         for i in range(200):
-            ticket = caller.ask(backend, *range(choose.integers(1, 4)), plan=(i % 5,))
+            ticket = caller.ask(backend, *range(choose.integers(1, 4)), plan=i % 5)
             with lock:
                 if choose.random() < 0.2:
                     ticket.cancel()

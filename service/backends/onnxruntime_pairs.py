@@ -1,0 +1,82 @@
+"""ONNX Runtime on the CPU, of networks that see an image, or two, with a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.bundle import Bundle
+from export.pair_runtime import Float, Int, PairSession
+from service.backends.backend import PIXELS, TOKENS, Call, Sample
+
+
+class OnnxRuntimePairs:
+    """A bundle's two graphs in sessions of ONNX Runtime."""
+
+    max_batch = 1
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._session = PairSession(bundle)
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled reduction ops run."""
+        return self._session.native
+
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
+        """See `Backend.run`."""
+        if call.step == "embed":
+            found = self._session.embed(_batch(samples, PIXELS[0]))
+            return [{TOKENS[0]: tokens} for tokens in found]
+        assert call.task != "classify"  # which sees no text
+        ids, size = _padded([sample["input_ids"] for sample in samples])
+        outputs: list[dict[str, npt.NDArray[Any]]] = [{} for _ in samples]
+        pooled: Float | None = None
+        for at, plan in enumerate(call.plans):
+            done = self._session.fuse(
+                self._tokens(samples, call, at),
+                ids,
+                size,
+                plan,
+                task=call.task,
+                second=at > 0,
+                other=pooled,
+                slots=slots,
+            )
+            pooled = done.pooled
+            for row, output in enumerate(outputs):
+                if done.logits is not None:
+                    output["logits"] = done.logits[row]
+                if done.text_slots is not None and done.image_slots is not None:
+                    which = "second_" if at else ""
+                    length = len(samples[row]["input_ids"])
+                    output[which + "text_slots"] = done.text_slots[row, :length]
+                    output[which + "image_slots"] = done.image_slots[row]
+        return outputs
+
+    def _tokens(self, samples: Sequence[Sample], call: Call, at: int) -> Float:
+        """(B, I, D) of each item's image `at`."""
+        if call.step == "fuse":
+            return _batch(samples, TOKENS[at])
+        return self._session.embed(_batch(samples, PIXELS[at]))
+
+
+def _batch(samples: Sequence[Sample], name: str) -> npt.NDArray[Any]:
+    # A view where there is only one: no copy.
+    if len(samples) == 1:
+        return samples[0][name][np.newaxis]
+    return np.stack([sample[name] for sample in samples])
+
+
+def _padded(texts: Sequence[npt.NDArray[Any]]) -> tuple[Int, Float]:
+    """Ids (B, T) with zeros behind the shorter texts, and the sizes that say where these are."""
+    longest = max(map(len, texts))
+    ids = np.zeros((len(texts), longest), dtype=np.int64)
+    size = np.zeros((len(texts), longest), dtype=np.float32)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        size[row, : len(text)] = 1.0
+    return ids, size

@@ -1,0 +1,78 @@
+"""POST /v1/match: how well each of some texts fits each of some images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service import body, task
+from service.backends.backend import Sample
+from service.catalog import Model
+from service.engine import Engine
+from service.openapi import inference
+from service.pair_schemas import MatchRequest, MatchResponse
+from service.pairing import matrix
+from service.scores import yes
+
+# What the demo model may answer.
+_EXAMPLE = {
+    "model": "scenes",
+    "texts": [{"tokens": 8, "cut": False}],
+    "results": [
+        {
+            "scores": [0.978302],
+            "reduction": {
+                "method": "pumer",
+                "level": "balanced",
+                "requested": 0.4,
+                "flops_ratio": 0.6,
+                "tokens_in": 153,
+                "tokens_out": 64,
+            },
+            "batch_size": 1,
+            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
+        }
+    ],
+}
+
+router = APIRouter(tags=["inference"], route_class=body.Route)
+
+
+@router.post(
+    "/v1/match",
+    operation_id="match",
+    summary="Match images with texts",
+    response_model=MatchResponse,
+    **inference(MatchRequest, asked={"text": ["a red circle", "two squares"]}, example=_EXAMPLE),
+)
+async def match(request: Request) -> Response:
+    """A matrix of scores: a row for each image, in it a score for each text.
+
+    Each image is embedded once, whatever the number of texts. One that fails carries its problem in
+    its row; the others are answered still. If all fail, the answer is the first one's problem.
+    """
+    engine: Engine = request.app.state.engine
+    with engine.metrics.track("match") as track:
+        engine.check_room()
+        asked = await body.read(request, MatchRequest)
+        most = engine.settings.max_pairs
+        items = matrix(len(asked.image), len(asked.text), most=most)
+
+        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+            return {"scores": [yes(model, "match", output["logits"]) for output in outputs]}
+
+        return await task.answer(
+            engine,
+            request,
+            track,
+            task="match",
+            asked=asked,
+            pictures=asked.image,
+            words=asked.text,
+            field="text",
+            items=items,
+            finish=finish,
+            width=len(asked.text),
+        )

@@ -1,0 +1,80 @@
+"""POST /v1/reason: whether a statement is true of two images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service import body, task
+from service.backends.backend import Sample
+from service.catalog import Model
+from service.engine import Engine
+from service.openapi import inference
+from service.pair_schemas import ReasonRequest, ReasonResponse
+from service.pairing import one_by_one
+from service.scores import yes
+
+# What the demo model may answer.
+_EXAMPLE = {
+    "model": "scenes",
+    "results": [
+        {
+            "answer": True,
+            "score": 0.883471,
+            "text": {"tokens": 8, "cut": False},
+            "reduction": {
+                "method": "pumer",
+                "level": "balanced",
+                "requested": 0.4,
+                "flops_ratio": 0.6,
+                "tokens_in": 306,
+                "tokens_out": 128,
+            },
+            "batch_size": 1,
+            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
+        }
+    ],
+}
+
+router = APIRouter(tags=["inference"], route_class=body.Route)
+
+
+@router.post(
+    "/v1/reason",
+    operation_id="reason",
+    summary="Is a text true of two images?",
+    response_model=ReasonResponse,
+    **inference(
+        ReasonRequest, asked={"statement": "There are more circles on the left."}, example=_EXAMPLE
+    ),
+)
+async def reason(request: Request) -> Response:
+    """Whether each statement is true of its left and right image.
+
+    One that fails carries its problem in its result; the others are answered still. If all fail,
+    the answer is the first one's problem.
+    """
+    engine: Engine = request.app.state.engine
+    with engine.metrics.track("reason") as track:
+        engine.check_room()
+        asked = await body.read(request, ReasonRequest)
+
+        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+            (output,) = outputs
+            score = yes(model, "reason", output["logits"])
+            return {"answer": score >= 0.5, "score": score}
+
+        return await task.answer(
+            engine,
+            request,
+            track,
+            task="reason",
+            asked=asked,
+            pictures=asked.image,
+            words=asked.statement,
+            field="statement",
+            items=one_by_one(len(asked.image), len(asked.statement), name="statement", of=2),
+            finish=finish,
+        )

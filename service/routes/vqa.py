@@ -1,0 +1,82 @@
+"""POST /v1/vqa: answers to questions about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service import body, task
+from service.backends.backend import Sample
+from service.catalog import Model
+from service.engine import Engine
+from service.openapi import inference
+from service.pair_schemas import VqaRequest, VqaResponse
+from service.pairing import one_by_one
+from service.scores import best
+
+# What the demo model may answer.
+_EXAMPLE = {
+    "model": "scenes",
+    "results": [
+        {
+            "answers": [
+                {"answer": "blue", "index": 1, "score": 0.947218},
+                {"answer": "green", "index": 3, "score": 0.021093},
+            ],
+            "text": {"tokens": 8, "cut": False},
+            "reduction": {
+                "method": "pumer",
+                "level": "balanced",
+                "requested": 0.4,
+                "flops_ratio": 0.6,
+                "tokens_in": 153,
+                "tokens_out": 64,
+            },
+            "batch_size": 1,
+            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
+        }
+    ],
+}
+
+router = APIRouter(tags=["inference"], route_class=body.Route)
+
+
+@router.post(
+    "/v1/vqa",
+    operation_id="answerQuestions",
+    summary="Answer questions about images",
+    response_model=VqaResponse,
+    **inference(
+        VqaRequest, asked={"question": "What colour is the circle?", "top_k": 2}, example=_EXAMPLE
+    ),
+)
+async def vqa(request: Request) -> Response:
+    """The likeliest answers to each question about an image.
+
+    One that fails carries its problem in its result; the others are answered still. If all fail,
+    the answer is the first one's problem.
+    """
+    engine: Engine = request.app.state.engine
+    with engine.metrics.track("vqa") as track:
+        engine.check_room()
+        asked = await body.read(request, VqaRequest)
+
+        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+            (output,) = outputs
+            logits = output["logits"]
+            return {"answers": best(model, "vqa", logits, asked.top_k, name="answer")}
+
+        return await task.answer(
+            engine,
+            request,
+            track,
+            task="vqa",
+            asked=asked,
+            pictures=asked.image,
+            words=asked.question,
+            field="question",
+            items=one_by_one(len(asked.image), len(asked.question), name="question"),
+            finish=finish,
+        )

@@ -1,0 +1,55 @@
+"""What a run costs, counted: tokens and multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from models.reduction.workload import BaseWorkload, Plan
+
+
+class Size(NamedTuple):
+    """Tokens of what is asked, special ones included. Of a network that sees images with texts."""
+
+    text: int
+    image: int
+
+
+class Work(NamedTuple):
+    """What a plan costs for one image, or for one image with a text.
+
+    Attributes:
+        flops: multiply-accumulates; `full` those of the unreduced network; `ratio` the quotient.
+        tokens_in, tokens_out: before the first layer, and after the last.
+    """
+
+    flops: int
+    full: int
+    ratio: float
+    tokens_in: int
+    tokens_out: int
+
+    @classmethod
+    def of(cls, workload: BaseWorkload, plan: Plan) -> Work:
+        """Of a plan on a workload."""
+        counts = workload.widths(plan)
+        spent, full = workload.flops(plan), workload.flops(workload.unreduced)
+        return cls(spent, full, spent / full, counts[0], counts[-1])
+
+
+Works = tuple[Work, ...]
+"""Of one item: one for each image that it looks at."""
+
+
+def total(works: Sequence[Work]) -> Work:
+    """Several as one."""
+    if len(works) == 1:
+        return works[0]
+    spent, full = sum(work.flops for work in works), sum(work.full for work in works)
+    return Work(
+        spent,
+        full,
+        spent / full,
+        sum(work.tokens_in for work in works),
+        sum(work.tokens_out for work in works),
+    )
