@@ -48,6 +48,6 @@ def test_kernels_for_other_processors_pass_the_tests_of_the_ops(isa: str) -> Non
     if named.stdout.strip() != isa:
         pytest.skip(f"this processor has no {isa}")
     arguments = [sys.executable, "-m", "pytest", "-q", "-k", "native or threads or magnitude"]
-    tests = Path(__file__).with_name("test_ops.py")
-    done = subprocess.run([*arguments, tests], env=environment, capture_output=True, text=True)
+    tests = [Path(__file__).with_name(name) for name in ("test_ops.py", "test_pumer_ops.py")]
+    done = subprocess.run([*arguments, *tests], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -12,33 +12,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
-from export.plugins.functions import DOMAIN, OPSET, PLUGIN_ATTRIBUTES, VERSION, functions
-from export.plugins.onnxruntime import library
 from models.operators import EAGER
 from models.reduction import slots as slotting
 from models.reduction.matcher import Matcher, unit
 from models.reduction.pitome import PiToMe
 from models.reduction.tome import ToMe
+from models.reduction.workload import clamp
+from tests import op_graphs
+from tests.op_graphs import FLOAT, HALF, WHOLE, close, needs_library, node, runtimes, value
 
 Array = npt.NDArray[Any]
-GAP = 1e-4
 MARGIN = 0.45
 MATCHERS = ["MatchToMe", "MatchPiToMe"]
-
-needs_library = pytest.mark.skipif(
-    library.find() is None, reason="the C++ ops are not built: run `make plugins`"
-)
-runtimes = pytest.mark.parametrize(
-    "native", [False, pytest.param(True, marks=needs_library)], ids=["portable", "native"]
-)
 
 
 @cache
@@ -46,25 +37,19 @@ def session(
     op: str, heads: int, protected: int, *, half: bool, native: bool, threads: int = 1
 ) -> ort.InferenceSession:
     """A graph of a matcher and a reducer, or of attention alone."""
-    x = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-    number, whole = TensorProto.FLOAT, TensorProto.INT64
-
-    def value(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    size = value("size", number, "B", "N")
+    x = HALF if half else FLOAT
+    size = value("size", FLOAT, "B", "N")
     if op == "Attend":
-        scale = 0.3
-        nodes = [_node("Attend", ["q", "k", "v", "size"], ["out"], heads=heads, scale=scale)]
-        inputs = [*(value(name, x, "B", "N", "D") for name in "qkv"), size]
-        outputs = [value("out", x, "B", "N", "D")]
+        nodes = [node("Attend", ["q", "k", "v", "size"], ["out"], heads=heads, scale=0.3)]
+        inputs = [value("q", x, "B", "Q", "D"), *(value(n, x, "B", "N", "D") for n in "kv"), size]
+        outputs = [value("out", x, "B", "Q", "D")]
     else:
         attributes: dict[str, int | float] = {"heads": heads, "protected": protected}
         if op == "MatchPiToMe":
             attributes["margin"] = MARGIN
         nodes = [
-            _node(op, ["keys", "size", "r"], ["slots"], **attributes),
-            _node(
+            node(op, ["keys", "size", "r"], ["slots"], **attributes),
+            node(
                 "Reduce",
                 ["x", "size", "slots", "r", "trace"],
                 ["y", "new_size", "new_trace"],
@@ -75,36 +60,16 @@ def session(
             value("keys", x, "B", "N", "C"),
             value("x", x, "B", "N", "D"),
             size,
-            value("r", whole, 1),
-            value("trace", whole, "B", "P"),
+            value("r", WHOLE, 1),
+            value("trace", WHOLE, "B", "P"),
         ]
         outputs = [
-            value("slots", whole, "B", "N"),
+            value("slots", WHOLE, "B", "N"),
             value("y", x, "B", "M", "D"),
-            value("new_size", number, "B", "M"),
-            value("new_trace", whole, "B", "P"),
+            value("new_size", FLOAT, "B", "M"),
+            value("new_trace", WHOLE, "B", "P"),
         ]
-    model = helper.make_model(
-        helper.make_graph(nodes, "ops", inputs, outputs),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-        functions=[functions()[node.op_type] for node in nodes],
-        ir_version=10,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return _session(model, native=native, threads=threads)
-
-
-def _node(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs, outputs, domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES)
-
-
-def _session(model: onnx.ModelProto, *, native: bool, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if native:
-        options.register_custom_ops_library(str(library.find()))
-    return ort.InferenceSession(model.SerializeToString(), options)
+    return op_graphs.session(nodes, inputs, outputs, native=native, threads=threads)
 
 
 def matcher(op: str, protected: int) -> Matcher:
@@ -164,12 +129,7 @@ def has_near_tie(case: Case, op: str, protected: int) -> bool:
         score = own._energy(cosine, size)
         rows = cosine - 9 * torch.eye(cosine.shape[1])
     best = rows.sort(-1).values[..., -2:]
-    return _close(score) or _close(best)
-
-
-def _close(values: torch.Tensor) -> bool:
-    gaps = values.sort(-1).values.diff(dim=-1)
-    return bool(((gaps > 0) & (gaps < GAP)).any())
+    return close(score) or close(best)
 
 
 shapes = st.tuples(
@@ -282,6 +242,7 @@ def test_nothing_asked_moves_nothing(op: str, native: bool) -> None:
 @settings(max_examples=80, deadline=None)
 @given(
     batch=st.integers(1, 3),
+    queries=st.integers(1, 70),
     tokens=st.integers(1, 70),
     heads=st.integers(1, 4),
     head_dim=st.sampled_from([1, 2, 5, 8, 16, 20, 32, 64, 72, 80]),
@@ -289,12 +250,20 @@ def test_nothing_asked_moves_nothing(op: str, native: bool) -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_attention(
-    native: bool, batch: int, tokens: int, heads: int, head_dim: int, half: bool, seed: int
+    native: bool,
+    batch: int,
+    queries: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    half: bool,
+    seed: int,
 ) -> None:
     draw = np.random.default_rng(seed)
     kind = np.float16 if half else np.float32
     q, k, v = (
-        draw.standard_normal((batch, tokens, heads * head_dim)).astype(kind) for _ in range(3)
+        draw.standard_normal((batch, count, heads * head_dim)).astype(kind)
+        for count in (queries, tokens, tokens)
     )
     size = draw.integers(0, 5, (batch, tokens)).astype(np.float32)
     size[:, draw.integers(tokens)] = 1
@@ -302,7 +271,7 @@ def test_attention(
     out = run.run(None, {"q": q, "k": k, "v": v, "size": size})[0]
 
     def split(array: Array) -> Array:
-        return array.astype(np.float64).reshape(batch, tokens, heads, head_dim).swapaxes(1, 2)
+        return array.astype(np.float64).reshape(batch, -1, heads, head_dim).swapaxes(1, 2)
 
     scores = 0.3 * split(q) @ split(k).swapaxes(2, 3)
     weights = np.exp(scores - scores.max(-1, keepdims=True)) * size[:, None, None]
@@ -335,6 +304,36 @@ def test_scores_of_any_magnitude_stay_finite() -> None:
         None, {"q": q, "k": q, "v": q, "size": size}
     )[0]
     np.testing.assert_allclose(out, q, rtol=1e-6)
+
+
+@runtimes
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 30),
+    padding=st.integers(1, 9),
+    r=st.integers(0, 20),
+    protected=st.integers(0, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_padding_at_the_end_moves_no_token(
+    native: bool, tokens: int, padding: int, r: int, protected: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    r = clamp(r, tokens, protected)  # of the tokens alone: padding leaves room for more
+    keys = draw.standard_normal((2, tokens + padding, 8)).astype(np.float32)
+    x = draw.standard_normal((2, tokens + padding, 3)).astype(np.float32)
+    size = np.ones((2, tokens + padding), np.float32)
+    size[:, tokens:] = 0
+    bare = Case("MatchToMe", protected, 2, r, keys[:, :tokens], x[:, :tokens], size[:, :tokens])
+    assume(not has_near_tie(bare, "MatchToMe", protected))
+    run = session("MatchToMe", 2, protected, half=False, native=native)
+    feeds = {**bare.feeds, "keys": keys, "x": x, "size": size}
+    slots, y, new_size, trace = run.run(None, feeds)
+    np.testing.assert_array_equal(slots[:, :tokens], bare.expected[0])
+    np.testing.assert_allclose(y[:, : tokens - r], bare.expected[1], atol=2e-5)
+    np.testing.assert_array_equal(new_size[:, : tokens - r], bare.expected[2])
+    assert not new_size[:, tokens - r :].any()
+    np.testing.assert_array_equal(trace, bare.expected[3])
 
 
 @needs_library
@@ -375,3 +374,25 @@ def test_bad_inputs_are_errors_and_harm_nothing() -> None:
         with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match=message):
             run.run(None, {**good, name: array})
     assert len(run.run(None, good)) == 4
+
+
+@needs_library
+def test_attention_refuses_shapes_that_do_not_fit() -> None:
+    run = session("Attend", 2, 0, half=False, native=True)
+
+    def ones(*shape: int) -> Array:
+        return np.ones(shape, np.float32)
+
+    good = {"q": ones(2, 5, 6), "k": ones(2, 8, 6), "v": ones(2, 8, 6), "size": ones(2, 8)}
+    for name, array, message in (
+        ("q", ones(1, 5, 6), "k is"),
+        ("q", ones(2, 5, 7), "heads"),
+        ("k", ones(2, 8, 8), "k is"),
+        ("v", ones(2, 7, 6), "k and v"),
+        ("size", ones(2, 5), "size is"),
+    ):
+        with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match=message):
+            run.run(None, {**good, name: array})
+    empty = {"k": ones(2, 0, 6), "v": ones(2, 0, 6), "size": ones(2, 0)}
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="a key"):
+        run.run(None, {**good, **empty})
