@@ -11,7 +11,7 @@ from models.checkpoints import (
     native,
     random,
     random_meter,
-    random_pairs,
+    random_vilt,
     state_dicts,
     swag,
     timm,
@@ -37,7 +37,9 @@ def load(source: str) -> Checkpoint | PairCheckpoint:
         name = source.removeprefix(random.PREFIX)
         if random_meter.recognises(name):
             return random_meter.load(name)
-        return random_pairs.load(name) if random_pairs.recognises(name) else random.load(name)
+        if random_vilt.recognises(name):
+            return random_vilt.load(name)
+        return random.load(name, (*random_vilt.NAMES, *random_meter.NAMES))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, path.resolve().name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,11 +81,14 @@ NETWORKS = {
 }
 
 
-def load(name: str) -> Checkpoint:
+def load(name: str, others: Sequence[str] = ()) -> Checkpoint:
     """The network of a name such as `vit-b16` or `vit-b16-384`, the same at every call.
 
     Weights are drawn so that activations keep their scale from layer to layer, attention is not
     uniform, and different images get different logits.
+
+    Args:
+        others: networks that are not for images alone, for the message.
 
     Raises:
         CheckpointError: no such network, or an image size that its patches do not tile.
@@ -92,8 +96,8 @@ def load(name: str) -> Checkpoint:
     found = NAME.fullmatch(name)
     if found is None or found["network"] not in NETWORKS:
         raise CheckpointError(
-            f"{PREFIX}{name}: no such network; there are {', '.join(NETWORKS)}, each also with an "
-            "image size, as in vit-b16-384"
+            f"{PREFIX}{name}: no such network; there are {', '.join((*NETWORKS, *others))}, each "
+            "also with an image size, as in vit-b16-384"
         )
     family = FAMILIES[NETWORKS[found["network"]]]
     dim, depth, heads, mlp_dim = SIZES[found["size"]]
