@@ -238,7 +238,7 @@ def test_a_reduction_outside_its_range_is_told(asked: float) -> None:
 
 
 def test_a_wrong_plan_is_told() -> None:
-    with pytest.raises(PlanError, match="one count per layer: 12, not 3"):
+    with pytest.raises(PlanError, match="a plan here has 12 counts, not 3"):
         DEIT_S.flops([1, 2, 3])
     with pytest.raises(PlanError, match="0 or more, not -2"):
         DEIT_S.widths([0] * 11 + [-2])

@@ -318,12 +318,8 @@ class ViltWorkload(PairWorkload):
         return total
 
     def _matching_flops(self, text: int, image: int, counts: Sequence[int]) -> int:
-        total = text * (text + image) * self.dim  # the attention of the text, once more
-        if counts[1]:
-            total += bipartite_flops(max(image - counts[0], 1), self.metric_dim)
-        if counts[2]:
-            total += bipartite_flops(text, self.metric_dim)
-        return total
+        again = text * (text + image) * self.dim  # the attention of the text, once more
+        return again + pumer_flops(text, image, counts, self.metric_dim)
 
     def ladder(self, shape: Shape) -> Iterator[Plan]:
         return self._scaled(shape) if self.method == "pumer" else self._joint.ladder(shape)
@@ -396,13 +392,10 @@ class MeterWorkload(PairWorkload):
             total += self._attention(text, text) + self._attention(text, image)
             total += self._attention(patches, patches) + self._attention(patches, seen)
             total += 2 * (words + patches) * self.dim * self.mlp_dim
-            prune, merge, among_words = plan[3 * step : 3 * step + 3]
-            if prune or merge or among_words:
+            counts = plan[3 * step : 3 * step + 3]
+            if any(counts):
                 total += text * image * self.dim  # the text's attention to the image, once more
-            if merge:
-                total += bipartite_flops(max(image - prune, 1), self.metric_dim)
-            if among_words:
-                total += bipartite_flops(text, self.metric_dim)
+                total += pumer_flops(text, image, counts, self.metric_dim)
         return total
 
     @property
@@ -437,6 +430,14 @@ AnyWorkload = Annotated[Workload | ViltWorkload | MeterWorkload, Field(discrimin
 def bipartite_flops(tokens: int, metric_dim: int) -> int:
     """Multiply-accumulates of the similarities between even and odd tokens."""
     return ((tokens + 1) // 2) * (tokens // 2) * metric_dim
+
+
+def pumer_flops(text: int, image: int, counts: Sequence[int], metric_dim: int) -> int:
+    """Multiply-accumulates of the similarities by which both modalities merge."""
+    prune, merge, words = counts
+    keep = max(image - prune, 1)
+    total = bipartite_flops(keep, metric_dim) if clamp(merge, keep, 1) else 0
+    return total + (bipartite_flops(text, metric_dim) if clamp(words, text, 1) else 0)
 
 
 def weights(shape: Shape, layers: int) -> list[float]:
