@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.blocks import Activation
+from models.checkpoints.weight_names import Names, layer
 from models.vit import VisionConfig
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -22,9 +23,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
-
-
-Names = dict[str, tuple[str, ...]]
 
 
 class Settings(BaseModel):
@@ -113,29 +111,29 @@ def _vit_names(prefix: str, heads: dict[str, str]) -> Callable[[VisionConfig], N
         }
         if network.distill_token:
             table["dist_token"] = (f"{embeddings}.distillation_token",)
-        _linear(table, "patch_embed.proj", f"{embeddings}.patch_embeddings.projection")
+        layer(table, "patch_embed.proj", f"{embeddings}.patch_embeddings.projection")
         for i in range(network.depth):
             ours, theirs = f"blocks.{i}", f"{prefix}.encoder.layer.{i}"
             attention = f"{theirs}.attention"
-            _linear(table, f"{ours}.norm1", f"{theirs}.{'norm1' if dinov2 else 'layernorm_before'}")
-            _linear(table, f"{ours}.norm2", f"{theirs}.{'norm2' if dinov2 else 'layernorm_after'}")
+            layer(table, f"{ours}.norm1", f"{theirs}.{'norm1' if dinov2 else 'layernorm_before'}")
+            layer(table, f"{ours}.norm2", f"{theirs}.{'norm2' if dinov2 else 'layernorm_after'}")
             parts = [f"{attention}.attention.{part}" for part in ("query", "key", "value")]
-            _linear(table, f"{ours}.attn.qkv", *parts, bias=network.qkv_bias)
-            _linear(table, f"{ours}.attn.proj", f"{attention}.output.dense")
+            layer(table, f"{ours}.attn.qkv", *parts, bias=network.qkv_bias)
+            layer(table, f"{ours}.attn.proj", f"{attention}.output.dense")
             if not dinov2:
                 fc1, fc2 = "intermediate.dense", "output.dense"
             elif network.gated_mlp:
                 fc1, fc2 = "mlp.weights_in", "mlp.weights_out"
             else:
                 fc1, fc2 = "mlp.fc1", "mlp.fc2"
-            _linear(table, f"{ours}.mlp.fc1", f"{theirs}.{fc1}")
-            _linear(table, f"{ours}.mlp.fc2", f"{theirs}.{fc2}")
+            layer(table, f"{ours}.mlp.fc1", f"{theirs}.{fc1}")
+            layer(table, f"{ours}.mlp.fc2", f"{theirs}.{fc2}")
             if network.layer_scale:
                 table[f"{ours}.ls1.gamma"] = (f"{theirs}.layer_scale1.lambda1",)
                 table[f"{ours}.ls2.gamma"] = (f"{theirs}.layer_scale2.lambda1",)
-        _linear(table, "norm", f"{prefix}.layernorm")
+        layer(table, "norm", f"{prefix}.layernorm")
         for ours, head in heads.items():
-            _linear(table, ours, head)
+            layer(table, ours, head)
         return table
 
     return names
@@ -148,24 +146,18 @@ def _clip_names(network: VisionConfig) -> Names:
         "pos_embed": (f"{embeddings}.position_embedding.weight",),
         "patch_embed.proj.weight": (f"{embeddings}.patch_embedding.weight",),
     }
-    _linear(table, "norm_pre", "vision_model.pre_layrnorm")  # spelt so
+    layer(table, "norm_pre", "vision_model.pre_layrnorm")  # spelt so
     for i in range(network.depth):
         ours, theirs = f"blocks.{i}", f"vision_model.encoder.layers.{i}"
-        _linear(table, f"{ours}.norm1", f"{theirs}.layer_norm1")
-        _linear(table, f"{ours}.norm2", f"{theirs}.layer_norm2")
+        layer(table, f"{ours}.norm1", f"{theirs}.layer_norm1")
+        layer(table, f"{ours}.norm2", f"{theirs}.layer_norm2")
         parts = [f"{theirs}.self_attn.{part}_proj" for part in "qkv"]
-        _linear(table, f"{ours}.attn.qkv", *parts)
-        _linear(table, f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
-        _linear(table, f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
-        _linear(table, f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
-    _linear(table, "head", "classifier")
+        layer(table, f"{ours}.attn.qkv", *parts)
+        layer(table, f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
+        layer(table, f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
+        layer(table, f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
+    layer(table, "head", "classifier")
     return table
-
-
-def _linear(table: Names, ours: str, *theirs: str, bias: bool = True) -> None:
-    """Add a layer of a weight and a bias (linear, convolution or norm)."""
-    for kind in ("weight", "bias") if bias else ("weight",):
-        table[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
 
 
 FAMILIES: dict[str, Family] = {

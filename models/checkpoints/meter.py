@@ -11,12 +11,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.checkpoints import answers, architectures, meter_names, pumer, tokenizer
+from models.checkpoints import (
+    architectures,
+    meter_names,
+    pair_heads,
+    pumer,
+    tokenizer,
+    weight_names,
+)
 from models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
@@ -27,9 +35,9 @@ from models.checkpoints.checkpoint import (
 from models.checkpoints.files import folder_weights, read_json
 from models.checkpoints.processors import CLIP_MEAN, CLIP_STD
 from models.checkpoints.pumer import Reduction
+from models.checkpoints.weight_names import without
 from models.cross import Form
 from models.meter import Meter, MeterConfig
-from models.pair import HeadConfig
 from models.preprocess import Preprocess
 from models.reduction.workload import Rates
 from models.tasks import PairTask
@@ -37,28 +45,14 @@ from models.tasks import PairTask
 CONFIG = "config.json"
 TOKENIZER_OF = "FacebookAI/roberta-base"
 
+SUPPORTED = "supported is the METER of CLIP's ViT and RoBERTa, no Swin"
 MARK = "cross_modal_text_transform.weight"
 PREFIX = "meter."  # of all but the heads, in PuMer's files
 FORMS: dict[str, Form] = {"parallel": "parallel", "sequential": "sequential"}
 
-# By the name of the head's last layer. `rank_output` comes before `itm_score`, which it was made
-# from and which retrieval no longer asks.
-HEADS: dict[str, tuple[PairTask, str]] = {
-    "vqa_classifier.3": ("vqa", "vqa_classifier"),
-    "snli_classifier.3": ("entail", "snli_classifier"),
-    "ve_classifier.3": ("entail", "ve_classifier"),
-    "nlvr2_classifier.3": ("reason", "nlvr2_classifier"),
-    "rank_output": ("match", "rank_output"),
-    "itm_score.fc": ("match", "itm_score.fc"),
-}
-LABELS: dict[PairTask, tuple[str, ...]] = {
-    "entail": ("contradiction", "neutral", "entailment"),
-    "reason": ("false", "true"),
-    "match": ("no match", "match"),
-}
-# Pre-training's heads, and parts of the towers that METER never runs.
+# Parts of the towers that METER never runs.
 UNUSED = (
-    "mlm_score.", "mpp_score.", "token_pruner.", "text_transformer.pooler.",
+    "token_pruner.", "text_transformer.pooler.",
     "text_transformer.embeddings.position_ids", "vit_model.token_embedding.",
     "vit_model.positional_embedding", "vit_model.ln_final.",
 )  # fmt: skip
@@ -162,22 +156,11 @@ def _load(
     model = _model(weights, trained)
     network = model.config
     pumers = trained.form == "sequential"
-    labels: dict[PairTask, tuple[str, ...]] = {}
-    for task, head in network.heads.items():
-        if task == "vqa":
-            given = answers.of_config(config, head.classes, CONFIG)
-            labels[task] = given or answers.beside(folder, head.classes, alphabetical=pumers)
-        elif task == "match" and head.classes == 1:
-            labels[task] = ()
-        elif len(LABELS[task]) == head.classes:
-            labels[task] = LABELS[task]
-        else:
-            raise CheckpointError(f"{head.classes} classes to {task}, not {len(LABELS[task])}")
     usual = str(config.get("tokenizer") or TOKENIZER_OF)
     return PairCheckpoint(
         model,
         preprocess(network, stretched=pumers),
-        labels,
+        pair_heads.labels(network.heads, config, folder, alphabetical=pumers),
         tokenizer.find(folder, usual, network.most_text, network.vocabulary),
         weighted=trained.reduction is None,
     )
@@ -221,10 +204,9 @@ def _reduction(config: Mapping[str, Any], name: str) -> Reduction | None:
 
 
 def _model(weights: Mapping[str, Tensor], trained: _Trained) -> Meter:
-    tasks = _tasks(weights)
+    tasks = pair_heads.find(weights)
     plain = {_official(key): tensor for key, tensor in weights.items()}
-    unused = (*UNUSED, "itm_score.") if tasks.get("match") == "rank_output" else UNUSED
-    plain = {key: tensor for key, tensor in plain.items() if not key.startswith(unused)}
+    plain = without(plain, (*UNUSED, *pair_heads.unused(tasks)))
     network = _network(plain, tasks, trained)
     layout = meter_names.official(network, tasks)
     model = Meter(network)
@@ -242,24 +224,10 @@ def _official(key: str) -> str:
     return key
 
 
-def _tasks(weights: Mapping[str, Tensor]) -> dict[PairTask, str]:
-    """The tasks that there are heads for, and what each head is called."""
-    found: dict[PairTask, str] = {}
-    for layer, (task, head) in HEADS.items():
-        if f"{layer}.weight" in weights:
-            found.setdefault(task, head)
-    if not found:
-        raise CheckpointError(
-            f"the weights have no head of a task: {', '.join(f'{name}.weight' for name in HEADS)}; "
-            "one that was only pre-trained answers nothing"
-        )
-    return found
-
-
 def _network(
     weights: Mapping[str, Tensor], tasks: Mapping[PairTask, str], trained: _Trained
 ) -> MeterConfig:
-    shape = meter_names.shape
+    shape = partial(weight_names.shape, otherwise=SUPPORTED)
     dim, channels, patch, width = shape(weights, "vit_model.visual.conv1.weight", 4)
     if channels != 3 or patch != width:
         raise CheckpointError("vit_model.visual.conv1 has no square patches of 3 channels")
@@ -294,7 +262,7 @@ def _network(
         modalities=shape(weights, "token_type_embeddings.weight", 2)[0],
         layers=layers,
         rates=rates,
-        heads={task: _head(weights, task, name) for task, name in tasks.items()},
+        heads={task: pair_heads.config(weights, task, name) for task, name in tasks.items()},
     )
 
 
@@ -310,15 +278,3 @@ def usual(task: PairTask, depth: int) -> Reduction:
 def _depth(weights: Mapping[str, Tensor], layers: str) -> int:
     layer = re.compile(re.escape(layers) + r"\.(\d+)\.")
     return len({found[1] for key in weights if (found := layer.match(key))})
-
-
-def _head(weights: Mapping[str, Tensor], task: PairTask, name: str) -> HeadConfig:
-    shape = meter_names.shape
-    if f"{name}.weight" in weights:
-        classes, hidden = shape(weights, f"{name}.weight", 2)[0], 0
-    else:
-        classes = shape(weights, f"{name}.3.weight", 2)[0]
-        hidden = shape(weights, f"{name}.0.weight", 2)[0]
-    # Answers are trained each by itself, and a rank is no choice between classes.
-    alone = task == "vqa" or classes == 1
-    return HeadConfig(classes=classes, hidden=hidden, scores="sigmoid" if alone else "softmax")

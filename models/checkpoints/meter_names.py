@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from models.checkpoints import pair_heads
 from models.checkpoints.checkpoint import CheckpointError
+from models.checkpoints.weight_names import Names, layer
 from models.meter import MeterConfig
 from models.tasks import PairTask
-
-Names = dict[str, tuple[str, ...]]
 
 SEGMENTS = "text.segments"
 POSITIONS = "text.positions"
@@ -31,19 +30,14 @@ def official(config: MeterConfig, heads: Mapping[PairTask, str]) -> Names:
     table["modality.weight"] = ("token_type_embeddings.weight",)
     for stream in ("text", "image"):
         theirs = f"cross_modal_{stream}"
-        _layer(table, f"{stream}_transform", f"{theirs}_transform")
-        _layer(table, f"{stream}_pooler", f"{theirs}_pooler.dense")
+        layer(table, f"{stream}_transform", f"{theirs}_transform")
+        layer(table, f"{stream}_pooler", f"{theirs}_pooler.dense")
         for i in range(config.depth):
-            ours, layer = f"pairs.{i}.{stream}", f"{theirs}_layers.{i}"
-            _attention(table, f"{ours}.self_attn", f"{layer}.attention")
-            _attention(table, f"{ours}.cross_attn", f"{layer}.crossattention")
-            _mlp(table, f"{ours}.mlp", layer)
-    for task, head in config.heads.items():
-        if not head.hidden:
-            _layer(table, f"heads.{task}", heads[task])
-            continue
-        for part in ("0", "1", "3"):  # linear, norm, linear; 2 is the activation
-            _layer(table, f"heads.{task}.{part}", f"{heads[task]}.{part}")
+            ours, block = f"pairs.{i}.{stream}", f"{theirs}_layers.{i}"
+            _attention(table, f"{ours}.self_attn", f"{block}.attention")
+            _attention(table, f"{ours}.cross_attn", f"{block}.crossattention")
+            _mlp(table, f"{ours}.mlp", block)
+    pair_heads.names(table, config.heads, heads)
     return table
 
 
@@ -52,17 +46,17 @@ def _vision(table: Names, config: MeterConfig) -> None:
     table["patch_embed.proj.weight"] = (f"{theirs}.conv1.weight",)
     table["vision.cls_token"] = (f"{theirs}.class_embedding",)
     table["vision.pos_embed"] = (f"{theirs}.positional_embedding",)
-    _layer(table, "vision.norm_pre", f"{theirs}.ln_pre")
-    _layer(table, "vision.norm", f"{theirs}.ln_post")
+    layer(table, "vision.norm_pre", f"{theirs}.ln_pre")
+    layer(table, "vision.norm", f"{theirs}.ln_post")
     for i in range(config.vision_depth):
         ours, block = f"vision.blocks.{i}", f"{theirs}.transformer.resblocks.{i}"
-        _layer(table, f"{ours}.norm1", f"{block}.ln_1")
+        layer(table, f"{ours}.norm1", f"{block}.ln_1")
         for kind in ("weight", "bias"):
             table[f"{ours}.attn.qkv.{kind}"] = (f"{block}.attn.in_proj_{kind}",)
-        _layer(table, f"{ours}.attn.proj", f"{block}.attn.out_proj")
-        _layer(table, f"{ours}.norm2", f"{block}.ln_2")
-        _layer(table, f"{ours}.mlp.fc1", f"{block}.mlp.c_fc")
-        _layer(table, f"{ours}.mlp.fc2", f"{block}.mlp.c_proj")
+        layer(table, f"{ours}.attn.proj", f"{block}.attn.out_proj")
+        layer(table, f"{ours}.norm2", f"{block}.ln_2")
+        layer(table, f"{ours}.mlp.fc1", f"{block}.mlp.c_fc")
+        layer(table, f"{ours}.mlp.fc2", f"{block}.mlp.c_proj")
 
 
 def _text(table: Names, config: MeterConfig) -> None:
@@ -70,11 +64,11 @@ def _text(table: Names, config: MeterConfig) -> None:
     table["text.words.weight"] = (f"{theirs}.word_embeddings.weight",)
     table[POSITIONS] = (f"{theirs}.position_embeddings.weight",)
     table[SEGMENTS] = (f"{theirs}.token_type_embeddings.weight",)
-    _layer(table, "text.norm", f"{theirs}.LayerNorm")
+    layer(table, "text.norm", f"{theirs}.LayerNorm")
     for i in range(config.text_depth):
-        ours, layer = f"text.blocks.{i}", f"text_transformer.encoder.layer.{i}"
-        _attention(table, f"{ours}.attn", f"{layer}.attention")
-        _mlp(table, f"{ours}.mlp", layer)
+        ours, block = f"text.blocks.{i}", f"text_transformer.encoder.layer.{i}"
+        _attention(table, f"{ours}.attn", f"{block}.attention")
+        _mlp(table, f"{ours}.mlp", block)
 
 
 def fold(weights: dict[str, Tensor], config: MeterConfig) -> dict[str, Tensor]:
@@ -102,36 +96,15 @@ def fold(weights: dict[str, Tensor], config: MeterConfig) -> dict[str, Tensor]:
     }
 
 
-def shape(weights: Mapping[str, Tensor], key: str, dimensions: int) -> torch.Size:
-    """Of a weight that has to be there.
-
-    Raises:
-        CheckpointError: it is not, or has another number of dimensions.
-    """
-    if key not in weights:
-        raise CheckpointError(
-            f"missing: {key}; supported is the METER of CLIP's ViT and RoBERTa, no Swin"
-        )
-    if weights[key].ndim != dimensions:
-        raise CheckpointError(f"{key} has {weights[key].ndim} dimensions instead of {dimensions}")
-    return weights[key].shape
-
-
 def _attention(table: Names, ours: str, theirs: str) -> None:
     own = f"{theirs}.self"
-    _layer(table, f"{ours}.q", f"{own}.query")
-    _layer(table, f"{ours}.kv", f"{own}.key", f"{own}.value")
-    _layer(table, f"{ours}.proj", f"{theirs}.output.dense")
-    _layer(table, f"{ours}.norm", f"{theirs}.output.LayerNorm")
+    layer(table, f"{ours}.q", f"{own}.query")
+    layer(table, f"{ours}.kv", f"{own}.key", f"{own}.value")
+    layer(table, f"{ours}.proj", f"{theirs}.output.dense")
+    layer(table, f"{ours}.norm", f"{theirs}.output.LayerNorm")
 
 
 def _mlp(table: Names, ours: str, theirs: str) -> None:
-    _layer(table, f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
-    _layer(table, f"{ours}.mlp.fc2", f"{theirs}.output.dense")
-    _layer(table, f"{ours}.norm", f"{theirs}.output.LayerNorm")
-
-
-def _layer(table: Names, ours: str, *theirs: str) -> None:
-    """Add a layer of a weight and a bias (linear or norm)."""
-    for kind in ("weight", "bias"):
-        table[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
+    layer(table, f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
+    layer(table, f"{ours}.mlp.fc2", f"{theirs}.output.dense")
+    layer(table, f"{ours}.norm", f"{theirs}.output.LayerNorm")

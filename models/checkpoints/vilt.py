@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints import answers, processors, tokenizer, vilt_names, vilt_official
+from models.checkpoints import answers, pair_heads, processors, tokenizer, vilt_names, vilt_official
 from models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
@@ -20,13 +20,12 @@ from models.checkpoints.checkpoint import (
     rename,
 )
 from models.checkpoints.files import folder_weights, read_json
-from models.pair import HeadConfig, images
+from models.checkpoints.pair_heads import LABELS
+from models.checkpoints.weight_names import without
 from models.tasks import PairTask
 from models.vilt import Vilt, ViltConfig
 
 CONFIG = "config.json"
-ENTAILMENT = {"contradiction", "neutral", "entailment"}
-REASONS = ("false", "true")
 
 # In old files, or parts of the network that the tasks never use.
 UNUSED = ("vilt.embeddings.text_embeddings.position_ids",)
@@ -80,10 +79,8 @@ def load(folder: Path, name: str) -> PairCheckpoint:
     where = str(folder / CONFIG)
     settings = _settings(config, where)
     task, head = _task(config, settings, where)
-    key = f"{head}.weight" if task == "match" else f"{head}.3.weight"
-    weights = vilt_names.without(weights, UNUSED)
+    weights = without(weights, UNUSED)
     try:
-        classes = vilt_names.shape(weights, key, 2)[0]
         network = network_config(
             ViltConfig,
             where,
@@ -99,7 +96,7 @@ def load(folder: Path, name: str) -> PairCheckpoint:
             most_text=settings.max_position_embeddings,
             modalities=settings.modality_type_vocab_size,
             layers=vilt_official.usual(task, settings.num_hidden_layers).layers,
-            heads={task: _head(task, classes, settings.hidden_size)},
+            heads={task: pair_heads.config(weights, task, head)},
         )
         layout = vilt_names.huggingface(network, head)
         model = Vilt(network)
@@ -109,7 +106,7 @@ def load(folder: Path, name: str) -> PairCheckpoint:
     return PairCheckpoint(
         model.eval(),
         processors.read_vilt(folder, network.image_size, network.patch_size),
-        {task: _labels(config, task, classes, folder)},
+        {task: _labels(config, task, network.heads[task].classes, folder)},
         tokenizer.find(folder, vilt_official.TOKENIZER_OF, network.most_text, network.vocabulary),
         weighted=True,
     )
@@ -149,25 +146,19 @@ def _task(config: Mapping[str, Any], settings: Settings, where: str) -> tuple[Pa
                 return "reason", "classifier"
             names = config.get("id2label")
             found = set(names.values()) if isinstance(names, dict) else set()
-            if settings.num_images == 1 and {str(label).lower() for label in found} == ENTAILMENT:
+            if settings.num_images == 1 and {str(label).lower() for label in found} == set(
+                LABELS["entail"]
+            ):
                 return "entail", "classifier"
             raise CheckpointError(
                 f"{where}: a classifier of {settings.num_images} images; supported are two, or one "
-                f"with the labels {', '.join(sorted(ENTAILMENT))}"
+                f"with the labels {', '.join(LABELS['entail'])}"
             )
     found_names = ", ".join(_architectures(config)) or "none"
     raise CheckpointError(
         f"{where}: the architecture is {found_names}; supported of ViLT are "
         "ViltForQuestionAnswering, ViltForImagesAndTextClassification, ViltForImageAndTextRetrieval"
     )
-
-
-def _head(task: PairTask, classes: int, dim: int) -> HeadConfig:
-    if task == "match":
-        return HeadConfig(classes=classes, scores="sigmoid")
-    if task == "vqa":
-        return HeadConfig(classes=classes, hidden=2 * dim, scores="sigmoid")
-    return HeadConfig(classes=classes, hidden=images(task) * dim)
 
 
 def _labels(
@@ -179,9 +170,9 @@ def _labels(
     if task == "vqa":
         return given or answers.beside(folder, classes, alphabetical=False)
     # Without names, by the convention of NLVR2.
-    labels = tuple(name.lower() for name in given or REASONS)
-    if len(labels) != classes or (task == "reason" and set(labels) != set(REASONS)):
+    labels = tuple(name.lower() for name in given or LABELS[task])
+    if len(labels) != classes or set(labels) != set(LABELS[task]):
         raise CheckpointError(
-            f"{folder / CONFIG}: {classes} classes {labels}; to reason there are {REASONS}"
+            f"{folder / CONFIG}: {classes} classes {labels}; to {task} there are {LABELS[task]}"
         )
     return labels

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from models.checkpoints import pair_heads
 from models.checkpoints.checkpoint import CheckpointError
+from models.checkpoints.weight_names import Names, layer
 from models.tasks import PairTask
 from models.vilt import ViltConfig
-
-Names = dict[str, tuple[str, ...]]
 
 SEGMENTS = "text_embed.segments"
 """BERT's token types, of which ViLT uses the first alone; `fold` adds it to the positions."""
@@ -28,19 +27,19 @@ def huggingface(config: ViltConfig, head: str) -> Names:
     table["cls_token"] = (f"{embeddings}.cls_token",)
     table["pos_embed"] = (f"{embeddings}.position_embeddings",)
     table["modality.weight"] = (f"{embeddings}.token_type_embeddings.weight",)
-    _layer(table, "patch_embed.proj", f"{embeddings}.patch_embeddings.projection")
+    layer(table, "patch_embed.proj", f"{embeddings}.patch_embeddings.projection")
     for i in range(config.depth):
         ours, theirs = f"blocks.{i}", f"vilt.encoder.layer.{i}"
         parts = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
-        _layer(table, f"{ours}.norm1", f"{theirs}.layernorm_before")
-        _layer(table, f"{ours}.attn.qkv", *parts)
-        _layer(table, f"{ours}.attn.proj", f"{theirs}.attention.output.dense")
-        _layer(table, f"{ours}.norm2", f"{theirs}.layernorm_after")
-        _layer(table, f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
-        _layer(table, f"{ours}.mlp.fc2", f"{theirs}.output.dense")
-    _layer(table, "norm", "vilt.layernorm")
-    _layer(table, "pooler", "vilt.pooler.dense")
-    _heads(table, config, dict.fromkeys(config.heads, head))
+        layer(table, f"{ours}.norm1", f"{theirs}.layernorm_before")
+        layer(table, f"{ours}.attn.qkv", *parts)
+        layer(table, f"{ours}.attn.proj", f"{theirs}.attention.output.dense")
+        layer(table, f"{ours}.norm2", f"{theirs}.layernorm_after")
+        layer(table, f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
+        layer(table, f"{ours}.mlp.fc2", f"{theirs}.output.dense")
+    layer(table, "norm", "vilt.layernorm")
+    layer(table, "pooler", "vilt.pooler.dense")
+    pair_heads.names(table, config.heads, dict.fromkeys(config.heads, head))
     return table
 
 
@@ -54,13 +53,13 @@ def official(config: ViltConfig, heads: Mapping[PairTask, str]) -> Names:
     table["cls_token"] = ("transformer.cls_token",)
     table["pos_embed"] = ("transformer.pos_embed",)
     table["modality.weight"] = ("token_type_embeddings.weight",)
-    _layer(table, "patch_embed.proj", "transformer.patch_embed.proj")
+    layer(table, "patch_embed.proj", "transformer.patch_embed.proj")
     for i in range(config.depth):
         for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
-            _layer(table, f"blocks.{i}.{part}", f"transformer.blocks.{i}.{part}")
-    _layer(table, "norm", "transformer.norm")
-    _layer(table, "pooler", "pooler.dense")
-    _heads(table, config, heads)
+            layer(table, f"blocks.{i}.{part}", f"transformer.blocks.{i}.{part}")
+    layer(table, "norm", "transformer.norm")
+    layer(table, "pooler", "pooler.dense")
+    pair_heads.names(table, config.heads, heads)
     return table
 
 
@@ -79,45 +78,11 @@ def fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**weights, "text_embed.positions.weight": positions + segments[:1]}
 
 
-def without(weights: Mapping[str, Tensor], unused: Iterable[str]) -> dict[str, Tensor]:
-    """The weights but those whose names begin so."""
-    prefixes = tuple(unused)
-    return {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
-
-
-def shape(weights: Mapping[str, Tensor], key: str, dimensions: int) -> torch.Size:
-    """Of a weight that has to be there.
-
-    Raises:
-        CheckpointError: it is not, or has another number of dimensions.
-    """
-    if key not in weights:
-        raise CheckpointError(f"missing: {key}; the weights are not those of a ViLT")
-    if weights[key].ndim != dimensions:
-        raise CheckpointError(f"{key} has {weights[key].ndim} dimensions instead of {dimensions}")
-    return weights[key].shape
-
-
 def _embeddings(theirs: str) -> Names:
     table: Names = {
         "text_embed.words.weight": (f"{theirs}.word_embeddings.weight",),
         "text_embed.positions.weight": (f"{theirs}.position_embeddings.weight",),
         SEGMENTS: (f"{theirs}.token_type_embeddings.weight",),
     }
-    _layer(table, "text_embed.norm", f"{theirs}.LayerNorm")
+    layer(table, "text_embed.norm", f"{theirs}.LayerNorm")
     return table
-
-
-def _heads(table: Names, config: ViltConfig, heads: Mapping[PairTask, str]) -> None:
-    for task, head in config.heads.items():
-        if not head.hidden:
-            _layer(table, f"heads.{task}", heads[task])
-            continue
-        for part in ("0", "1", "3"):  # linear, norm, linear; 2 is the activation
-            _layer(table, f"heads.{task}.{part}", f"{heads[task]}.{part}")
-
-
-def _layer(table: Names, ours: str, *theirs: str) -> None:
-    """Add a layer of a weight and a bias (linear, convolution or norm)."""
-    for kind in ("weight", "bias"):
-        table[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)

@@ -14,7 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints import answers, architectures, processors, pumer, tokenizer, vilt_names
+from models.checkpoints import (
+    architectures,
+    pair_heads,
+    processors,
+    pumer,
+    tokenizer,
+    vilt_names,
+)
 from models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
@@ -23,7 +30,7 @@ from models.checkpoints.checkpoint import (
     rename,
 )
 from models.checkpoints.pumer import Reduction
-from models.pair import HeadConfig
+from models.checkpoints.weight_names import shape, without
 from models.preprocess import Preprocess
 from models.tasks import PairTask
 from models.vilt import Vilt, ViltConfig
@@ -35,23 +42,7 @@ PREFIX = "vilt."  # of all but the heads, in PuMer's files
 BLOCK = "transformer.blocks.0.norm1.weight"
 DEPTH = re.compile(r"transformer\.blocks\.(\d+)\.")
 
-# By the name of the head's last layer. `rank_output` comes before `itm_score`, which it was made
-# from and which retrieval no longer asks.
-HEADS: dict[str, tuple[PairTask, str]] = {
-    "vqa_classifier.3": ("vqa", "vqa_classifier"),
-    "ve_classifier.3": ("entail", "ve_classifier"),
-    "nlvr2_classifier.3": ("reason", "nlvr2_classifier"),
-    "rank_output": ("match", "rank_output"),
-    "itm_score.fc": ("match", "itm_score.fc"),
-}
-LABELS: dict[PairTask, tuple[str, ...]] = {
-    "entail": ("contradiction", "neutral", "entailment"),
-    "reason": ("false", "true"),
-    "match": ("no match", "match"),
-}
-UNUSED = (
-    "text_embeddings.position_ids", "transformer.mask_token", "mlm_score.", "mpp_score.",
-)  # fmt: skip
+UNUSED = ("text_embeddings.position_ids", "transformer.mask_token")
 
 
 def recognises(weights: Mapping[str, Tensor]) -> bool:
@@ -72,12 +63,7 @@ def from_weights(weights: Mapping[str, Tensor], file: Path) -> PairCheckpoint:
         return PairCheckpoint(
             model,
             processors.usual_vilt(config.image_size, config.patch_size),
-            {
-                task: answers.beside(file.parent, head.classes, alphabetical=False)
-                if task == "vqa"
-                else _labels(task, head)
-                for task, head in config.heads.items()
-            },
+            pair_heads.labels(config.heads, {}, file.parent, alphabetical=False),
             tokenizer.find(file.parent, TOKENIZER_OF, config.most_text, config.vocabulary),
             weighted=True,
         )
@@ -105,13 +91,7 @@ def from_folder(
     try:
         model = _model(weights, heads, reduction)
         network = model.config
-        labels: dict[PairTask, tuple[str, ...]] = {}
-        for task, head in network.heads.items():
-            if task == "vqa":
-                given = answers.of_config(config, head.classes, where)
-                labels[task] = given or answers.beside(folder, head.classes, alphabetical=True)
-            else:
-                labels[task] = _labels(task, head)
+        labels = pair_heads.labels(network.heads, config, folder, alphabetical=True)
         usual = str(config.get("tokenizer") or TOKENIZER_OF)
         text = tokenizer.find(folder, usual, network.most_text, network.vocabulary)
     except CheckpointError as error:
@@ -123,29 +103,14 @@ def from_folder(
 def _model(
     weights: Mapping[str, Tensor], heads_per_layer: int | None, reduction: Reduction | None
 ) -> Vilt:
-    found = _tasks(weights)
-    retired = ("itm_score.",) if found.get("match") == "rank_output" else ()
+    found = pair_heads.find(weights)
     plain = {key.removeprefix(PREFIX): tensor for key, tensor in weights.items()}
-    plain = vilt_names.without(plain, (*UNUSED, *retired))
+    plain = without(plain, (*UNUSED, *pair_heads.unused(found)))
     network = _network(plain, found, heads_per_layer, reduction)
     layout = vilt_names.official(network, found)
     model = Vilt(network)
     load_weights(model, vilt_names.fold(rename(plain, layout)), layout)
     return model.eval()
-
-
-def _tasks(weights: Mapping[str, Tensor]) -> dict[PairTask, str]:
-    """The tasks that there are heads for, and what each head is called."""
-    found: dict[PairTask, str] = {}
-    for layer, (task, head) in HEADS.items():
-        if f"{layer}.weight" in weights:
-            found.setdefault(task, head)
-    if not found:
-        raise CheckpointError(
-            f"the weights have no head of a task: {', '.join(f'{name}.weight' for name in HEADS)}; "
-            "one that was only pre-trained answers nothing"
-        )
-    return found
 
 
 def _network(
@@ -154,12 +119,10 @@ def _network(
     heads_per_layer: int | None,
     reduction: Reduction | None,
 ) -> ViltConfig:
-    dim, channels, patch, width = vilt_names.shape(
-        weights, "transformer.patch_embed.proj.weight", 4
-    )
+    dim, channels, patch, width = shape(weights, "transformer.patch_embed.proj.weight", 4)
     if channels != 3 or patch != width:
         raise CheckpointError("transformer.patch_embed has no square patches of 3 channels")
-    positions = vilt_names.shape(weights, "transformer.pos_embed", 3)[1] - 1
+    positions = shape(weights, "transformer.pos_embed", 3)[1] - 1
     side = math.isqrt(max(positions, 0))
     if side == 0 or side * side != positions:
         raise CheckpointError(
@@ -168,8 +131,8 @@ def _network(
     heads = heads_per_layer or architectures.heads_of(dim)
     if heads is None:
         raise CheckpointError(f"how many heads share a width of {dim} is not known")
-    vocabulary, _ = vilt_names.shape(weights, "text_embeddings.word_embeddings.weight", 2)
-    most_text, _ = vilt_names.shape(weights, "text_embeddings.position_embeddings.weight", 2)
+    vocabulary, _ = shape(weights, "text_embeddings.word_embeddings.weight", 2)
+    most_text, _ = shape(weights, "text_embeddings.position_embeddings.weight", 2)
     depth = len({layer[1] for key in weights if (layer := DEPTH.match(key))})
     layers, rates = reduction or usual(next(iter(found)), depth)
     return network_config(
@@ -180,13 +143,13 @@ def _network(
         dim=dim,
         depth=depth,
         heads_per_layer=heads,
-        mlp_dim=vilt_names.shape(weights, "transformer.blocks.0.mlp.fc1.weight", 2)[0],
+        mlp_dim=shape(weights, "transformer.blocks.0.mlp.fc1.weight", 2)[0],
         vocabulary=vocabulary,
         most_text=most_text,
-        modalities=vilt_names.shape(weights, "token_type_embeddings.weight", 2)[0],
+        modalities=shape(weights, "token_type_embeddings.weight", 2)[0],
         layers=layers,
         rates=rates,
-        heads={task: _head(weights, task, name) for task, name in found.items()},
+        heads={task: pair_heads.config(weights, task, name) for task, name in found.items()},
     )
 
 
@@ -194,23 +157,3 @@ def usual(task: PairTask, depth: int) -> Reduction:
     """How PuMer reduces for a task, as published, where a checkpoint does not say it."""
     layers = (2, 4, 6, 8) if task == "entail" else (2, 5, 8)
     return Reduction(tuple(layer for layer in layers if layer < depth), (0.1, 0.3, 0.2))
-
-
-def _head(weights: Mapping[str, Tensor], task: PairTask, name: str) -> HeadConfig:
-    if f"{name}.weight" in weights:
-        classes, hidden = vilt_names.shape(weights, f"{name}.weight", 2)[0], 0
-    else:
-        classes = vilt_names.shape(weights, f"{name}.3.weight", 2)[0]
-        hidden = vilt_names.shape(weights, f"{name}.0.weight", 2)[0]
-    # Answers are trained each by itself, and a rank is no choice between classes.
-    alone = task == "vqa" or classes == 1
-    return HeadConfig(classes=classes, hidden=hidden, scores="sigmoid" if alone else "softmax")
-
-
-def _labels(task: PairTask, head: HeadConfig) -> tuple[str, ...]:
-    """The published order."""
-    if task == "match" and head.classes == 1:
-        return ()
-    if len(LABELS[task]) != head.classes:
-        raise CheckpointError(f"{head.classes} classes to {task}, not {len(LABELS[task])}")
-    return LABELS[task]
