@@ -19,10 +19,10 @@ def one_by_one(images: int, texts: int, *, name: str, of: int = 1) -> list[Item]
     """
     groups, rest = divmod(images, of)
     if rest or not (groups == texts or 1 in (groups, texts)):
-        each = "images" if of == 1 else f"times {of} images"
+        wanted = "as many of both, or one" if of == 1 else f"{of} images for each {name}, or one"
         raise InvalidRequest(
-            f"{images} images and {texts} x {name} do not go together: send as many {each} as "
-            f"{name}s, or one for all of the others."
+            f"There are {images} of image and {texts} of {name}: send {wanted} "
+            f"{name} for all images, or {of} of image for every {name}."
         )
     looked = [tuple(range(at * of, at * of + of)) for at in range(groups)]
     return [

@@ -44,6 +44,7 @@ from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Workload
 from service.settings import Settings
 
+PROBLEM = "application/problem+json"
 LABELS = ("red", "green", "blue")
 SIDE = 16
 WORKLOAD = Workload(
@@ -227,9 +228,15 @@ class Remote(httpx.Client):
     def classify(
         self, *images: bytes, headers: Mapping[str, str] | None = None, **fields: Any
     ) -> httpx.Response:
-        """POST a form."""
+        """POST a form of images without texts."""
+        return self.ask("classify", *images, headers=headers, **fields)
+
+    def ask(
+        self, task: str, *images: bytes, headers: Mapping[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
+        """POST a form to a task's route."""
         files = [("image", (f"{i}.png", data)) for i, data in enumerate(images)]
-        return self.post("/v1/classify", files=files, data=fields, headers=dict(headers or {}))
+        return self.post(f"/v1/{task}", files=files, data=fields, headers=dict(headers or {}))
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric's value; 0 where there is none."""
@@ -249,6 +256,17 @@ class Remote(httpx.Client):
         with contextlib.suppress(httpx.TransportError):
             return self.get(path).status_code == 200
         return False
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> str:
+    """Check an error and return its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    found = response.json()
+    assert found["type"] == f"urn:tokenfold:problem:{slug}"
+    assert found["status"] == status
+    assert found["title"]
+    return str(found["detail"])
 
 
 def until(condition: Any, seconds: float = 10.0) -> None:

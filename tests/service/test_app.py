@@ -24,13 +24,22 @@ from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
-from service.backends.backend import Call, Sample
 from service.backends.onnxruntime import OnnxRuntime
 from service.schemas import ClassifyResponse
 from tests.service import standin
-from tests.service.standin import LABELS, WORKLOAD, Remote, bundle, encoded, picture, serving, until
-
-PROBLEM = "application/problem+json"
+from tests.service.gated import Gated
+from tests.service.standin import (
+    LABELS,
+    PROBLEM,
+    WORKLOAD,
+    Remote,
+    bundle,
+    encoded,
+    picture,
+    problem,
+    serving,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +54,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(bundles: Path) -> Iterator[Remote]:
     with serving(create_app(standin.settings(bundles, max_items=4))) as remote:
         yield remote
-
-
-def problem(response: httpx.Response, status: int, slug: str) -> str:
-    """Check an error and return its detail."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == PROBLEM
-    found = response.json()
-    assert found["type"] == f"urn:tokenfold:problem:{slug}"
-    assert found["status"] == status
-    assert found["title"]
-    return str(found["detail"])
 
 
 def results(response: httpx.Response) -> list[dict[str, Any]]:
@@ -468,48 +466,6 @@ def test_head_is_like_get(client: Remote, path: str) -> None:
     if path not in ("/metrics", "/v1/models", "/v1/models/plain"):  # these change
         assert head.headers["content-length"] == get.headers["content-length"]
     assert client.delete(path).headers["allow"] == "GET, HEAD"
-
-
-class Slow:
-    """The real backend behind a gate."""
-
-    max_batch = 1
-
-    def __init__(self, found: Bundle) -> None:
-        self._inner = OnnxRuntime(found)
-        self.native = self._inner.native
-        self.gate = threading.Event()
-        self.gate.set()
-        self.running = 0
-        self.ran = 0
-        self.error: BaseException | None = None
-
-    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
-        self.running += 1
-        self.gate.wait(20)
-        self.running -= 1
-        if self.error is not None:
-            raise self.error
-        self.ran += 1
-        return self._inner.run(samples, call, slots=slots)
-
-
-class Gated:
-    """A server on `Slow`."""
-
-    def __init__(self, bundles: Path, **changes: Any) -> None:
-        self.backends: list[Slow] = []
-        self.app = create_app(
-            standin.settings(bundles, workers=1, decoders=1, **changes), load=self._load
-        )
-
-    def _load(self, found: Bundle) -> Slow:
-        self.backends.append(Slow(found))
-        return self.backends[-1]
-
-    @property
-    def backend(self) -> Slow:
-        return self.backends[0]
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""A server whose runs wait at a gate."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export.bundle import Bundle
+from service.app import create_app
+from service.backends import onnxruntime
+from service.backends.backend import Call, Sample
+from tests.service import standin
+
+
+class Slow:
+    """The real backend behind a gate."""
+
+    max_batch = 1
+
+    def __init__(self, found: Bundle) -> None:
+        self._inner = onnxruntime.load(found)
+        self.native = self._inner.native
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = 0
+        self.ran = 0
+        self.calls: list[Call] = []
+        self.error: BaseException | None = None
+
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
+        self.running += 1
+        self.gate.wait(20)
+        self.running -= 1
+        if self.error is not None:
+            raise self.error
+        self.ran += 1
+        self.calls.append(call)
+        return self._inner.run(samples, call, slots=slots)
+
+
+class Gated:
+    """A server on `Slow`."""
+
+    def __init__(self, bundles: Path, **changes: Any) -> None:
+        self.backends: list[Slow] = []
+        self.app = create_app(
+            standin.settings(bundles, workers=1, decoders=1, **changes), load=self._load
+        )
+
+    def _load(self, found: Bundle) -> Slow:
+        self.backends.append(Slow(found))
+        return self.backends[-1]
+
+    @property
+    def backend(self) -> Slow:
+        return self.backends[0]
