@@ -167,9 +167,13 @@ class Case:
         trace = np.concatenate(
             [np.tile(np.arange(tokens), (batch, 1)), np.full((batch, 1), -1)], axis=1
         )
-        tensors = [torch.from_numpy(array) for array in (x, size.astype(np.float32), trace)]
+        start = Tokens(
+            torch.from_numpy(x),
+            torch.from_numpy(size.astype(np.float32)),
+            torch.from_numpy(trace),
+            text=min(max(text, 0), tokens),
+        )
         matcher = WatchedPuMer()
-        start = Tokens(*tensors, text=min(max(text, 0), tokens))
         self.out = EAGER.reduce(
             start,
             torch.from_numpy(keys).float(),
@@ -367,12 +371,12 @@ def test_nothing_asked_moves_nothing(native: bool) -> None:
 @needs_library
 def test_threads_change_no_bit() -> None:
     draw = np.random.default_rng(2)
-    arrays = [draw.standard_normal((4, 50, 48)).astype(np.float32) for _ in range(2)]
+    a, b = (draw.standard_normal((4, 50, 48)).astype(np.float32) for _ in range(2))
     importance = draw.random((4, 50)).astype(np.float32)
-    pumer = Case(3, *arrays, np.ones((4, 50)), importance, 20, (6, 7, 4)).feeds
-    ones = np.ones((4, 50), np.float32)
+    even = ones(4, 50)
+    pumer = Case(3, a, b, even, importance, 20, (6, 7, 4)).feeds
     asked = np.array([20])
-    attention = {"q": arrays[0], "k": arrays[1], "size": ones, "query_size": ones, "queries": asked}
+    attention = {"q": a, "k": b, "size": even, "query_size": even, "queries": asked}
     for feeds, sessions in (
         (pumer, [pumer_session(3, native=True, threads=n) for n in (1, 2)]),
         (
@@ -382,8 +386,8 @@ def test_threads_change_no_bit() -> None:
     ):
         one = sessions[0].run(None, feeds)
         for _ in range(5):
-            for a, b in zip(one, sessions[1].run(None, feeds), strict=True):
-                assert np.array_equal(a, b)
+            for first, second in zip(one, sessions[1].run(None, feeds), strict=True):
+                assert np.array_equal(first, second)
 
 
 def ones(*shape: int) -> Array:
