@@ -8,9 +8,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 TOKENIZER = "tokenizer.json"
+
+# Characters a token that are looked at first, and the longest word that BERT takes apart.
+_CHARACTERS = 64
+_WORD = 100
 
 PADDING, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
@@ -76,7 +80,7 @@ class TextEncoder:
             EmptyTextError: the text is blank, or only of characters that the tokenizer drops.
         """
         # Half a surrogate pair, which JSON lets through, is no text that the library could take.
-        encoding = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"))
+        encoding = self._encode(text.encode("utf-8", "replace").decode("utf-8"))
         if not text.strip() or all(encoding.special_tokens_mask):
             raise EmptyTextError("The text is empty.")
         return Encoded(
@@ -84,6 +88,17 @@ class TextEncoder:
             tokens=tuple(map(self._read, encoding.ids, encoding.tokens)),
             cut=bool(encoding.overflowing),
         )
+
+    def _encode(self, text: str) -> Encoding:
+        """Of as much of the text as holds the tokens that count: a megabyte takes seconds."""
+        length = _CHARACTERS * self.most_tokens
+        while length < len(text):
+            encoding = self._tokenizer.encode(text[:length])
+            # A word that ends here by the cut alone might read otherwise as a whole.
+            if encoding.overflowing and max(end for _, end in encoding.offsets) < length - _WORD:
+                return encoding
+            length *= 4
+        return self._tokenizer.encode(text)
 
     def _read(self, token_id: int, token: str) -> str:
         # Byte-level tokens are written in an alphabet of their own until they are decoded.

@@ -175,6 +175,26 @@ def test_any_text_fits(text: str, most: int) -> None:
     assert not encoded.cut or len(encoded.ids) == most
 
 
+@pytest.mark.parametrize("make", [wordpiece, bytelevel])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the cat " * 300_000,
+        "两只狗在玩" * 100_000,
+        "a" * 1500 + " the cat sat " * 1000,
+        " \x01" * 20_000 + "the cat sat on the mat " * 40,
+        "ab " * 200 + "b" * 3000,
+    ],
+)
+def test_of_long_texts_the_end_is_not_read(make: Any, text: str, tmp_path: Path) -> None:
+    theirs = make(tmp_path / "long")
+    encoded = tokenizer.read(tmp_path / "long", MOST).encode(text)
+    # What follows would be cut off anyway; all of it takes seconds.
+    wanted = theirs(text[:50_000], truncation=True, max_length=MOST)["input_ids"]
+    assert encoded.ids.tolist() == wanted
+    assert encoded.cut
+
+
 def test_threads_share_one() -> None:
     ours = word_level([f"w{n}" for n in range(50)], 12)
     texts = [" ".join(f"w{(n * k) % 50}" for k in range(1, 15)) for n in range(200)]
