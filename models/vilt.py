@@ -218,7 +218,7 @@ class Vilt(nn.Module):
         return image.shape[-2] // side, image.shape[-1] // side
 
     def embed_image(
-        self, patches: Tensor, grid: tuple[int, int], *, run: Operators = EAGER
+        self, patches: Tensor, grid: tuple[int, int], *, run: Operators = EAGER  # noqa: ARG002
     ) -> Tensor:
         """Patches (B, rows * columns, D) -> image tokens (B, I, D): class token, positions."""
         own = self.config.grid
@@ -306,7 +306,7 @@ class Vilt(nn.Module):
         return self.modality.weight[2 if second else 1]
 
 
-def _between(own: int, wanted: int | torch.SymInt, like: Tensor) -> Tensor:
+def _between(own: int, wanted: int, like: Tensor) -> Tensor:
     """Weights (wanted, own) of linear interpolation whose ends stay ends (align_corners).
 
     As a matrix, for a resize to a size that is known only when a graph runs does not export.
