@@ -218,7 +218,11 @@ class Vilt(nn.Module):
         return image.shape[-2] // side, image.shape[-1] // side
 
     def embed_image(
-        self, patches: Tensor, grid: tuple[int, int], *, run: Operators = EAGER  # noqa: ARG002
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        *,
+        run: Operators = EAGER,  # noqa: ARG002
     ) -> Tensor:
         """Patches (B, rows * columns, D) -> image tokens (B, I, D): class token, positions."""
         own = self.config.grid
