@@ -52,13 +52,15 @@ class Reference:
         other: Float | None = None,
         slots: bool = False,
     ) -> PairOutput:
+        # PuMer's layers would ask which tokens matter even where none is to go.
+        plain = self._workload.method == "pumer" and not any(plan)
         with torch.inference_mode():
             fused = self._model.fuse(
                 torch.from_numpy(image_tokens),
                 torch.from_numpy(input_ids),
                 torch.from_numpy(text_size),
                 second=second,
-                plan=counts(self._workload, plan),
+                plan=None if plain else counts(self._workload, plan),
                 matchers=self._matchers,
                 weighted=self._weighted,
             )

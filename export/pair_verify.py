@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from export.bundle import Manifest
 from export.pair_runtime import Asked, Float, Int, PairOutput, ask
+from export.random_texts import random_texts
 from export.verify import VerificationError, judge, random_images
 from models.pair import images as images_of
 from models.preprocess import Pixels
@@ -63,21 +64,6 @@ def cases(
             ids, sizes = random_texts(text, lengths, seed)
             found.append(Case(images[:middle], images[middle:], ids, sizes))
     return found
-
-
-def random_texts(text: TextEncoder, lengths: Sequence[int], seed: int) -> tuple[Int, Float]:
-    """Token ids and sizes, (B, T) each, of texts of so many tokens, padded to the longest."""
-    draw = np.random.default_rng(seed)
-    # Special tokens are at either end of the vocabulary, and at either end of a text.
-    first, *_, last = text.encode("a").ids.tolist()
-    lowest = text.vocabulary // 8
-    ids = np.full((len(lengths), max(lengths)), last, dtype=np.int64)
-    size = np.zeros(ids.shape, dtype=np.float32)
-    for row, length in enumerate(lengths):
-        words = draw.integers(lowest, max(text.vocabulary - 1, lowest + 1), length - 2)
-        ids[row, :length] = [first, *words, last]
-        size[row, :length] = 1.0
-    return ids, size
 
 
 def verify(

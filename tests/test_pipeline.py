@@ -15,9 +15,9 @@ from PIL import Image
 from export.bundle import Bundle
 from export.cli import main
 from export.pipeline import export_bundle, matchers
-from export.recipe import Recipe
 from export.plugins.functions import DOMAIN
 from export.quality import DataError
+from export.recipe import Recipe
 from export.runtime import Session
 from export.verify import VerificationError, normalised, random_images, verify
 from models.checkpoints import native

@@ -9,8 +9,8 @@ import pytest
 
 from export.bundle import Bundle
 from export.pipeline import export_bundle
-from export.recipe import Recipe
 from export.plugins.onnxruntime import library
+from export.recipe import Recipe
 from export.runtime import Session
 from export.verify import random_images
 from tests import tiny

@@ -17,12 +17,12 @@ from export.bench.measure import Measured, Subject, in_rounds, slices
 from export.bench.memory import MemoryProbeError, Peak, peak
 from export.bench.options import Options, parse
 from export.bench.record import curves, save
-from export.bench.report import Comparison, Memory, Report, TorchRow, against, rows
-from export.bench.subjects import of_graph, random_batches
+from export.bench.report import Comparison, Report, TorchRow, against, memory, rows
+from export.bench.subjects import Graphs, of_graph, opened, random_inputs
 from export.bench.targets import Target, TargetError, choose, runs_on
 from export.bundle import Bundle, BundleError
 from export.machine import cores, machine, software
-from export.runtime import Session
+from models.reduction.workload import Rates
 
 BUSY = 10.0
 """Percent of the processor in other hands from which on the figures are doubtful."""
@@ -95,9 +95,10 @@ def _bench(options: Options, stage: Stage) -> Report:
     bundle = Bundle.open(folder)
     if options.save:
         _check_savable(options, folder)
-    targets = choose(bundle.manifest, options.r, options.levels)
-    session = Session(bundle)
-    if not session.native:
+    rates = [_rates(each) for each in options.rates]
+    targets = choose(bundle.manifest, options.r, options.levels, rates)
+    graphs = opened(bundle)
+    if not graphs.native:
         _notice("the native ops are not built, so the portable ones run: see `make plugins`")
     # Not the load average: that still remembers what has just ended, such as an export.
     busy = psutil.cpu_percent(interval=0.5)
@@ -105,11 +106,11 @@ def _bench(options: Options, stage: Stage) -> Report:
         _notice(f"other work takes {busy:.0f} % of the processor, which disturbs the figures")
 
     ways = Way.all(options.threads) if options.torch else []
-    subjects = _of_bundle("this", bundle, session, targets, options)
+    subjects = _of_bundle("this", bundle, graphs, targets, options)
     if options.compare is not None:
         subjects |= _of_other(options.compare, bundle, targets, options)
     if ways:
-        subjects |= _of_torch(bundle, session, targets, ways, options)
+        subjects |= _of_torch(bundle, graphs, targets, ways, options)
     step = stage("memory", len(targets))
     peaks = {}
     for name, target in targets.items():
@@ -125,12 +126,12 @@ def _bench(options: Options, stage: Stage) -> Report:
     spread = {name: measured.against(unreduced) for name, measured in own.items()}
     report = Report(
         levels=rows(targets, own, peaks),
-        memory=[Memory(level=name, working_memory_mb=peaks[name].working) for name in targets],
+        memory=memory(peaks),
         speedup_quartiles={name: (ratio.low, ratio.high) for name, ratio in spread.items()},
         bundle=bundle.manifest.name,
         precision=bundle.manifest.precision,
         machine=machine(),
-        runtime=software(native=session.native),
+        runtime=software(native=graphs.native),
         threads=options.threads,
         batch=options.batch,
         rounds=options.rounds,
@@ -143,17 +144,22 @@ def _bench(options: Options, stage: Stage) -> Report:
     if ways:
         _add_torch(report, folder, targets, ways, found, stage)
     if options.save:
-        save(bundle, report, curves(bundle, session, report, stage))
+        save(bundle, report, curves(bundle, graphs, report, stage))
         _notice(f"{folder}: profile written")
     return report
 
 
+def _rates(shares: Sequence[float]) -> Rates:
+    prune, merge, text = shares
+    return prune, merge, text
+
+
 def _of_bundle(
-    who: str, bundle: Bundle, session: Session, targets: Mapping[str, Target], options: Options
+    who: str, bundle: Bundle, graphs: Graphs, targets: Mapping[str, Target], options: Options
 ) -> dict[Key, Subject]:
-    batches = random_batches(bundle.manifest.preprocess.size, options.batch)
+    inputs = random_inputs(bundle, options.batch)
     return {
-        Key(who, name): of_graph(session, batches, target.plan, options.threads)
+        Key(who, name): of_graph(graphs, inputs, target.plan, options.threads, options.batch)
         for name, target in targets.items()
     }
 
@@ -162,35 +168,36 @@ def _of_other(
     folder: Path, bundle: Bundle, targets: Mapping[str, Target], options: Options
 ) -> dict[Key, Subject]:
     other = Bundle.open(folder)
+    unreduced = other.manifest.workload.unreduced
     shared = {
-        name: target
+        # Where nothing is reduced, another method's plan may still be of another length.
+        name: target if any(target.plan) else target._replace(plan=unreduced)
         for name, target in targets.items()
         if runs_on(bundle.manifest, other.manifest, target.plan)
     }
-    return _of_bundle("other", other, Session(other), shared, options)
+    return _of_bundle("other", other, opened(other), shared, options)
 
 
 def _of_torch(
     bundle: Bundle,
-    session: Session,
+    graphs: Graphs,
     targets: Mapping[str, Target],
     ways: Sequence[Way],
     options: Options,
 ) -> dict[Key, Subject]:
     try:
-        from export.bench.torch_eager import Eager
+        from export.bench.torch_eager import eager
     except ModuleNotFoundError as error:
         raise BenchError(
             f"--torch needs {error.name}, which is not installed: pip install 'tokenfold[export]'"
         ) from error
-    batches = random_batches(bundle.manifest.preprocess.size, options.batch)
     try:
-        eager = Eager(bundle.manifest, batches)
-        eager.check(session, batches)
+        made = eager(bundle, options.batch)
+        made.check(graphs, random_inputs(bundle, options.batch))
     except ValueError as error:
         raise BenchError(f"--torch loads {bundle.manifest.source} again: {error}") from error
     return {
-        Key(way, name): eager.subject(target.plan, way.callers, way.inside)
+        Key(way, name): made.subject(target.plan, way.callers, way.inside)
         for way in ways
         for name, target in targets.items()
     }

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export.bench.measure import Subject
-from export.bench.subjects import of_graph, random_batches
+from export.bench.subjects import of_graph, opened, random_inputs
 from export.bundle import Bundle
-from export.runtime import Session
 from models.reduction.workload import Plan
 
 RUNS_PER_CALLER = 4
@@ -95,13 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads: int) -> Subject:
-    batches = random_batches(bundle.manifest.preprocess.size, batch)
     if torch_threads:
         # Here only: torch is optional, and would count as the graph's memory.
-        from export.bench.torch_eager import Eager
+        from export.bench.torch_eager import eager
 
-        return Eager(bundle.manifest, batches).subject(plan, callers, torch_threads)
-    return of_graph(Session(bundle), batches, plan, callers)
+        return eager(bundle, batch).subject(plan, callers, torch_threads)
+    graphs = opened(bundle)
+    return of_graph(graphs, random_inputs(bundle, batch), plan, callers, batch)
 
 
 def _forget_loading() -> bool:

@@ -18,9 +18,10 @@ Work runs as in the service: one session with one thread inside a run, run from 
 there are cores, one image a run. Every round gives each level a short slice of time; reported are
 medians over the rounds, for speedups of the ratios within a round, with their quartiles: other work
 on the machine shows there. p50 and p99 are times of single runs, beside those of the other threads.
-Peak memory is the largest resident set, while it runs, of a process that runs this level only, and
-working memory what of it came on top of what was resident right after loading; MB are 10^6
-bytes."""
+A network with texts is asked a text of the most tokens it takes about each image, which is embedded
+anew. Peak memory is the largest resident set, while it runs, of a process that runs this level
+only, and working memory what of it came on top of what was resident right after loading; MB are
+10^6 bytes."""
 
 
 class Options(NamedTuple):
@@ -28,6 +29,7 @@ class Options(NamedTuple):
 
     bundle: Path
     r: list[int]
+    rates: list[list[float]]
     levels: list[str] | None
     compare: Path | None
     torch: bool
@@ -54,6 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="R",
         help="also measure plans that remove R tokens in every layer, as ToMe's paper counts",
+    )
+    parser.add_argument(
+        "--rates",
+        type=_share,
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("PRUNE", "MERGE", "TEXT"),
+        help="also measure PuMer at these shares of a layer's tokens, as its paper has them: image "
+        "tokens pruned, image tokens merged, text tokens merged; may stand more than once",
     )
     parser.add_argument(
         "--levels",
@@ -116,6 +128,16 @@ def _at_least(low: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
+    return number
 
 
 def _seconds(text: str) -> float:

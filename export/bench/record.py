@@ -8,9 +8,8 @@ from datetime import date
 
 from export.bench.measure import in_rounds, slices
 from export.bench.report import Report
-from export.bench.subjects import of_graph, random_batches
+from export.bench.subjects import Graphs, of_graph, random_inputs
 from export.bundle import Bundle, Latency, LevelProfile, Profile, write_profile
-from export.runtime import Session
 
 LARGER = (2, 4, 8)
 """Batches whose latency is measured beside that of one image."""
@@ -18,16 +17,15 @@ LARGER = (2, 4, 8)
 
 def curves(
     bundle: Bundle,
-    session: Session,
+    graphs: Graphs,
     report: Report,
     stage: Callable[[str, int], Callable[[], None]],
 ) -> dict[str, tuple[Latency, ...]]:
     """Latency as a function of batch size, for every level; that of one image is in the report."""
-    size = bundle.manifest.preprocess.size
     subjects = {
-        (name, batch): of_graph(session, images, level.plan, report.threads)
+        (name, batch): of_graph(graphs, inputs, level.plan, report.threads, batch)
         for batch in LARGER
-        for images in [random_batches(size, batch)]
+        for inputs in [random_inputs(bundle, batch)]
         for name, level in bundle.manifest.levels.items()
     }
     # How latency grows needs no more.

@@ -69,10 +69,19 @@ class Comparison(BaseModel):
 
 
 class Memory(BaseModel):
-    """What running a level takes beside what is loaded, 10^6 bytes."""
+    """What running a level takes, against the unreduced network.
+
+    Attributes:
+        working_memory_mb: beside what is loaded, 10^6 bytes: mostly activations.
+        peak_ratio: of the whole peak.
+        working_ratio: of that beside what is loaded; None where the unreduced network needs
+            nothing that could be seen.
+    """
 
     level: str
     working_memory_mb: float
+    peak_ratio: float
+    working_ratio: float | None
 
 
 class Report(BaseModel):
@@ -111,15 +120,15 @@ class Report(BaseModel):
         spread = {
             level: f"{low:.2f}-{high:.2f}" for level, (low, high) in self.speedup_quartiles.items()
         }
-        working = {one.level: f"{one.working_memory_mb:.0f}" for one in self.memory}
-        more = {"work": working, "quartiles": spread}
+        more = {"quartiles": spread}
         found: list[RenderableType] = [
             _table(f"{self.bundle}, {self.precision}", self.levels, more),
             Text(
                 f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
-                f"medians of {self.rounds} rounds of {self.seconds:g} s; work: MB of the peak "
-                "beyond what is loaded\n"
+                f"medians of {self.rounds} rounds of {self.seconds:g} s\n"
             ),
+            _memory_table(self.levels, self.memory),
+            Text("work: of the peak, what is beyond the loaded bundle; ratios against the first\n"),
         ]
         if self.compare is not None:
             found += [_comparison_table(self.compare), Text()]
@@ -160,6 +169,20 @@ def rows(
     return made
 
 
+def memory(peaks: Mapping[str, Peak]) -> list[Memory]:
+    """Every level's memory; the first one is the unreduced network's."""
+    unreduced = next(iter(peaks.values()))
+    return [
+        Memory(
+            level=level,
+            working_memory_mb=own.working,
+            peak_ratio=own.total / unreduced.total,
+            working_ratio=own.working / unreduced.working if unreduced.working else None,
+        )
+        for level, own in peaks.items()
+    ]
+
+
 def against(level: str, own: Measured, other: Measured) -> Against:
     """Two measurements of the same rounds as a quotient."""
     ratio, low, high = own.against(other)
@@ -191,6 +214,20 @@ def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str
             f"{row.p99_ms:.1f}",
             f"{row.peak_memory_mb:.0f}",
             *(column.get(row.level, "") for column in extra.values()),
+        )
+    return table
+
+
+def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
+    table = _empty("Memory", ("peak MB", "ratio", "work MB", "ratio"))
+    for row, one in zip(rows, memory, strict=True):
+        ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
+        table.add_row(
+            row.level,
+            f"{row.peak_memory_mb:.0f}",
+            f"{one.peak_ratio:.2f}",
+            f"{one.working_memory_mb:.0f}",
+            ratio,
         )
     return table
 

@@ -1,24 +1,102 @@
-"""A bundle's graph under one plan, run as the service runs it: that is what the bench measures."""
+"""A bundle's graphs under one plan, run as the service runs them: that is what the bench measures.
+
+Of a network with texts one question is asked of one image, both new in every run; the text has as
+many tokens as the network takes, for that is what its plans and FLOPs are of.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from export.bench.measure import Subject
+from export.bundle import Bundle
+from export.pair_runtime import Asked, Float, Int, PairSession, ask
+from export.random_texts import random_texts
 from export.runtime import Session
 from models.reduction.workload import Plan
+from models.tasks import PairTask
+from models.text import TextEncoder
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 DIFFERENT = 16
 SEED = 0
 
 
+class Questions(NamedTuple):
+    """A batch for a network with texts.
+
+    Attributes:
+        images: (B, H, W, 3) each; two to reason about.
+        ids, size: of the texts, (B, T) each.
+    """
+
+    task: PairTask
+    images: tuple[Images, ...]
+    ids: Int
+    size: Float
+
+
+class Graphs(Protocol):
+    """An opened bundle of either kind."""
+
+    native: bool
+
+    def run(self, given: Any, plan: Plan) -> Float:
+        """The logits (B, classes) of one of `random_inputs`."""
+        ...
+
+
+class ImageGraphs:
+    """Of a bundle that classifies images."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.session = Session(bundle)
+        self.native = self.session.native
+
+    def run(self, given: Images, plan: Plan) -> Float:
+        """See `Graphs`."""
+        return self.session.run(given, plan).logits
+
+
+class PairGraphs:
+    """Of a bundle that takes images with texts."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.session = PairSession(bundle)
+        self.native = self.session.native
+
+    def run(self, given: Questions, plan: Plan) -> Float:
+        """See `Graphs`."""
+        return answer(self.session, given, plan)
+
+
+def opened(bundle: Bundle) -> ImageGraphs | PairGraphs:
+    """The graphs of a bundle, loaded."""
+    return ImageGraphs(bundle) if bundle.manifest.text is None else PairGraphs(bundle)
+
+
+def answer(network: Asked, given: Questions, plan: Plan) -> Float:
+    """The logits (B, classes), the images embedded and all."""
+    images = [network.embed(side) for side in given.images]
+    plans = [plan] * len(images)
+    logits = ask(network, images, given.ids, given.size, plans, task=given.task)[-1].logits
+    assert logits is not None
+    return logits
+
+
+def random_inputs(bundle: Bundle, batch: int) -> list[Any]:
+    """Different batches of noise for a bundle of either kind, for runs to take turns with."""
+    if bundle.manifest.text is None:
+        return random_batches(bundle.manifest.preprocess.size, batch)
+    return random_questions(bundle, batch)
+
+
 def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
-    """Different batches of noise, (batch, H, W, 3) each, for runs to take turns with.
+    """Different batches of noise, (batch, H, W, 3) each.
 
     Args:
         size: height and width, pixels.
@@ -28,10 +106,31 @@ def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
     return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(DIFFERENT)]
 
 
-def of_graph(session: Session, batches: Sequence[Images], plan: Plan, callers: int) -> Subject:
-    """One session, run from `callers` threads at once."""
+def random_questions(bundle: Bundle, batch: int) -> list[Questions]:
+    """The same with texts; they are about one image where a task of the bundle is."""
+    manifest = bundle.manifest
+    assert manifest.text is not None
+    longest = manifest.text.most_tokens
+    text = TextEncoder.open(bundle.tokenizer, longest)
+    task = min(manifest.pair_tasks, key=lambda task: task == "reason")
+    batches = random_batches(manifest.preprocess.size, batch)
+    return [
+        Questions(
+            task,
+            # To reason, the next batch has the second images.
+            (images, batches[at - 1]) if task == "reason" else (images,),
+            *random_texts(text, [longest] * batch, at),
+        )
+        for at, images in enumerate(batches)
+    ]
+
+
+def of_graph(
+    graphs: Graphs, inputs: Sequence[Any], plan: Plan, callers: int, batch: int
+) -> Subject:
+    """The graphs, run from `callers` threads at once."""
 
     def run(turn: int) -> object:
-        return session.run(batches[turn % len(batches)], plan)
+        return graphs.run(inputs[turn % len(inputs)], plan)
 
-    return Subject(run, callers, len(batches[0]))
+    return Subject(run, callers, batch)

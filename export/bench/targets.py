@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from export.bundle import Manifest
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import Plan
+from models.reduction.workload import BaseWorkload, PairWorkload, Plan, Rates
 
 
 class TargetError(ValueError):
@@ -28,16 +28,20 @@ class Target(NamedTuple):
 
 
 def choose(
-    manifest: Manifest, constant: Iterable[int] = (), levels: Iterable[str] | None = None
+    manifest: Manifest,
+    constant: Iterable[int] = (),
+    levels: Iterable[str] | None = None,
+    rates: Iterable[Rates] = (),
 ) -> dict[str, Target]:
     """The plans to measure, by name. The first is unreduced, whether it was asked for or not.
 
     Args:
         constant: tokens that every layer removes; these plans are named `r=8` and so on.
         levels: of the bundle; None for all.
+        rates: PuMer's shares; these plans are named `0.1/0.3/0.2` and so on.
 
     Raises:
-        TargetError: there is no such level, or the network reduces nothing.
+        TargetError: there is no such level, or the network does not reduce in this way.
     """
     workload = manifest.workload
     found = {}
@@ -48,20 +52,32 @@ def choose(
         level = manifest.levels[name]
         found[name] = Target(level.plan, level.reduction, level.flops_ratio)
     for r in constant:
-        plan = (r,) * workload.depth
         if r and workload.method == "none":
             raise TargetError(f"{manifest.name} was exported with method none: r is 0, not {r}")
-        ratio = flops_ratio(workload, plan)
-        found[f"r={r}"] = Target(plan, 1.0 - ratio, ratio)
+        if workload.method == "pumer":
+            raise TargetError(f"{manifest.name} was exported with PuMer, which has rates, not r")
+        found[f"r={r}"] = _target(workload, (r,) * workload.plan_length)
+    for shares in rates:
+        if not isinstance(workload, PairWorkload) or workload.method != "pumer":
+            raise TargetError(
+                f"{manifest.name} was exported with method {workload.method}: rates are PuMer's"
+            )
+        name = "/".join(f"{share:g}" for share in shares)
+        found[name] = _target(workload, workload.plan_at(shares))
     unreduced = [name for name, target in found.items() if not any(target.plan)]
     first = unreduced[0] if unreduced else _unreduced_name(manifest)
-    baseline = found.pop(first, Target((0,) * workload.depth, 0.0, 1.0))
+    baseline = found.pop(first, Target(workload.unreduced, 0.0, 1.0))
     return {first: baseline, **found}
+
+
+def _target(workload: BaseWorkload, plan: Plan) -> Target:
+    ratio = flops_ratio(workload, plan)
+    return Target(plan, 1.0 - ratio, ratio)
 
 
 def _unreduced_name(manifest: Manifest) -> str:
     names = (name for name, level in manifest.levels.items() if not any(level.plan))
-    return next(names, "r=0")
+    return next(names, "exact" if manifest.text else "r=0")
 
 
 def runs_on(manifest: Manifest, other: Manifest, plan: Plan) -> bool:
@@ -72,9 +88,13 @@ def runs_on(manifest: Manifest, other: Manifest, plan: Plan) -> bool:
     """
     own, theirs = manifest.workload, other.workload
     if manifest.preprocess.size != other.preprocess.size or (
-        (own.tokens, own.depth) != (theirs.tokens, theirs.depth)
+        (own.kind, own.tokens, own.depth) != (theirs.kind, theirs.tokens, theirs.depth)
     ):
         raise TargetError(
             f"{other.name} and {manifest.name} differ in image size, tokens or layers"
         )
-    return theirs.method != "none" or not any(plan)
+    if not any(plan):
+        return True
+    if "pumer" in (own.method, theirs.method):
+        return own.method == theirs.method
+    return theirs.method != "none"

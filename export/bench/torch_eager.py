@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from export.bench.measure import Subject
-from export.bench.subjects import Images
-from export.bundle import Manifest, Precision
+from export.bench.subjects import Graphs, Images, Questions, random_inputs
+from export.bundle import Bundle, Manifest, Precision
+from export.pair_reference import Reference
+from export.pair_runtime import Float, ask
 from export.pipeline import matchers
-from export.runtime import Session
 from export.verify import normalised
-from models.checkpoints.load import load
-from models.reduction.workload import Plan
+from models.checkpoints.checkpoint import PairCheckpoint
+from models.checkpoints.load import load, load_classifier
+from models.reduction.workload import PairWorkload, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 """What holds the packages: the repository, whose own bundles name their source relative to it."""
@@ -24,46 +28,64 @@ HELD = 2
 """Batches that the network takes turns with: as float32 each is four times the graph's."""
 
 COMPARED = 4
-"""Images whose logits are compared with the bundle's."""
+"""Batches, and images of each, whose logits are compared with the bundle's."""
+
+OTHER_NETWORK = "it is not the network that was exported"
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
 """Relative error of the logits, norm over norm, from which on the weights are other ones."""
 
 
-class Eager:
-    """The network with the weights of the checkpoint that the bundle came from, in fp32."""
+def eager(bundle: Bundle, batch: int) -> Eager:
+    """The network of a bundle, of either kind.
 
-    def __init__(self, manifest: Manifest, batches: Sequence[Images]) -> None:
-        """Load the checkpoint again.
+    Args:
+        batch: images of one run.
 
-        Normalising the images is left out of what is measured, though the graph does it: that
-        favours PyTorch a little.
+    Raises:
+        ValueError: it cannot be loaded, or is another network than the bundle's by now.
+    """
+    inputs = random_inputs(bundle, batch)
+    kind = ImageEager if bundle.manifest.text is None else PairEager
+    return kind(bundle.manifest, inputs)
 
-        Args:
-            batches: to run on; the first few are kept.
 
-        Raises:
-            ValueError: it cannot be loaded, or is another network than the bundle's by now.
+class Eager(ABC):
+    """The network with the weights of the checkpoint that the bundle came from, in fp32.
+
+    Normalising the images is left out of what is measured, though the graph does it: that favours
+    PyTorch a little.
+    """
+
+    def __init__(self, manifest: Manifest, inputs: Sequence[Any], batch: int) -> None:
+        """Args:
+        inputs: to run on; the first few are kept.
+        batch: images of each.
         """
-        self._manifest = manifest
-        self._model = load(locate(manifest.source)).model
-        self._matchers = matchers(manifest.workload.method, self._model.config)
-        if self._model.config.workload(manifest.workload.method) != manifest.workload:
-            raise ValueError("it is not the network that was exported")
-        self._batch = len(batches[0])
-        self._inputs = [self._normalised(batch) for batch in batches[:HELD]]
+        self.manifest = manifest
+        self._batch = batch
+        self._inputs = [self.prepared(one) for one in inputs[:HELD]]
 
-    def check(self, session: Session, batches: Sequence[Images]) -> None:
+    @abstractmethod
+    def prepared(self, given: Any) -> Any:
+        """One of `subjects.random_inputs` as the network takes it."""
+
+    @abstractmethod
+    def logits(self, prepared: Any, plan: Plan) -> Float:
+        """Logits (B, classes) of a prepared input."""
+
+    def check(self, graphs: Graphs, inputs: Sequence[Any]) -> None:
         """Compare with the bundle, nothing reduced.
 
         Raises:
             ValueError: the logits differ: the checkpoint has other weights by now.
         """
-        plan = (0,) * self._manifest.workload.depth
-        images = np.stack([batch[0] for batch in batches[:COMPARED]])
-        own = self._logits(self._normalised(images), plan).numpy()
-        theirs = session.run(images, plan).logits
-        limit = TOLERANCE[self._manifest.precision]
+        plan = self.manifest.workload.unreduced
+        own = np.concatenate(
+            [self.logits(self.prepared(one), plan)[:COMPARED] for one in inputs[:COMPARED]]
+        )
+        theirs = np.concatenate([graphs.run(one, plan)[:COMPARED] for one in inputs[:COMPARED]])
+        limit = TOLERANCE[self.manifest.precision]
         size = max(float(np.linalg.norm(theirs)), 1e-6)
         # Labels may have been added or removed since, which leaves the workload as it was.
         off = float(np.linalg.norm(own - theirs)) / size if own.shape == theirs.shape else np.inf
@@ -86,21 +108,74 @@ class Eager:
             # Of the calling thread only; setting it again is not free.
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
-            return self._logits(self._inputs[turn % len(self._inputs)], plan)
+            return self.logits(self._inputs[turn % len(self._inputs)], plan)
 
         return Subject(run, callers, self._batch)
 
-    def _logits(self, pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
+    def normalised(self, images: Images) -> torch.Tensor:
+        """Images as the network in PyTorch takes them."""
+        return normalised(images, self.manifest.preprocess).contiguous()
+
+
+class ImageEager(Eager):
+    """A network that classifies images."""
+
+    def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
+        """See `eager`."""
+        self._model = load_classifier(locate(manifest.source)).model
+        config, method = self._model.config, manifest.workload.method
+        self._matchers = matchers(method, config)
+        assert method != "pumer"
+        if config.workload(method) != manifest.workload:
+            raise ValueError(OTHER_NETWORK)
+        super().__init__(manifest, inputs, len(inputs[0]))
+
+    def prepared(self, given: Images) -> torch.Tensor:
+        """(B, 3, H, W), normalised."""
+        return self.normalised(given)
+
+    def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
+        """See `Eager`."""
         with torch.inference_mode():
             # Without a plan the network is the plain one: no sizes in the attention.
             counts = plan if any(plan) else None
-            proportional = self._manifest.proportional
-            found = self._model(pixels, counts, self._matchers, proportional=proportional)
-        logits: torch.Tensor = found.logits
+            proportional = self.manifest.proportional
+            found = self._model(prepared, counts, self._matchers, proportional=proportional)
+        logits: Float = found.logits.numpy()
         return logits
 
-    def _normalised(self, images: Images) -> torch.Tensor:
-        return normalised(images, self._manifest.preprocess).contiguous()
+
+class PairEager(Eager):
+    """A network that takes images with texts."""
+
+    def __init__(self, manifest: Manifest, inputs: Sequence[Questions]) -> None:
+        """See `eager`."""
+        checkpoint = load(locate(manifest.source))
+        workload = manifest.workload
+        if not isinstance(checkpoint, PairCheckpoint) or not isinstance(workload, PairWorkload):
+            raise ValueError(OTHER_NETWORK)
+        own = checkpoint.model.config.workload(
+            workload.method, text=workload.text, layers=workload.layers, rates=workload.rates
+        )
+        if own != workload:
+            raise ValueError(OTHER_NETWORK)
+        self._reference = Reference(checkpoint, workload, weighted=manifest.weighted)
+        super().__init__(manifest, inputs, len(inputs[0].ids))
+
+    def prepared(self, given: Questions) -> tuple[list[torch.Tensor], Questions]:
+        """The images normalised, beside what they came with."""
+        return [self.normalised(side) for side in given.images], given
+
+    def logits(self, prepared: tuple[list[torch.Tensor], Questions], plan: Plan) -> Float:
+        """See `Eager`."""
+        images, given = prepared
+        with torch.inference_mode():
+            embedded = [self._reference.embedded(side).numpy() for side in images]
+        plans = [plan] * len(images)
+        found = ask(self._reference, embedded, given.ids, given.size, plans, task=given.task)
+        logits = found[-1].logits
+        assert logits is not None
+        return logits
 
 
 def locate(source: str) -> str:

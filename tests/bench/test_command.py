@@ -71,7 +71,8 @@ def test_json_has_the_promised_shape(make: Make, capsys: pytest.CaptureFixture[s
     assert (rows[0]["speedup"], rows[0]["flops_ratio"]) == (1.0, 1.0)
     assert found["threads"] == len(os.sched_getaffinity(0))
     assert "onnxruntime" in found["runtime"]
-    assert [list(one) for one in found["memory"]] == [["level", "working_memory_mb"]] * 4
+    fields = ["level", "working_memory_mb", "peak_ratio", "working_ratio"]
+    assert [list(one) for one in found["memory"]] == [fields] * 4
     for one, row in zip(found["memory"], rows, strict=True):
         assert one["level"] == row["level"]
         assert 0 <= one["working_memory_mb"] < row["peak_memory_mb"]

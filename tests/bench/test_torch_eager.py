@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from export.bench import command, torch_eager
-from export.bench.subjects import random_batches
+from export.bench.subjects import ImageGraphs, random_batches
 from export.bundle import Bundle, Precision, write_manifest
 from export.pipeline import export_bundle
 from export.recipe import Recipe
-from export.runtime import Session
 from models.checkpoints import native
 from models.checkpoints.checkpoint import Checkpoint
 from tests import tiny
@@ -127,15 +126,15 @@ def test_a_checkpoint_with_other_weights_is_refused(
 def test_few_batches_are_kept_as_floats(here: Path) -> None:
     bundle = Bundle.open(here / "tiny")
     batches = random_batches(bundle.manifest.preprocess.size, 3)
-    eager = torch_eager.Eager(bundle.manifest, batches)
+    eager = torch_eager.ImageEager(bundle.manifest, batches)
     subject = eager.subject((0, 0, 0), 1, 1)
     assert subject.batch == 3
     first, second, third = (np.asarray(subject.run(turn)) for turn in range(3))
     assert (first == third).all()
     assert (first != second).any()
-    session = Session(bundle)
-    eager.check(session, batches)
-    np.testing.assert_allclose(first, session.run(batches[0], (0, 0, 0)).logits, atol=1e-4)
+    graphs = ImageGraphs(bundle)
+    eager.check(graphs, batches)
+    np.testing.assert_allclose(first, graphs.run(batches[0], (0, 0, 0)), atol=1e-4)
 
 
 @pytest.mark.usefixtures("no_probe")
