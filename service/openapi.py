@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
+from models.tasks import Task
 from service.body import repeated
 from service.engine import Engine
 from service.errors import MEDIA_TYPE, Problem
@@ -39,7 +40,7 @@ _PROBLEMS = {
     503: "Busy, starting or shutting down",
 }
 
-_REQUESTS: dict[str, type[Asked]] = {}
+_REQUESTS: dict[str, tuple[type[Asked], Task]] = {}
 
 
 def version() -> str:
@@ -74,7 +75,7 @@ _SERVER_TIMING = {
 
 
 def inference(
-    request: type[Asked], *, asked: dict[str, Any], example: dict[str, Any]
+    request: type[Asked], task: Task, *, asked: dict[str, Any], example: dict[str, Any]
 ) -> dict[str, Any]:
     """What to pass to the decorator of a route that reads `request` with `body.read`.
 
@@ -84,7 +85,7 @@ def inference(
     """
     least = request.model_json_schema()["properties"]["image"]["minItems"]
     images = _sample() if least == 1 else [_sample()] * least
-    _REQUESTS[request.__name__] = request
+    _REQUESTS[request.__name__] = (request, task)
     return {
         "responses": {
             200: {
@@ -128,9 +129,9 @@ def install(app: FastAPI, engine: Engine) -> None:
             problem = Problem.model_json_schema(ref_template=_REF + "{model}")
             # It refers to itself: its own description is then among the definitions.
             schemas |= {"Problem": problem, **problem.pop("$defs", {})}
-            for name, request in _REQUESTS.items():
-                schemas[name] = _schema(request, engine, form=False)
-                schemas[name + "Form"] = _schema(request, engine, form=True)
+            for name, (request, task) in _REQUESTS.items():
+                schemas[name] = _schema(request, task, engine, form=False)
+                schemas[name + "Form"] = _schema(request, task, engine, form=True)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             app.openapi_schema = document
@@ -139,15 +140,16 @@ def install(app: FastAPI, engine: Engine) -> None:
     app.openapi = build  # type: ignore[method-assign]
 
 
-def _schema(request: type[Asked], engine: Engine, *, form: bool) -> dict[str, Any]:
+def _schema(request: type[Asked], task: Task, engine: Engine, *, form: bool) -> dict[str, Any]:
     schema = deepcopy(request.model_json_schema(ref_template=_REF + "{model}"))
     properties = schema["properties"]
     for found in properties.values():
         _without_null(found)
-    properties["model"]["enum"] = [model.name for model in engine.catalog]
-    properties["level"]["enum"] = list(
-        dict.fromkeys(level for model in engine.catalog for level in model.levels.levels)
-    )
+    able = [model for model in engine.catalog if task in model.tasks]
+    if able:  # else every name is refused, which an empty list of names could not say
+        properties["model"]["enum"] = [model.name for model in able]
+        levels = dict.fromkeys(level for model in able for level in model.levels.levels)
+        properties["level"]["enum"] = list(levels)
     most = engine.settings.max_items
     for name, kind in repeated(request).items():
         if kind != "names":

@@ -47,7 +47,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest, asked={"top_k": 3}, example=_EXAMPLE),
+    **inference(ClassifyRequest, "classify", asked={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """The likeliest classes of each image, with how much was reduced and how long it took.

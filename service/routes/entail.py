@@ -46,7 +46,9 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="entail",
     summary="Does a text follow from an image?",
     response_model=EntailResponse,
-    **inference(EntailRequest, asked={"hypothesis": "There is a red circle."}, example=_EXAMPLE),
+    **inference(
+        EntailRequest, "entail", asked={"hypothesis": "There is a red circle."}, example=_EXAMPLE
+    ),
 )
 async def entail(request: Request) -> Response:
     """Whether each hypothesis follows from its image, contradicts it, or neither.

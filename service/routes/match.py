@@ -45,7 +45,9 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="match",
     summary="Match images with texts",
     response_model=MatchResponse,
-    **inference(MatchRequest, asked={"text": ["a red circle", "two squares"]}, example=_EXAMPLE),
+    **inference(
+        MatchRequest, "match", asked={"text": ["a red circle", "two squares"]}, example=_EXAMPLE
+    ),
 )
 async def match(request: Request) -> Response:
     """A matrix of scores: a row for each image, in it a score for each text.

@@ -47,7 +47,10 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     summary="Is a text true of two images?",
     response_model=ReasonResponse,
     **inference(
-        ReasonRequest, asked={"statement": "There are more circles on the left."}, example=_EXAMPLE
+        ReasonRequest,
+        "reason",
+        asked={"statement": "There are more circles on the left."},
+        example=_EXAMPLE,
     ),
 )
 async def reason(request: Request) -> Response:

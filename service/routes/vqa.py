@@ -49,7 +49,10 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     summary="Answer questions about images",
     response_model=VqaResponse,
     **inference(
-        VqaRequest, asked={"question": "What colour is the circle?", "top_k": 2}, example=_EXAMPLE
+        VqaRequest,
+        "vqa",
+        asked={"question": "What colour is the circle?", "top_k": 2},
+        example=_EXAMPLE,
     ),
 )
 async def vqa(request: Request) -> Response:
