@@ -170,7 +170,8 @@ def write_huggingface(folder: Path, **changes: Any) -> Path:
         **({} if "id2label" in changes else {"num_labels": 4}),
     }
     config = transformers.ViltConfig(**{**settings, **changes})
-    model: Any = transformers.ViltForQuestionAnswering(config)
+    name = "QuestionAnswering" if config.num_images < 0 else "ImagesAndTextClassification"
+    model: Any = getattr(transformers, f"ViltFor{name}")(config)
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
@@ -247,6 +248,28 @@ def test_what_a_folder_cannot_be_is_told(
 ) -> None:
     folder = write_huggingface(tmp_path)
     edit(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["False", "True"], None),
+        (["True", "False"], "have to be in order"),
+        (["a", "b"], "are not the labels to reason"),
+        (["false", "true", "maybe"], "are not the labels to reason"),
+        ([], None),
+    ],
+)
+def test_to_reason_the_second_class_is_yes(
+    names: list[str], message: str | None, tmp_path: Path
+) -> None:
+    labels = {"id2label": dict(enumerate(names))} if names else {"num_labels": 2}
+    folder = write_huggingface(tmp_path, num_images=2, modality_type_vocab_size=3, **labels)
+    if message is None:
+        assert pair(folder).labels == {"reason": ("false", "true")}
+        return
     with pytest.raises(CheckpointError, match=message):
         load(str(folder))
 
@@ -391,6 +414,14 @@ def test_the_name_says_what_the_configuration_does_not(tmp_path: Path) -> None:
     same(pair(write_pumer(tmp_path / "vilt-vqa2-p0.1-r0.3-t0.2-12", model)), model)
     with pytest.raises(CheckpointError, match=r"reduces layers \(1, 2\) .*but vilt.* \(2, 5, 8\)"):
         load(str(write_pumer(tmp_path / "vilt-vqa2-p0.1-r0.3-t0.2-258", model)))
+
+
+def test_a_hub_id_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pumer(tmp_path / "0123abc", network("vqa"), **NONE)  # as the cache names it
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folder))
+    loaded = load("csarron/vilt-vqa2-p0.2-r0.5-t0.1-12")
+    assert isinstance(loaded, PairCheckpoint)
+    assert (loaded.model.config.layers, loaded.model.config.rates) == ((1, 2), (0.2, 0.5, 0.1))
 
 
 @pytest.mark.parametrize(

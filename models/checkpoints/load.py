@@ -42,7 +42,7 @@ def load(source: str) -> Checkpoint | PairCheckpoint:
         return random.load(name, (*random_vilt.NAMES, *random_meter.NAMES))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(path, path.resolve().name)
+        return _folder(path, path.absolute().name)
     if path.exists():
         weights = read_weights(path)
         if swag.recognises(weights):

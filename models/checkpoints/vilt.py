@@ -169,10 +169,13 @@ def _labels(
     given = answers.of_config(config, classes, str(folder / CONFIG))
     if task == "vqa":
         return given or answers.beside(folder, classes, alphabetical=False)
-    # Without names, by the convention of NLVR2.
+    # Without names, by the convention of NLVR2; there the second class is yes.
     labels = tuple(name.lower() for name in given or LABELS[task])
-    if len(labels) != classes or set(labels) != set(LABELS[task]):
+    wanted = LABELS[task]
+    if len(labels) != classes or set(labels) != set(wanted):
+        raise CheckpointError(f"{folder / CONFIG}: {labels} are not the labels to {task}: {wanted}")
+    if task == "reason" and labels != wanted:
         raise CheckpointError(
-            f"{folder / CONFIG}: {classes} classes {labels}; to {task} there are {LABELS[task]}"
+            f"{folder / CONFIG}: the labels {labels} have to be in order {wanted}"
         )
     return labels
