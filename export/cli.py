@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weighted=options.weighted,
             layers=options.layers,
             rates=options.rates,
+            tower=options.tower,
             images=options.images,
             threads=cores(),
         )
@@ -149,6 +150,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PRUNE/MERGE/TEXT",
         help="PuMer's shares, which a requested reduction scales together (default: the "
         "checkpoint's)",
+    )
+    parser.add_argument(
+        "--tower",
+        type=int,
+        default=0,
+        metavar="R",
+        help="of METER: ToMe removes R tokens in each layer of the image tower, at every level "
+        "(default: 0, as PuMer; levels count from there)",
     )
     parser.add_argument(
         "--images",

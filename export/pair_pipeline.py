@@ -30,6 +30,7 @@ from export.quantise import replace
 from export.recipe import Recipe, RecipeError, Stage, plan_levels
 from export.versions import versions
 from models.checkpoints.checkpoint import PairCheckpoint
+from models.meter import Meter, merging_tower
 from models.reduction.workload import PairWorkload
 from models.vilt import Vilt
 
@@ -57,6 +58,10 @@ def export_bundle(
     checkpoint: PairCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage
 ) -> Bundle:
     """Write a bundle to `out`; see `export.pipeline.export_bundle`."""
+    if recipe.tower:
+        if not isinstance(checkpoint.model, Meter):
+            raise RecipeError("only METER has an image tower of its own that ToMe could reduce")
+        checkpoint = checkpoint._replace(model=merging_tower(checkpoint.model, recipe.tower))
     workload = pair_workload(checkpoint, recipe)
     levels = plan_levels(workload, recipe)
     weighted = checkpoint.weighted if recipe.weighted is None else recipe.weighted

@@ -66,8 +66,8 @@ def export_bundle(
     if isinstance(checkpoint, PairCheckpoint):
         return pair_pipeline.export_bundle(checkpoint, source, out, recipe, stage)
     method = recipe.method or "tome"
-    if recipe.layers or recipe.rates or recipe.weighted is not None:
-        raise RecipeError("layers, rates and weights are for networks that see texts")
+    if recipe.layers or recipe.rates or recipe.weighted is not None or recipe.tower:
+        raise RecipeError("layers, rates, weights and a tower are for networks that see texts")
     config = checkpoint.model.config
     own = matchers(method, config)
     assert method != "pumer"

@@ -59,6 +59,8 @@ class Recipe(BaseModel):
         weighted: of networks with texts, whether tokens merge by size and attention counts sizes;
             by default what the checkpoint wants.
         layers, rates: of PuMer, by default the checkpoint's.
+        tower: of METER, tokens that ToMe removes in each layer of the image tower at every level:
+            levels count from there.
         images: a folder or zip of images to verify and measure on; folder names are labels, or
             for a network with texts `items.jsonl` holds questions and answers.
         threads: that measure side by side.
@@ -76,6 +78,7 @@ class Recipe(BaseModel):
     weighted: bool | None = None
     layers: tuple[int, ...] | None = None
     rates: Rates | None = None
+    tower: int = Field(default=0, ge=0)
     images: Path | None = None
     threads: int = Field(default=1, ge=1)
 

@@ -7,6 +7,7 @@ side by side; PuMer's runs the text layer first. Checkpoints want the form they 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Self
 
@@ -243,6 +244,18 @@ class Meter(nn.Module):
             raise ValueError(f"a plan of {at} counts is needed, not of {len(plan)}")
         seen = self.text_pooler(words.x[:, 0]), self.image_pooler(patches.x[:, 0])
         return Fused(torch.cat(seen, dim=-1).tanh(), words.trace, patches.trace)
+
+
+def merging_tower(model: Meter, merged: int) -> Meter:
+    """The same network, sharing its weights, with ToMe in each layer of its image tower.
+
+    Args:
+        merged: tokens that each layer removes, 0 or more.
+    """
+    other = copy.copy(model)
+    fields = {**model.config.model_dump(), "vision_merged": merged}
+    other.config = MeterConfig.model_validate(fields)
+    return other
 
 
 def _of_one(tokens: Tokens) -> Tokens:

@@ -15,19 +15,24 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.pair_pipeline import export_bundle
+from export.recipe import Recipe, RecipeError
+from models.checkpoints.checkpoint import PairCheckpoint
 from models.checkpoints.meter_names import FIRST_POSITION
-from models.meter import Meter, MeterConfig
+from models.meter import Meter, MeterConfig, merging_tower
 from models.operators import EAGER
 from models.pair import HeadConfig, images
+from models.preprocess import Preprocess
 from models.reduction.pumer import PuMer
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.tome import ToMe
 from models.reduction.workload import AnyWorkload, PlanError, Shape, even_widths
 from models.tasks import PairTask
+from models.text import word_level
 from models.vilt import Vilt, ViltConfig
 from tests.published_meter import PublishedMeter
 from tests.test_checkpoints_meter import loaded, official
-from tests.tiny import drawn
+from tests.tiny import drawn, pair_checkpoint
 
 TINY = MeterConfig(
     form="sequential",
@@ -248,6 +253,39 @@ def test_tome_reduces_the_image_tower_where_asked() -> None:
     most = tiny(vision_merged=99)
     assert most.config.workload("none").image == even_widths(21, 99, 2)[-1] == 6
     assert most.embed_image(most.patch_embed(photos(1)), TINY.grid).shape[1] == 6
+    plain = tiny()
+    same = merging_tower(plain, 3)
+    assert torch.equal(same.embed_image(same.patch_embed(photos(2)), TINY.grid), tokens)
+    assert plain.config.vision_merged == 0
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        merging_tower(plain, -1)
+
+
+def test_it_becomes_a_verified_bundle(tmp_path: Path) -> None:
+    small = {"depth": 2, "layers": (0, 1), "text_depth": 1}  # most of the time goes into tracing
+    model = tiny(image_size=(32, 32), **small)
+    words = ("is", "it", "an", "ant", "or", "a", "bee", "what", "two")
+    checkpoint = PairCheckpoint(
+        model,
+        Preprocess(size=(32, 32)),
+        {"vqa": tuple("abcdefg"), "reason": ("false", "true"), "match": ()},
+        word_level(words, model.config.most_text),
+        weighted=True,
+    )
+    recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0, "fast": 0.1})
+    bundle = export_bundle(checkpoint, "tiny", tmp_path / "meter", recipe, lambda *_: lambda: None)
+    manifest = bundle.manifest
+    assert manifest.workload == merging_tower(model, 2).config.workload("pumer")
+    assert manifest.workload.kind == "meter"
+    assert manifest.levels["fast"].tokens_out < manifest.levels["exact"].tokens_out
+    # The graphs agree with the network at both levels, or there would be no bundle.
+    assert max(manifest.deviation.values()) < 1e-3
+
+
+def test_only_meter_has_a_tower(tmp_path: Path) -> None:
+    recipe = Recipe(name="vilt", tower=2)
+    with pytest.raises(RecipeError, match="only METER has an image tower"):
+        export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe, lambda *_: lambda: None)
 
 
 def counted(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:

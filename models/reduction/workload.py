@@ -351,8 +351,8 @@ class MeterWorkload(PairWorkload):
     def _two_streams(self) -> Self:
         if self.method == "tome":
             raise ValueError(
-                "METER's text and image are no one stream that ToMe could merge: it reduces the "
-                "image tower, by a fixed number of tokens in each layer"
+                "METER's text and image are no one stream that ToMe could merge: choose none or "
+                "pumer, and for ToMe in the image tower so many tokens in each of its layers"
             )
         if self.vision_widths[-1] != self.image:
             raise ValueError(
