@@ -189,6 +189,14 @@ class UnknownLevel(InvalidRequest):
     title = "Unknown level"
 
 
+class HeadTooLarge(ApiError):
+    """More bytes of headers than the server takes."""
+
+    status = 431
+    slug = "head-too-large"
+    title = "Headers too large"
+
+
 class BudgetError(ApiError):
     """No level meets what the request asks for."""
 

@@ -26,6 +26,10 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _USUAL}
 
 
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class Json(logging.Formatter):
     """An object a line: time, level, logger, message, request_id, and what `extra` held."""
 
@@ -52,6 +56,12 @@ class Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(message)s")
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """See logging.Formatter."""
+        # What was raised may repeat what a caller sent: no line of it passes for one of the log's.
+        lines = super().formatException(ei).split("\n")
+        return "\n".join("  " + _escaped(line) for line in lines)
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """See logging.Formatter."""
         parts = [super().formatMessage(record)]
@@ -60,7 +70,7 @@ class Text(logging.Formatter):
         if current is not None:
             parts.append(f"request_id={current}")
         # A path or a header may hold line breaks: a line of the log is one request's.
-        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(parts))
+        return _escaped(" ".join(parts))
 
 
 def configure(level: str, style: Literal["json", "text"]) -> None:

@@ -36,6 +36,7 @@ _PROBLEMS = {
     413: "The body or the image is too large",
     415: "Neither a form nor JSON, or no image of a known format",
     422: "Fields or images that cannot be used",
+    431: "The headers are too long",
     500: "A fault of the server",
     503: "Busy, starting or shutting down",
 }

@@ -21,6 +21,7 @@ from service import logs
 from service.app import create_app
 from service.engine import Engine
 from service.errors import ApiError
+from service.protocol import BoundedHead
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
+        http=BoundedHead,
         ws="none",
         server_header=False,
         proxy_headers=False,

@@ -1,14 +1,21 @@
-// The page: one image, the exact answer beside a reduced one, and which patches became one token.
+// The page: something asked about an image, the exact answer beside a reduced one, and which tokens
+// became one.
+
+import { drawImage, drawText } from "./overlay.js";
+import { TASKS } from "./tasks.js";
 
 const $ = (id) => document.getElementById(id);
 const MIN_WAIT = 120; // ms between two moves of the slider before anything is sent
+const TYPING = 500; // ms after the last key
 
-let models = [];
-let image = null; // {blob, bitmap, name}
+let listed = null; // of /v1/models
+let task = ""; // a key of TASKS
+const images = []; // {blob, bitmap, name}: one, or left and right
 let asked = 0; // of the answers only the last one counts
 let timer = 0;
 
-const model = () => models.find((one) => one.name === $("model").value);
+const models = () => listed.models.filter((one) => one.tasks.some(({ name }) => name === task));
+const model = () => listed.models.find((one) => one.name === $("model").value);
 const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)} %`;
 
 function element(tag, text, properties = {}) {
@@ -28,11 +35,35 @@ async function fetchJson(path, options) {
 }
 
 async function start() {
-  const listed = await fetchJson("/v1/models");
-  models = listed.models.filter((one) => one.task === "classify");
-  for (const one of models) $("model").append(element("option", one.name));
-  $("model").value = listed.default.classify;
+  listed = await fetchJson("/v1/models");
   for (const side of ["exact", "reduced"]) $(side).append($("side").content.cloneNode(true));
+  const served = Object.keys(TASKS).filter((one) => one in listed.default);
+  $("tasks").replaceChildren(
+    ...served.map((one) => {
+      const button = element("button", TASKS[one].title, { type: "button" });
+      button.dataset.task = one;
+      button.onclick = () => showTask(one);
+      return button;
+    }),
+  );
+  showTask(served[0]);
+}
+
+function showTask(name) {
+  const before = TASKS[task];
+  const now = TASKS[(task = name)];
+  for (const button of $("tasks").children) button.ariaPressed = button.dataset.task === task;
+  $("model").replaceChildren(...models().map((one) => element("option", one.name)));
+  $("model").value = listed.default[task];
+  $("drop2").hidden = now.images !== 2;
+  $("asking").hidden = !now.field;
+  if (now.field) {
+    $("kind").textContent = now.kind;
+    $("text").rows = now.several ? 3 : 1;
+    if (!$("text").value || $("text").value === before?.example) $("text").value = now.example;
+  }
+  $("sides").hidden = $("copy").hidden = true;
+  asked++;
   showModel();
 }
 
@@ -60,8 +91,7 @@ function choose(reduction) {
     button.ariaPressed = Math.abs(button.dataset.reduction - wanted) < 1e-6;
   }
   $("says").textContent = level ? describe(level) : "Between the levels: the closest plan is taken.";
-  clearTimeout(timer);
-  timer = setTimeout(ask, MIN_WAIT);
+  askIn(MIN_WAIT);
 }
 
 function describe(level) {
@@ -69,30 +99,52 @@ function describe(level) {
     `${level.tokens_out} of ${level.tokens_in} tokens left`,
     `about ${level.expected_ms.toFixed(1)} ms here`,
   ];
-  const exact = model().levels[0];
-  if (level.quality) {
-    const change = (level.quality.value - (exact.quality?.value ?? level.quality.value)) * 100;
-    const kind = level.quality.metric === "top1" ? "right" : "as the exact network";
-    parts.push(`${percent(level.quality.value, 1)} ${kind} (${change.toFixed(1)} points)`);
+  const quality = level.quality[task];
+  if (quality) {
+    const exact = model().levels[0].quality[task] ?? quality;
+    const change = (quality.value - exact.value) * 100;
+    const kind = quality.metric === "agreement" ? "as the exact network" : "right";
+    parts.push(`${percent(quality.value, 1)} ${kind} (${change.toFixed(1)} points)`);
   }
   return parts.join(" · ");
 }
 
+function askIn(wait) {
+  clearTimeout(timer);
+  timer = setTimeout(ask, wait);
+}
+
+// The fields of a form, in order.
+function fields(reduction) {
+  const { field: name, several } = TASKS[task];
+  const text = $("text").value;
+  const texts = several ? text.split("\n").filter((line) => line.trim()) : [text];
+  return [
+    ...(name ? texts.map((one) => [name, one]) : []),
+    ["model", model().name],
+    ["reduction", reduction],
+  ];
+}
+
 async function ask() {
-  if (!image) return;
+  const shown = images.slice(0, TASKS[task].images ?? 1);
+  if (shown.length < (TASKS[task].images ?? 1) || shown.includes(undefined)) return;
+  if (TASKS[task].field && !$("text").value.trim()) return;
   const turn = ++asked;
   $("sides").classList.add("waiting");
   try {
-    const [exact, reduced] = await Promise.all([classify(0), classify($("reduction").value)]);
+    const reduction = $("reduction").value;
+    const answers = await Promise.all([send(shown, 0), send(shown, reduction)]);
     if (turn !== asked) return;
     fail("");
-    show($("exact"), exact);
-    show($("reduced"), reduced);
+    for (const [at, side] of ["exact", "reduced"].entries()) show($(side), shown, answers[at]);
     $("sides").hidden = $("copy").hidden = false;
-    $("curl").textContent =
-      `curl -F ${shell(`image=@${field(image.name)}`)} -F ${shell(`model=${field(model().name)}`)}` +
-      ` -F reduction=${$("reduction").value}` +
-      ` ${location.origin}/v1/classify`;
+    $("curl").textContent = [
+      "curl",
+      ...shown.map(({ name }) => `-F ${shell(`image=@${field(name)}`)}`),
+      ...fields(reduction).map(([name, value]) => `--form-string ${shell(`${name}=${value}`)}`),
+      `${location.origin}/v1/${task}`,
+    ].join(" ");
   } catch (error) {
     if (turn === asked) fail(error.message);
   } finally {
@@ -110,19 +162,30 @@ function field(text) {
   return /^[\w.:/+-]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`;
 }
 
-async function classify(reduction) {
+async function send(shown, reduction) {
   const form = new FormData();
-  form.append("image", image.blob, image.name);
-  form.append("model", model().name);
-  form.append("reduction", reduction);
+  for (const { blob, name } of shown) form.append("image", blob, name);
+  for (const [name, value] of fields(reduction)) form.append(name, value);
   form.append("include", "slots");
-  return (await fetchJson("/v1/classify", { method: "POST", body: form })).results[0];
+  const body = await fetchJson(`/v1/${task}`, { method: "POST", body: form });
+  const problem = body.results[0].problem;
+  if (problem) throw new Error(problem.detail);
+  const texts = fields(reduction).filter(([name]) => name === TASKS[task].field);
+  return { ...body, asked: texts.map(([, text]) => text), result: body.results[0] };
 }
 
-function show(side, result) {
-  draw(side.querySelector("canvas"), result);
+function show(side, shown, answer) {
+  const { result } = answer;
+  const { bars, views, pieces } = TASKS[task];
+  const seen = views(result, answer);
+  side.querySelector(".views").replaceChildren(
+    ...seen.map((view, at) => drawImage(shown[at].bitmap, model(), view)),
+  );
+  side.querySelector(".pieces").replaceChildren(
+    ...drawText(pieces(result, answer), seen[0].textSlots),
+  );
   side.querySelector(".predictions").replaceChildren(
-    ...result.predictions.map((found) => {
+    ...bars(result, answer).map((found) => {
       const row = element("li", "");
       const bar = element("i", "");
       bar.style.width = `${found.score * 100}%`;
@@ -136,6 +199,7 @@ function show(side, result) {
     "FLOPs left": percent(reduction.flops_ratio, 1),
     Tokens: `${reduction.tokens_in} → ${reduction.tokens_out}`,
     Batch: result.batch_size,
+    ...(result.text?.cut ? { Text: "cut: it was too long" } : {}),
   };
   side.querySelector(".facts").replaceChildren(
     ...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
@@ -153,88 +217,40 @@ function show(side, result) {
   );
 }
 
-// The part of the image that the network sees, in the image's pixels: as service/images.py cuts it.
-function seen({ width, height }) {
-  const [rows, columns] = model().input_size;
-  const { resize, shorter_side: shorter } = model();
-  if (resize === "stretch") return [0, 0, width, height];
-  const scale = Math.min(width, height) / (shorter ?? Math.min(rows, columns));
-  const [w, h] = [columns * scale, rows * scale];
-  return [(width - w) / 2, (height - h) / 2, w, h];
-}
-
-// Each group of merged patches in its mean colour, with a line where one group meets another.
-function draw(canvas, { slots, grid: [rows, columns], protected: kept }) {
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const [across, down] = [canvas.width / columns, canvas.height / rows];
-  context.imageSmoothingQuality = "high";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image.bitmap, ...seen(image.bitmap), 0, 0, canvas.width, canvas.height);
-  const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
-  const groups = new Map();
-  const slot = (row, column) => slots[kept + row * columns + column];
-  for (let y = 0; y < canvas.height; y++) {
-    for (let x = 0; x < canvas.width; x++) {
-      const group = slot(Math.floor(y / down), Math.floor(x / across));
-      const sums = groups.get(group) ?? groups.set(group, [0, 0, 0, 0]).get(group);
-      const at = (y * canvas.width + x) * 4;
-      for (let c = 0; c < 3; c++) sums[c] += pixels[at + c];
-      sums[3]++;
-    }
-  }
-  const alone = new Map();
-  for (const one of slots.slice(kept)) alone.set(one, (alone.get(one) ?? 0) + 1);
-  context.lineWidth = 1.5;
-  context.strokeStyle = "#fffc";
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) {
-      const group = slot(row, column);
-      const [x, y] = [column * across, row * down];
-      if (group < 0) {
-        context.fillStyle = "#000c"; // dropped
-        context.fillRect(x, y, across, down);
-      } else if (alone.get(group) > 1) {
-        const [r, g, b, n] = groups.get(group);
-        context.fillStyle = `rgb(${r / n} ${g / n} ${b / n} / 80%)`;
-        context.fillRect(x, y, across, down);
-      }
-      context.beginPath();
-      if (column && slot(row, column - 1) !== group) context.rect(x, y, 0, down);
-      if (row && slot(row - 1, column) !== group) context.rect(x, y, across, 0);
-      context.stroke();
-    }
-  }
-  const tokens = new Set(slots.slice(kept)).size;
-  canvas.ariaLabel = `${rows} by ${columns} patches in ${tokens} groups`;
-}
-
-async function take(blob, name) {
+async function take(at, blob, name) {
   try {
     // Upright and in its full size, whatever its EXIF says.
-    image = { blob, name: name || "image", bitmap: await createImageBitmap(blob) };
+    images[at] = { blob, name: name || "image", bitmap: await createImageBitmap(blob) };
   } catch {
     return fail("The browser cannot show this file as an image.");
   }
+  $(at ? "chosen2" : "chosen").textContent = images[at].name;
   ask();
 }
 
-$("file").onchange = ({ target }) => target.files[0] && take(target.files[0], target.files[0].name);
+for (const [at, id] of ["file", "file2"].entries()) {
+  $(id).onchange = ({ target }) => target.files[0] && take(at, target.files[0], target.files[0].name);
+}
 $("model").onchange = showModel;
 $("reduction").oninput = ({ target }) => choose(target.value);
+$("text").oninput = () => askIn(TYPING);
 $("copier").onclick = async () => {
   await navigator.clipboard.writeText($("curl").textContent);
   $("copier").textContent = "Copied";
 };
 addEventListener("paste", ({ clipboardData }) => {
   const [file] = clipboardData.files;
-  if (file) take(file, file.name);
+  // Where two are asked for, the second paste is the right one.
+  if (file) take(TASKS[task].images === 2 && images[0] && !images[1] ? 1 : 0, file, file.name);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   addEventListener(kind, (event) => {
     event.preventDefault();
-    $("drop").classList.toggle("over", kind === "dragover");
+    const right = $("drop2").contains(event.target);
+    $("drop").classList.toggle("over", kind === "dragover" && !right);
+    $("drop2").classList.toggle("over", kind === "dragover" && right);
     const file = kind === "drop" && event.dataTransfer.files[0];
-    if (file) take(file, file.name);
+    if (file) take(right ? 1 : 0, file, file.name);
   });
 }
 

@@ -278,9 +278,14 @@ def until(condition: Any, seconds: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[Remote]:
-    """Serve an app from a thread of this process, on a free port."""
-    config = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5)
+def serving(app: FastAPI, **options: Any) -> Iterator[Remote]:
+    """Serve an app from a thread of this process, on a free port.
+
+    Args:
+        options: for uvicorn.
+    """
+    options = {"log_config": None, "ws": "none", "timeout_graceful_shutdown": 5} | options
+    config = uvicorn.Config(app, port=0, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
 from service.backends.onnxruntime import OnnxRuntime
+from service.protocol import BoundedHead
 from service.schemas import ClassifyResponse
 from tests.service import standin
 from tests.service.gated import Gated
@@ -386,6 +389,61 @@ class TestBodyLimit:
         assert small.sample("tokenfold_requests_total", outcome="invalid", **counted) == before + 1
 
 
+@pytest.fixture(scope="module")
+def port(bundles: Path) -> Iterator[int]:
+    """Of a server that limits heads, as `tokenfold serve` does."""
+    with serving(create_app(standin.settings(bundles)), http=BoundedHead) as remote:
+        yield int(remote.url.rpartition(":")[2])
+
+
+class TestHeads:
+    @staticmethod
+    def exchange(port: int, *pieces: bytes) -> bytes:
+        answer = b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            while found := connection.recv(65_536):
+                answer += found
+                if b"}" in found:
+                    break
+        return answer
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [b"GET /livez HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 100_000 + b"\r\n\r\n"],
+            [b"GET /livez HTTP/1.1\r\nhost: x\r\nx: ", *[b"a" * 20_000] * 50],
+            [b"GET /livez HTTP/1.1\r\n", *[b"x: a\r\n" * 5000] * 10],
+            [b"GET /" + b"a" * 100_000],
+        ],
+    )
+    def test_too_long(self, port: int, pieces: list[bytes]) -> None:
+        answer = self.exchange(port, *pieces)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        body = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert body["type"] == "urn:tokenfold:problem:head-too-large"
+        assert body["status"] == 431
+
+    def test_one_without_end_delays_nobody(self, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET / HTTP/1.1\r\nx: ")
+                for _ in range(200):
+                    connection.sendall(b"a" * 500_000)
+            begun = time.perf_counter()
+            assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+            assert time.perf_counter() - begun < 1
+
+    def test_long_ones_and_long_bodies_are_fine(self, port: int) -> None:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url) as one:
+            for _ in range(5):
+                assert one.get("/livez", headers={"x": "a" * 50_000}).status_code == 200
+                response = one.post("/v1/classify", files={"image": ("a", b"x" * 1_000_000)})
+                problem(response, 415, "image-format")
+
+
 class TestBodiesBeingSent:
     HEAD = (
         b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20000\r\n"
@@ -744,6 +802,16 @@ class TestLogs:
         line = logs.Text().format(record)
         assert line.endswith(r"GET /a\nINFO b\x1b[0m\x85\u2028é status=\r4")
         assert len(line.splitlines()) == 1
+
+    def test_nor_can_a_traceback(self) -> None:
+        try:
+            raise ValueError("a\n2026-01-01 00:00:00,000 INFO     b\x1b[0m\r\u2028c")
+        except ValueError:
+            record = logging.makeLogRecord({"msg": "failed", "exc_info": sys.exc_info()})
+        first, *others = logs.Text().format(record).splitlines()
+        assert first.endswith("failed")
+        assert all(line.startswith("  ") for line in others)
+        assert others[-1] == r"  2026-01-01 00:00:00,000 INFO     b\x1b[0m\r\u2028c"
 
 
 BIG = 4_000_000
