@@ -39,7 +39,28 @@ def load_classify(
         most: requests after the warm-up.
         service_cpu: tells the processor seconds that the service has spent so far.
     """
-    requests = [post(target, "/v1/classify", image, fields) for image in images]
+    return load_requests(
+        target,
+        [post(target, "/v1/classify", image, fields) for image in images],
+        concurrency=concurrency,
+        seconds=seconds,
+        warm_up=warm_up,
+        most=most,
+        service_cpu=service_cpu,
+    )
+
+
+def load_requests(
+    target: Target,
+    requests: Sequence[bytes],
+    *,
+    concurrency: int,
+    seconds: float,
+    warm_up: float = 1.0,
+    most: int = MOST_CALLS,
+    service_cpu: Callable[[], float] | None = None,
+) -> Report:
+    """Send prepared requests in turn, from a number of callers at once; see `load_classify`."""
     with contextlib.ExitStack() as stack:
         clients = [
             stack.enter_context(contextlib.closing(Client(target, requests)))

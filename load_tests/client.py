@@ -58,26 +58,34 @@ class Target:
 
 
 def post(
-    target: Target, path: str, image: bytes, fields: Mapping[str, str], *, file: str = "image"
+    target: Target,
+    path: str,
+    images: bytes | Sequence[bytes],
+    fields: Mapping[str, str | Sequence[str]],
+    *,
+    file: str = "image",
 ) -> bytes:
-    """The bytes of a multipart POST of one image.
+    """The bytes of a multipart POST of one image or several.
 
     Args:
-        image: encoded, such as a JPEG file's content.
-        fields: further form fields.
-        file: the form's name of the image.
+        images: encoded, such as a JPEG file's content.
+        fields: further form fields, some of them repeated.
+        file: the form's name of each image.
     """
     # Random, so that no image holds it.
     boundary = secrets.token_hex(16)
     parts = [
         f'--{boundary}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
+        for name, values in fields.items()
+        for value in ([values] if isinstance(values, str) else values)
     ]
-    parts.append(
-        f'--{boundary}\r\ncontent-disposition: form-data; name="{file}"; filename="image"\r\n'
-        "content-type: application/octet-stream\r\n\r\n".encode()
-    )
-    body = b"".join(parts) + image + f"\r\n--{boundary}--\r\n".encode()
+    for image in [images] if isinstance(images, bytes) else images:
+        head = (
+            f'--{boundary}\r\ncontent-disposition: form-data; name="{file}"; filename="image"\r\n'
+            "content-type: application/octet-stream\r\n\r\n"
+        )
+        parts.append(head.encode() + image + b"\r\n")
+    body = b"".join(parts) + f"--{boundary}--\r\n".encode()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
         f"content-type: multipart/form-data; boundary={boundary}\r\n"

@@ -199,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         image = options.photo.read_bytes() if options.photo else prepared_jpeg(bundle)
     except (BundleError, OSError) as error:
         parser.error(str(error))
+    if bundle.manifest.text is not None:
+        parser.error(f"{options.bundle} sees images with texts; this compares image classifiers")
     levels = options.levels or list(bundle.manifest.levels)
     if unknown := [level for level in levels if level not in bundle.manifest.levels]:
         parser.error(f"unknown levels {unknown}; the bundle has {list(bundle.manifest.levels)}")

@@ -18,13 +18,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from load_tests import classify
+from load_tests import classify, pairs
 from load_tests.arguments import between
 from load_tests.client import Client, Target, TargetError, post
 from load_tests.images import jpeg, synthetic
 from load_tests.load import Done, Report, closed_loop, percentile_ms, summarise
 from load_tests.served_vs_bare import Round, compare
 from load_tests.server import ServiceError, free_port, serving
+from service.app import create_app
+from tests.service import standin
+from tests.service.standin import serving as service_serving
+from tests.service.standin_pairs import pair_bundle
 
 
 class Answers(ThreadingHTTPServer):
@@ -334,3 +338,45 @@ def test_a_service_that_never_answers_is_given_up() -> None:
 
 def test_ports_are_free() -> None:
     assert 1024 <= free_port() <= 65535
+
+
+class TestPairs:
+    @staticmethod
+    def parts(kind: str, body: bytes) -> list[tuple[str, bytes]]:
+        head = f"content-type: {kind}\r\n\r\n".encode()
+        message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
+        return [
+            (str(part.get_param("name", header="content-disposition")), part.get_content())
+            for part in message.iter_parts()
+        ]
+
+    def test_what_is_sent(self) -> None:
+        with answering(200) as server:
+            target = server.target
+            requests = pairs.prepare(
+                target, "match", {"level": "fast"}, images=2, texts=["a", "b"], count=3, side=32
+            )
+            with closing(Client(target, requests)) as client:
+                assert client() is None
+                assert client() is None
+        first, second = (self.parts(kind, body) for kind, body in server.bodies)
+        assert [name for name, _ in first] == ["level", "text", "text", "text", "image", "image"]
+        assert [str(text).strip() for _, text in first[1:4]] == ["a", "b", "a"]
+        assert [str(text).strip() for _, text in second[1:4]] == ["b", "a", "b"]
+        sent = {bytes(image) for name, image in first + second if name == "image"}
+        assert len(sent) == 4
+
+    def test_against_the_service(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pair_bundle(tmp_path / "a")
+        with service_serving(create_app(standin.settings(tmp_path))) as remote:
+            for task, more in (
+                ("vqa", ["--reduction=0.4"]),
+                ("entail", ["--text=it is red"]),
+                ("reason", ["--level=fast"]),
+                ("match", ["--images=3", "--texts=4"]),
+            ):
+                line = [task, f"--url={remote.url}", "--seconds=0.3", "--warm-up=0", "--json"]
+                assert pairs.main([*line, "--side=32", "--concurrency=2", *more]) == 0
+                assert json.loads(capsys.readouterr().out)["images"] > 0
+        assert pairs.main(["vqa", f"--url={remote.url}", "--seconds=0.1", "--warm-up=0"]) == 1
+        assert "connection" in capsys.readouterr().out
