@@ -20,8 +20,9 @@ microseconds on top of 740, against 50 for both). Its kernel takes the sizes as 
 
 `Importance` is what PuMer asks of attention: the probabilities of the first `queries` queries (all,
 if there are fewer), their mean over heads and over queries weighted by query_size; 0 where no query
-counts. It is computed from q and k once more, so that attention itself need not keep probabilities.
-Its cost is measured in `export.plugins.attention`.
+counts. It is computed from q and k once more, for those queries alone, so that attention itself
+need not keep probabilities; at ViLT's sizes that costs 0.19 ms where `Attend` takes 1.19 (more in
+`export.plugins.attention`).
 
 Of r tokens that a matcher is asked to remove `max(0, min(r, (N - protected) / 2))` go; protected is
 0 to 2 for ToMe. Counts of `MatchPuMer` are (prune, merge, merge of the text): as many go as
