@@ -118,8 +118,12 @@ def test_slots_are_pruning_then_merging_of_each_modality(case: Case) -> None:
     order = importance[0, text:].argsort(descending=True)
     dropped = (slots[text:] == slotting.DROPPED).nonzero().flatten()
     assert set(dropped.tolist()) == set(order[keep:].tolist())
+    merged = clamp(counts[1], keep, 1)
+    if keep == image and not merged:
+        assert slots[text:].tolist() == list(range(words, words + image))
+        return
     kept = metric[:, text:][:, order[:keep]]
-    among = ToMe()(kept, torch.ones(1, keep), clamp(counts[1], keep, 1))[0]
+    among = ToMe()(kept, torch.ones(1, keep), merged)[0]
     assert slots[text:][order[:keep]].tolist() == (among + words).tolist()
 
 
@@ -141,7 +145,8 @@ def test_padding_of_either_modality_changes_nothing(case: Case, short: int, smal
     metric, importance, text, image, counts = case
     if not text:
         short = 0
-    if not image:
+    if image < 3:
+        # Of so few none can merge, and then they keep their order; of padded ones some can.
         small = 0
     alone = PuMer()(metric, torch.ones_like(importance), importance, text, counts)[0]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.reduction.matcher import ABSENT, rank
-from models.reduction.slots import DROPPED, compose
+from models.reduction.slots import DROPPED, compose, identity
 from models.reduction.tome import ToMe
 from models.reduction.workload import clamp, pumer_widths
 
@@ -69,9 +69,13 @@ class PuMer:
         if text:
             parts.append(self.merge(metric[:, :text], size[:, :text], words))
         image = metric.shape[1] - text
-        if image:
-            pruned = max(pruned, 0)
-            keep = max(image - pruned, 1)
+        pruned = max(pruned, 0)
+        keep = max(image - pruned, 1)
+        merged = clamp(merged, keep, 1)
+        if image and keep == image and not merged:
+            # Nothing goes, so nothing moves, whatever becomes of the text.
+            parts.append(identity(metric.shape[0], image, metric.device) + text_after)
+        elif image:
             kept = prune(importance[:, text:], size[:, text:], pruned)
             stays = kept != DROPPED
             # Where each kept place comes from: the inverse of the slots. Padding leaves places
@@ -81,7 +85,7 @@ class PuMer:
             among = self.merge(
                 metric[:, text:].gather(1, index),
                 (size[:, text:] * stays).gather(1, order),
-                clamp(merged, keep, 1),
+                merged,
             )
             slots = compose(kept, among)
             parts.append(torch.where(slots == DROPPED, slots, slots + text_after))

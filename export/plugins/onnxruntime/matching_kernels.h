@@ -254,6 +254,11 @@ static void match_pumer(const MatchPuMer& m, const T* keys, int64_t* slots, floa
     merge_or_stay(words, keys, slots, scratch);
   }
   if (patches == 0) return;
+  const int64_t keep = std::max<int64_t>(patches - m.pruned, 1);
+  if (keep == patches && m.count == 0) {  // nothing goes, so nothing moves
+    for (int64_t i = 0; i < patches; ++i) slots[text + i] = i + text - m.text_count;
+    return;
+  }
   int64_t* merged = reinterpret_cast<int64_t*>(scratch);              // (keep)
   float* score = scratch + 2 * padded;                                // (patches), padded
   float* kept_size = score + padded;                                  // (keep)
@@ -270,7 +275,6 @@ static void match_pumer(const MatchPuMer& m, const T* keys, int64_t* slots, floa
   // Importance that is no number gives places twice: then others stay 0, which is a token too.
   std::fill(order, order + patches, 0);
   for (int64_t i = 0; i < patches; ++i) order[place[i]] = static_cast<int32_t>(i);
-  const int64_t keep = std::max<int64_t>(patches - m.pruned, 1);
   const int64_t limit = std::max<int64_t>(present - m.pruned, 1);
   for (int64_t p = 0; p < keep; ++p) kept_size[p] = p < limit ? size[order[p]] : 0.0f;
   const Match kept{keep, m.heads, m.head_dim, 1, m.count, 0.0f, kept_size, order};
