@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from export.bundle import JOINT, MODEL, VISION, Bundle, BundleError
-from models.reduction.workload import Workload
+from models.reduction.workload import MeterWorkload, Workload
 from models.tasks import Task
 from models.text import TextEncoder
 from service.backends.backend import Backend
@@ -83,6 +83,8 @@ class Model:
         workload = self.manifest.workload
         nominal = self.levels.nominal
         image = workload.tokens if nominal is None else nominal.image
+        if isinstance(workload, MeterWorkload):
+            image = workload.vision_widths[0]  # its tower may merge some
         patches = image - self.protected
         height, width = self.manifest.preprocess.size
         rows = max(1, round(math.sqrt(patches * height / width)))
@@ -97,7 +99,10 @@ class Model:
         return (shape[0] * rows // height, shape[1] * columns // width)
 
     def image_tokens(self, shape: tuple[int, int]) -> int:
-        """Tokens of an image of (height, width) pixels."""
+        """Tokens of an image of (height, width) pixels, where it meets the text."""
+        nominal = self.levels.nominal
+        if nominal is not None and shape == self.manifest.preprocess.size:
+            return nominal.image
         rows, columns = self.grid_of(shape)
         return self.protected + rows * columns
 

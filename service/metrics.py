@@ -144,20 +144,20 @@ class Metrics:
             self._stages[stage].observe(spent)
 
     def run(self, lane: Lane, items: Sequence[Works]) -> None:
-        """Note a run, and what it costs for each of its items.
-
-        The FLOPs of embedding an image that several texts share count with each of them.
-        """
+        """Note a run, and what it costs for each of its items."""
         self._batch.observe(len(items))
         step, task = lane.call.step, lane.call.task
+        works = [work for item in items for work in item]
+        embedding = sum(work.embedding for work in works)
         if step == "embed":
             self._embedded.inc(len(items))
+            self._flops.labels(task, "spent").inc(embedding)
             return
-        works = [work for item in items for work in item]
         self._images.labels(task).inc(len(works))
         self._tokens.labels(task, "in").inc(sum(work.tokens_in for work in works))
         self._tokens.labels(task, "out").inc(sum(work.tokens_out for work in works))
-        self._flops.labels(task, "spent").inc(sum(work.flops for work in works))
+        spent = sum(work.flops for work in works) - (embedding if step == "fuse" else 0)
+        self._flops.labels(task, "spent").inc(spent)
         self._flops.labels(task, "saved").inc(sum(work.full - work.flops for work in works))
 
     def memory(self, model: str, *, weights: int, peak: int) -> None:

@@ -32,7 +32,11 @@ class PairSlots(BaseModel):
         description="The first `protected` are no patches; the others are the cells of `grid`, "
         "row by row."
     )
-    grid: tuple[int, int] = Field(description="Rows and columns of patches.")
+    grid: tuple[int, int] | None = Field(
+        None,
+        description="Rows and columns of patches. Left out where the network merges patches before "
+        "they meet a text: its image tokens are no patches.",
+    )
     protected: int
 
 

@@ -103,18 +103,28 @@ def _add_slots(
         return
     found = [
         [
-            {
-                "text_slots": run.output[which + "text_slots"].tolist(),
-                "image_slots": run.output[which + "image_slots"].tolist(),
-                "grid": model.grid_of(steps.shapes[image]),
-                "protected": model.protected,
-            }
+            _view(
+                model,
+                run.output[which + "text_slots"].tolist(),
+                run.output[which + "image_slots"].tolist(),
+                steps.shapes[image],
+            )
             for which, image in zip(("", "second_"), asked[index].images, strict=False)
         ]
         for index, run in zip(items, runs, strict=True)
     ]
     # In a matrix each item has one image: a list by text. Otherwise a list by image.
     result["slots"] = found[0] if single else [views[0] for views in found]
+
+
+def _view(
+    model: Model, text: list[int], image: list[int], shape: tuple[int, int]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"text_slots": text, "image_slots": image, "protected": model.protected}
+    rows, columns = model.grid_of(shape)
+    if len(image) == model.protected + rows * columns:  # else the image's own tower has merged some
+        found["grid"] = (rows, columns)
+    return found
 
 
 def _seconds(

@@ -23,7 +23,7 @@ from service.decoders import Decoders
 from service.errors import ApiError, InternalError
 from service.levels import Choice
 from service.scheduler import Lane, Outcome, Ticket
-from service.work import Size, Works
+from service.work import Size, Work, Works
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,7 @@ class Steps:
                 embed,
                 Lane(asking.model.backend, call),
                 {PIXELS[0]: pixels},
+                works=(self._work(image),),
                 then=partial(self._embedded, image),
             )
         except ApiError as error:
@@ -208,6 +209,12 @@ class Steps:
                 self._missing[index] = -1
         for index in failed:
             self.ticket.fail(index, error)
+
+    def _work(self, image: int) -> Work:
+        """Of an image with the first text that it is asked about: the embedding is the same."""
+        item = self.asking.items[self._users[image][0]]
+        size = self.asking.size(item, self.shapes[image])
+        return self.asking.model.levels.fit(self.choice, size).work
 
     def _submit(self, index: int) -> None:
         asking = self.asking

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from models.reduction.workload import BaseWorkload, Plan
+from models.reduction.workload import BaseWorkload, PairWorkload, Plan
 
 
 class Size(NamedTuple):
@@ -21,6 +21,7 @@ class Work(NamedTuple):
     Attributes:
         flops: multiply-accumulates; `full` those of the unreduced network; `ratio` the quotient.
         tokens_in, tokens_out: before the first layer, and after the last.
+        embedding: of the FLOPs those that several texts about one image share.
     """
 
     flops: int
@@ -28,13 +29,15 @@ class Work(NamedTuple):
     ratio: float
     tokens_in: int
     tokens_out: int
+    embedding: int = 0
 
     @classmethod
     def of(cls, workload: BaseWorkload, plan: Plan) -> Work:
         """Of a plan on a workload."""
         counts = workload.widths(plan)
         spent, full = workload.flops(plan), workload.flops(workload.unreduced)
-        return cls(spent, full, spent / full, counts[0], counts[-1])
+        embedding = workload.embedding if isinstance(workload, PairWorkload) else 0
+        return cls(spent, full, spent / full, counts[0], counts[-1], embedding)
 
 
 Works = tuple[Work, ...]
@@ -52,4 +55,5 @@ def total(works: Sequence[Work]) -> Work:
         spent / full,
         sum(work.tokens_in for work in works),
         sum(work.tokens_out for work in works),
+        sum(work.embedding for work in works),
     )

@@ -219,6 +219,11 @@ class PairWorkload(BaseWorkload):
         """Tokens before the first layer."""
         return self.text + self.image
 
+    @property
+    @abstractmethod
+    def embedding(self) -> int:
+        """Of the FLOPs those of the image alone, which several texts can share."""
+
     def streams(self, plan: Sequence[int]) -> list[tuple[int, int]]:
         """(text, image) tokens before the first layer with counts and after each, for PuMer."""
         found = [(self.text, self.image)]
@@ -280,6 +285,10 @@ class ViltWorkload(PairWorkload):
     @property
     def plan_length(self) -> int:
         return 3 * self.depth if self.method == "pumer" else self.depth
+
+    @property
+    def embedding(self) -> int:
+        return self.stem * (self.image - 1)
 
     @property
     def _joint(self) -> Workload:
@@ -399,14 +408,18 @@ class MeterWorkload(PairWorkload):
         return total
 
     @property
-    def _towers(self) -> int:
+    def embedding(self) -> int:
         total = self.stem * (self.vision_widths[0] - 1)
         for before, after in itertools.pairwise(self.vision_widths):
             total += self._attention(before, before) + 2 * after * self.dim * self.mlp_dim
             if after < before:
                 total += bipartite_flops(before, self.metric_dim)
+        return total
+
+    @property
+    def _towers(self) -> int:
         layer = self._attention(self.text, self.text) + 2 * self.text * self.dim * self.mlp_dim
-        return total + self.text_depth * layer
+        return self.embedding + self.text_depth * layer
 
     def _attention(self, queries: int, keys: int) -> int:
         """Of one layer, its projections included."""

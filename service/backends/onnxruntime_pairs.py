@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.bundle import Bundle
-from export.pair_runtime import Float, Int, PairSession
+from export.pair_runtime import Float, Int, PairOutput, PairSession, ask
 from service.backends.backend import PIXELS, TOKENS, Call, Sample
 
 
@@ -33,35 +33,27 @@ class OnnxRuntimePairs:
             return [{TOKENS[0]: tokens} for tokens in found]
         assert call.task != "classify"  # which sees no text
         ids, size = _padded([sample["input_ids"] for sample in samples])
-        outputs: list[dict[str, npt.NDArray[Any]]] = [{} for _ in samples]
-        pooled: Float | None = None
-        for at, plan in enumerate(call.plans):
-            done = self._session.fuse(
-                self._tokens(samples, call, at),
-                ids,
-                size,
-                plan,
-                task=call.task,
-                second=at > 0,
-                other=pooled,
-                slots=slots,
-            )
-            pooled = done.pooled
-            for row, output in enumerate(outputs):
-                if done.logits is not None:
-                    output["logits"] = done.logits[row]
-                if done.text_slots is not None and done.image_slots is not None:
-                    which = "second_" if at else ""
-                    length = len(samples[row]["input_ids"])
-                    output[which + "text_slots"] = done.text_slots[row, :length]
-                    output[which + "image_slots"] = done.image_slots[row]
-        return outputs
+        images = [self._tokens(samples, call, at) for at in range(len(call.plans))]
+        passes = ask(self._session, images, ids, size, call.plans, task=call.task, slots=slots)
+        return [_output(sample, passes, row) for row, sample in enumerate(samples)]
 
     def _tokens(self, samples: Sequence[Sample], call: Call, at: int) -> Float:
         """(B, I, D) of each item's image `at`."""
         if call.step == "fuse":
             return _batch(samples, TOKENS[at])
         return self._session.embed(_batch(samples, PIXELS[at]))
+
+
+def _output(sample: Sample, passes: Sequence[PairOutput], row: int) -> Sample:
+    """One item's outputs, without the padding of its text."""
+    logits = passes[-1].logits
+    assert logits is not None  # the last pass answers
+    found: dict[str, npt.NDArray[Any]] = {"logits": logits[row]}
+    for which, done in zip(("", "second_"), passes, strict=False):
+        if done.text_slots is not None and done.image_slots is not None:
+            found[which + "text_slots"] = done.text_slots[row, : len(sample["input_ids"])]
+            found[which + "image_slots"] = done.image_slots[row]
+    return found
 
 
 def _batch(samples: Sequence[Sample], name: str) -> npt.NDArray[Any]:

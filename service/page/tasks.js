@@ -4,7 +4,12 @@ const bars = (pairs) => pairs.map(([label, score]) => ({ label, score }));
 
 // Of a text that is read with images: where its tokens and theirs ended up.
 const views = (slots) =>
-  slots.map((one) => ({ ...one, slots: one.image_slots, textSlots: one.text_slots }));
+  slots.map(({ image_slots, text_slots, grid, protected: kept }) =>
+    // Without a grid the image's tokens are no patches: the image is shown as it is.
+    grid
+      ? { slots: image_slots, grid, protected: kept, textSlots: text_slots }
+      : { slots: [0], grid: [1, 1], protected: 0, textSlots: text_slots },
+  );
 
 export const TASKS = {
   classify: {

@@ -447,6 +447,9 @@ class TestSteps:
             assert spent == 2 * sized.flops(plan_for(sized, 0.5))
             counted = {"task": "reason", "model": "pairs", "level": "fast", "outcome": "ok"}
             assert remote.sample("tokenfold_requests_total", **counted) == 1
+            spent = remote.sample("tokenfold_flops_total", task="match", kind="spent")
+            sized = WORKLOAD.sized(text=3)
+            assert spent == 4 * sized.flops(sized.unreduced) - 2 * sized.embedding
 
     def test_an_embedding_that_fails(self, gated: Gated) -> None:
         with serving(gated.app) as remote:
