@@ -4,9 +4,10 @@
     python -m models.training.scenes student --out build/scenes
 
 The teacher learns unreduced. Beside the answers it is told, patch by patch, what is shown there and
-whether the text mentions it: a dense signal that makes attention find things in minutes instead of
-days. For most of its steps it sees all the patches with things but only some of the others (masking
-as in FLIP, Li et al. 2023), which costs half as much.
+whether the text mentions it, and later how many things each phrase of the text describes, and
+where: a dense signal that makes attention find things in minutes instead of days. For most of its
+steps it sees all the patches with things but only some of the others (masking as in FLIP, Li et al.
+2023), which costs half as much.
 
 The student begins as the teacher and learns to answer at random reductions, with PuMer in the loop,
 from the teacher's answers and the right ones (PuMer, section 3.4).
@@ -78,6 +79,8 @@ KINDS = (
     1 + len(scenes.SIZES),
     1 + len(scenes.TEXTURES),
 )
+MOST = 5
+"""Things in a scene."""
 MIX = Mix(vqa=18, entail=9, match=7, reason=8)
 
 
@@ -86,7 +89,8 @@ class Settings(NamedTuple):
 
     Attributes:
         patches: of each image that the masked steps see.
-        masked: share of the steps that are masked.
+        masked: steps that are masked, from the first.
+        told: the step from which on the text's token is told of counts and places.
         reductions: of the student's random one.
     """
 
@@ -94,11 +98,12 @@ class Settings(NamedTuple):
     rate: float
     seed: int
     patches: int = GRID * GRID
-    masked: float = 0.0
+    masked: int = 0
+    told: int = 0
     reductions: tuple[float, float] = (0.0, 0.0)
 
 
-TEACHER = Settings(steps=4500, rate=1e-3, seed=0, patches=72, masked=0.75)
+TEACHER = Settings(steps=5000, rate=1e-3, seed=0, patches=72, masked=4300, told=3000)
 STUDENT = Settings(steps=1200, rate=3e-4, seed=1, reductions=(0.1, 0.75))
 
 
@@ -111,26 +116,43 @@ class Probes(nn.Module):
         self.found = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, PHRASES)) for _ in FINDS
         )
+        self.told = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, PHRASES * (MOST + 1 + 2 * GRID))
+        )
 
-    def forward(self, layers: Mapping[int, Tensor], batch: Batch) -> Tensor:
+    def forward(self, layers: Mapping[int, Tensor], batch: Batch, told: bool) -> Tensor:
         """The loss.
 
         Args:
-            layers: image tokens (N, patches, D) behind some layers.
+            layers: tokens (N, T + 1 + patches, D) behind some layers.
+            told: whether the text's first token is asked for counts and places, too.
         """
-        read = self.shown(layers[SHOWS]).float()
+        patches = batch.centre.shape[1]
+        read = self.shown(layers[SHOWS][:, -patches:]).float()
         *kinds, centre = read.split([*KINDS, 1], dim=-1)
         loss = F.binary_cross_entropy_with_logits(centre.squeeze(-1), batch.centre)
         for at, kind in enumerate(kinds):
             loss = loss + F.cross_entropy(kind.flatten(0, 1), batch.shown[:, at].flatten())
-        told = (batch.mentioned >= 0).float()
+        asked = (batch.mentioned >= 0).float()
         for probe, layer in zip(self.found, FINDS, strict=True):
-            found = probe(layers[layer]).float().transpose(1, 2)  # (N, phrases, patches)
+            found = (
+                probe(layers[layer][:, -patches:]).float().transpose(1, 2)
+            )  # (N, phrases, patches)
             error = F.binary_cross_entropy_with_logits(
                 found, batch.mentioned.clamp_min(0), reduction="none"
             )
-            loss = loss + 3.0 * (error * told).sum() / told.sum().clamp_min(1)
-        return loss
+            loss = loss + 3.0 * (error * asked).sum() / asked.sum().clamp_min(1)
+        return loss + self._counts_and_places(layers[FINDS[-1]][:, 0], batch) if told else loss
+
+    def _counts_and_places(self, token: Tensor, batch: Batch) -> Tensor:
+        read = self.told(token).float().unflatten(1, (PHRASES, -1)).flatten(0, 1)
+        counts, rows, columns = read.split([MOST + 1, GRID, GRID], dim=-1)
+        places = batch.places.flatten(0, 1)
+        return (
+            F.cross_entropy(counts, batch.counts.flatten(), ignore_index=-1)
+            + 0.5 * F.cross_entropy(rows, places[:, 0], ignore_index=-1)
+            + 0.5 * F.cross_entropy(columns, places[:, 1], ignore_index=-1)
+        )
 
 
 def masked(batch: Batch, patches: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
@@ -183,7 +205,7 @@ def answers(
     Args:
         plan: PuMer's counts; None reduces nothing.
         chosen: (N, patches) indexes of the patches to see; None for all.
-        watch: told of the image tokens behind each layer; only unreduced.
+        watch: told of the tokens behind each layer; only unreduced.
     """
     texts = len(batch.tasks)
     many = batch.tasks.count("reason")
@@ -193,14 +215,13 @@ def answers(
         index = (chosen + 1).unsqueeze(-1).expand(-1, -1, image.shape[-1])
         image = torch.cat([image[:, :1], image.gather(1, index)], dim=1)
     matchers = [PuMer()] * CONFIG.depth if plan is not None else None
-    words = batch.ids.shape[1]
     pooled = []
     for second, part in ((False, slice(0, texts)), (True, slice(texts, texts + many))):
         if part.start == part.stop:
             continue
         seen: dict[int, Tensor] = {}
         hooks = [
-            block.register_forward_hook(_keep(seen, layer, words + 1))
+            block.register_forward_hook(_keep(seen, layer))
             for layer, block in enumerate(model.blocks)
             if watch is not None
         ]
@@ -231,9 +252,9 @@ def answers(
     return Answers(logits, of)
 
 
-def _keep(seen: dict[int, Tensor], layer: int, first: int) -> Callable[..., None]:
+def _keep(seen: dict[int, Tensor], layer: int) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: object, output: Tokens) -> None:
-        seen[layer] = output.x[:, first:]
+        seen[layer] = output.x
 
     return hook
 
@@ -260,7 +281,7 @@ def accuracy(
 
 
 def teacher_loss(
-    model: Vilt, probes: Probes, batch: Batch, chosen: Tensor | None
+    model: Vilt, probes: Probes, batch: Batch, chosen: Tensor | None, told: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss of the answers, and of the probes."""
     layers: dict[int, list[Tensor]] = {}
@@ -270,7 +291,7 @@ def teacher_loss(
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = answers(model, batch, chosen=chosen, watch=watch)
-        dense = probes({layer: torch.cat(parts) for layer, parts in layers.items()}, batch)
+        dense = probes({layer: torch.cat(parts) for layer, parts in layers.items()}, batch, told)
     return task_loss(found, batch), dense
 
 
@@ -420,10 +441,10 @@ def train_teacher(out: Path) -> None:
 
     def losses(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         chosen = None
-        if step < TEACHER.masked * TEACHER.steps:
+        if step < TEACHER.masked:
             generator = torch.Generator().manual_seed(step)
             batch, chosen = masked(batch, TEACHER.patches, generator)
-        return teacher_loss(run.model, probes, batch, chosen)
+        return teacher_loss(run.model, probes, batch, chosen, step >= TEACHER.told)
 
     train(run, losses, report=0.4)
 

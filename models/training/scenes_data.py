@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,9 @@ class Batch(NamedTuple):
         centre: (N, patches) float32, 1 where the middle of a thing is.
         mentioned: (N, 2, patches) float32, 1 where a thing is that the first or second phrase of
             the text describes; -1 where the text has no such phrase.
+        counts: (N, 2) int64, things that each phrase describes; -1 for no such phrase.
+        places: (N, 2, 2) int64, row and column of the one thing that a phrase describes; -1 where
+            there are none or several.
     """
 
     pixels: Tensor
@@ -67,6 +70,8 @@ class Batch(NamedTuple):
     shown: Tensor
     centre: Tensor
     mentioned: Tensor
+    counts: Tensor
+    places: Tensor
 
 
 def encode(text: str) -> list[int]:
@@ -113,22 +118,18 @@ def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
     ids, size = padded([encode(text.text) for _, text in images])
     seen = [_seen(scene, text) for scene, text in images]
     return Batch(
-        pixels=torch.from_numpy(np.stack([scenes.draw(scene) for scene, _ in images])),
-        ids=ids,
-        size=size,
-        tasks=tuple(tasks),
-        answers=torch.tensor(
+        torch.from_numpy(np.stack([scenes.draw(scene) for scene, _ in images])),
+        ids,
+        size,
+        tuple(tasks),
+        torch.tensor(
             [LABELS[task].index(answer) for task, answer in zip(tasks, answers, strict=True)]
         ),
-        shown=torch.from_numpy(np.stack([shown for shown, _, _ in seen])),
-        centre=torch.from_numpy(np.stack([centre for _, centre, _ in seen])),
-        mentioned=torch.from_numpy(np.stack([mentioned for _, _, mentioned in seen])),
+        *(torch.from_numpy(np.stack(parts)) for parts in zip(*seen, strict=True)),
     )
 
 
-def _seen(
-    scene: scenes.Scene, text: scenes.Text
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _seen(scene: scenes.Scene, text: scenes.Text) -> tuple[npt.NDArray[Any], ...]:
     """What each patch shows, where the things' middles are, and what the text mentions."""
     cover = scenes.cover(scene)
     count = len(scene.things)
@@ -146,15 +147,18 @@ def _seen(
     ]
     # The last row is for no thing, index -1.
     shown = np.array([*kinds, (0, 0, 0, 0)], dtype=np.int64)[thing].T
+    middles = [[int(axis.mean()) // PATCH for axis in np.nonzero(mask)] for mask in at]
     centre = np.zeros(GRID * GRID, dtype=np.float32)
-    for mask in at:
-        rows, columns = np.nonzero(mask)
-        if len(rows):
-            centre[int(rows.mean()) // PATCH * GRID + int(columns.mean()) // PATCH] = 1.0
+    centre[[row * GRID + column for row, column in middles]] = 1.0
     mentioned = np.full((PHRASES, GRID * GRID), -1.0, dtype=np.float32)
+    counts = np.full(PHRASES, -1)
+    places = np.full((PHRASES, 2), -1)
     for phrase, things in enumerate(text.mentions[:PHRASES]):
         mentioned[phrase] = np.isin(thing, things)
-    return shown, centre, mentioned
+        counts[phrase] = len(things)
+        if len(things) == 1:
+            places[phrase] = middles[things[0]]
+    return shown, centre, mentioned, counts, places
 
 
 class Batches(IterableDataset[Batch]):
