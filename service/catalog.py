@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from export.bundle import JOINT, MODEL, VISION, Bundle, BundleError
 from models.reduction.workload import MeterWorkload, Workload
 from models.tasks import Task
-from models.text import TextEncoder
+from models.text import EmptyTextError, TextEncoder
 from service.backends.backend import Backend
 from service.costs import Costs
 from service.errors import UnknownModel
@@ -53,6 +54,8 @@ class Model:
                 self._text = TextEncoder.open(self.bundle.tokenizer, text.most_tokens)
             except ValueError as error:
                 raise BundleError(str(error)) from error
+            with contextlib.suppress(EmptyTextError):
+                self._text.encode("What is it?")  # the first one takes a hundred times as long
 
     @property
     def text(self) -> TextEncoder:

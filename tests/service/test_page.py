@@ -6,10 +6,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
+from models.tasks import Task
 from service.app import create_app
+from service.pair_schemas import EntailRequest, MatchRequest, ReasonRequest, VqaRequest
 from service.routes.page import FOLDER
 from tests.service import standin
 from tests.service.standin import Remote, bundle, serving
@@ -33,6 +37,19 @@ def test_what_it_refers_to_is_there(client: Remote) -> None:
     assert "/docs" not in links  # its scripts come from elsewhere
     for link in links:
         assert client.get(link).status_code == 200, link
+
+
+def test_its_tasks_are_those_of_the_api() -> None:
+    script = (FOLDER / "tasks.js").read_text()
+    tasks = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
+    assert tuple(tasks) == get_args(Task)
+    requests: dict[str, type[BaseModel]] = {
+        "vqa": VqaRequest, "entail": EntailRequest, "reason": ReasonRequest, "match": MatchRequest
+    }  # fmt: skip
+    for task, request in requests.items():
+        own = re.search(rf'^  {task}: .*?field: "(\w+)"', script, re.DOTALL | re.MULTILINE)
+        assert own is not None
+        assert own[1] in request.model_fields
 
 
 def test_nothing_comes_from_elsewhere() -> None:
