@@ -119,6 +119,8 @@ class Items:
                 raise DataError(
                     f"{where}: {images_of(read.task)} images are needed, not {len(read.images)}"
                 )
+            if not read.text.strip():
+                raise DataError(f"{where}: the text is empty")
             paths = [(PurePosixPath(name).parent / image).as_posix() for image in read.images]
             missing = [path for path in paths if path not in numbers]
             if missing:

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from export.bundle import (
+    JOINT,
     MANIFEST,
     MODEL,
     PROFILE,
+    TOKENIZER,
+    VISION,
     Bundle,
     BundleError,
     Latency,
@@ -24,6 +28,8 @@ from export.bundle import (
     LevelProfile,
     Manifest,
     Profile,
+    Quality,
+    TextSpec,
     stored_files,
     write_manifest,
     write_profile,
@@ -31,10 +37,25 @@ from export.bundle import (
 )
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import Workload
+from models.reduction.workload import ViltWorkload, Workload
 
 WORKLOAD = Workload(
     method="tome", tokens=17, protected=1, depth=2, dim=8, mlp_dim=16, metric_dim=4, stem=9, head=9
+)
+
+
+PAIRS = ViltWorkload(
+    method="pumer",
+    text=9,
+    most_text=9,
+    image=17,
+    layers=(0,),
+    depth=2,
+    dim=8,
+    mlp_dim=16,
+    metric_dim=4,
+    stem=9,
+    head=9,
 )
 
 
@@ -93,6 +114,12 @@ def test_a_profile_joins_the_checked_files(tmp_path: Path) -> None:
     write_profile(tmp_path / "b", profile("exact", "nonsense"))
     with pytest.raises(BundleError, match="nonsense"):
         Bundle.open(tmp_path / "b")
+    right = Quality(metric="accuracy", value=0.5, low=0.4, high=0.6, samples=9)
+    measured = LevelProfile(quality={"vqa": right})
+    write(tmp_path / "b")
+    write_profile(tmp_path / "b", profile().model_copy(update={"levels": {"exact": measured}}))
+    with pytest.raises(BundleError, match=r"unknown tasks.*vqa"):
+        Bundle.open(tmp_path / "b")
 
 
 def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
@@ -132,6 +159,52 @@ def test_a_wrong_manifest_is_refused(
     (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=message):
         Bundle.open(tmp_path / "b")
+
+
+def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path) -> None:
+    def make(missing: str = "", **changes: Any) -> Bundle:
+        with writing(tmp_path / "p") as part:
+            for name in {VISION, JOINT, TOKENIZER} - {missing}:
+                (part / name).write_bytes(b"something")
+            fields: dict[str, Any] = {
+                "name": "pairs",
+                "source": "a test",
+                "precision": "fp32",
+                "tasks": {"vqa": ("a", "b"), "match": ()},
+                "scores": {"vqa": "sigmoid"},
+                "text": TextSpec(most_tokens=9),
+                "workload": PAIRS,
+                "preprocess": Preprocess(size=(32, 32)),
+                "levels": {
+                    "exact": Level(reduction=0, plan=(0,) * 6, flops_ratio=1, tokens_out=26)
+                },
+                "default_level": "exact",
+                "versions": {},
+                "files": stored_files(part),
+            }
+            write_manifest(part, Manifest(**fields | changes))
+        return Bundle.open(tmp_path / "p")
+
+    bundle = make()
+    assert bundle.manifest.workload == PAIRS
+    assert bundle.manifest.pair_tasks == ["vqa", "match"]
+    assert bundle.manifest.scoring("vqa") == "sigmoid"
+    assert bundle.manifest.scoring("match") == "softmax"
+    for path in (bundle.vision, bundle.joint, bundle.tokenizer):
+        assert path.is_file()
+    for name in (VISION, JOINT, TOKENIZER):
+        with pytest.raises(ValidationError, match=f"{name} is not listed"):
+            make(missing=name)
+    with pytest.raises(ValidationError, match="has texts"):
+        make(text=None)
+    with pytest.raises(ValidationError, match="does not classify"):
+        make(tasks={"classify": ("a", "b")}, scores={})
+    with pytest.raises(ValidationError, match="scores of entail"):
+        make(scores={"entail": "sigmoid"})
+    write(tmp_path / "b")
+    manifest = Bundle.open(tmp_path / "b").manifest
+    with pytest.raises(TypeError, match="no texts"):
+        manifest.plan(manifest.levels["exact"], text=3, image=17)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", ""])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models.checkpoints.checkpoint import Checkpoint, PairCheckpoint
+from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
 from models.tasks import PairTask
 from models.text import word_level
@@ -73,6 +74,30 @@ def vilt(seed: int = 0, **changes: Any) -> Vilt:
         "rates": (0.1, 0.3, 0.2),
     }
     return drawn(Vilt(ViltConfig.model_validate(fields | changes)), seed)
+
+
+def meter_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
+    """A METER of two steps behind small towers, 17 image tokens, up to 12 text tokens."""
+    fields = {
+        "form": "sequential",
+        "protect_class": False,
+        "image_size": SIZE,
+        "patch_size": 8,
+        "dim": 48,
+        "heads_per_layer": 3,
+        "mlp_dim": 96,
+        "depth": 2,
+        "vision_depth": 1,
+        "text_depth": 1,
+        "vocabulary": len(WORDS) + 4,
+        "most_text": 12,
+        "modalities": 3,
+        "layers": (0, 1),
+        "heads": {"vqa": {"classes": 5, "hidden": 64}, "reason": {"classes": 2, "hidden": 64}},
+    }
+    model = drawn(Meter(MeterConfig.model_validate(fields | changes)), seed)
+    labels: dict[PairTask, tuple[str, ...]] = {"vqa": LABELS, "reason": ("false", "true")}
+    return PairCheckpoint(model, PREPROCESS, labels, word_level(WORDS, 12), weighted=False)
 
 
 def drawn(model: M, seed: int) -> M:

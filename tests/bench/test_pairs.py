@@ -1,0 +1,117 @@
+"""The bench on a network with texts: its levels, PuMer's own shares, and PyTorch beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.bench import command
+from export.bench.memory import peak
+from export.bench.subjects import PairGraphs, opened, random_inputs
+from export.bench.targets import TargetError, choose, runs_on
+from export.bundle import Bundle
+from export.pipeline import export_bundle
+from export.recipe import Recipe
+from models.checkpoints import native
+from tests import tiny
+from tests.bench.trivial import QUICK
+
+LEVELS = {"exact": 0.0, "half": 0.3}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("exported")
+    native.save(folder / "weights", tiny.pair_checkpoint())
+    recipe = Recipe(name="pairs", levels=LEVELS)
+    source = str(folder / "weights")
+    return export_bundle(tiny.pair_checkpoint(), source, folder / "pairs", recipe)
+
+
+@pytest.fixture(scope="module")
+def plain(bundle: Bundle) -> Bundle:
+    """The same without any reduction."""
+    recipe = Recipe(name="plain", method="none")
+    return export_bundle(tiny.pair_checkpoint(), "a test", bundle.folder.parent / "plain", recipe)
+
+
+def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> dict[str, Any]:
+    assert command.main([str(folder), *QUICK, "--json", *arguments]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_levels_and_published_shares(
+    bundle: Bundle, plain: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = ["--rates", "0.1", "0.3", "0.2", "--rates", "0", "0.5", "0"]
+    found = run(capsys, bundle.folder, *shares, "--compare", str(plain.folder), "--batch", "2")
+    rows = {row["level"]: row for row in found["levels"]}
+    assert list(rows) == ["exact", "half", "0.1/0.3/0.2", "0/0.5/0"]
+    for row in rows.values():
+        assert row["images_per_second"] > 0
+        assert row["efficiency"] == pytest.approx(row["speedup"] * row["flops_ratio"])
+    assert rows["half"]["flops_ratio"] == pytest.approx(0.7, abs=0.05)
+    assert found["memory"][0]["peak_ratio"] == 1.0
+    # Another method's bundle shares nothing but the unreduced plan, whatever its length.
+    assert [one["level"] for one in found["compare"]["levels"]] == ["exact"]
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_torch_answers_the_same_questions(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(capsys, bundle.folder, "--torch", "--threads", "1")
+    assert [row["level"] for row in found["torch"]] == list(LEVELS)
+    assert set(found["against_torch"]) == set(LEVELS)
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_checkpoint_with_other_weights_is_refused(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = Path(bundle.manifest.source)
+    for changes, message in [({"seed": 1}, "no longer has"), ({"depth": 5}, "not the network")]:
+        native.save(weights, tiny.pair_checkpoint(**changes))
+        try:
+            assert command.main([str(bundle.folder), *QUICK, "--torch"]) == 2
+        finally:
+            native.save(weights, tiny.pair_checkpoint())
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, bundle.folder, "--save")
+    profile = Bundle.open(bundle.folder).profile
+    assert profile is not None
+    assert [one.batch for one in profile.levels["half"].latency] == [1, 2, 4, 8]
+
+
+def test_memory_of_a_process(bundle: Bundle) -> None:
+    found = peak(bundle.folder, bundle.manifest.levels["half"].plan, batch=2, callers=2)
+    assert 0 <= found.working < found.total
+
+
+def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
+    graphs, inputs = opened(bundle), random_inputs(bundle, 3)
+    assert isinstance(graphs, PairGraphs)
+    assert inputs[0].ids.shape == inputs[0].size.shape == (3, 12)
+    assert inputs[0].size.all()
+    assert inputs[0].task == "vqa"
+    logits = graphs.run(inputs[0], bundle.manifest.workload.unreduced)
+    assert logits.shape == (3, 5)
+
+
+def test_plans_of_another_method(bundle: Bundle, plain: Bundle) -> None:
+    own, other = bundle.manifest, plain.manifest
+    with pytest.raises(TargetError, match="rates, not r"):
+        choose(own, [8])
+    with pytest.raises(TargetError, match="rates are PuMer's"):
+        choose(other, rates=[(0.1, 0.3, 0.2)])
+    assert runs_on(own, other, own.workload.unreduced)
+    assert not runs_on(own, other, own.levels["half"].plan)
+    assert runs_on(own, own, own.levels["half"].plan)
