@@ -1,0 +1,81 @@
+"""Backends: batches answer as their items alone do, in one step or in two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from export.bundle import Bundle
+from models.tasks import PairTask
+from service.backends import onnxruntime
+from service.backends.backend import PIXELS, TOKENS, Backend, Call, Sample
+from tests.service.standin_pairs import SIDE, TASKS, WORKLOAD, pair_bundle
+
+PLAN = (2, 4, 1, 1, 2, 1)
+SHAPE = (SIDE, SIDE)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    return onnxruntime.load(Bundle.open(pair_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+
+
+def samples(images: int) -> list[Sample]:
+    """With texts of different lengths."""
+    random = np.random.default_rng(0)
+    return [
+        {
+            **{
+                name: random.integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
+                for name in PIXELS[:images]
+            },
+            "input_ids": np.array([2, *random.integers(4, 8, length), 3]),
+        }
+        for length in (7, 3, 5)
+    ]
+
+
+def assert_same(found: Sample, wanted: Sample) -> None:
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_batch_of_texts_of_different_lengths(backend: Backend, task: PairTask) -> None:
+    images = 2 if task == "reason" else 1
+    call = Call("answer", task, (PLAN,) * images, (SHAPE,) * images)
+    given = samples(images)
+    alone = [backend.run([sample], call, slots=True)[0] for sample in given]
+    logits = [found["logits"] for found in backend.run(given, call, slots=False)]
+    for found, wanted in zip(logits, alone, strict=True):
+        np.testing.assert_allclose(found, wanted["logits"], rtol=1e-6)
+    for sample, answered in zip(given, alone, strict=True):
+        which = ["", "second_"][:images]
+        assert set(answered) == {"logits"} | {
+            f"{one}{kind}_slots" for one in which for kind in ("text", "image")
+        }
+        assert len(answered["text_slots"]) == len(sample["input_ids"])
+        assert len(answered["image_slots"]) == WORKLOAD.image
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_two_steps_answer_as_one(backend: Backend, task: PairTask) -> None:
+    images = 2 if task == "reason" else 1
+    given = samples(images)
+    once = backend.run(given, Call("answer", task, (PLAN,) * images, (SHAPE,)), slots=True)
+    fused: list[dict[str, npt.NDArray[Any]]] = [
+        {"input_ids": sample["input_ids"]} for sample in given
+    ]
+    for pixels, tokens in zip(PIXELS[:images], TOKENS, strict=False):
+        embed = Call("embed", task, (), (SHAPE,))
+        embedded = backend.run([{PIXELS[0]: one[pixels]} for one in given], embed, slots=False)
+        for sample, found in zip(fused, embedded, strict=True):
+            assert found[TOKENS[0]].shape == (WORKLOAD.image, 3)
+            sample[tokens] = found[TOKENS[0]]
+    twice = backend.run(fused, Call("fuse", task, (PLAN,) * images, (SHAPE,)), slots=True)
+    for found, wanted in zip(twice, once, strict=True):
+        assert_same(found, wanted)
