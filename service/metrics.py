@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -45,6 +46,16 @@ class Track:
         self.outcome = "ok"
 
 
+class _Done(NamedTuple):
+    """What runs of one task are counted by: to look it up each time takes longer than to count."""
+
+    images: Counter
+    tokens_in: Counter
+    tokens_out: Counter
+    spent: Counter
+    saved: Counter
+
+
 class Metrics:
     """Every metric of a server."""
 
@@ -80,7 +91,7 @@ class Metrics:
             "infer": stages.labels("infer"),
             "post": stages.labels("post"),
         }
-        self._images = Counter(
+        images = Counter(
             "tokenfold_images",
             "Images, each with its text where the task has one, that went through a model.",
             ["task"],
@@ -95,17 +106,26 @@ class Metrics:
             "tokenfold_batch_size", "Items of a run.", buckets=BATCHES, registry=registry
         )
         Gauge("tokenfold_queue_depth", "Runs that wait.", registry=registry).set_function(depth)
-        self._tokens = Counter(
+        tokens = Counter(
             "tokenfold_tokens",
             "Tokens that entered the first layer and left the last.",
             ["task", "kind"],
             registry=registry,
         )
-        self._flops = Counter(
+        flops = Counter(
             "tokenfold_flops",
             "Multiply-accumulates done, and not done thanks to the reduction.",
             ["task", "kind"],
             registry=registry,
+        )
+        self._done = cache(
+            lambda task: _Done(
+                images.labels(task),
+                tokens.labels(task, "in"),
+                tokens.labels(task, "out"),
+                flops.labels(task, "spent"),
+                flops.labels(task, "saved"),
+            )
         )
         self._memory = Gauge(
             "tokenfold_model_memory_bytes",
@@ -146,19 +166,19 @@ class Metrics:
     def run(self, lane: Lane, items: Sequence[Works]) -> None:
         """Note a run, and what it costs for each of its items."""
         self._batch.observe(len(items))
-        step, task = lane.call.step, lane.call.task
-        works = [work for item in items for work in item]
+        done = self._done(lane.call.task)
+        works = items[0] if len(items) == 1 else [work for item in items for work in item]
         embedding = sum(work.embedding for work in works)
-        if step == "embed":
+        if lane.call.step == "embed":
             self._embedded.inc(len(items))
-            self._flops.labels(task, "spent").inc(embedding)
+            done.spent.inc(embedding)
             return
-        self._images.labels(task).inc(len(works))
-        self._tokens.labels(task, "in").inc(sum(work.tokens_in for work in works))
-        self._tokens.labels(task, "out").inc(sum(work.tokens_out for work in works))
-        spent = sum(work.flops for work in works) - (embedding if step == "fuse" else 0)
-        self._flops.labels(task, "spent").inc(spent)
-        self._flops.labels(task, "saved").inc(sum(work.full - work.flops for work in works))
+        done.images.inc(len(works))
+        done.tokens_in.inc(sum(work.tokens_in for work in works))
+        done.tokens_out.inc(sum(work.tokens_out for work in works))
+        spent, full = sum(work.flops for work in works), sum(work.full for work in works)
+        done.spent.inc(spent - embedding if lane.call.step == "fuse" else spent)
+        done.saved.inc(full - spent)
 
     def memory(self, model: str, *, weights: int, peak: int) -> None:
         """Note a model's bytes."""

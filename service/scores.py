@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,17 @@ def scores(model: Model, task: Task, logits: Logits) -> Scores:
     Raises:
         InternalError: there are numbers that are not finite.
     """
-    if not np.isfinite(logits).all():
-        raise InternalError(f"{model.name} computed no finite numbers for this item.")
     # A logit alone is no share of anything.
     if len(logits) == 1 or model.manifest.scoring(task) == "sigmoid":
         # Half a tanh neither overflows nor warns.
-        return 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))
-    shares = np.exp(logits - logits.max(), dtype=np.float64)
-    found: Scores = shares / shares.sum()
+        found: Scores = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))
+        total = float(found.sum()) if np.isfinite(logits).all() else math.nan
+    else:
+        found = np.exp(logits - logits.max(), dtype=np.float64)
+        total = float(found.sum())
+        found /= total
+    if not math.isfinite(total):
+        raise InternalError(f"{model.name} computed no finite numbers for this item.")
     return found
 
 
