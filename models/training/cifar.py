@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.native import save
-from models.operators import Eager
 from models.preprocess import Preprocess
 from models.reduction.schedule import DEFAULT_LEVELS, plan_for
 from models.reduction.tome import ToMe
+from models.training.mixed_precision import MixedPrecision
 from models.vit import VisionConfig, VisionTransformer
 
 CLASSES = (
@@ -54,14 +54,6 @@ CONFIG = VisionConfig(
 
 
 PREPROCESS = Preprocess(size=CONFIG.image_size, interpolation="bicubic", mean=MEAN, std=STD)
-
-
-class MixedPrecision(Eager):
-    """Keeps attention in float32 under autocast: its bfloat16 backward is four times slower."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return super().attend(q.float(), k.float(), v.float(), size, heads)
 
 
 class Images(NamedTuple):

@@ -5,13 +5,18 @@ Batch number n of a seed is always the same, so that a run can go on where it st
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -32,6 +37,7 @@ LABELS: dict[PairTask, tuple[str, ...]] = {
 # A patch shows the thing that covers at least this much of it.
 _SHOWN = 0.25
 _EVALUATION = 2
+_DRAWN = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
 _WORD = re.compile(r"\w+|[^\w\s]")
 _IDS = {word: index for index, word in enumerate((*SPECIAL, *scenes.WORDS))}
 
@@ -99,7 +105,6 @@ def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
     rights: list[tuple[scenes.Scene, scenes.Text]] = []
     tasks: list[PairTask] = []
     answers: list[str] = []
-    drawn = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
     for task, count in mix._asdict().items():
         for _ in range(count):
             of = int(random.integers(seeds.start, seeds.stop))
@@ -110,7 +115,7 @@ def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
                 rights.append((pair.right, right))
             else:
                 scene = scenes.scene(of)
-                text = drawn[task](scene, random)
+                text = _DRAWN[task](scene, random)
                 images.append((scene, text))
             tasks.append(task)  # type: ignore[arg-type]
             answers.append(text.answer)
@@ -182,3 +187,41 @@ def evaluation(texts: int) -> Iterator[Batch]:
             count = min(most, texts - first)
             mix = Mix(**{name: count if name == task else 0 for name in Mix._fields})
             yield batch(mix, _EVALUATION, first, held_out=True)
+
+
+# Texts of each task that the shipped network is measured on.
+MEASURED: dict[PairTask, int] = {"vqa": 2000, "entail": 1000, "reason": 1000, "match": 1000}
+
+
+def write_held_out(target: Path) -> None:
+    """Write held-out scenes as images, and `items.jsonl` with what is asked of each."""
+    items: list[dict[str, object]] = []
+    seeds = iter(scenes.HELD_OUT)
+    with zipfile.ZipFile(target, "w") as archive:
+
+        def keep(scene: scenes.Scene, name: str) -> str:
+            with io.BytesIO() as file:
+                Image.fromarray(scenes.draw(scene)).save(file, "png")
+                archive.writestr(name, file.getvalue())
+            return name
+
+        for task, count in MEASURED.items():
+            for at in range(count):
+                seed = next(seeds)
+                random = np.random.default_rng(seed)
+                if task == "reason":
+                    pair = scenes.pair(seed)
+                    text, _ = scenes.statement(pair, random)
+                    names = [
+                        keep(one, f"{task}/{at}-{side}.png")
+                        for side, one in (("left", pair.left), ("right", pair.right))
+                    ]
+                else:
+                    scene = scenes.scene(seed)
+                    text = _DRAWN[task](scene, random)
+                    names = [keep(scene, f"{task}/{at}.png")]
+                answer = text.answer
+                if task == "match":
+                    answer = "match" if answer == "true" else "no match"
+                items.append({"task": task, "images": names, "text": text.text, "answer": answer})
+        archive.writestr("items.jsonl", "".join(json.dumps(item) + "\n" for item in items))
