@@ -12,19 +12,11 @@ whatever the number of texts:
     joint.onnx      `image_tokens`, `input_ids`, `text_size`, `plan` -> an output for each task,
                     `pooled`, `text_slots`, `image_slots`
     tokenizer.json  how a text becomes `input_ids`
-
-A bundle appears whole or not at all: it is written to a temporary folder and renamed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self, TypeVar
@@ -65,14 +57,16 @@ def _inside(path: str) -> str:
 FilePath = Annotated[str, AfterValidator(_inside)]
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """What is kept as JSON."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-D = TypeVar("D", bound=_Document)
+D = TypeVar("D", bound=Document)
 
 
-class Level(_Document):
+class Level(Document):
     """A named point between speed and accuracy.
 
     Attributes:
@@ -88,14 +82,14 @@ class Level(_Document):
     tokens_out: int = Field(ge=1)
 
 
-class StoredFile(_Document):
+class StoredFile(Document):
     """A file's checksum and length."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class TextSpec(_Document):
+class TextSpec(Document):
     """Which texts a network takes.
 
     Attributes:
@@ -105,7 +99,7 @@ class TextSpec(_Document):
     most_tokens: int = Field(ge=1)
 
 
-class Manifest(_Document):
+class Manifest(Document):
     """What a bundle says of itself.
 
     Attributes:
@@ -191,7 +185,7 @@ class Manifest(_Document):
         return self.scores.get(task, "softmax")
 
 
-class Quality(_Document):
+class Quality(Document):
     """A measured share of right answers, with its 95 % interval.
 
     Attributes:
@@ -206,7 +200,7 @@ class Quality(_Document):
     samples: int = Field(ge=1)
 
 
-class Latency(_Document):
+class Latency(Document):
     """Time of one run of `batch` images, milliseconds."""
 
     batch: int = Field(ge=1)
@@ -214,7 +208,7 @@ class Latency(_Document):
     p99_ms: float = Field(gt=0)
 
 
-class LevelProfile(_Document):
+class LevelProfile(Document):
     """What was measured of one level.
 
     Attributes:
@@ -227,7 +221,7 @@ class LevelProfile(_Document):
     peak_memory_mb: float | None = Field(default=None, gt=0)
 
 
-class Profile(_Document):
+class Profile(Document):
     """Measured curves, and on what they were measured.
 
     Attributes:
@@ -277,7 +271,7 @@ class Bundle:
         Raises:
             BundleError: something is missing, unknown to this version, or altered.
         """
-        manifest = _read(folder / MANIFEST, Manifest)
+        manifest = read_document(folder / MANIFEST, Manifest)
         for name, stored in manifest.files.items():
             path = folder / name
             if not path.is_file():
@@ -286,7 +280,7 @@ class Bundle:
                 raise BundleError(f"{path} is not the file that was exported: its sha256 differs")
         profile = None
         if PROFILE in manifest.files:
-            profile = _read(folder / PROFILE, Profile)
+            profile = read_document(folder / PROFILE, Profile)
             unknown = set(profile.levels) - set(manifest.levels)
             if unknown:
                 raise BundleError(f"{folder / PROFILE}: unknown levels {sorted(unknown)}")
@@ -314,95 +308,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stored_files(folder: Path) -> dict[str, StoredFile]:
-    """Checksums of every file below a folder but the manifest."""
-    return {
-        path.relative_to(folder).as_posix(): StoredFile(
-            sha256=sha256(path), bytes=path.stat().st_size
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST
-    }
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest; inside `writing`, last of all files."""
-    write_document(folder / MANIFEST, manifest)
-
-
-def write_profile(folder: Path, profile: Profile) -> None:
-    """Put a profile into a bundle and note it in the manifest."""
-    manifest = _read(folder / MANIFEST, Manifest)
-    with writing(folder) as renewed:
-        shutil.copytree(folder, renewed, dirs_exist_ok=True)
-        write_document(renewed / PROFILE, profile)
-        write_manifest(renewed, manifest.model_copy(update={"files": stored_files(renewed)}))
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well.
-
-    When the block fails, or the process is killed, `out` is as it was.
+def read_document(path: Path, document: type[D]) -> D:
+    """A manifest or profile.
 
     Raises:
-        BundleError: `out` is there, and is neither a bundle nor an empty folder.
+        BundleError: it is missing, or no such document.
     """
-    out = out.resolve()
-    check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            _exchange(temporary, out)
-        else:
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_replaceable(out: Path) -> None:
-    """Whether a bundle may be written to `out`.
-
-    Raises:
-        BundleError: something else is there, which is not ours to delete.
-    """
-    if not out.exists() or (out / MANIFEST).is_file():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        raise BundleError(f"{out} is there and is no bundle; it is left alone")
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders; in one step where the system can."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2 is not None and not renameat2(
-        here, os.fsencode(new), here, os.fsencode(old), exchange
-    ):
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent)) / old.name
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
-
-
-def _read(path: Path, document: type[D]) -> D:
     try:
         return document.model_validate_json(path.read_text())
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise BundleError(f"{path}: {error}") from error
-
-
-def write_document(path: Path, document: _Document) -> None:
-    """Write a manifest or profile as JSON."""
-    path.write_text(document.model_dump_json(indent=2) + "\n")

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.bundle import Bundle, BundleError, Precision, check_replaceable
+from export.bundle import Bundle, BundleError, Precision
 from export.machine import cores
 from export.pipeline import export_bundle
 from export.quality import DataError
 from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares
 from export.verify import VerificationError
+from export.writing import check_replaceable
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.load import load
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp

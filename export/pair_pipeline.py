@@ -8,19 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from export import pair_quality
-from export.bundle import (
-    JOINT,
-    PROFILE,
-    TOKENIZER,
-    VISION,
-    Bundle,
-    Manifest,
-    TextSpec,
-    stored_files,
-    write_document,
-    write_manifest,
-    writing,
-)
+from export.bundle import JOINT, PROFILE, TOKENIZER, VISION, Bundle, Manifest, TextSpec
 from export.pair_graph import JointGraph, VisionGraph
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession
@@ -29,6 +17,7 @@ from export.quality import profile
 from export.quantise import replace
 from export.recipe import Recipe, RecipeError, Stage, plan_levels
 from export.versions import versions
+from export.writing import stored_files, write_document, write_manifest, writing
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.meter import Meter, merging_tower
 from models.reduction.workload import PairWorkload

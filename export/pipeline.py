@@ -9,21 +9,13 @@ import torch
 
 from export import graph as graphs
 from export import pair_pipeline, quality
-from export.bundle import (
-    MODEL,
-    PROFILE,
-    Bundle,
-    Manifest,
-    stored_files,
-    write_document,
-    write_manifest,
-    writing,
-)
+from export.bundle import MODEL, PROFILE, Bundle, Manifest
 from export.quantise import replace
 from export.recipe import AnyMethod, Recipe, RecipeError, Stage, plan_levels
 from export.runtime import Session
 from export.verify import Images, normalised, random_images, verify
 from export.versions import versions
+from export.writing import stored_files, write_document, write_manifest, writing
 from models.checkpoints.checkpoint import Checkpoint, PairCheckpoint
 from models.preprocess import Pixels, Preprocess
 from models.reduction.matcher import Matcher

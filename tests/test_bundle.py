@@ -30,11 +30,8 @@ from export.bundle import (
     Profile,
     Quality,
     TextSpec,
-    stored_files,
-    write_manifest,
-    write_profile,
-    writing,
 )
+from export.writing import stored_files, write_manifest, write_profile, writing
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio
 from models.reduction.workload import ViltWorkload, Workload
@@ -240,7 +237,7 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from export.bundle import writing\n"
+        "import os, signal, sys; from pathlib import Path; from export.writing import writing\n"
         "with writing(Path(sys.argv[1])) as part:\n"
         "    (part / 'manifest.json').write_text('{')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

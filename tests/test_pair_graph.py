@@ -11,18 +11,7 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import (
-    JOINT,
-    TOKENIZER,
-    VISION,
-    Bundle,
-    Level,
-    Manifest,
-    TextSpec,
-    stored_files,
-    write_manifest,
-    writing,
-)
+from export.bundle import JOINT, TOKENIZER, VISION, Bundle, Level, Manifest, TextSpec
 from export.pair_graph import JointGraph, VisionGraph, counts, pair_matchers
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession, ask
@@ -30,6 +19,7 @@ from export.plugins.functions import DOMAIN
 from export.plugins.onnxruntime import library
 from export.random_texts import random_texts
 from export.verify import random_images
+from export.writing import stored_files, write_manifest, writing
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.pair import images as images_of
 from models.reduction.pumer import PuMer

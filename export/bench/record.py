@@ -9,7 +9,8 @@ from datetime import date
 from export.bench.measure import in_rounds, slices
 from export.bench.report import Report
 from export.bench.subjects import Graphs, of_graph, random_inputs
-from export.bundle import Bundle, Latency, LevelProfile, Profile, write_profile
+from export.bundle import Bundle, Latency, LevelProfile, Profile
+from export.writing import write_profile
 
 LARGER = (2, 4, 8)
 """Batches whose latency is measured beside that of one image."""

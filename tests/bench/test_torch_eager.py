@@ -16,9 +16,10 @@ import torch
 
 from export.bench import command, torch_eager
 from export.bench.subjects import ImageGraphs, random_batches
-from export.bundle import Bundle, Precision, write_manifest
+from export.bundle import Bundle, Precision
 from export.pipeline import export_bundle
 from export.recipe import Recipe
+from export.writing import write_manifest
 from models.checkpoints import native
 from models.checkpoints.checkpoint import Checkpoint
 from tests import tiny

@@ -26,19 +26,8 @@ from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.bundle import (
-    MODEL,
-    PROFILE,
-    Latency,
-    Level,
-    LevelProfile,
-    Manifest,
-    Profile,
-    Quality,
-    stored_files,
-    write_manifest,
-    writing,
-)
+from export.bundle import MODEL, PROFILE, Latency, Level, LevelProfile, Manifest, Profile, Quality
+from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Workload

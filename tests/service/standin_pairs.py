@@ -25,10 +25,8 @@ from export.bundle import (
     Profile,
     Quality,
     TextSpec,
-    stored_files,
-    write_manifest,
-    writing,
 )
+from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import ViltWorkload
