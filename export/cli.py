@@ -246,15 +246,15 @@ def _report(bundle: Bundle) -> None:
     manifest = bundle.manifest
     print(f"{bundle.folder}: {manifest.name}, {manifest.workload.method}, {manifest.precision}")
     for name, level in manifest.levels.items():
-        line = (
+        print(
             f"  {name:10} {100 * (1 - level.flops_ratio):5.1f} % fewer FLOPs, "
             f"{level.tokens_out} of {manifest.workload.tokens} tokens left, "
             f"deviation {manifest.deviation[name]:.1e}"
         )
         measured = bundle.profile.levels[name].quality if bundle.profile else {}
         for task, found in measured.items():
-            line += f", {task} {found.metric} {100 * found.value:.2f} % of {found.samples}"
-        print(line)
+            share = f"{100 * found.value:.2f} %"
+            print(f"  {'':10} {task}: {found.metric} {share} of {found.samples}")
 
 
 if __name__ == "__main__":
