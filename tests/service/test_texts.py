@@ -1,0 +1,57 @@
+"""Texts: what is read, and what is refused before a tokenizer sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.text import word_level
+from service.errors import InvalidRequest
+from service.texts import LONGEST, describe, encode, readable
+
+ENCODER = word_level(("red", "blue"), 6)
+
+
+@given(st.text(max_size=50))
+def test_control_characters_and_nothing_else_are_refused(text: str) -> None:
+    kinds = {unicodedata.category(one) for one in text if one not in "\t\n\r"}
+    if not text.strip() or kinds & {"Cc", "Cs"}:
+        with pytest.raises(ValueError, match=r"empty|holds U"):
+            readable(text)
+    else:
+        assert readable(text) == text
+
+
+def test_lengths() -> None:
+    assert readable("a" * LONGEST)
+    with pytest.raises(ValueError, match="at most"):
+        readable("a" * (LONGEST + 1))
+    with pytest.raises(ValueError, match="at most"):
+        readable(" " * (LONGEST + 1))
+
+
+@pytest.mark.parametrize("length", [1, LONGEST])
+def test_short_and_long_ones_are_encoded_alike(length: int) -> None:
+    texts = ["red " * (length // 4 + 1), "blue"]
+    long, short = asyncio.run(encode(ENCODER, texts, "question"))
+    assert describe(short, pieces=True) == {
+        "tokens": 3,
+        "cut": False,
+        "pieces": ("[CLS]", "blue", "[SEP]"),
+    }
+    assert describe(long, pieces=False) == {
+        "tokens": min(6, length // 4 + 3),
+        "cut": length > 4 * 4,
+    }
+
+
+@pytest.mark.parametrize("filling", [1, LONGEST])
+def test_nothing_left_to_read_names_the_text(filling: int) -> None:
+    texts = ["red" * (filling // 3), "\u200b"]
+    texts[0] = texts[0] or "red"
+    with pytest.raises(InvalidRequest, match=r"question\.1: is empty"):
+        asyncio.run(encode(ENCODER, texts, "question"))
