@@ -43,12 +43,15 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """See HttpToolsProtocol."""
+        received, self._received = self._received, 0
         self._in_head = False
-        self._received = 0
-        length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if length > LONGEST:
-            self._refused = True
-            raise ValueError("the head is too long")  # the parser stops; see send_400_response
+        # A head that came in few bytes need not be measured; what came may be more of a body, and
+        # is not known of a head behind another request's body.
+        if not 0 < received <= LONGEST:
+            length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if length > LONGEST:
+                self._refused = True
+                raise ValueError("the head is too long")  # the parser stops; see send_400_response
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
