@@ -9,7 +9,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,8 +193,12 @@ def evaluation(texts: int) -> Iterator[Batch]:
 MEASURED: dict[PairTask, int] = {"vqa": 2000, "entail": 1000, "reason": 1000, "match": 1000}
 
 
-def write_held_out(target: Path) -> None:
-    """Write held-out scenes as images, and `items.jsonl` with what is asked of each."""
+def write_held_out(target: Path, texts: Mapping[PairTask, int] = MEASURED) -> None:
+    """Write held-out scenes as images, and `items.jsonl` with what is asked of each.
+
+    Args:
+        texts: how many of each task.
+    """
     items: list[dict[str, object]] = []
     seeds = iter(scenes.HELD_OUT)
     with zipfile.ZipFile(target, "w") as archive:
@@ -205,7 +209,7 @@ def write_held_out(target: Path) -> None:
                 archive.writestr(name, file.getvalue())
             return name
 
-        for task, count in MEASURED.items():
+        for task, count in texts.items():
             for at in range(count):
                 seed = next(seeds)
                 random = np.random.default_rng(seed)
