@@ -62,6 +62,15 @@ def test_places_and_counts_are_those_of_the_scene() -> None:
                 assert row == column == -1
 
 
+def test_harder_batches_ask_more_of_what_is_learnt_last() -> None:
+    mix = Mix(vqa=60, entail=0, match=0, reason=0)
+    numbers = [
+        sum(batch(mix, 0, 0, harder=harder).answers < 8).item()  # yes, no and the counts
+        for harder in (False, True)
+    ]
+    assert numbers[1] > numbers[0]
+
+
 def test_the_training_s_ids_are_the_tokenizer_s() -> None:
     text = word_level(world.WORDS, CONFIG.most_text)
     random = np.random.default_rng(0)

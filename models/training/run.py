@@ -20,6 +20,7 @@ class Settings(NamedTuple):
         patches: of each image that the masked steps see.
         masked: steps that are masked, from the first.
         told: the step from which on the text's token is told of counts and places.
+        harder: the step from which on hard texts are drawn more often.
         reductions: of the student's random one.
     """
 
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
     patches: int = 0
     masked: int = 0
     told: int = 0
+    harder: int = 0
     reductions: tuple[float, float] = (0.0, 0.0)
 
 

@@ -58,7 +58,7 @@ from models.training.scenes_network import CONFIG, initialised
 from models.vilt import Vilt
 
 MIX = Mix(vqa=18, entail=9, match=7, reason=8)
-TEACHER = Settings(steps=5000, rate=1e-3, seed=0, patches=72, masked=4300, told=3000)
+TEACHER = Settings(steps=8000, rate=1e-3, seed=0, patches=72, masked=7600, told=3000, harder=4500)
 STUDENT = Settings(steps=1200, rate=3e-4, seed=1, reductions=(0.0, 0.75))
 WEIGHTED = True
 REPORTED = 0.4
@@ -98,7 +98,7 @@ def train(run: Run[Vilt], losses: Callable[[Batch, int], tuple[Tensor, Tensor]])
     """
     settings = run.settings
     loader = DataLoader(
-        Batches(MIX, settings.seed, run.step, settings.steps),
+        Batches(MIX, settings.seed, run.step, settings.steps, settings.harder),
         batch_size=None,
         num_workers=1,
         prefetch_factor=8,

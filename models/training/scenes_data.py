@@ -37,6 +37,20 @@ LABELS: dict[PairTask, tuple[str, ...]] = {
 # A patch shows the thing that covers at least this much of it.
 _SHOWN = 0.25
 _EVALUATION = 2
+_HARD = frozenset(
+    [
+        "count",
+        "comparison",
+        "relation",
+        "equal",
+        "more",
+        "fewer",
+        "larger",
+        "smaller",
+        "same",
+        "different",
+    ]
+)
 _DRAWN = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
 _WORD = re.compile(r"\w+|[^\w\s]")
 _IDS = {word: index for index, word in enumerate((*SPECIAL, *scenes.WORDS))}
@@ -97,8 +111,15 @@ def padded(texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, size
 
 
-def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
-    """Batch `number` of a seed, of scenes to train on, or of those held out."""
+def batch(
+    mix: Mix, seed: int, number: int, *, held_out: bool = False, harder: bool = False
+) -> Batch:
+    """Batch `number` of a seed, of scenes to train on, or of those held out.
+
+    Args:
+        harder: whether to draw every text twice, and take the second where the first is not about
+            numbers, places or comparisons, which are learnt last.
+    """
     seeds = scenes.HELD_OUT if held_out else range(scenes.HELD_OUT.start)
     random = np.random.default_rng((seed, number))
     images: list[tuple[scenes.Scene, scenes.Text]] = []
@@ -116,6 +137,8 @@ def batch(mix: Mix, seed: int, number: int, *, held_out: bool = False) -> Batch:
             else:
                 scene = scenes.scene(of)
                 text = _DRAWN[task](scene, random)
+                if harder and text.family not in _HARD:
+                    text = _DRAWN[task](scene, random)
                 images.append((scene, text))
             tasks.append(task)  # type: ignore[arg-type]
             answers.append(text.answer)
@@ -167,16 +190,17 @@ def _seen(scene: scenes.Scene, text: scenes.Text) -> tuple[npt.NDArray[Any], ...
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches from one number up to another."""
+    """Batches from one number up to another, harder ones from a third."""
 
-    def __init__(self, mix: Mix, seed: int, first: int, end: int) -> None:
+    def __init__(self, mix: Mix, seed: int, first: int, end: int, harder: int) -> None:
         super().__init__()
+        self._harder = harder
         self._range = range(first, end)
         self._mix, self._seed = mix, seed
 
     def __iter__(self) -> Iterator[Batch]:
         for number in self._range:
-            yield batch(self._mix, self._seed, number)
+            yield batch(self._mix, self._seed, number, harder=number >= self._harder)
 
 
 def evaluation(texts: int) -> Iterator[Batch]:
