@@ -44,15 +44,17 @@ define make_venv
 endef
 pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-# A bundle of the trained classifier: its name, its precision.
+# A trained network in fp32 and int8: its name, further arguments for export.
 define export_demo
-	.venv-test/bin/tokenfold export $(demo)/checkpoints/cifar10 --precision $(2) --images $(build)/cifar10/held-out.zip --out $(demo)/bundles/$(1)
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1) $(2)
 	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1) --save
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --precision int8 --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1)-int8 $(2)
+	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1)-int8 --save
 endef
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve:  ## serve the built-in models on PORT, 8000 by default
@@ -85,8 +87,16 @@ demo: .venv-test/.installed optional-plugins  ## train the built-in classifier o
 	.venv-test/bin/python -m models.training.cifar --data $(DATA) --out $(build)/cifar10
 	mkdir -p $(demo)/checkpoints/cifar10
 	cp $(build)/cifar10/tokenfold.json $(build)/cifar10/model.safetensors $(build)/cifar10/training.json $(demo)/checkpoints/cifar10
-	$(call export_demo,cifar10,fp32)
-	$(call export_demo,cifar10-int8,int8)
+	$(call export_demo,cifar10)
+
+.PHONY: demo-scenes
+demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in network for images with texts, two hours, and export it
+	for phase in teacher compare student checkpoint; do \
+		.venv-test/bin/python -m models.training.scenes $$phase --out $(build)/scenes || exit; \
+	done
+	mkdir -p $(demo)/checkpoints/scenes
+	cp $(build)/scenes/checkpoint/* $(demo)/checkpoints/scenes
+	$(call export_demo,scenes)
 
 .PHONY: plugins
 plugins: $(library)  ## compile the native ops for ONNX Runtime

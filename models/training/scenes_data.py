@@ -38,18 +38,10 @@ LABELS: dict[PairTask, tuple[str, ...]] = {
 _SHOWN = 0.25
 _EVALUATION = 2
 _HARD = frozenset(
-    [
-        "count",
-        "comparison",
-        "relation",
-        "equal",
-        "more",
-        "fewer",
-        "larger",
-        "smaller",
-        "same",
-        "different",
-    ]
+    {
+        *("count", "comparison", "relation"),  # questions, and some of them captions
+        *("equal", "more", "fewer", "larger", "smaller", "same", "different"),  # hypotheses
+    }
 )
 _DRAWN = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
 _WORD = re.compile(r"\w+|[^\w\s]")
