@@ -24,8 +24,9 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocess import Preprocess
+from models.reduction.pair_workload import MeterWorkload, PairWorkload, ViltWorkload
 from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import AnyWorkload, PairWorkload, PlanError, Shape
+from models.reduction.workload import PlanError, Shape, Workload
 from models.tasks import PairTask, Task
 
 MANIFEST = "manifest.json"
@@ -41,6 +42,7 @@ Scoring = Literal["softmax", "sigmoid"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Metric = Literal["top1", "accuracy", "agreement"]
+AnyWorkload = Annotated[Workload | ViltWorkload | MeterWorkload, Field(discriminator="kind")]
 
 
 class BundleError(ValueError):

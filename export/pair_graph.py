@@ -20,9 +20,10 @@ from export.symbolic import Symbolic
 from models.meter import Meter
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
+from models.reduction.pair_workload import PairWorkload
 from models.reduction.pumer import PuMer
 from models.reduction.tome import ToMe
-from models.reduction.workload import PairWorkload, Plan
+from models.reduction.workload import Plan
 from models.tasks import PairTask
 from models.vilt import Vilt
 

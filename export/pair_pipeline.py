@@ -20,7 +20,7 @@ from export.versions import versions
 from export.writing import stored_files, write_document, write_manifest, writing
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.meter import Meter, merging_tower
-from models.reduction.workload import PairWorkload
+from models.reduction.pair_workload import PairWorkload
 from models.vilt import Vilt
 
 

@@ -24,7 +24,7 @@ from export.bundle import Manifest, Metric, Quality
 from export.pair_runtime import Asked, Float, ask
 from export.quality import DataError, Photos, quality
 from models.pair import images as images_of
-from models.reduction.workload import PairWorkload
+from models.reduction.pair_workload import PairWorkload
 from models.tasks import PairTask, Task
 from models.text import EmptyTextError, TextEncoder
 

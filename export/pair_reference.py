@@ -9,7 +9,8 @@ from export.pair_runtime import Float, Int, PairOutput
 from export.verify import normalised
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.preprocess import Pixels
-from models.reduction.workload import PairWorkload, Plan
+from models.reduction.pair_workload import PairWorkload
+from models.reduction.workload import Plan
 from models.tasks import PairTask
 
 

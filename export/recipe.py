@@ -10,16 +10,9 @@ from typing import Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from export.bundle import Level, Name, Precision, Share
+from models.reduction.pair_workload import PairWorkload, Rates
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for
-from models.reduction.workload import (
-    BaseWorkload,
-    PairWorkload,
-    Plan,
-    PlanError,
-    Rates,
-    Shape,
-    Workload,
-)
+from models.reduction.workload import BaseWorkload, Plan, PlanError, Shape, Workload
 
 AnyMethod = Literal["none", "tome", "pitome", "pumer"]
 Stage = Callable[[str, int], Callable[[], None]]

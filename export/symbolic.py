@@ -102,7 +102,7 @@ class Symbolic:
 def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Text tokens that are left, and how many tokens of both kinds go: int64 (1,) each.
 
-    In a graph what `models.reduction.workload.pumer_widths` is in Python.
+    In a graph what `models.reduction.pair_workload.pumer_widths` is in Python.
     """
     prune, merge, words = counts
     image = _whole("Sub", tokens, text)

@@ -20,8 +20,8 @@ from models.cross import CrossPair, Form
 from models.operators import EAGER, Operators, Tokens
 from models.pair import Fused, HeadConfig, Heads, image_modality, images
 from models.reduction.matcher import Matcher
+from models.reduction.pair_workload import MeterWorkload, PairMethod, Rates, even_widths
 from models.reduction.pumer import PuMer
-from models.reduction.workload import MeterWorkload, PairMethod, Rates, even_widths
 from models.roberta import TextTower
 from models.tasks import PairTask
 from models.vit import PatchEmbed

@@ -20,8 +20,8 @@ from models.blocks import Block
 from models.operators import EAGER, Operators, Tokens
 from models.pair import Fused, HeadConfig, Heads, images
 from models.reduction.matcher import Matcher
+from models.reduction.pair_workload import PairMethod, Rates, ViltWorkload
 from models.reduction.pumer import PuMer
-from models.reduction.workload import PairMethod, Rates, ViltWorkload
 from models.tasks import PairTask
 from models.vit import ConvStem, PatchEmbed
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from export.bundle import JOINT, MODEL, VISION, Bundle, BundleError
-from models.reduction.workload import MeterWorkload, Workload
+from models.reduction.pair_workload import MeterWorkload
+from models.reduction.workload import Workload
 from models.tasks import Task
 from models.text import EmptyTextError, TextEncoder
 from service.backends.backend import Backend

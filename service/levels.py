@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from export.bundle import Level, Manifest, Profile, Quality
+from models.reduction.pair_workload import PairWorkload
 from models.reduction.schedule import plan_for
-from models.reduction.workload import PairWorkload, Plan, PlanError
+from models.reduction.workload import Plan, PlanError
 from models.tasks import Task
 from service.costs import Costs
 from service.errors import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from models.reduction.workload import BaseWorkload, PairWorkload, Plan
+from models.reduction.pair_workload import PairWorkload
+from models.reduction.workload import BaseWorkload, Plan
 
 
 class Size(NamedTuple):

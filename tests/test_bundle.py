@@ -33,8 +33,9 @@ from export.bundle import (
 )
 from export.writing import stored_files, write_manifest, write_profile, writing
 from models.preprocess import Preprocess
+from models.reduction.pair_workload import ViltWorkload
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import ViltWorkload, Workload
+from models.reduction.workload import Workload
 
 WORKLOAD = Workload(
     method="tome", tokens=17, protected=1, depth=2, dim=8, mlp_dim=16, metric_dim=4, stem=9, head=9

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.bundle import AnyWorkload
 from export.pair_pipeline import export_bundle
 from export.recipe import Recipe, RecipeError
 from models.checkpoints.checkpoint import PairCheckpoint
@@ -23,10 +24,11 @@ from models.meter import Meter, MeterConfig, merging_tower
 from models.operators import EAGER
 from models.pair import HeadConfig, images
 from models.preprocess import Preprocess
+from models.reduction.pair_workload import even_widths
 from models.reduction.pumer import PuMer
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.tome import ToMe
-from models.reduction.workload import AnyWorkload, PlanError, Shape, even_widths
+from models.reduction.workload import PlanError, Shape
 from models.tasks import PairTask
 from models.text import word_level
 from models.vilt import Vilt, ViltConfig

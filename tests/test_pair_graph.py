@@ -22,8 +22,9 @@ from export.verify import random_images
 from export.writing import stored_files, write_manifest, writing
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.pair import images as images_of
+from models.reduction.pair_workload import PairMethod, PairWorkload
 from models.reduction.pumer import PuMer
-from models.reduction.workload import PairMethod, PairWorkload, Plan
+from models.reduction.workload import Plan
 from tests import tiny
 
 PLANS: dict[PairMethod, list[Plan]] = {

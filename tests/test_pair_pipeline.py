@@ -22,7 +22,7 @@ from export.pipeline import export_bundle
 from export.recipe import Recipe
 from export.verify import VerificationError, random_images
 from models.checkpoints import native
-from models.reduction.workload import PairWorkload
+from models.reduction.pair_workload import PairWorkload
 from models.text import TextEncoder
 from tests import tiny
 

@@ -14,9 +14,10 @@ from models.blocks import Block
 from models.operators import EAGER, Operators, Tokens
 from models.published import PUBLISHED
 from models.reduction import slots as slotting
+from models.reduction.pair_workload import Rates, ViltWorkload, pumer_widths
 from models.reduction.pumer import PuMer, prune
 from models.reduction.tome import ToMe
-from models.reduction.workload import Rates, ViltWorkload, clamp, pumer_widths
+from models.reduction.workload import clamp
 
 DIM, HEADS = 16, 2
 

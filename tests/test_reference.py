@@ -26,9 +26,10 @@ from models.cross import CrossLayer, CrossPair
 from models.operators import Tokens
 from models.published import PUBLISHED
 from models.reduction import slots as slotting
+from models.reduction.pair_workload import Rates, ViltWorkload
 from models.reduction.pumer import PuMer
 from models.reduction.tome import ToMe
-from models.reduction.workload import Plan, Rates, ViltWorkload
+from models.reduction.workload import Plan
 from models.vit import VisionConfig, VisionTransformer
 
 TOLERANCE = 1e-4

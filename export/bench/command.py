@@ -22,7 +22,7 @@ from export.bench.subjects import Graphs, of_graph, opened, random_inputs
 from export.bench.targets import Target, TargetError, choose, runs_on
 from export.bundle import Bundle, BundleError
 from export.machine import cores, machine, software
-from models.reduction.workload import Rates
+from models.reduction.pair_workload import Rates
 
 BUSY = 10.0
 """Percent of the processor in other hands from which on the figures are doubtful."""

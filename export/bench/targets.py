@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from export.bundle import Manifest
+from models.reduction.pair_workload import PairWorkload, Rates
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import BaseWorkload, PairWorkload, Plan, Rates
+from models.reduction.workload import BaseWorkload, Plan
 
 
 class TargetError(ValueError):

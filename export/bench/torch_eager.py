@@ -19,7 +19,8 @@ from export.pipeline import matchers
 from export.verify import normalised
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.checkpoints.load import load, load_classifier
-from models.reduction.workload import PairWorkload, Plan
+from models.reduction.pair_workload import PairWorkload
+from models.reduction.workload import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 """What holds the packages: the repository, whose own bundles name their source relative to it."""

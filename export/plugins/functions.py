@@ -26,7 +26,7 @@ need not keep probabilities; at ViLT's sizes that costs 0.19 ms where `Attend` t
 
 Of r tokens that a matcher is asked to remove `max(0, min(r, (N - protected) / 2))` go; protected is
 0 to 2 for ToMe. Counts of `MatchPuMer` are (prune, merge, merge of the text): as many go as
-`models.reduction.workload.pumer_widths` says, and if none goes then nothing moves. text is the
+`models.reduction.pair_workload.pumer_widths` says, and if none goes then nothing moves. text is the
 number of leading tokens that are text, taken as 0 to N. `Reduce` computes from its own `protected`
 how many tokens go; with `protected = EXACT` r of them go.
 

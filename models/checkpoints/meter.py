@@ -39,7 +39,7 @@ from models.checkpoints.weight_names import without
 from models.cross import Form
 from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
-from models.reduction.workload import Rates
+from models.reduction.pair_workload import Rates
 from models.tasks import PairTask
 
 CONFIG = "config.json"

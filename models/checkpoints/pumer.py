@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.checkpoints.checkpoint import CheckpointError
-from models.reduction.workload import Rates
+from models.reduction.pair_workload import Rates
 
 # vilt-vqa2-p0.1-r0.3-t0.2-258: rates to prune, merge, merge text; layers of one digit each.
 NAME = re.compile(r"p(0?\.\d+)-?r(0?\.\d+)-?t(0?\.\d+)-(?:[a-z]+-)*(\d+)(?!\d)")

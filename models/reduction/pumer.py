@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from models.reduction.matcher import ABSENT, rank
+from models.reduction.pair_workload import pumer_widths
 from models.reduction.slots import DROPPED, compose, identity
 from models.reduction.tome import ToMe
-from models.reduction.workload import clamp, pumer_widths
+from models.reduction.workload import clamp
 
 
 def prune(importance: Tensor, size: Tensor, pruned: int) -> Tensor:

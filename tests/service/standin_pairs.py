@@ -28,8 +28,8 @@ from export.bundle import (
 )
 from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess
+from models.reduction.pair_workload import ViltWorkload
 from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import ViltWorkload
 from models.tasks import PairTask
 from models.text import word_level
 

@@ -8,7 +8,7 @@ import pytest
 
 from export.bundle import Bundle, BundleError, Level, Manifest
 from models.preprocess import Preprocess
-from models.reduction.workload import MeterWorkload, PairWorkload, even_widths
+from models.reduction.pair_workload import MeterWorkload, PairWorkload, even_widths
 from models.tasks import PairTask
 from service.catalog import Catalog, Model
 from service.errors import UnknownModel

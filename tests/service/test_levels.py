@@ -21,8 +21,9 @@ from export.bundle import (
     StoredFile,
 )
 from models.preprocess import Preprocess
+from models.reduction.pair_workload import ViltWorkload
 from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import BaseWorkload, ViltWorkload, Workload
+from models.reduction.workload import BaseWorkload, Workload
 from models.tasks import Task
 from service.costs import Costs
 from service.errors import (
