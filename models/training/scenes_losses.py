@@ -46,13 +46,20 @@ class Probes(nn.Module):
         self.told = nn.Sequential(
             nn.LayerNorm(WIDTH), nn.Linear(WIDTH, PHRASES * (MOST + 1 + 2 * GRID))
         )
+        self.where = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * GRID)) for _ in FINDS
+        )
 
-    def forward(self, layers: Mapping[int, Tensor], batch: Batch, told: bool) -> Tensor:
+    def forward(
+        self, layers: Mapping[int, Tensor], batch: Batch, chosen: Tensor | None, told: bool
+    ) -> Tensor:
         """The loss.
 
         Args:
             layers: tokens (N, T + 1 + patches, D) behind some layers.
-            told: whether the text's first token is asked for counts and places, too.
+            chosen: (N, patches) indexes of the patches; None for all.
+            told: whether the text's first token is asked for counts and places, too, and each patch
+                where it is.
         """
         patches = batch.centre.shape[1]
         read = self.shown(layers[SHOWS][:, -patches:]).float()
@@ -69,7 +76,22 @@ class Probes(nn.Module):
                 found, batch.mentioned.clamp_min(0), reduction="none"
             )
             loss = loss + 3.0 * (error * asked).sum() / asked.sum().clamp_min(1)
-        return loss + self._counts_and_places(layers[FINDS[-1]][:, 0], batch) if told else loss
+        if told:
+            loss = loss + self._counts_and_places(layers[FINDS[-1]][:, 0], batch)
+            loss = loss + self._where(layers, chosen, patches)
+        return loss
+
+    def _where(
+        self, layers: Mapping[int, Tensor], chosen: Tensor | None, patches: int
+    ) -> Tensor | float:
+        loss: Tensor | float = 0.0
+        for probe, layer in zip(self.where, FINDS, strict=True):
+            tokens = layers[layer][:, -patches:]
+            at = torch.arange(patches).expand(len(tokens), -1) if chosen is None else chosen
+            rows, columns = probe(tokens).float().flatten(0, 1).split(GRID, dim=-1)
+            loss = loss + 0.25 * F.cross_entropy(rows, at.flatten() // GRID)
+            loss = loss + 0.25 * F.cross_entropy(columns, at.flatten() % GRID)
+        return loss
 
     def _counts_and_places(self, token: Tensor, batch: Batch) -> Tensor:
         read = self.told(token).float().unflatten(1, (PHRASES, -1)).flatten(0, 1)
@@ -201,7 +223,8 @@ def teacher_loss(
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = answers(model, batch, chosen=chosen, watch=watch)
-        dense = probes({layer: torch.cat(parts) for layer, parts in layers.items()}, batch, told)
+        joined = {layer: torch.cat(parts) for layer, parts in layers.items()}
+        dense = probes(joined, batch, chosen, told)
     return task_loss(found, batch), dense
 
 
