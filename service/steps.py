@@ -95,10 +95,15 @@ class Asking(NamedTuple):
         embeds the shared images.
         """
         model = self.model
+        # A matrix has hundreds of items, few lengths, and is asked of each level.
+        known: dict[tuple[int | None, Step], float] = {}
         found = []
         for item in self.items:
-            works = (model.levels.fit(choice, self.size(item)).work,) * len(item.images)
-            found.append(model.costs.seconds(works, self.step(item)))
+            kind = (item.text, self.step(item))
+            if kind not in known:
+                works = (model.levels.fit(choice, self.size(item)).work,) * len(item.images)
+                known[kind] = model.costs.seconds(works, kind[1])
+            found.append(known[kind])
         return found + [model.costs.seconds((), "embed")] * len(self.shared)
 
 

@@ -66,12 +66,16 @@ def times(model: Model, run: Run) -> Times:
 
 
 def plan_ahead(model: Model) -> None:
-    """Find the levels' plans for texts of every length, so that no request has to."""
+    """Find the plans for texts of every length, so that no request has to: a search takes tens of
+    milliseconds, and the first request of a length would do it in the event loop.
+    """
+    task = next(iter(model.tasks))
+    model.levels.choose(Selector(reduction=1.0), task)  # a named level needs no search
     nominal = model.levels.nominal
     if nominal is None:
         return
     for name in model.levels.levels:
-        choice = model.levels.choose(Selector(level=name), next(iter(model.tasks)))
+        choice = model.levels.choose(Selector(level=name), task)
         for text in range(1, nominal.text):
             model.levels.fit(choice, nominal._replace(text=text))
 
