@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -67,11 +67,25 @@ async def read(request: Request, model: type[B]) -> B:
             fields = _parse_form(await _receive(request), found.get("boundary", ""), model)
             return model.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False)) from None
+        raise invalid(_told(error, model)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
     said = f"not {short(kind)!r}" if kind else "and its content-type header is missing"
     raise UnsupportedMediaType(f"The body is multipart/form-data or application/json, {said}.")
+
+
+def _told(error: ValidationError, model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
+    """Pydantic's errors, but for what it does not tell a caller: which fields there are."""
+    for found in error.errors(include_url=False, include_input=False):
+        match found["type"]:
+            case "extra_forbidden":
+                fields = ", ".join(model.model_fields)
+                yield {"loc": found["loc"], "msg": f"is no field here; known: {fields}"}
+            case "too_short":
+                least, given = found["ctx"]["min_length"], found["ctx"]["actual_length"]
+                yield {"loc": found["loc"], "msg": f"at least {least} needed, not {given}"}
+            case _:
+                yield found
 
 
 async def _receive(request: Request) -> bytes:
@@ -90,7 +104,9 @@ def _parse_json(body: bytes, model: type[B]) -> B:
         found = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise MalformedBody(f"The body is not valid JSON: {error}.") from None
-    if isinstance(found, dict) and len(found) > _MOST:
+    if not isinstance(found, dict):
+        raise InvalidRequest("The body is JSON, but no object of fields.")
+    if len(found) > _MOST:
         # Each unknown field would become an error of its own.
         raise InvalidRequest(f"The body has {len(found)} fields.")
     return model.model_validate(found, strict=True)

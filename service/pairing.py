@@ -19,10 +19,11 @@ def one_by_one(images: int, texts: int, *, name: str, of: int = 1) -> list[Item]
     """
     groups, rest = divmod(images, of)
     if rest or not (groups == texts or 1 in (groups, texts)):
-        wanted = "as many of both, or one" if of == 1 else f"{of} images for each {name}, or one"
+        one = "one image" if of == 1 else f"{of} images"
+        each = "as many of both" if of == 1 else f"{of} images for each {name}"
         raise InvalidRequest(
-            f"There are {images} of image and {texts} of {name}: send {wanted} "
-            f"{name} for all images, or {of} of image for every {name}."
+            f"There are {images} of image and {texts} of {name}: send {each}, or one {name} for "
+            f"all images, or {one} for every {name}."
         )
     looked = [tuple(range(at * of, at * of + of)) for at in range(groups)]
     return [

@@ -120,10 +120,11 @@ def _add_slots(
 def _view(
     model: Model, text: list[int], image: list[int], shape: tuple[int, int]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"text_slots": text, "image_slots": image, "protected": model.protected}
+    found: dict[str, Any] = {"text_slots": text, "image_slots": image}
     rows, columns = model.grid_of(shape)
     if len(image) == model.protected + rows * columns:  # else the image's own tower has merged some
         found["grid"] = (rows, columns)
+    found["protected"] = model.protected
     return found
 
 

@@ -351,9 +351,14 @@ class TestCounts:
             client.ask("vqa", RED, RED, RED, question=["what", "it"]), 422, "invalid-request"
         )
         assert "3 of image and 2 of question" in detail
-        for images in (1, 3):
-            problem(client.ask("reason", *[RED] * images, statement="red"), 422, "invalid-request")
-        problem(client.ask("reason", *[RED] * 4, statement=["red"] * 3), 422, "invalid-request")
+        assert "as many of both, or one question for all images, or one image for every" in detail
+        detail = problem(client.ask("reason", RED, statement="red"), 422, "invalid-request")
+        assert detail == "image: at least 2 needed, not 1"
+        for images, statements in ((3, 1), (4, 3)):
+            response = client.ask("reason", *[RED] * images, statement=["red"] * statements)
+            detail = problem(response, 422, "invalid-request")
+            assert "send 2 images for each statement" in detail
+            assert detail.endswith("or 2 images for every statement.")
 
     def test_too_many(self, client: Remote) -> None:
         detail = problem(client.ask("vqa", RED, question=["what"] * 9), 422, "invalid-request")
@@ -363,6 +368,16 @@ class TestCounts:
         body = {"image": base64.b64encode(RED).decode(), "question": ["what"] * 5000}
         detail = problem(client.post("/v1/vqa", json=body), 422, "invalid-request")
         assert "more than 1024" in detail
+
+    def test_fields_of_another_task(self, client: Remote) -> None:
+        response = client.ask("vqa", RED, question="what", statement="red")
+        detail = problem(response, 422, "invalid-request")
+        assert detail.startswith("statement: is no field here; known: model, level, ")
+        assert detail.endswith("image, question, top_k")
+
+    def test_json_that_is_no_object(self, client: Remote) -> None:
+        detail = problem(client.post("/v1/vqa", json=["what"]), 422, "invalid-request")
+        assert detail == "The body is JSON, but no object of fields."
 
     def test_a_huge_product(self, client: Remote) -> None:
         detail = problem(client.ask("match", *[RED] * 5, text=["red"] * 5), 422, "invalid-request")
