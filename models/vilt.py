@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.blocks import Block
 from models.operators import EAGER, Operators, Tokens
-from models.pair import Fused, HeadConfig, Heads, images
+from models.pair import Fused, HeadConfig, Heads, image_modality, images
 from models.reduction.matcher import Matcher
 from models.reduction.pair_workload import PairMethod, Rates, ViltWorkload
 from models.reduction.pumer import PuMer
@@ -275,16 +275,19 @@ class Vilt(nn.Module):
             plan, matchers = [], [None] * self.config.depth
         if text_size is None:
             text_size = torch.ones_like(ids, dtype=torch.float32)
+        padded = image_size is not None
         if image_size is None:
             image_size = torch.ones_like(image[:, :, 0], dtype=torch.float32)
         text = self.text_embed(ids) + self.modality.weight[0]
-        image = image + self._image_modality(second)
+        image = image + image_modality(self.modality, second)
         # PuMer wants the modalities apart. To merge them jointly, all padding has to be at the end:
-        # between text and image it would shift which image tokens are sources.
+        # between others it would shift which tokens are sources.
         joint = any(matcher and not isinstance(matcher, PuMer) for matcher in matchers)
         order = _around if joint else _after
         words = ids.shape[1]
         tokens = Tokens.start(order(text, image), order(text_size, image_size), text=words)
+        if joint and padded:
+            tokens = _padding_last(tokens)
         at = 0
         for block, matcher in zip(self.blocks, matchers, strict=True):
             if not weighted:
@@ -302,12 +305,6 @@ class Vilt(nn.Module):
             first, patches, others = tokens.trace.split([1, image.shape[1], words - 1], dim=1)
             return Fused(pooled, torch.cat([first, others], dim=1), patches)
         return Fused(pooled, tokens.trace[:, :words], tokens.trace[:, words:])
-
-    def _image_modality(self, second: bool | Tensor) -> Tensor:
-        """(D) of the first or the second image."""
-        if isinstance(second, Tensor):
-            return self.modality.weight.index_select(0, second.reshape(1) + 1)[0]
-        return self.modality.weight[2 if second else 1]
 
 
 def _between(own: int, wanted: int, like: Tensor) -> Tensor:
@@ -329,3 +326,12 @@ def _after(text: Tensor, image: Tensor) -> Tensor:
 def _around(text: Tensor, image: Tensor) -> Tensor:
     """The text's class token, the image, the rest of the text."""
     return torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
+
+
+def _padding_last(tokens: Tokens) -> Tokens:
+    """The tokens before any layer, those that are absent behind the others."""
+    order = (tokens.size == 0).to(torch.int64).argsort(dim=1, stable=True)
+    index = order.unsqueeze(-1).expand_as(tokens.x)
+    return tokens._replace(
+        x=tokens.x.gather(1, index), size=tokens.size.gather(1, order), trace=order.argsort(dim=1)
+    )

@@ -193,6 +193,24 @@ def test_padded_text_takes_part_in_nothing(way: Way, weighted: bool) -> None:
         torch.testing.assert_close(again, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("way", ways())
+@torch.no_grad()
+def test_a_padded_image_takes_part_in_nothing(way: Way, weighted: bool) -> None:
+    model = tiny()
+    # By odd numbers of patches, which would make other tokens the sources of a merge.
+    ragged = ((4, 4), (3, 3), (5, 3), (3, 4))
+    canvas, grids = photos(ragged)
+    ids, size = texts(len(ragged))
+    matchers, plan = way
+    common: dict[str, Any] = {"matchers": matchers, "plan": plan, "weighted": weighted}
+    together = model(canvas, ids, size, task="vqa", grids=grids, **common)
+    for at, (rows, columns) in enumerate(ragged):
+        own = canvas[at : at + 1, :, : rows * PATCH, : columns * PATCH]
+        alone = model(own, ids[at : at + 1, : int(size[at].sum())], task="vqa", **common)
+        torch.testing.assert_close(together[at], alone[0], atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_an_image_is_embedded_once_for_many_texts() -> None:
     model = tiny()
