@@ -127,10 +127,14 @@ function fields(reduction) {
 }
 
 async function ask() {
-  const shown = images.slice(0, TASKS[task].images ?? 1);
-  if (shown.length < (TASKS[task].images ?? 1) || shown.includes(undefined)) return;
-  if (TASKS[task].field && !$("text").value.trim()) return;
   const turn = ++asked;
+  const wanted = TASKS[task].images ?? 1;
+  const shown = images.slice(0, wanted);
+  const complete = shown.length === wanted && !shown.includes(undefined);
+  if (!complete || (TASKS[task].field && !$("text").value.trim())) {
+    $("sides").classList.remove("waiting");
+    return fail("");
+  }
   $("sides").classList.add("waiting");
   try {
     const reduction = $("reduction").value;
@@ -232,7 +236,11 @@ for (const [at, id] of ["file", "file2"].entries()) {
   $(id).onchange = ({ target }) => target.files[0] && take(at, target.files[0], target.files[0].name);
 }
 $("model").onchange = showModel;
-$("reduction").oninput = ({ target }) => choose(target.value);
+$("reduction").oninput = ({ target: { value } }) => {
+  // Whole percents, and the levels between them.
+  const near = model().levels.find((level) => Math.abs(level.reduction - value) < 0.005);
+  choose(near?.reduction ?? Math.round(value * 100) / 100);
+};
 $("text").oninput = () => askIn(TYPING);
 $("copier").onclick = async () => {
   await navigator.clipboard.writeText($("curl").textContent);
