@@ -28,7 +28,7 @@ from models.training.scenes_data import (
     write_held_out,
 )
 from models.training.scenes_losses import Probes, masked, student_loss, teacher_loss
-from models.training.scenes_network import CONFIG, initialised
+from models.training.scenes_network import CONFIG, initialised, waves
 
 SMALL = Mix(vqa=2, entail=1, match=1, reason=2)
 
@@ -161,3 +161,10 @@ def test_held_out_scenes_can_be_measured_on(tmp_path: Path) -> None:
 
 def test_every_phase_has_a_command() -> None:
     assert set(scenes.PHASES) == {"teacher", "compare", "student", "checkpoint"}
+
+
+def test_waves_tell_every_place_from_every_other() -> None:
+    places = waves((GRID, GRID), CONFIG.dim)
+    assert places.shape == (GRID * GRID, CONFIG.dim)
+    apart = torch.cdist(places, places) + 10 * torch.eye(len(places))
+    assert apart.min() > 0.5
