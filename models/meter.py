@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.clip import ClipTower
 from models.cross import CrossPair, Form
 from models.operators import EAGER, Operators, Tokens
-from models.pair import Fused, HeadConfig, Heads, image_modality, images
+from models.pair import Fused, Heads, image_modality, images
+from models.pair_config import PairConfig
 from models.reduction.matcher import Matcher
 from models.reduction.pair_workload import MeterWorkload, PairMethod, Rates, even_widths
 from models.reduction.pumer import PuMer
@@ -27,68 +27,30 @@ from models.tasks import PairTask
 from models.vit import PatchEmbed
 
 
-class MeterConfig(BaseModel):
-    """Sizes in pixels, widths in channels; all streams have one width.
+class MeterConfig(PairConfig):
+    """See `PairConfig`; a layer there is a step here, a text layer and an image layer.
 
     Attributes:
         form: whether the image layers see the text before or behind its own layer.
         protect_class: whether PuMer spares the image's class token, from which half of an answer is
             read. Not so as published.
-        image_size: of the position embedding; other images get it resized.
-        depth: cross-modal steps, each a text layer and an image layer.
         vision_depth, text_depth: layers of the towers.
         cross_eps: of the layer norms in the cross-modal layers.
         vision_merged: tokens that ToMe removes in each layer of the image tower. PuMer leaves it
             alone: 0.
-        vocabulary: word embeddings; texts have at most `most_text` tokens.
-        modalities: modality embeddings: text, image, and perhaps second image.
-        heads: by task.
-        layers, rates: PuMer's own: which steps reduce, and by which (prune, merge, text) shares.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     form: Form
     protect_class: bool
-    image_size: tuple[int, int] = (384, 384)
     patch_size: int = Field(default=16, ge=1)
-    dim: int = Field(default=768, ge=1)
-    heads_per_layer: int = Field(default=12, ge=1)
-    mlp_dim: int = Field(default=3072, ge=1)
     depth: int = Field(default=6, ge=1)
     vision_depth: int = Field(default=11, ge=1)
     text_depth: int = Field(default=12, ge=1)
     cross_eps: float = 1e-12
     vision_merged: int = Field(default=0, ge=0)
     vocabulary: int = Field(default=50265, ge=1)
-    most_text: int = Field(default=40, ge=1)
-    modalities: int = Field(default=2, ge=2, le=3)
-    heads: dict[PairTask, HeadConfig] = Field(min_length=1)
     layers: tuple[int, ...] = (0, 1, 2, 3)
     rates: Rates = (0.2, 0.2, 0.2)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if any(side < 1 or side % self.patch_size for side in self.image_size):
-            raise ValueError(f"patches of {self.patch_size} do not tile {self.image_size}")
-        if self.dim % self.heads_per_layer:
-            raise ValueError(
-                f"the width {self.dim} does not divide into {self.heads_per_layer} heads"
-            )
-        if any(not 0 <= layer < self.depth for layer in self.layers):
-            raise ValueError(f"reducing layers are 0 to {self.depth - 1}, not {self.layers}")
-        if "reason" in self.heads and self.modalities < 3:
-            raise ValueError("to reason about two images, three modality embeddings are needed")
-        return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in the position embedding."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
 
     def workload(
         self,

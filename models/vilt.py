@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.blocks import Block
 from models.operators import EAGER, Operators, Tokens
-from models.pair import Fused, HeadConfig, Heads, image_modality, images
+from models.pair import Fused, Heads, image_modality, images
+from models.pair_config import PairConfig
 from models.reduction.matcher import Matcher
 from models.reduction.pair_workload import PairMethod, Rates, ViltWorkload
 from models.reduction.pumer import PuMer
@@ -26,49 +27,25 @@ from models.tasks import PairTask
 from models.vit import ConvStem, PatchEmbed
 
 
-class ViltConfig(BaseModel):
-    """Sizes in pixels, widths in channels.
+class ViltConfig(PairConfig):
+    """See `PairConfig`.
 
     Attributes:
-        image_size: of the position embedding; other images get it resized.
         stem: (channels, stride) of a convolutional stem, as in `VisionConfig`; empty for patches.
-        vocabulary: word embeddings; texts have at most `most_text` tokens.
         eps, text_eps: of the layer norms, and of the one behind the text embedding.
-        modalities: modality embeddings: text, image, and perhaps second image.
-        heads: by task.
-        layers, rates: PuMer's own: which layers reduce, and by which (prune, merge, text) shares.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: tuple[int, int] = (384, 384)
     patch_size: int = Field(default=32, ge=1)
-    dim: int = Field(default=768, ge=1)
     depth: int = Field(default=12, ge=1)
-    heads_per_layer: int = Field(default=12, ge=1)
-    mlp_dim: int = Field(default=3072, ge=1)
     eps: float = 1e-6
     stem: tuple[tuple[int, int], ...] = ()
     vocabulary: int = Field(default=30522, ge=1)
-    most_text: int = Field(default=40, ge=1)
     text_eps: float = 1e-12
-    modalities: int = Field(default=2, ge=2, le=3)
-    heads: dict[PairTask, HeadConfig] = Field(min_length=1)
     layers: tuple[int, ...] = (2, 5, 8)
     rates: Rates = (0.1, 0.3, 0.2)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if any(side < 1 or side % self.patch_size for side in self.image_size):
-            raise ValueError(f"patches of {self.patch_size} do not tile {self.image_size}")
-        if self.dim % self.heads_per_layer:
-            raise ValueError(
-                f"the width {self.dim} does not divide into {self.heads_per_layer} heads"
-            )
-        if any(not 0 <= layer < self.depth for layer in self.layers):
-            raise ValueError(f"reducing layers are 0 to {self.depth - 1}, not {self.layers}")
-        if "reason" in self.heads and self.modalities < 3:
-            raise ValueError("to reason about two images, three modality embeddings are needed")
+    def _stem_makes_patches(self) -> Self:
         strides = math.prod(stride for _, stride in self.stem)
         if self.stem and strides != self.patch_size:
             raise ValueError(
@@ -76,15 +53,6 @@ class ViltConfig(BaseModel):
                 f"{self.patch_size}"
             )
         return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in the position embedding."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
 
     def workload(
         self,
