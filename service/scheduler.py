@@ -10,7 +10,6 @@ without work. A cancelled ticket leaves the queues at once.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.backends.backend import Backend, Call, Sample
-from service.errors import ApiError, Draining, InternalError, QueueFull, TooSlowNow
+from service.errors import ApiError, Draining, InternalError
+from service.places import Places
 from service.work import Works
 
 logger = logging.getLogger(__name__)
@@ -128,16 +128,12 @@ class Scheduler:
         limit: items that may wait, those still being decoded included.
         observer: told of each successful run, in the worker: lane, works of its items, seconds.
         """
-        self._limit = limit
+        self._places = Places(limit=limit, workers=workers)
         self._observer = observer
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._lanes: dict[Lane, deque[_Job]] = {}
         self._order = 0
-        self._waiting = 0  # items with a place: being decoded, or queued
-        self._running = 0
-        self._waiting_cost = 0.0  # seconds of one worker
-        self._running_cost = 0.0
         self._draining = False
         self._stopped = False
         self._threads = [
@@ -153,12 +149,12 @@ class Scheduler:
     @property
     def depth(self) -> int:
         """Items that wait."""
-        return self._waiting
+        return self._places.waiting
 
     @property
     def pending(self) -> int:
         """Items that wait or run."""
-        return self._waiting + self._running
+        return self._places.waiting + self._places.running
 
     @property
     def draining(self) -> bool:
@@ -179,13 +175,7 @@ class Scheduler:
     def wait(self) -> float:
         """Seconds until a worker would take up a request that came now."""
         with self._lock:
-            return self._wait()
-
-    def _wait(self) -> float:
-        if not self._waiting and self._running < len(self._threads):
-            return 0.0
-        # What runs is half done, on average.
-        return (self._waiting_cost + self._running_cost / 2) / len(self._threads)
+            return self._places.wait
 
     def start(self) -> None:
         """Start the workers."""
@@ -211,26 +201,19 @@ class Scheduler:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def check(self, items: int = 1) -> None:
-        """Whether there is room, before anything is done for a request.
+    def check(self) -> None:
+        """Whether there is room for anything, before anything is done for a request.
 
         Raises:
             QueueFull, Draining: see `admit`.
         """
         with self._lock:
-            self._check(items)
+            self._check_open()
+            self._places.check(1)
 
-    def _check(self, items: int) -> float:
+    def _check_open(self) -> None:
         if self._draining:
             raise Draining("The server is shutting down.", retry_after=1)
-        wait = self._wait()
-        if self._waiting + items > self._limit:
-            raise QueueFull(
-                f"{self._waiting} items wait already, and at most {self._limit} may. "
-                f"The queue will take about {wait:.1f} s.",
-                retry_after=_whole(wait),
-            )
-        return wait
 
     def admit(self, costs: Sequence[float], *, within: float, done: Callable[[], None]) -> Ticket:
         """Places for a request, or an error at once.
@@ -246,14 +229,8 @@ class Scheduler:
             Draining: the server shuts down.
         """
         with self._lock:
-            wait = self._check(len(costs))
-            if wait + max(costs) > within:
-                raise TooSlowNow(
-                    f"The queue will take about {wait:.1f} s, and requests may take {within:g} s.",
-                    retry_after=_whole(wait),
-                )
-            self._waiting += len(costs)
-            self._waiting_cost += sum(costs)
+            self._check_open()
+            self._places.take(costs, within)
             return Ticket(self, costs, done)
 
     def _submit(
@@ -286,7 +263,8 @@ class Scheduler:
         with self._lock:
             if ticket._cancelled:
                 return
-            self._release(ticket, index)
+            ticket._held.remove(index)
+            self._places.leave(ticket._costs[index])
             last = self._settle(ticket, index, error)
         if last:
             ticket._done()
@@ -302,15 +280,9 @@ class Scheduler:
                 if not queue:
                     del self._lanes[job.lane]
             ticket._queued.clear()
-            for index in list(ticket._held):
-                self._release(ticket, index)
-
-    def _release(self, ticket: Ticket, index: int) -> None:
-        ticket._held.remove(index)
-        self._waiting -= 1
-        self._waiting_cost -= ticket._costs[index]
-        if not self._waiting:
-            self._waiting_cost = 0.0  # no rounding error outlives a busy hour
+            for index in ticket._held:
+                self._places.leave(ticket._costs[index])
+            ticket._held.clear()
 
     def _settle(self, ticket: Ticket, index: int, outcome: Outcome) -> bool:
         ticket.outcomes[index] = outcome
@@ -339,9 +311,8 @@ class Scheduler:
                 del self._lanes[lane]
             for job in batch:
                 job.ticket._queued.discard(job)
-                self._release(job.ticket, job.index)
-                self._running += 1
-                self._running_cost += job.ticket._costs[job.index]
+                job.ticket._held.remove(job.index)
+                self._places.begin(job.ticket._costs[job.index])
             return batch
 
     def _serve(self, batch: list[_Job]) -> None:
@@ -353,12 +324,9 @@ class Scheduler:
             finished = []
             with self._lock:
                 for job, outcome in zip(batch, outcomes, strict=True):
-                    self._running -= 1
-                    self._running_cost -= job.ticket._costs[job.index]
+                    self._places.end(job.ticket._costs[job.index])
                     if self._settle(job.ticket, job.index, outcome):
                         finished.append(job.ticket)
-                if not self._running:
-                    self._running_cost = 0.0
             for job, outcome in zip(batch, outcomes, strict=True):
                 if job.then is not None:
                     job.then(outcome)
@@ -386,8 +354,3 @@ class Scheduler:
             # One item may be at fault: the others are not to fail with it.
             logger.exception("a run of %d items failed; they are run one by one", len(batch))
             return [self._run([job])[0] for job in batch]
-
-
-def _whole(seconds: float) -> int:
-    # As Retry-After has it.
-    return max(1, math.ceil(seconds))
