@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -168,3 +168,25 @@ class MatchResponse(BaseModel):
     model: str = Field(examples=["scenes"])
     texts: list[Text] = Field(description="How each text was read.")
     results: list[MatchResult | ItemProblem]
+
+
+def example(answer: dict[str, Any], *, pairs: int = 1) -> dict[str, Any]:
+    """A result as the demo model may give it, of texts of 8 tokens.
+
+    Args:
+        answer: what is the task's own in it.
+        pairs: of an image with a text, that it is about.
+    """
+    return {
+        **answer,
+        "reduction": {
+            "method": "pumer",
+            "level": "balanced",
+            "requested": 0.4,
+            "flops_ratio": 0.6,
+            "tokens_in": 153 * pairs,
+            "tokens_out": 64 * pairs,
+        },
+        "batch_size": 1,
+        "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
+    }

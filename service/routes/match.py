@@ -12,30 +12,12 @@ from service.backends.backend import Sample
 from service.catalog import Model
 from service.engine import Engine
 from service.openapi import inference
-from service.pair_schemas import MatchRequest, MatchResponse
+from service.pair_schemas import MatchRequest, MatchResponse, example
 from service.pairing import matrix
 from service.scores import yes
 
 # What the demo model may answer.
-_EXAMPLE = {
-    "model": "scenes",
-    "texts": [{"tokens": 8, "cut": False}],
-    "results": [
-        {
-            "scores": [0.978302],
-            "reduction": {
-                "method": "pumer",
-                "level": "balanced",
-                "requested": 0.4,
-                "flops_ratio": 0.6,
-                "tokens_in": 153,
-                "tokens_out": 64,
-            },
-            "batch_size": 1,
-            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
-        }
-    ],
-}
+_ANSWER = {"scores": [0.978302, 0.013207]}
 
 router = APIRouter(tags=["inference"], route_class=body.Route)
 
@@ -46,7 +28,14 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     summary="Match images with texts",
     response_model=MatchResponse,
     **inference(
-        MatchRequest, "match", asked={"text": ["a red circle", "two squares"]}, example=_EXAMPLE
+        MatchRequest,
+        "match",
+        asked={"text": ["a red circle", "two squares"]},
+        example={
+            "model": "scenes",
+            "texts": [{"tokens": 8, "cut": False}] * 2,
+            "results": [example(_ANSWER, pairs=2)],
+        },
     ),
 )
 async def match(request: Request) -> Response:

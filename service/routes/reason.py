@@ -12,31 +12,12 @@ from service.backends.backend import Sample
 from service.catalog import Model
 from service.engine import Engine
 from service.openapi import inference
-from service.pair_schemas import ReasonRequest, ReasonResponse
+from service.pair_schemas import ReasonRequest, ReasonResponse, example
 from service.pairing import one_by_one
 from service.scores import yes
 
 # What the demo model may answer.
-_EXAMPLE = {
-    "model": "scenes",
-    "results": [
-        {
-            "answer": True,
-            "score": 0.883471,
-            "text": {"tokens": 8, "cut": False},
-            "reduction": {
-                "method": "pumer",
-                "level": "balanced",
-                "requested": 0.4,
-                "flops_ratio": 0.6,
-                "tokens_in": 306,
-                "tokens_out": 128,
-            },
-            "batch_size": 1,
-            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
-        }
-    ],
-}
+_ANSWER = {"answer": True, "score": 0.883471, "text": {"tokens": 8, "cut": False}}
 
 router = APIRouter(tags=["inference"], route_class=body.Route)
 
@@ -50,7 +31,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
         ReasonRequest,
         "reason",
         asked={"statement": "There are more circles on the left."},
-        example=_EXAMPLE,
+        example={"model": "scenes", "results": [example(_ANSWER, pairs=2)]},
     ),
 )
 async def reason(request: Request) -> Response:

@@ -12,32 +12,17 @@ from service.backends.backend import Sample
 from service.catalog import Model
 from service.engine import Engine
 from service.openapi import inference
-from service.pair_schemas import VqaRequest, VqaResponse
+from service.pair_schemas import VqaRequest, VqaResponse, example
 from service.pairing import one_by_one
 from service.scores import best
 
 # What the demo model may answer.
-_EXAMPLE = {
-    "model": "scenes",
-    "results": [
-        {
-            "answers": [
-                {"answer": "blue", "index": 1, "score": 0.947218},
-                {"answer": "green", "index": 3, "score": 0.021093},
-            ],
-            "text": {"tokens": 8, "cut": False},
-            "reduction": {
-                "method": "pumer",
-                "level": "balanced",
-                "requested": 0.4,
-                "flops_ratio": 0.6,
-                "tokens_in": 153,
-                "tokens_out": 64,
-            },
-            "batch_size": 1,
-            "timings_ms": {"decode": 0.731, "queue": 0.204, "infer": 3.912, "post": 0.058},
-        }
+_ANSWER = {
+    "answers": [
+        {"answer": "blue", "index": 1, "score": 0.947218},
+        {"answer": "green", "index": 3, "score": 0.021093},
     ],
+    "text": {"tokens": 8, "cut": False},
 }
 
 router = APIRouter(tags=["inference"], route_class=body.Route)
@@ -52,7 +37,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
         VqaRequest,
         "vqa",
         asked={"question": "What colour is the circle?", "top_k": 2},
-        example=_EXAMPLE,
+        example={"model": "scenes", "results": [example(_ANSWER)]},
     ),
 )
 async def vqa(request: Request) -> Response:
