@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from models.tasks import Task
 from service.errors import ApiError
 from service.scheduler import Lane
 from service.work import Works
@@ -80,17 +81,12 @@ class Metrics:
         )
         stages = Histogram(
             "tokenfold_stage_duration_seconds",
-            "Time of an image in each stage.",
-            ["stage"],
+            "Time of a result in each stage.",
+            ["task", "stage"],
             buckets=SECONDS,
             registry=registry,
         )
-        self._stages: dict[Stage, Histogram] = {
-            "decode": stages.labels("decode"),
-            "queue": stages.labels("queue"),
-            "infer": stages.labels("infer"),
-            "post": stages.labels("post"),
-        }
+        self._stage = cache(stages.labels)  # as `_Done`: looked up once
         images = Counter(
             "tokenfold_images",
             "Images, each with its text where the task has one, that went through a model.",
@@ -158,10 +154,10 @@ class Metrics:
                     time.perf_counter() - begun
                 )
 
-    def stages(self, seconds: Mapping[Stage, float]) -> None:
-        """Note how long an image spent in each stage."""
+    def stages(self, task: Task, seconds: Mapping[Stage, float]) -> None:
+        """Note how long a result spent in each stage."""
         for stage, spent in seconds.items():
-            self._stages[stage].observe(spent)
+            self._stage(task, stage).observe(spent)
 
     def run(self, lane: Lane, items: Sequence[Works]) -> None:
         """Note a run, and what it costs for each of its items."""

@@ -76,7 +76,7 @@ def _result(
     result["batch_size"] = max(run.batch_size for run in runs)
     seconds = _seconds(steps, items, runs, arrived)
     seconds["post"] = time.perf_counter() - begun
-    engine.metrics.stages(seconds)
+    engine.metrics.stages(asking.task, seconds)
     result["timings_ms"] = {stage: round(value * 1000, 3) for stage, value in seconds.items()}
     return result
 

@@ -751,7 +751,8 @@ class TestMetrics:
             duration = "tokenfold_request_duration_seconds_count"
             assert remote.sample(duration, level="fast", **counted) == 1
             for stage in ("decode", "queue", "infer", "post"):
-                assert remote.sample("tokenfold_stage_duration_seconds_count", stage=stage) == 3
+                counted = {"task": "classify", "stage": stage}
+                assert remote.sample("tokenfold_stage_duration_seconds_count", **counted) == 3
             assert remote.sample("tokenfold_images_total", task="classify") == 3
             assert remote.sample("tokenfold_batch_size_sum") == 3
             assert remote.sample("tokenfold_tokens_total", task="classify", kind="in") == 51
@@ -768,7 +769,8 @@ class TestMetrics:
     def test_buckets_begin_at_a_millisecond(self, client: Remote) -> None:
         client.classify(picture())
         text = client.get("/metrics").text
-        assert 'tokenfold_stage_duration_seconds_bucket{le="0.001",stage="infer"}' in text
+        labels = '{le="0.001",stage="infer",task="classify"}'
+        assert "tokenfold_stage_duration_seconds_bucket" + labels in text
         assert "_created" not in text
 
     def test_openmetrics(self, client: Remote) -> None:
