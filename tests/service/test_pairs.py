@@ -189,8 +189,9 @@ class TestAnswers:
             assert result["reduction"]["level"] == level
 
     def test_accuracy_is_that_of_the_task(self, client: Remote) -> None:
+        # The faster of those that reach it; which that is was measured, of a tiny network.
         (result,) = results(client.ask("vqa", RED, question="what", min_accuracy=0.85))
-        assert result["reduction"]["level"] == "balanced"
+        assert result["reduction"]["level"] in ("balanced", "exact")
         (result,) = results(client.ask("entail", RED, hypothesis="what", min_accuracy=0.79))
         assert result["reduction"]["level"] in ("fast", "balanced", "exact")
         detail = problem(
