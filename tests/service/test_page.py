@@ -64,6 +64,14 @@ def test_every_element_that_the_script_names_exists() -> None:
         assert f'id="{name}"' in html, name
 
 
+def test_a_level_between_whole_percents_can_be_chosen() -> None:
+    html = (FOLDER / "index.html").read_text()
+    slider = re.search(r'<input[^>]* id="reduction"[^>]*>', html)
+    assert slider is not None
+    # Otherwise the browser rounds what a level's button sets, and no level is chosen.
+    assert 'step="any"' in slider[0]
+
+
 @pytest.mark.skipif(not NODE, reason="node is not installed")
 @pytest.mark.parametrize(
     ("name", "curl"),
