@@ -173,9 +173,9 @@ class Catalog:
         if wanted is None:
             wanted = self._default if self._default in fit else next(iter(fit), None)
         if wanted is None:
-            raise UnknownModel(f"No model here can {task}.")
+            raise UnknownModel(f"There is no model for {task}.")
         if wanted not in fit:
             raise UnknownModel(
-                f"There is no model {wanted!r} to {task}; known: {', '.join(fit) or 'none'}."
+                f"There is no model {wanted!r} for {task}; known: {', '.join(fit) or 'none'}."
             )
         return fit[wanted]

@@ -256,7 +256,7 @@ class Unavailable(ApiError):
 
 
 class QueueFull(Unavailable):
-    """As many images wait as may."""
+    """As many runs wait as may."""
 
     slug = "queue-full"
     title = "Queue full"

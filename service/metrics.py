@@ -62,7 +62,7 @@ class Metrics:
 
     def __init__(self, depth: Callable[[], int]) -> None:
         """Args:
-        depth: images that wait, asked at each scrape.
+        depth: runs that wait, asked at each scrape.
         """
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)

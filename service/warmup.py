@@ -126,7 +126,7 @@ def _check(model: Model, task: Task, run: Run) -> None:
         classes = output["logits"].shape[-1]
         if classes != expected:
             raise BundleError(
-                f"{model.bundle.folder} has {classes} outputs and {expected} labels to {task}"
+                f"{model.bundle.folder} has {classes} outputs and {expected} labels for {task}"
             )
         tokens = len(output["image_slots"]) if "image_slots" in output else None
         nominal = model.levels.nominal

@@ -77,7 +77,7 @@ def test_the_default_of_a_task_is_the_first_or_the_chosen_one(tmp_path: Path) ->
     catalog = Catalog.open(tmp_path, default="second")
     assert [catalog.find(None, task).name for task in asked] == ["second", "second"]
     assert catalog.find(None, "classify").name == "colours"
-    with pytest.raises(UnknownModel, match="can reason"):
+    with pytest.raises(UnknownModel, match="no model for reason"):
         catalog.find(None, "reason")
     with pytest.raises(UnknownModel, match="second"):
         catalog.find("first", "match")

@@ -562,7 +562,7 @@ def test_a_bundle_that_says_something_else(tmp_path: Path) -> None:
     (root / "manifest.json").write_text(json.dumps(manifest))
     app = create_app(standin.settings(tmp_path))
     with serving(app):
-        assert "3 outputs and 2 labels to vqa" in str(app.state.engine.failed)
+        assert "3 outputs and 2 labels for vqa" in str(app.state.engine.failed)
 
 
 def test_threads_share_the_tokenizer(client: Remote) -> None:
