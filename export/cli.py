@@ -17,13 +17,16 @@ from export.bundle import Bundle, BundleError, Precision
 from export.machine import cores
 from export.pipeline import export_bundle
 from export.quality import DataError
-from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares
+from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares, remarks
 from export.verify import VerificationError
 from export.writing import check_replaceable
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.load import load
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp
 from models.reduction.workload import PlanError, Shape
+
+NOTABLE = 0.01
+"""By so much of the FLOPs what a level removes may differ from what was asked, without a word."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"tokenfold export: {error}", file=sys.stderr)
         return 2
-    _report(bundle)
+    _report(bundle, recipe)
     return 0
 
 
@@ -108,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=AMOUNT,...",
         help="levels, and the fraction of FLOPs each removes (default: "
         + ",".join(f"{name}={value:g}" for name, value in DEFAULT_LEVELS.items())
-        + f"; for PuMer also {PUBLISHED}, the checkpoint's own shares). An amount is also ToMe's r "
+        + ", or less where a network cannot remove as much; for PuMer also "
+        + f"{PUBLISHED}, the checkpoint's own shares). An amount is also ToMe's r "
         "for each layer, r8, or r and inflection, r16/-1, or PuMer's shares of a layer's tokens to "
         "prune, merge and merge of the text, 0.1/0.3/0.2, or the plan's counts, 8+8+4+0",
     )
@@ -242,12 +246,17 @@ def _first(error: ValidationError) -> str:
     return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
-def _report(bundle: Bundle) -> None:
+def _report(bundle: Bundle, recipe: Recipe) -> None:
     manifest = bundle.manifest
     print(f"{bundle.folder}: {manifest.name}, {manifest.workload.method}, {manifest.precision}")
+    for remark in remarks(manifest.workload, recipe):
+        print(f"  {remark}")
     for name, level in manifest.levels.items():
+        removed = 1 - level.flops_ratio
+        missed = abs(level.reduction - removed) > NOTABLE
+        asked = f" ({100 * level.reduction:.1f} % asked)" if missed else ""
         print(
-            f"  {name:10} {100 * (1 - level.flops_ratio):5.1f} % fewer FLOPs, "
+            f"  {name:10} {100 * removed:5.1f} % fewer FLOPs{asked}, "
             f"{level.tokens_out} of {manifest.workload.tokens} tokens left, "
             f"deviation {manifest.deviation[name]:.1e}"
         )

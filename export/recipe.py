@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from export.bundle import Level, Name, Precision, Share
 from models.reduction.pair_workload import PairWorkload, Rates
-from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for
+from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for, reach
 from models.reduction.workload import BaseWorkload, Plan, PlanError, Shape, Workload
 
 AnyMethod = Literal["none", "tome", "pitome", "pumer"]
@@ -35,6 +35,11 @@ PUBLISHED = "pumer"
 """The level of the shares that a checkpoint was trained with."""
 
 
+# The share of what a network can reach that the most reduced default level takes, where it cannot
+# reach the usual: beyond, PuMer leaves next to nothing of an image.
+_MOST = 0.9
+
+
 class RecipeError(ValueError):
     """Something that cannot be made of this checkpoint; the message says why."""
 
@@ -45,8 +50,9 @@ class Recipe(BaseModel):
     Attributes:
         name: what the service will call the model.
         method: how tokens are chosen; by default ToMe's, and PuMer's for images with texts.
-        levels: name -> how much to reduce; by default `DEFAULT_LEVELS`, and for PuMer beside them
-            the checkpoint's own shares; with the method `none` there is nothing but `exact`.
+        levels: name -> how much to reduce; by default those of `default_reductions`, and for PuMer
+            beside them the checkpoint's own shares; with the method `none` there is nothing but
+            `exact`.
         default_level: by default `balanced` where there is one, else the first.
         proportional: whether attention counts token sizes; off for MAE trained without ToMe.
         weighted: of networks with texts, whether tokens merge by size and attention counts sizes;
@@ -94,10 +100,13 @@ class Recipe(BaseModel):
         """The levels to make for a network, and how much each is to reduce."""
         if self.levels is not None:
             return dict(self.levels)
-        if isinstance(workload, PairWorkload) and workload.method == "pumer":
-            return {**DEFAULT_LEVELS, PUBLISHED: Shares(*workload.rates)}
         assert isinstance(workload, Workload | PairWorkload)
-        return {"exact": 0.0} if workload.method == "none" else dict(DEFAULT_LEVELS)
+        if workload.method == "none":
+            return {"exact": 0.0}
+        own: dict[str, Amount] = {}
+        if isinstance(workload, PairWorkload) and workload.method == "pumer":
+            own[PUBLISHED] = Shares(*workload.rates)
+        return {**default_reductions(workload, self.shape), **own}
 
     def default(self, levels: dict[str, Level]) -> str:
         """The level for requests that choose none.
@@ -111,6 +120,41 @@ class Recipe(BaseModel):
             )
         chosen = "balanced" if "balanced" in levels else next(iter(levels))
         return self.default_level or chosen
+
+
+def default_reductions(workload: BaseWorkload, shape: Shape = "constant") -> dict[str, float]:
+    """The fraction of the FLOPs that each default level is to remove: `DEFAULT_LEVELS`, or less.
+
+    A network whose FLOPs are for the most part out of reach (PuMer leaves METER's towers alone)
+    would have one plan, its most reduced, at most levels. There all are scaled down together. What
+    would repeat the level before, as in a network of few tokens, is left out.
+    """
+    most = max(DEFAULT_LEVELS.values())
+    reached = reach(workload, shape)
+    scale = 1.0 if reached >= _MOST * most else _MOST * reached / most
+    found: dict[str, float] = {}
+    plans: list[Plan] = []
+    for name, usual in DEFAULT_LEVELS.items():
+        reduction = usual if scale == 1.0 else round(usual * scale, 3)
+        plan = plan_for(workload, reduction, shape)
+        if plan not in plans:
+            found[name] = reduction
+            plans.append(plan)
+    return found
+
+
+def remarks(workload: BaseWorkload, recipe: Recipe) -> list[str]:
+    """What a user should know who asked for no levels of their own."""
+    amounts = recipe.amounts(workload)
+    if recipe.levels is not None or amounts.keys() == {"exact"}:
+        return []
+    told = []
+    if any(amounts.get(name, usual) != usual for name, usual in DEFAULT_LEVELS.items()):
+        most = 100 * reach(workload, recipe.shape)
+        told.append(f"levels are smaller than usual: at most {most:.1f} % of the FLOPs can go here")
+    if left_out := [name for name in DEFAULT_LEVELS if name not in amounts]:
+        told.append(f"left out, for they would repeat another level: {', '.join(left_out)}")
+    return told
 
 
 def plan_levels(workload: BaseWorkload, recipe: Recipe) -> dict[str, Level]:
@@ -143,12 +187,12 @@ def _plan(workload: BaseWorkload, amount: Amount, shape: Shape) -> Plan:
     if isinstance(workload, PairWorkload) and pumer:
         if isinstance(amount, Ramp):
             raise PlanError("r is ToMe's: PuMer has shares to prune and merge, as in 0.1/0.3/0.2")
-        return reached(workload, amount)
+        return attainable(workload, amount)
     asked = linear(*amount, workload.plan_length) if isinstance(amount, Ramp) else amount
     return tuple(before - after for before, after in pairwise(workload.widths(asked)))
 
 
-def reached(workload: PairWorkload, plan: Plan) -> Plan:
+def attainable(workload: PairWorkload, plan: Plan) -> Plan:
     """What is left of a plan for PuMer when no layer is asked for more than can go.
 
     Raises:

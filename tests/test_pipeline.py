@@ -187,6 +187,19 @@ def test_wrong_levels_are_explained(levels: str, capsys: pytest.CaptureFixture[s
     assert "--levels" in capsys.readouterr().err
 
 
+def test_what_cannot_be_reached_is_told(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b"
+    assert main([str(source), "--out", str(out), "--levels", "exact=0,most=0.9"]) == 0
+    exact, most = capsys.readouterr().out.splitlines()[1:]
+    assert "asked" not in exact
+    assert "(90.0 % asked)" in most
+    assert main([str(source), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "levels are smaller than usual: at most 46.2 % of the FLOPs can go here" in told
+
+
 def test_levels_may_be_plans(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     levels = "exact=0,r2=r2,falling=r2/-1,own=3+0+99"

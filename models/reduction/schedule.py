@@ -59,6 +59,12 @@ def plan_for(workload: BaseWorkload, reduction: float, shape: Shape = "constant"
     return plans[at]
 
 
+def reach(workload: BaseWorkload, shape: Shape = "constant") -> float:
+    """The largest fraction of the FLOPs that a plan of the network removes."""
+    _, removed = _family(workload, shape)
+    return removed[-1]
+
+
 @lru_cache(maxsize=1024)
 def _family(workload: BaseWorkload, shape: Shape) -> tuple[list[Plan], list[float]]:
     """The plans of a network's ladder that save more than the one before, with what each saves."""
