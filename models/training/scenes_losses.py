@@ -46,6 +46,9 @@ class Probes(nn.Module):
         self.told = nn.Sequential(
             nn.LayerNorm(WIDTH), nn.Linear(WIDTH, PHRASES * (MOST + 1 + 2 * GRID))
         )
+        self.middles = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, PHRASES)) for _ in FINDS
+        )
         self.where = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * GRID)) for _ in FINDS
         )
@@ -78,7 +81,19 @@ class Probes(nn.Module):
             loss = loss + 3.0 * (error * asked).sum() / asked.sum().clamp_min(1)
         if told:
             loss = loss + self._counts_and_places(layers[FINDS[-1]][:, 0], batch)
-            loss = loss + self._where(layers, chosen, patches)
+            loss = loss + self._where(layers, chosen, patches) + self._middles(layers, batch)
+        return loss
+
+    def _middles(self, layers: Mapping[int, Tensor], batch: Batch) -> Tensor | float:
+        """Of the things that each phrase describes: what there is to count."""
+        patches = batch.centre.shape[1]
+        asked = (batch.mentioned >= 0).float()
+        wanted = batch.mentioned.clamp_min(0) * batch.centre.unsqueeze(1)
+        loss: Tensor | float = 0.0
+        for probe, layer in zip(self.middles, FINDS, strict=True):
+            found = probe(layers[layer][:, -patches:]).float().transpose(1, 2)
+            error = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+            loss = loss + 5.0 * (error * asked).sum() / asked.sum().clamp_min(1)
         return loss
 
     def _where(
@@ -97,8 +112,10 @@ class Probes(nn.Module):
         read = self.told(token).float().unflatten(1, (PHRASES, -1)).flatten(0, 1)
         counts, rows, columns = read.split([MOST + 1, GRID, GRID], dim=-1)
         places = batch.places.flatten(0, 1)
+        # Most phrases describe one thing; several are what has to be learnt.
+        weight = torch.tensor([1.0, 1.0, 4.0, 4.0, 4.0, 4.0])
         return (
-            F.cross_entropy(counts, batch.counts.flatten(), ignore_index=-1)
+            F.cross_entropy(counts, batch.counts.flatten(), weight, ignore_index=-1)
             + 0.5 * F.cross_entropy(rows, places[:, 0], ignore_index=-1)
             + 0.5 * F.cross_entropy(columns, places[:, 1], ignore_index=-1)
         )
