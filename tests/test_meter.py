@@ -378,6 +378,11 @@ def test_another_length_is_the_same_network() -> None:
     assert other.flops(other.unreduced) > workload.sized(text=5).flops(other.unreduced)
     reduced = MeterConfig.model_validate({**TINY.model_dump(), "vision_merged": 2}).workload("none")
     assert reduced.sized(text=3).text == 3
+    for length, message in ((0, "of 0 tokens"), (TINY.most_text + 1, f"at most {TINY.most_text}")):
+        with pytest.raises(PlanError, match=message):
+            workload.sized(text=length)
+    with pytest.raises(PlanError, match="an image of 0 tokens"):
+        workload.sized(image=0)
     with pytest.raises(PlanError, match="the length of an image is fixed"):
         reduced.sized(image=31)
 

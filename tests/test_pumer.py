@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from models.published import PUBLISHED
 from models.reduction import slots as slotting
 from models.reduction.pair_workload import Rates, ViltWorkload, pumer_widths
 from models.reduction.pumer import PuMer, prune
+from models.reduction.schedule import flops_ratio
 from models.reduction.tome import ToMe
 from models.reduction.workload import clamp
 
@@ -74,6 +76,14 @@ def test_counts_of_the_published_configurations(name: str) -> None:
         image.append(after[1])
     assert image == patches
     assert not words or text == words
+
+
+@pytest.mark.parametrize("smallest", [0.0, 1e-6, 0.001, 0.01, 0.1])
+def test_a_small_rate_does_not_make_steps_coarse(smallest: float) -> None:
+    usual = network(40, 145, 12, (2, 5, 8))
+    workload = usual.model_copy(update={"rates": (smallest, 0.3, 0.2)})
+    removed = [1 - flops_ratio(workload, plan) for plan in workload.ladder("constant")]
+    assert max(after - before for before, after in pairwise(removed)) < 0.03
 
 
 def test_layers_that_do_not_reduce_have_no_counts() -> None:

@@ -28,9 +28,11 @@ PairMethod = Literal["none", "tome", "pumer"]
 Rates = tuple[float, float, float]
 """Shares of a layer's tokens: image tokens to prune, then to merge, and text tokens to merge."""
 
-# Steps in which PuMer's rates grow from nothing to all that can go.
+# Steps in which PuMer's rates grow from nothing to all that can go. A rate that is much smaller
+# than the largest stops short of that: to reach it the steps would be too coarse for the others.
 _STEPS = 512
 _MOST = 0.95
+_APART = 32
 
 
 def pumer_widths(text: int, image: int, counts: Sequence[int]) -> tuple[int, int]:
@@ -78,11 +80,19 @@ class PairWorkload(BaseWorkload):
         return self
 
     def sized(self, *, text: int | None = None, image: int | None = None) -> Self:
-        """The same network on a text or an image of another length."""
-        return self.model_copy(
-            update={"text": self.text if text is None else text}
-            | {"image": self.image if image is None else image}
-        )
+        """The same network on a text or an image of another length.
+
+        Raises:
+            PlanError: it takes no text or image of such a length.
+        """
+        text = self.text if text is None else text
+        image = self.image if image is None else image
+        # A copy is not validated; this is asked for every new length.
+        if not 1 <= text <= self.most_text:
+            raise PlanError(f"a text of {text} tokens, where it has at most {self.most_text}")
+        if image < 1:
+            raise PlanError(f"an image of {image} tokens")
+        return self.model_copy(update={"text": text, "image": image})
 
     @property
     def tokens(self) -> int:
@@ -124,7 +134,8 @@ class PairWorkload(BaseWorkload):
 
     def _scaled(self, shape: Shape) -> Iterator[Plan]:
         """PuMer's rates, scaled together from nothing to all that can go."""
-        most = _MOST / min(rate for rate in self.rates if rate > 0)
+        least = max(min(rate for rate in self.rates if rate > 0), max(self.rates) / _APART)
+        most = _MOST / least
         last: Plan | None = None
         for step in range(_STEPS + 1):
             # Quadratic: small reductions have the finer steps.
@@ -243,7 +254,8 @@ class MeterWorkload(PairWorkload):
         """The same network on a text or an image of another length.
 
         Raises:
-            PlanError: the image tower reduces, so that its tokens do not say how many it took.
+            PlanError: as of every such network; or the image tower reduces, so that its tokens do
+                not say how many it took.
         """
         other = super().sized(text=text, image=image)
         if other.image == self.image:
