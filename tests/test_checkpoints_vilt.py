@@ -435,6 +435,8 @@ def test_a_hub_id_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_published_names(name: str, layers: tuple[int, ...]) -> None:
     assert pumer.read({}, name, "it") == (layers, (0.1, 0.3, 0.2))
     assert pumer.read({}, "vilt-vqa2-ft", "it") is None
+    with pytest.raises(CheckpointError, match="with pruning"):
+        pumer.read({}, name.replace("0.1", ".0").replace("p.1", "p.0"), "it")
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,10 @@ def read(config: Mapping[str, Any], name: str, where: str) -> Reduction | None:
     if not settings.reduce_layers:
         if any(rates):
             raise CheckpointError(f"{where}: prune_r, merge_r or merge_text without reduce_layers")
+        if named is not None:
+            _check(named.rates, name)
         return named
-    if max(rates) > 1 or settings.prune_r == 0:
-        # Without pruning the published code merges text and image jointly, by a count.
-        raise CheckpointError(
-            f"{where}: prune_r, merge_r and merge_text are {rates}; supported are shares up to 1, "
-            "with pruning"
-        )
+    _check(rates, where)
     if settings.sim_method not in MEAN_OF_HEADS:
         raise CheckpointError(
             f"{where}: sim_method is {settings.sim_method!r}; supported is the mean over heads, "
@@ -85,6 +82,15 @@ def read(config: Mapping[str, Any], name: str, where: str) -> Reduction | None:
             f"{named.layers} by {named.rates}"
         )
     return found
+
+
+def _check(rates: Rates, where: str) -> None:
+    """Refuse what PuMer does without pruning: it merges text and image jointly, by a count."""
+    if max(rates) > 1 or rates[0] == 0:
+        raise CheckpointError(
+            f"{where}: prune_r, merge_r and merge_text are {rates}; supported are shares up to 1, "
+            "with pruning"
+        )
 
 
 def _named(name: str) -> Reduction | None:
