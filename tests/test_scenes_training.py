@@ -65,7 +65,7 @@ def test_places_and_counts_are_those_of_the_scene() -> None:
 def test_harder_batches_ask_more_of_what_is_learnt_last() -> None:
     mix = Mix(vqa=60, entail=0, match=0, reason=0)
     numbers = [
-        sum(batch(mix, 0, 0, harder=harder).answers < 8).item()  # yes, no and the counts
+        int((batch(mix, 0, 0, harder=harder).answers < 8).sum())  # yes, no and the counts
         for harder in (False, True)
     ]
     assert numbers[1] > numbers[0]
