@@ -192,6 +192,8 @@ def write_checkpoint(out: Path) -> None:
             WEIGHTED,
         ),
     )
+    told = {"teacher": TEACHER._asdict(), "student": STUDENT._asdict()}
+    (out / "checkpoint" / "training.json").write_text(json.dumps(told, indent=2) + "\n")
     write_held_out(out / "held-out.zip")
 
 
