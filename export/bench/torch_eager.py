@@ -19,7 +19,8 @@ from export.pipeline import matchers
 from export.verify import normalised
 from models.checkpoints.checkpoint import PairCheckpoint
 from models.checkpoints.load import load, load_classifier
-from models.reduction.pair_workload import PairWorkload
+from models.meter import Meter, merging_tower
+from models.reduction.pair_workload import MeterWorkload, PairWorkload
 from models.reduction.workload import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +156,10 @@ class PairEager(Eager):
         workload = manifest.workload
         if not isinstance(checkpoint, PairCheckpoint) or not isinstance(workload, PairWorkload):
             raise ValueError(OTHER_NETWORK)
+        if isinstance(workload, MeterWorkload) and isinstance(checkpoint.model, Meter):
+            # What ToMe removes in the tower is an option of the export, not of the checkpoint.
+            merged = workload.vision_widths[0] - workload.vision_widths[1]
+            checkpoint = checkpoint._replace(model=merging_tower(checkpoint.model, merged))
         own = checkpoint.model.config.workload(
             workload.method, text=workload.text, layers=workload.layers, rates=workload.rates
         )

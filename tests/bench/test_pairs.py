@@ -12,6 +12,7 @@ from export.bench import command
 from export.bench.memory import peak
 from export.bench.subjects import PairGraphs, opened, random_inputs
 from export.bench.targets import TargetError, choose, runs_on
+from export.bench.torch_eager import eager
 from export.bundle import Bundle
 from export.pipeline import export_bundle
 from export.recipe import Recipe
@@ -67,6 +68,14 @@ def test_torch_answers_the_same_questions(
     found = run(capsys, bundle.folder, "--torch", "--threads", "1")
     assert [row["level"] for row in found["torch"]] == list(LEVELS)
     assert set(found["against_torch"]) == set(LEVELS)
+
+
+def test_torch_merges_in_the_tower_as_the_bundle_does(tmp_path: Path) -> None:
+    native.save(tmp_path / "weights", tiny.meter_checkpoint())
+    recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0})
+    source = str(tmp_path / "weights")
+    merging = export_bundle(tiny.meter_checkpoint(), source, tmp_path / "meter", recipe)
+    eager(merging, 1).check(opened(merging), random_inputs(merging, 1))
 
 
 @pytest.mark.usefixtures("no_probe")
