@@ -58,8 +58,8 @@ from models.training.scenes_network import CONFIG, initialised
 from models.vilt import Vilt
 
 MIX = Mix(vqa=18, entail=9, match=7, reason=8)
-TEACHER = Settings(steps=8600, rate=1e-3, seed=0, patches=72, masked=8600, told=3000, harder=4500)
-STUDENT = Settings(steps=1000, rate=3e-4, seed=1, reductions=(0.0, 0.75))
+TEACHER = Settings(steps=9000, rate=1e-3, seed=0, patches=72, masked=7500, told=3000, harder=4500)
+STUDENT = Settings(steps=900, rate=3e-4, seed=1, reductions=(0.0, 0.75))
 WEIGHTED = True
 REPORTED = 0.4
 EVERY = 500
