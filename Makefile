@@ -29,6 +29,7 @@ DATA ?= ../shared/data/cifar10-train.zip
 
 build := build
 demo := models/demo
+comma := ,
 plugins := export/plugins/onnxruntime
 library := $(plugins)/libtokenfold_ort.so
 sources := $(shell find export/plugins -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
@@ -96,7 +97,7 @@ demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in netwo
 	done
 	mkdir -p $(demo)/checkpoints/scenes
 	cp $(build)/scenes/checkpoint/* $(demo)/checkpoints/scenes
-	$(call export_demo,scenes)
+	$(call export_demo,scenes,--levels exact=0$(comma)high=0.2$(comma)balanced=0.4$(comma)fast=0.5$(comma)fastest=0.55)
 
 .PHONY: plugins
 plugins: $(library)  ## compile the native ops for ONNX Runtime
