@@ -48,7 +48,12 @@ def test_every_level_has_its_measured_accuracy(name: str) -> None:
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path) -> None:
     shipped = Bundle.open(DEMO / "bundles" / name)
-    recipe = Recipe(name=name, method="pumer", precision=shipped.manifest.precision)
+    recipe = Recipe(
+        name=name,
+        method="pumer",
+        precision=shipped.manifest.precision,
+        levels={level: point.reduction for level, point in shipped.manifest.levels.items()},
+    )
     again = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / name, recipe)
     assert again.manifest.workload == shipped.manifest.workload
     assert again.manifest.levels == shipped.manifest.levels
