@@ -13,6 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from export.bundle import Bundle
+from models.reduction.pair_workload import PairWorkload
+from models.reduction.schedule import flops_ratio
 from service.app import create_app
 from service.errors import UnknownLevel
 from service.levels import Levels, Selector
@@ -132,6 +134,26 @@ def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) ->
     with pytest.raises(UnknownLevel) as caught:
         levels.choose(Selector("turbo"), "classify")
     assert problem["detail"] == caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("task", "pairs"), [("vqa", 1), ("entail", 1), ("reason", 2), ("match", 2)]
+)
+def test_the_examples_of_pairs_cost_what_the_demo_model_spends(
+    document: dict[str, Any], task: str, pairs: int
+) -> None:
+    content = document["paths"][f"/v1/{task}"]["post"]["responses"]["200"]["content"]
+    answer = content["application/json"]["example"]
+    result = answer["results"][0]
+    manifest = Bundle.open(DEMO / answer["model"]).manifest
+    workload = manifest.workload
+    assert isinstance(workload, PairWorkload)
+    own = workload.sized(text=result.get("text", {"tokens": 8})["tokens"])
+    level = manifest.levels[result["reduction"]["level"]]
+    plan = manifest.plan(level, text=own.text, image=own.image)
+    assert result["reduction"]["flops_ratio"] == pytest.approx(flops_ratio(own, plan), abs=0.005)
+    assert result["reduction"]["tokens_in"] == pairs * own.tokens
+    assert result["reduction"]["tokens_out"] == pairs * own.widths(plan)[-1]
 
 
 def test_the_documentation_page(client: Remote) -> None:
