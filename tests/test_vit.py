@@ -191,12 +191,13 @@ def test_qk_norm_norms_queries_and_keys_of_each_head() -> None:
         nn.init.normal_(parameter)
     x = torch.randn(2, 7, 12)
     with torch.no_grad():
-        out, keys = attention(x, None, EAGER)
+        out, queries, keys = attention(x, None, EAGER)
         q, k, v = attention.qkv(x).reshape(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4)
         q, k = attention.q_norm(q), attention.k_norm(k)
         expected = (q @ k.transpose(2, 3) / 2).softmax(-1) @ v
         expected = attention.proj(expected.transpose(1, 2).flatten(2))
     torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(queries.reshape(2, 7, 3, 4).transpose(1, 2), q)
     torch.testing.assert_close(keys.reshape(2, 7, 3, 4).transpose(1, 2), k)
 
 
@@ -206,8 +207,8 @@ def test_absent_tokens_are_not_attended_to() -> None:
     x = torch.randn(1, 7, 12)
     size = torch.tensor([[1.0, 2.0, 1.0, 3.0, 1.0, 0.0, 0.0]])
     with torch.no_grad():
-        padded, _ = attention(x, size, EAGER)
-        alone, _ = attention(x[:, :5], size[:, :5], EAGER)
+        padded, _, _ = attention(x, size, EAGER)
+        alone, _, _ = attention(x[:, :5], size[:, :5], EAGER)
     torch.testing.assert_close(padded[:, :5], alone)
     assert padded.isfinite().all()
 
