@@ -194,7 +194,7 @@ class Meter(nn.Module):
         at = 0
         for pair, matcher in zip(self.pairs, matchers, strict=True):
             if not weighted:
-                words, patches = _of_one(words), _of_one(patches)
+                words, patches = words.unweighted(), patches.unweighted()
             if matcher is None:
                 words, patches = pair(words, patches, run)
                 continue
@@ -218,8 +218,3 @@ def merging_tower(model: Meter, merged: int) -> Meter:
     fields = {**model.config.model_dump(), "vision_merged": merged}
     other.config = MeterConfig.model_validate(fields)
     return other
-
-
-def _of_one(tokens: Tokens) -> Tokens:
-    """Every token counts as one, and no token still as none."""
-    return tokens._replace(size=(tokens.size > 0).float())

@@ -46,6 +46,10 @@ class Tokens(NamedTuple):
             size = torch.ones(batch, count, device=x.device, dtype=torch.float32)
         return cls(x, size, slotting.identity(batch, count, x.device), text)
 
+    def unweighted(self) -> Tokens:
+        """Every token counts as one, and no token still as none."""
+        return self._replace(size=(self.size > 0).float())
+
 
 class Operators(Protocol):
     """How a network attends and reduces."""

@@ -259,7 +259,7 @@ class Vilt(nn.Module):
         at = 0
         for block, matcher in zip(self.blocks, matchers, strict=True):
             if not weighted:
-                tokens = tokens._replace(size=(tokens.size > 0).float())
+                tokens = tokens.unweighted()
             counts: int | tuple[int, ...] = 0
             if isinstance(matcher, PuMer):
                 counts, at = tuple(plan[at : at + 3]), at + 3

@@ -63,6 +63,7 @@ STUDENT = Settings(steps=900, rate=3e-4, seed=1, reductions=(0.0, 0.75))
 WEIGHTED = True
 REPORTED = 0.4
 EVERY = 500
+Method = Literal["pumer", "tome"]
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def accuracy(
     model: Vilt,
     reduction: float,
     *,
-    method: Literal["pumer", "tome"] = "pumer",
+    method: Method = "pumer",
     weighted: bool = WEIGHTED,
     texts: int = 256,
 ) -> dict[PairTask, float]:
@@ -149,15 +150,11 @@ def trained_teacher(out: Path) -> Vilt:
 def compare(out: Path) -> None:
     """Say how the methods do without training."""
     teacher = trained_teacher(out)
+    ways: list[tuple[Method, bool]] = [("pumer", True), ("pumer", False), ("tome", True)]
     _say("unreduced", accuracy(teacher, 0.0))
     for reduction in (0.2, 0.4):
-        for method, weighted in (("pumer", True), ("pumer", False), ("tome", True)):
-            found = accuracy(
-                teacher,
-                reduction,
-                method="pumer" if method == "pumer" else "tome",
-                weighted=weighted,
-            )
+        for method, weighted in ways:
+            found = accuracy(teacher, reduction, method=method, weighted=weighted)
             merging = "by size" if weighted else "plain mean"
             _say(f"{method}, {merging}, {reduction:.0%} fewer FLOPs", found)
 

@@ -70,30 +70,14 @@ class Probes(nn.Module):
         loss = F.binary_cross_entropy_with_logits(centre.squeeze(-1), batch.centre)
         for at, kind in enumerate(kinds):
             loss = loss + F.cross_entropy(kind.flatten(0, 1), batch.shown[:, at].flatten())
-        asked = (batch.mentioned >= 0).float()
-        for probe, layer in zip(self.found, FINDS, strict=True):
-            found = (
-                probe(layers[layer][:, -patches:]).float().transpose(1, 2)
-            )  # (N, phrases, patches)
-            error = F.binary_cross_entropy_with_logits(
-                found, batch.mentioned.clamp_min(0), reduction="none"
-            )
-            loss = loss + 3.0 * (error * asked).sum() / asked.sum().clamp_min(1)
+        mentioned = batch.mentioned.clamp_min(0)
+        loss = loss + 3.0 * _by_phrase(self.found, layers, batch, mentioned)
         if told:
             loss = loss + self._counts_and_places(layers[FINDS[-1]][:, 0], batch)
-            loss = loss + self._where(layers, chosen, patches) + self._middles(layers, batch)
-        return loss
-
-    def _middles(self, layers: Mapping[int, Tensor], batch: Batch) -> Tensor | float:
-        """Of the things that each phrase describes: what there is to count."""
-        patches = batch.centre.shape[1]
-        asked = (batch.mentioned >= 0).float()
-        wanted = batch.mentioned.clamp_min(0) * batch.centre.unsqueeze(1)
-        loss: Tensor | float = 0.0
-        for probe, layer in zip(self.middles, FINDS, strict=True):
-            found = probe(layers[layer][:, -patches:]).float().transpose(1, 2)
-            error = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
-            loss = loss + 5.0 * (error * asked).sum() / asked.sum().clamp_min(1)
+            loss = loss + self._where(layers, chosen, patches)
+            # Of the things that each phrase describes, the middles: what there is to count.
+            middles = mentioned * batch.centre.unsqueeze(1)
+            loss = loss + 5.0 * _by_phrase(self.middles, layers, batch, middles)
         return loss
 
     def _where(
@@ -119,6 +103,23 @@ class Probes(nn.Module):
             + 0.5 * F.cross_entropy(rows, places[:, 0], ignore_index=-1)
             + 0.5 * F.cross_entropy(columns, places[:, 1], ignore_index=-1)
         )
+
+
+def _by_phrase(
+    probes: nn.ModuleList, layers: Mapping[int, Tensor], batch: Batch, wanted: Tensor
+) -> Tensor:
+    """Binary cross entropy of what each phrase's probe reads in the patches, summed over layers.
+
+    Args:
+        wanted: (N, phrases, patches), 0 or 1; phrases that a text lacks do not count.
+    """
+    asked = (batch.mentioned >= 0).float()
+    losses = []
+    for probe, layer in zip(probes, FINDS, strict=True):
+        found = probe(layers[layer][:, -wanted.shape[2] :]).float().transpose(1, 2)
+        error = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+        losses.append((error * asked).sum() / asked.sum().clamp_min(1))
+    return torch.stack(losses).sum()
 
 
 def masked(batch: Batch, patches: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
