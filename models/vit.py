@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from models.blocks import Activation, Block
 from models.operators import EAGER, Operators, Tokens
+from models.pooling import AttentionPool, fixed_flops, per_token_flops
 from models.reduction.matcher import Matcher
 from models.reduction.workload import Method, Workload
 
-Pool = Literal["class", "mean", "class+mean", "class+distill"]
+Pool = Literal["class", "mean", "class+mean", "class+distill", "attention"]
 
 
 class VisionConfig(BaseModel):
@@ -31,7 +32,8 @@ class VisionConfig(BaseModel):
         pre_norm: a layer norm before the first block (CLIP).
         final_norm: where the last layer norm stands: before or after pooling, or nowhere.
         pool: what the head sees. `mean` and `class+mean` weigh patches by size; `class+distill`
-            averages two heads.
+            averages two heads; `attention` is a learned token that asks the others (SigLIP).
+        classes: what the head gives: logits, or the width of an embedding; 0 leaves the head out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +44,8 @@ class VisionConfig(BaseModel):
     depth: int = Field(ge=1)
     heads: int = Field(ge=1)
     mlp_dim: int = Field(ge=1)
-    classes: int = Field(ge=1)
+    classes: int = Field(ge=0)
+    head_bias: bool = True
     class_token: bool = True
     distill_token: bool = False
     activation: Activation = "gelu"
@@ -72,6 +75,8 @@ class VisionConfig(BaseModel):
             raise ValueError(f"pool {self.pool} needs a class token")
         if self.final_norm == "after" and self.pool not in ("class", "mean"):
             raise ValueError(f"a norm after pooling does not go with pool {self.pool}")
+        if self.pool == "class+distill" and not self.classes:
+            raise ValueError("pool class+distill averages two heads; it needs classes")
         strides = math.prod(stride for _, stride in self.stem)
         if self.stem and strides != self.patch_size:
             raise ValueError(
@@ -101,6 +106,7 @@ class VisionConfig(BaseModel):
     def workload(self, method: Method) -> Workload:
         """What the schedule needs to know of this network."""
         heads = 2 if self.pool == "class+distill" else 1
+        pooled = self.pool == "attention"
         return Workload(
             method=method,
             tokens=self.patches + self.protected,
@@ -111,7 +117,9 @@ class VisionConfig(BaseModel):
             mlp_products=3 if self.gated_mlp else 2,
             metric_dim=self.dim // self.heads,
             stem=self._stem_flops(),
-            head=heads * self.head_inputs * self.classes,
+            head=heads * self.head_inputs * self.classes
+            + (fixed_flops(self.dim, self.mlp_dim) if pooled else 0),
+            head_per_token=per_token_flops(self.dim) if pooled else 0,
         )
 
     def _stem_flops(self) -> int:
@@ -205,7 +213,15 @@ class VisionTransformer(nn.Module):
         self.fc_norm: nn.Module = (
             nn.LayerNorm(d, config.eps) if norm_at == "after" else nn.Identity()
         )
-        self.head = nn.Linear(config.head_inputs, config.classes)
+        if config.pool == "attention":
+            self.attn_pool = AttentionPool(
+                d, config.heads, config.mlp_dim, activation=config.activation, eps=config.eps
+            )
+        self.head: nn.Module = (
+            nn.Linear(config.head_inputs, config.classes, bias=config.head_bias)
+            if config.classes
+            else nn.Identity()
+        )
         if config.pool == "class+distill":
             self.head_dist = nn.Linear(d, config.classes)
 
@@ -265,16 +281,20 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens, run, matchers[layer], plan[layer], size=size)
             # Without proportion every token counts as 1, and no token still as 0.
             size = tokens.size if proportional else (tokens.size > 0).float()
-        return VisionOutput(self.logits(tokens), tokens.size, tokens.trace)
+        return VisionOutput(self.logits(tokens, size, run), tokens.size, tokens.trace)
 
-    def logits(self, tokens: Tokens) -> Tensor:
-        """Pool and classify: (B, classes)."""
+    def logits(self, tokens: Tokens, size: Tensor | None, run: Operators) -> Tensor:
+        """Pool and classify: (B, classes).
+
+        Args:
+            size: (B, N), what attention counts a token as; None where all count as 1.
+        """
         config = self.config
         x = self.norm(tokens.x)
         if config.pool == "class+distill":
             both: Tensor = self.head(x[:, 0]) + self.head_dist(x[:, 1])
             return both / 2
-        pooled = x[:, 0]
+        pooled = self.attn_pool(x, size, run) if config.pool == "attention" else x[:, 0]
         if "mean" in config.pool:
             weighted = x * tokens.size.unsqueeze(-1).to(x.dtype)
             present = tokens.size[:, config.protected :].sum(1, keepdim=True)

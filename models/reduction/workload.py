@@ -86,7 +86,8 @@ class Workload(BaseWorkload):
         mlp_dim: hidden width of the MLP; mlp_products: matrix products in it (2, or 3 when gated).
         metric_dim: width of the matcher's metric (one attention head).
         stem: multiply-accumulates before the first layer (patch embedding).
-        head: multiply-accumulates after the last one.
+        head: multiply-accumulates after the last one, and head_per_token: those for each token that
+            is left (attention pooling).
     """
 
     kind: Literal["image"] = "image"
@@ -100,6 +101,7 @@ class Workload(BaseWorkload):
     metric_dim: int = Field(ge=1)
     stem: int = Field(ge=0)
     head: int = Field(ge=0)
+    head_per_token: int = Field(default=0, ge=0)
 
     @property
     def plan_length(self) -> int:
@@ -116,7 +118,7 @@ class Workload(BaseWorkload):
         # A layer attends over its incoming tokens, reduces, and runs its MLP on what is left.
         counts = self.widths(plan)
         d = self.dim
-        total = self.stem + self.head
+        total = self.stem + self.head + counts[-1] * self.head_per_token
         for before, after in itertools.pairwise(counts):
             total += 4 * before * d * d + 2 * before * before * d
             total += self.mlp_products * after * d * self.mlp_dim
