@@ -99,6 +99,16 @@ demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in netwo
 	cp $(build)/scenes/checkpoint/* $(demo)/checkpoints/scenes
 	$(call export_demo,scenes,--levels exact=0$(comma)high=0.2$(comma)balanced=0.4$(comma)fast=0.5$(comma)fastest=0.55)
 
+.PHONY: demo-retrieval
+demo-retrieval: .venv-test/.installed optional-plugins  ## train the built-in network for retrieval, half an hour, and export it
+	for phase in train checkpoint; do \
+		.venv-test/bin/python -m models.training.scenes_retrieval $$phase --out $(build)/scenes || exit; \
+	done
+	mkdir -p $(demo)/checkpoints/scenes-retrieval
+	cp $(build)/scenes/retrieval-checkpoint/* $(demo)/checkpoints/scenes-retrieval
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/scenes-retrieval --precision int8 --images $(build)/scenes/retrieval-held-out.zip --out $(demo)/bundles/scenes-retrieval
+	.venv-test/bin/tokenfold bench $(demo)/bundles/scenes-retrieval --save
+
 .PHONY: plugins
 plugins: $(library)  ## compile the native ops for ONNX Runtime
 	@:

@@ -23,24 +23,20 @@ from torch.utils.data import IterableDataset
 from models.demo import scenes
 from models.demo.scenes.descriptions import DESCRIPTION_WORDS, description, query
 from models.text import word_level
+from models.training.scenes_data import padded, patches
 
-PATCH = 8
-GRID = scenes.SIZE // PATCH
 MOST_TEXT = 64
 TEXT = word_level(DESCRIPTION_WORDS, MOST_TEXT)
-# A patch shows the thing that covers at least this much of it.
-_SHOWN = 0.25
 _CELLS = 3
 _VALUES = {
-    "shape": scenes.SHAPES,
-    "colour": scenes.COLOURS,
-    "size": scenes.SIZES,
-    "texture": scenes.TEXTURES,
-    "cell": tuple(range(_CELLS * _CELLS)),
+    "shape": len(scenes.SHAPES),
+    "colour": len(scenes.COLOURS),
+    "size": len(scenes.SIZES),
+    "texture": len(scenes.TEXTURES),
+    "cell": _CELLS * _CELLS,
 }
-KINDS = tuple(1 + len(_VALUES[name]) for name in ("shape", "colour", "size", "texture"))
 _PAIRS = tuple(combinations(_VALUES, 2))
-FACTS = sum(len(_VALUES[one]) * len(_VALUES[other]) for one, other in _PAIRS)
+FACTS = sum(_VALUES[one] * _VALUES[other] for one, other in _PAIRS)
 """Such as "a red star" or "something large at the top left": one for each two attributes."""
 
 
@@ -66,10 +62,9 @@ def batch(count: int, seed: int, number: int) -> Batch:
     random = np.random.default_rng((seed, number, 2))
     drawn = [scenes.scene(int(of)) for of in random.integers(scenes.HELD_OUT.start, size=count)]
     ids, size = encoded([query(scene, random) for scene in drawn])
-    shown, facts = zip(*map(_seen, drawn), strict=True)
-    return Batch(
-        pixels(drawn), ids, size, torch.from_numpy(np.stack(shown)), torch.from_numpy(np.stack(facts))
-    )
+    shown = np.stack([patches(scene).shown for scene in drawn])
+    facts = np.stack([_facts(scene) for scene in drawn])
+    return Batch(pixels(drawn), ids, size, torch.from_numpy(shown), torch.from_numpy(facts))
 
 
 def pixels(drawn: list[scenes.Scene]) -> Tensor:
@@ -79,38 +74,28 @@ def pixels(drawn: list[scenes.Scene]) -> Tensor:
 
 def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Ids and sizes, (B, T) each, T that of the longest text."""
-    rows = [TEXT.encode(text).ids for text in texts]
-    longest = max(map(len, rows))
-    ids, size = torch.zeros(len(rows), longest, dtype=torch.int64), torch.zeros(len(rows), longest)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)] = torch.from_numpy(row)
-        size[at, : len(row)] = 1.0
-    return ids, size
+    return padded([TEXT.encode(text).ids.tolist() for text in texts])
 
 
-def _seen(scene: scenes.Scene) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """What each patch shows, and which attributes things have together."""
-    count = len(scene.things)
-    at = scenes.cover(scene)[None] == np.arange(count)[:, None, None]  # (things, 96, 96)
-    share = at.reshape(count, GRID, PATCH, GRID, PATCH).mean((2, 4)).reshape(count, -1)
-    thing = np.where(share.max(0) >= _SHOWN, share.argmax(0), -1)  # (patches)
-    indexes = [
+def _facts(scene: scenes.Scene) -> npt.NDArray[np.float32]:
+    """(FACTS): which attributes things have together."""
+    kinds = [
         {
-            "cell": _cell(one.y) * _CELLS + _cell(one.x),
-            **{name: _VALUES[name].index(getattr(one, name)) for name in _VALUES if name != "cell"},
+            "cell": _cell(thing.y) * _CELLS + _cell(thing.x),
+            "shape": scenes.SHAPES.index(thing.shape),
+            "colour": scenes.COLOURS.index(thing.colour),
+            "size": scenes.SIZES.index(thing.size),
+            "texture": scenes.TEXTURES.index(thing.texture),
         }
-        for one in scene.things
+        for thing in scene.things
     ]
-    kinds = [[1 + kind[name] for name in ("shape", "colour", "size", "texture")] for kind in indexes]
-    # The last row is for no thing, index -1.
-    shown = np.array([*kinds, (0, 0, 0, 0)], dtype=np.int64)[thing].T
     facts = []
     for one, other in _PAIRS:
-        table = np.zeros((len(_VALUES[one]), len(_VALUES[other])), dtype=np.float32)
-        for kind in indexes:
+        table = np.zeros((_VALUES[one], _VALUES[other]), dtype=np.float32)
+        for kind in kinds:
             table[kind[one], kind[other]] = 1.0
         facts.append(table.ravel())
-    return shown, np.concatenate(facts)
+    return np.concatenate(facts)
 
 
 def _cell(at: float) -> int:

@@ -149,13 +149,26 @@ def batch(
     )
 
 
-def _seen(scene: scenes.Scene, text: scenes.Text) -> tuple[npt.NDArray[Any], ...]:
-    """What each patch shows, where the things' middles are, and what the text mentions."""
-    cover = scenes.cover(scene)
+class Patches(NamedTuple):
+    """What there is to see in a scene.
+
+    Attributes:
+        at: (things, 96, 96) bool, the pixels that show each thing.
+        thing: (patches) int64, the thing that a patch shows, -1 for none.
+        shown: (4, patches) int64: its shape, colour, size and texture, 0 for none.
+    """
+
+    at: npt.NDArray[np.bool_]
+    thing: npt.NDArray[np.int64]
+    shown: npt.NDArray[np.int64]
+
+
+def patches(scene: scenes.Scene) -> Patches:
+    """Patch by patch, row by row."""
     count = len(scene.things)
-    at = cover[None] == np.arange(count)[:, None, None]  # (things, 96, 96)
+    at = scenes.cover(scene)[None] == np.arange(count)[:, None, None]
     share = at.reshape(count, GRID, PATCH, GRID, PATCH).mean((2, 4)).reshape(count, -1)
-    thing = np.where(share.max(0) >= _SHOWN, share.argmax(0), -1)  # (patches)
+    thing = np.where(share.max(0) >= _SHOWN, share.argmax(0), -1)
     kinds = [
         (
             1 + scenes.SHAPES.index(one.shape),
@@ -167,6 +180,12 @@ def _seen(scene: scenes.Scene, text: scenes.Text) -> tuple[npt.NDArray[Any], ...
     ]
     # The last row is for no thing, index -1.
     shown = np.array([*kinds, (0, 0, 0, 0)], dtype=np.int64)[thing].T
+    return Patches(at, thing, shown)
+
+
+def _seen(scene: scenes.Scene, text: scenes.Text) -> tuple[npt.NDArray[Any], ...]:
+    """What each patch shows, where the things' middles are, and what the text mentions."""
+    at, thing, shown = patches(scene)
     middles = [[int(axis.mean()) // PATCH for axis in np.nonzero(mask)] for mask in at]
     centre = np.zeros(GRID * GRID, dtype=np.float32)
     centre[[row * GRID + column for row, column in middles]] = 1.0

@@ -22,10 +22,7 @@ VAGUE = 4.0
 PLACED = 0.6
 
 DESCRIPTION_WORDS = tuple(
-    sorted(
-        {*WORDS}
-        | words((*BEGINNINGS, *ROWS, *COLUMNS, *MIDDLES, *CORNERS, *EDGES, *LAST))
-    )
+    sorted({*WORDS} | words((*BEGINNINGS, *ROWS, *COLUMNS, *MIDDLES, *CORNERS, *EDGES, *LAST)))
 )
 
 
@@ -38,10 +35,14 @@ def description(scene: Scene, random: np.random.Generator) -> str:
 
 
 def query(scene: Scene, random: np.random.Generator) -> str:
-    """What somebody who looks for the scene may type: mostly a description, else less."""
-    if random.random() < 0.7:
+    """What somebody who looks for the scene may type: mostly a description, else less of it."""
+    draw = random.random()
+    if draw < 0.65:
         return description(scene, random)
-    return true_caption(scene, random)
+    if draw < 0.85:
+        return true_caption(scene, random)
+    text = pick(random, BEGINNINGS) + _described(pick(random, scene.things), random)
+    return text[0].upper() + text[1:] + pick(random, ("", "."))
 
 
 def _described(thing: Thing, random: np.random.Generator) -> str:
