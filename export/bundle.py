@@ -12,37 +12,52 @@ whatever the number of texts:
     joint.onnx      `image_tokens`, `input_ids`, `text_size`, `plan` -> an output for each task,
                     `pooled`, `text_slots`, `image_slots`
     tokenizer.json  how a text becomes `input_ids`
+
+of a dual encoder, whose images and texts meet nowhere but in the comparison of their vectors:
+    image.onnx      `image`, `plan` -> `vector` of length 1, `slots`
+    text.onnx       `input_ids`, `text_size` -> `vector` of length 1
+    tokenizer.json  as above
 """
 
 from __future__ import annotations
 
 import hashlib
-from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from export.document import Document, Name, Share
+from export.profile import PROFILE, Profile
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import MeterWorkload, PairWorkload, ViltWorkload
 from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import PlanError, Shape, Workload
+from models.reduction.workload import DualWorkload, PlanError, Shape, Workload
 from models.tasks import PairTask, Task
 
 MANIFEST = "manifest.json"
-PROFILE = "profile.json"
 MODEL = "model.onnx"
 VISION = "vision.onnx"
 JOINT = "joint.onnx"
+IMAGE = "image.onnx"
+TEXT = "text.onnx"
 TOKENIZER = "tokenizer.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 Scoring = Literal["softmax", "sigmoid"]
 """How logits become scores: of answers that exclude each other, or each by itself."""
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Metric = Literal["top1", "accuracy", "agreement"]
-AnyWorkload = Annotated[Workload | ViltWorkload | MeterWorkload, Field(discriminator="kind")]
+Kind = Literal["classifier", "pair", "dual"]
+"""What a network takes: images, images with texts, or either of them by itself."""
+AnyWorkload = Annotated[
+    Workload | ViltWorkload | MeterWorkload | DualWorkload, Field(discriminator="kind")
+]
+
+GRAPHS: dict[Kind, tuple[str, ...]] = {
+    "classifier": (MODEL,),
+    "pair": (VISION, JOINT),
+    "dual": (IMAGE, TEXT),
+}
+"""The graphs of a bundle."""
 
 
 class BundleError(ValueError):
@@ -57,12 +72,6 @@ def _inside(path: str) -> str:
 
 
 FilePath = Annotated[str, AfterValidator(_inside)]
-
-
-class Document(BaseModel):
-    """What is kept as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 D = TypeVar("D", bound=Document)
@@ -96,9 +105,38 @@ class TextSpec(Document):
 
     Attributes:
         most_tokens: of the longest, special tokens included; longer ones are cut.
+        padding: the id that fills every text up to `most_tokens`, with size 1, for a network that
+            was trained to look at it (SigLIP); None where a text runs at its own length.
     """
 
     most_tokens: int = Field(ge=1)
+    padding: int | None = Field(default=None, ge=0)
+
+
+def _fillable(template: str) -> str:
+    if template.count("{}") != 1 or template.strip() == "":
+        raise ValueError(f"{template!r} does not hold one {{}}, which the label replaces")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_fillable)]
+
+
+class Similarity(Document):
+    """How vectors of a dual encoder compare: a logit is `scale * cosine + bias`.
+
+    Attributes:
+        width: numbers in a vector.
+        scale: already out of the logarithm in which it was learned.
+        scores: how logits become scores, of texts that exclude each other, or each by itself.
+        template: what makes a text of a label for zero-shot classification, at its `{}`.
+    """
+
+    width: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    bias: float = 0.0
+    scores: Scoring
+    template: Template = "{}"
 
 
 class Manifest(Document):
@@ -113,9 +151,10 @@ class Manifest(Document):
         source: what was exported.
         workload: the network, as the schedule sees it; turns any reduction into a plan.
         shape: how the plans spread over the layers.
-        proportional: whether attention counts token sizes; of an image classifier.
+        proportional: whether attention counts token sizes; of a network that reduces images alone.
         weighted: whether tokens merge by size and attention counts sizes; of a network with texts.
         text: of a network with texts.
+        similarity: of a dual encoder.
         levels: by name, from the least reduced to the most.
         default_level: for a request that names none.
         versions: of the packages that made it.
@@ -134,6 +173,7 @@ class Manifest(Document):
     proportional: bool = True
     weighted: bool = True
     text: TextSpec | None = None
+    similarity: Similarity | None = None
     preprocess: Preprocess
     levels: dict[Name, Level] = Field(min_length=1)
     default_level: Name
@@ -145,13 +185,17 @@ class Manifest(Document):
     def _consistent(self) -> Self:
         if self.default_level not in self.levels:
             raise ValueError(f"the default level {self.default_level!r} is not among the levels")
-        paired = isinstance(self.workload, PairWorkload)
-        for name in (VISION, JOINT, TOKENIZER) if paired else (MODEL,):
+        kind = self.kind
+        for name in self._needed:
             if name not in self.files:
                 raise ValueError(f"{name} is not listed")
-        if paired != (self.text is not None):
-            raise ValueError("a network has texts if it sees pairs, and only then")
-        if paired == ("classify" in self.tasks) or (not paired and len(self.tasks) > 1):
+        if (kind == "classifier") != (self.text is None):
+            raise ValueError("a network has texts if it sees them, and only then")
+        if (kind == "dual") != (self.similarity is not None):
+            raise ValueError("a dual encoder says how its vectors compare, and nothing else does")
+        asked = set(self.tasks)
+        only = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
+        if asked != only if only else asked & {"classify", "embed"}:
             raise ValueError(f"a network of this kind does not {', '.join(self.tasks)}")
         unknown = sorted(set(self.scores) - set(self.tasks))
         if unknown:
@@ -167,9 +211,43 @@ class Manifest(Document):
         return self
 
     @property
+    def kind(self) -> Kind:
+        """What the network takes."""
+        if isinstance(self.workload, PairWorkload):
+            return "pair"
+        return "dual" if isinstance(self.workload, DualWorkload) else "classifier"
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        """Files without which the network is not whole."""
+        graphs = GRAPHS[self.kind]
+        return graphs if self.kind == "classifier" else (*graphs, TOKENIZER)
+
+    @property
+    def fingerprint(self) -> str:
+        """What outputs depend on: hex of a sha256 that differs where the network does.
+
+        It covers the graphs with their weights, the tokenizer, and how images and texts are made
+        ready; neither names and levels nor what was measured. Vectors of two bundles can be
+        compared if their fingerprints are equal.
+        """
+        stored = [
+            f"{name} {file.sha256}"
+            for name, file in sorted(self.files.items())
+            if name.startswith(self._needed)
+        ]
+        # Without defaults: a field that is added one day leaves the old bundles what they were.
+        ready = [
+            part.model_dump_json(exclude_defaults=True)
+            for part in (self.preprocess, self.text)
+            if part is not None
+        ]
+        return hashlib.sha256("\n".join([*stored, *ready]).encode()).hexdigest()
+
+    @property
     def pair_tasks(self) -> list[PairTask]:
         """Those of its tasks that are on an image and a text."""
-        return [task for task in self.tasks if task != "classify"]
+        return [task for task in self.tasks if task != "classify" and task != "embed"]
 
     def plan(self, level: Level, *, text: int, image: int) -> tuple[int, ...]:
         """A level's plan for a text and an image of so many tokens.
@@ -185,57 +263,6 @@ class Manifest(Document):
     def scoring(self, task: Task) -> Scoring:
         """How a task's logits become scores."""
         return self.scores.get(task, "softmax")
-
-
-class Quality(Document):
-    """A measured share of right answers, with its 95 % interval.
-
-    Attributes:
-        metric: `top1` against the labels of images, `accuracy` against the answers to texts, or
-            `agreement` with the unreduced model's first answer.
-    """
-
-    metric: Metric
-    value: Share
-    low: Share
-    high: Share
-    samples: int = Field(ge=1)
-
-
-class Latency(Document):
-    """Time of one run of `batch` images, milliseconds."""
-
-    batch: int = Field(ge=1)
-    p50_ms: float = Field(gt=0)
-    p99_ms: float = Field(gt=0)
-
-
-class LevelProfile(Document):
-    """What was measured of one level.
-
-    Attributes:
-        quality: by task, of those that were measured.
-    """
-
-    quality: dict[Task, Quality] = Field(default_factory=dict)
-    latency: tuple[Latency, ...] = ()
-    images_per_second: float | None = Field(default=None, gt=0)
-    peak_memory_mb: float | None = Field(default=None, gt=0)
-
-
-class Profile(Document):
-    """Measured curves, and on what they were measured.
-
-    Attributes:
-        machine: processor and cores.
-        runtime: name and version, and whether the native ops ran.
-    """
-
-    format: Literal[2] = 2
-    measured: date
-    machine: str
-    runtime: str
-    levels: dict[Name, LevelProfile]
 
 
 class Bundle:
@@ -260,6 +287,16 @@ class Bundle:
     def joint(self) -> Path:
         """The path of the graph in which image and text meet."""
         return self.folder / JOINT
+
+    @property
+    def image(self) -> Path:
+        """The path of the graph that makes vectors of images, of a dual encoder."""
+        return self.folder / IMAGE
+
+    @property
+    def text(self) -> Path:
+        """The path of the graph that makes vectors of texts, of a dual encoder."""
+        return self.folder / TEXT
 
     @property
     def tokenizer(self) -> Path:

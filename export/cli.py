@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         choices=get_args(AnyMethod),
-        help="how tokens are reduced (default: tome, and pumer for networks that see texts)",
+        help="how tokens are reduced (default: tome, and pumer for networks that see images with "
+        "texts)",
     )
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument(
@@ -168,8 +169,9 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=_path,
         help="a folder or zip of images, to verify on and to measure each level's accuracy; "
-        "folders named as the labels make it accuracy, and for networks that see texts a file "
-        "items.jsonl with questions and answers; else it is agreement with unreduced",
+        "folders named as the labels make it accuracy, for networks that see texts a file "
+        "items.jsonl with questions and answers, and for dual encoders one with descriptions of "
+        "the images makes it recall; else it is agreement with unreduced",
     )
     return parser
 
@@ -260,10 +262,15 @@ def _report(bundle: Bundle, recipe: Recipe) -> None:
             f"{level.tokens_out} of {manifest.workload.tokens} tokens left, "
             f"deviation {manifest.deviation[name]:.1e}"
         )
-        measured = bundle.profile.levels[name].quality if bundle.profile else {}
-        for task, found in measured.items():
+        if bundle.profile is None:
+            continue
+        measured = bundle.profile.levels[name]
+        for task, found in measured.quality.items():
             share = f"{100 * found.value:.2f} %"
             print(f"  {'':10} {task}: {found.metric} {share} of {found.samples}")
+        for gallery, share in measured.neighbours.items():
+            if gallery != name:
+                print(f"  {'':10} neighbours in a gallery at {gallery}: {100 * share:.2f} %")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from export import pair_quality
-from export.bundle import JOINT, PROFILE, TOKENIZER, VISION, Bundle, Manifest, TextSpec
+from export.bundle import JOINT, TOKENIZER, VISION, Bundle, Manifest, TextSpec
 from export.pair_graph import JointGraph, VisionGraph
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession
 from export.pair_verify import cases, verify
+from export.profile import PROFILE, LevelProfile
 from export.quality import profile
 from export.quantise import replace
 from export.recipe import Recipe, RecipeError, Stage, plan_levels
@@ -114,7 +115,8 @@ def export_bundle(
                 threads=recipe.threads,
                 progress=step,
             )
-            write_document(folder / PROFILE, profile(found, native=native.native))
+            measured = {name: LevelProfile(quality=own) for name, own in found.items()}
+            write_document(folder / PROFILE, profile(measured, native=native.native))
         files = stored_files(folder)
         write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
     return Bundle.open(out)

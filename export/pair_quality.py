@@ -1,6 +1,6 @@
 """Measured accuracy of each level and task, on images with texts whose answers are known.
 
-They come as a folder or zip with an `items.jsonl`, one object a line, beside the images:
+They come as a folder or zip with an `items.jsonl`, see `export.items`, beside the images:
 
     {"task": "vqa", "images": ["a.png"], "text": "What is red?", "answer": "the circle"}
     {"task": "reason", "images": ["l.png", "r.png"], "text": "Both are red.", "answer": "true"}
@@ -12,23 +12,22 @@ a few texts that fit any.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from export.bundle import Manifest, Metric, Quality
+from export.bundle import Manifest
+from export.items import Line, read_items
 from export.pair_runtime import Asked, Float, ask
+from export.profile import Metric, Quality
 from export.quality import DataError, Photos, quality
 from models.pair import images as images_of
 from models.reduction.pair_workload import PairWorkload
 from models.tasks import PairTask, Task
 from models.text import EmptyTextError, TextEncoder
-
-ITEMS = "items.jsonl"
 
 GENERIC: dict[PairTask, tuple[str, ...]] = {
     "vqa": ("What is this?", "What colour is it?", "How many are there?", "Is it outside?"),
@@ -53,15 +52,6 @@ class Item(NamedTuple):
     answer: int | None
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    task: PairTask
-    images: tuple[str, ...]
-    text: str
-    answer: str
-
-
 class Items:
     """What to ask, and of which images.
 
@@ -82,10 +72,10 @@ class Items:
             DataError: a line is no item, its image is not there, or nothing is to be asked.
         """
         self.photos = Photos(source, ())
-        told = self.photos.text(ITEMS)
-        self.metric: Metric = "agreement" if told is None else "accuracy"
         tasks = {task: own for task, own in labels.items() if len(own) > 1}
-        self.items = self._generic(tasks) if told is None else self._read(*told, tasks)
+        told = read_items(self.photos, {task: images_of(task) for task in tasks})
+        self.metric: Metric = "agreement" if told is None else "accuracy"
+        self.items = self._generic(tasks) if told is None else list(_answered(told, tasks))
         if not self.items:
             raise DataError(f"{source}: nothing in it is for {', '.join(labels)}")
 
@@ -101,38 +91,19 @@ class Items:
             for text in GENERIC[task]
         ]
 
-    def _read(self, name: str, text: str, tasks: Mapping[PairTask, tuple[str, ...]]) -> list[Item]:
-        numbers = {name: at for at, name in enumerate(self.photos.names)}
-        places = {task: {label: at for at, label in enumerate(own)} for task, own in tasks.items()}
-        items = []
-        for at, line in enumerate(text.splitlines(), 1):
-            where = f"{self.photos.source}: {name}, line {at}"
-            if not line.strip():
-                continue
-            try:
-                read = _Line.model_validate_json(line)
-            except ValidationError as error:
-                raise DataError(f"{where}: {error.errors()[0]['msg']}") from error
-            if read.task not in tasks:
-                continue
-            if len(read.images) != images_of(read.task):
-                raise DataError(
-                    f"{where}: {images_of(read.task)} images are needed, not {len(read.images)}"
-                )
-            if not read.text.strip():
-                raise DataError(f"{where}: the text is empty")
-            paths = [(PurePosixPath(name).parent / image).as_posix() for image in read.images]
-            missing = [path for path in paths if path not in numbers]
-            if missing:
-                raise DataError(f"{where}: {missing[0]} is not there")
-            answer = places[read.task].get(read.answer)
-            # What people answer may be outside a network's vocabulary: it is never right then.
-            if answer is None and read.task != "vqa":
-                known = ", ".join(tasks[read.task])
-                raise DataError(f"{where}: the answer {read.answer!r} is none of {known}")
-            seen = tuple(numbers[path] for path in paths)
-            items.append(Item(read.task, seen, read.text, -1 if answer is None else answer))
-        return items
+
+def _answered(lines: Iterable[Line], tasks: Mapping[PairTask, tuple[str, ...]]) -> Iterator[Item]:
+    places = {task: {label: at for at, label in enumerate(own)} for task, own in tasks.items()}
+    for line in lines:
+        assert line.task != "retrieve"
+        if line.answer is None:
+            raise DataError(f"{line.where}: there is no answer")
+        answer = places[line.task].get(line.answer)
+        # What people answer may be outside a network's vocabulary: it is never right then.
+        if answer is None and line.task != "vqa":
+            known = ", ".join(tasks[line.task])
+            raise DataError(f"{line.where}: the answer {line.answer!r} is none of {known}")
+        yield Item(line.task, line.images, line.text, -1 if answer is None else answer)
 
 
 def measure(

@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from export import dual_pipeline, pair_pipeline, quality
 from export import graph as graphs
-from export import pair_pipeline, quality
-from export.bundle import MODEL, PROFILE, Bundle, Manifest
+from export.bundle import MODEL, Bundle, Manifest
+from export.matchers import matchers
+from export.profile import PROFILE, LevelProfile
 from export.quantise import replace
-from export.recipe import AnyMethod, Recipe, RecipeError, Stage, plan_levels
+from export.recipe import Recipe, Stage, plan_levels
 from export.runtime import Session
-from export.verify import Images, normalised, random_images, verify
+from export.verify import normalised, verified_images, verify
 from export.versions import versions
 from export.writing import stored_files, write_document, write_manifest, writing
-from models.checkpoints.checkpoint import Checkpoint, PairCheckpoint
-from models.preprocess import Pixels, Preprocess
-from models.reduction.matcher import Matcher
-from models.reduction.pitome import PiToMe, margin
-from models.reduction.tome import ToMe
-from models.vit import VisionConfig
-
-VERIFIED_IMAGES = 8
-
-
-def matchers(method: AnyMethod, config: VisionConfig) -> list[Matcher] | None:
-    """One matcher per layer; None where nothing is reduced."""
-    if method == "none":
-        return None
-    if method == "pumer":
-        raise RecipeError("PuMer reduces an image with a text; this network sees images alone")
-    if method == "tome":
-        return [ToMe(config.class_token, config.distill_token)] * config.depth
-    return [PiToMe(margin(layer, config.depth), config.protected) for layer in range(config.depth)]
+from models.checkpoints.checkpoint import AnyCheckpoint, Checkpoint, DualCheckpoint, PairCheckpoint
+from models.preprocess import Pixels
 
 
 def export_bundle(
-    checkpoint: Checkpoint | PairCheckpoint,
+    checkpoint: AnyCheckpoint,
     source: str,
     out: Path,
     recipe: Recipe,
@@ -57,12 +41,11 @@ def export_bundle(
     """
     if isinstance(checkpoint, PairCheckpoint):
         return pair_pipeline.export_bundle(checkpoint, source, out, recipe, stage)
-    method = recipe.method or "tome"
-    if recipe.layers or recipe.rates or recipe.weighted is not None or recipe.tower:
-        raise RecipeError("layers, rates, weights and a tower are for networks that see texts")
+    if isinstance(checkpoint, DualCheckpoint):
+        return dual_pipeline.export_bundle(checkpoint, source, out, recipe, stage)
+    method = recipe.image_method
     config = checkpoint.model.config
     own = matchers(method, config)
-    assert method != "pumer"
     workload = config.workload(method)
     levels = plan_levels(workload, recipe)
     default = recipe.default(levels)
@@ -96,7 +79,7 @@ def export_bundle(
         )
         write_manifest(folder, manifest)
         bundle = Bundle.open(folder)
-        images = _verification_images(photos, checkpoint.preprocess)
+        images = verified_images(photos, checkpoint.preprocess)
         deviation = dict.fromkeys(levels, 0.0)
         native = Session(bundle)
         # The same file has to be right on either kind of ops.
@@ -128,21 +111,13 @@ def export_bundle(
             write_document(
                 folder / PROFILE,
                 quality.profile(
-                    {name: {"classify": found} for name, found in qualities.items()},
+                    {name: LevelProfile(quality={"classify": q}) for name, q in qualities.items()},
                     native=native.native,
                 ),
             )
         files = stored_files(folder)
         write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
     return Bundle.open(out)
-
-
-def _verification_images(photos: quality.Photos | None, preprocess: Preprocess) -> Images:
-    drawn = random_images(preprocess.size, VERIFIED_IMAGES)
-    if photos is None:
-        return drawn
-    spread = range(0, len(photos), max(1, len(photos) // VERIFIED_IMAGES))[:VERIFIED_IMAGES]
-    return np.concatenate([drawn, np.stack([photos.pixels(at, preprocess) for at in spread])])
 
 
 def _answer(checkpoint: Checkpoint, pixels: Pixels) -> int:

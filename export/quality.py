@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from export.bundle import Level, LevelProfile, Metric, Profile, Quality
+from export.bundle import Level
 from export.machine import machine, software
+from export.profile import LevelProfile, Metric, Profile, Quality
 from export.runtime import Session
 from models.preprocess import Pixels, Preprocess, pixels
-from models.tasks import Task
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -164,15 +164,16 @@ def quality(right: int, samples: int, *, metric: Metric) -> Quality:
     )
 
 
-def profile(found: Mapping[str, dict[Task, Quality]], *, native: bool) -> Profile:
-    """What was measured here today, level by level.
+def profile(levels: Mapping[str, LevelProfile], *, native: bool) -> Profile:
+    """What was measured here today.
 
     Args:
+        levels: by name.
         native: whether the compiled ops ran.
     """
     return Profile(
         measured=date.today(),
         machine=machine(),
         runtime=software(native=native),
-        levels={name: LevelProfile(quality=own) for name, own in found.items()},
+        levels=dict(levels),
     )

@@ -9,10 +9,18 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from export.bundle import Level, Name, Precision, Share
+from export.bundle import Level, Precision
+from export.document import Name, Share
 from models.reduction.pair_workload import PairWorkload, Rates
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for, reach
-from models.reduction.workload import BaseWorkload, Plan, PlanError, Shape, Workload
+from models.reduction.workload import (
+    BaseWorkload,
+    ImageWorkload,
+    Method,
+    Plan,
+    PlanError,
+    Shape,
+)
 
 AnyMethod = Literal["none", "tome", "pitome", "pumer"]
 Stage = Callable[[str, int], Callable[[], None]]
@@ -61,7 +69,8 @@ class Recipe(BaseModel):
         tower: of METER, tokens that ToMe removes in each layer of the image tower at every level:
             levels count from there.
         images: a folder or zip of images to verify and measure on; folder names are labels, or
-            for a network with texts `items.jsonl` holds questions and answers.
+            for a network with texts `items.jsonl` holds questions and answers, and for a dual
+            encoder what each image was described by.
         threads: that measure side by side.
     """
 
@@ -93,6 +102,21 @@ class Recipe(BaseModel):
         return self
 
     @property
+    def image_method(self) -> Method:
+        """How the tokens of an image alone are chosen.
+
+        Raises:
+            RecipeError: the recipe has something that is for images with texts only.
+        """
+        if self.method == "pumer":
+            raise RecipeError("PuMer reduces an image with a text; here images are seen alone")
+        if self.layers or self.rates or self.weighted is not None or self.tower:
+            raise RecipeError(
+                "layers, rates, weights and a tower are for networks that see images with texts"
+            )
+        return self.method or "tome"
+
+    @property
     def _names(self) -> list[str]:
         return [*(DEFAULT_LEVELS if self.levels is None else self.levels), PUBLISHED]
 
@@ -100,7 +124,7 @@ class Recipe(BaseModel):
         """The levels to make for a network, and how much each is to reduce."""
         if self.levels is not None:
             return dict(self.levels)
-        assert isinstance(workload, Workload | PairWorkload)
+        assert isinstance(workload, ImageWorkload | PairWorkload)
         if workload.method == "none":
             return {"exact": 0.0}
         own: dict[str, Amount] = {}

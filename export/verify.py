@@ -14,12 +14,15 @@ import numpy.typing as npt
 import torch
 
 from export.bundle import Level, Precision
+from export.quality import Photos
 from export.runtime import Output, Session
 from models.checkpoints.checkpoint import Checkpoint
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
 
 Images = npt.NDArray[np.uint8]
+
+VERIFIED_IMAGES = 8
 
 # Largest difference of logits, relative to the largest logit of the level, where slots agree.
 FP32_TOLERANCE = 1e-4
@@ -50,6 +53,15 @@ def random_images(size: tuple[int, int], count: int, seed: int = 0) -> Images:
         wave = rows[..., None] / height * frequency[0] + columns[..., None] / width * frequency[1]
         image[:] = 127.5 + 127.5 * np.sin(wave + phase)
     return noise
+
+
+def verified_images(photos: Photos | None, preprocess: Preprocess) -> Images:
+    """(B, H, W, 3) uint8, of the network's input size: random ones, and some of the user's."""
+    drawn = random_images(preprocess.size, VERIFIED_IMAGES)
+    if photos is None:
+        return drawn
+    spread = range(0, len(photos), max(1, len(photos) // VERIFIED_IMAGES))[:VERIFIED_IMAGES]
+    return np.concatenate([drawn, np.stack([photos.pixels(at, preprocess) for at in spread])])
 
 
 def normalised(images: Images, preprocess: Preprocess) -> torch.Tensor:
@@ -134,11 +146,12 @@ def judge(
     moved: npt.NDArray[np.bool_],
     *,
     reduced: bool,
+    what: str = "logits",
 ) -> float:
-    """The deviation of the graph's logits (B, classes) from those of PyTorch.
+    """The deviation of the graph's outputs (B, classes or width) from those of PyTorch.
 
     Args:
-        where: begins the message of an error.
+        where: begins the message of an error, and `what` they are follows.
         moved: (B), whose tokens merged elsewhere.
         reduced: whether anything was to be reduced.
 
@@ -146,7 +159,7 @@ def judge(
         VerificationError: they are too far apart.
     """
     if not np.isfinite(found).all():
-        raise VerificationError(f"{where}: the graph's logits are not finite")
+        raise VerificationError(f"{where}: the graph's {what} are not finite")
     if moved.any() and not reduced:
         raise VerificationError(f"{where}: tokens moved where nothing was to be reduced")
     if precision == "fp32" and moved.mean() > NEAR_TIES:
@@ -157,7 +170,7 @@ def judge(
     limit = ERROR_TOLERANCE[precision][reduced]
     if error > limit:
         raise VerificationError(
-            f"{where}: logits are off by {error:.1e} of PyTorch's norm, more than {limit:.0e}"
+            f"{where}: {what} are off by {error:.1e} of PyTorch's norm, more than {limit:.0e}"
         )
     if precision != "fp32":
         return error
@@ -165,7 +178,7 @@ def judge(
     deviation = float(np.abs(found - wanted)[~moved].max(initial=0.0)) / largest
     if deviation > FP32_TOLERANCE:
         raise VerificationError(
-            f"{where}: logits differ from PyTorch's by {deviation:.1e} of the largest, "
+            f"{where}: {what} differ from PyTorch's by {deviation:.1e} of the largest, "
             f"more than {FP32_TOLERANCE:.0e}"
         )
     return deviation

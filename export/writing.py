@@ -13,17 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.bundle import (
-    MANIFEST,
-    PROFILE,
-    BundleError,
-    Document,
-    Manifest,
-    Profile,
-    StoredFile,
-    read_document,
-    sha256,
-)
+from export.bundle import MANIFEST, BundleError, Manifest, StoredFile, read_document, sha256
+from export.document import Document
+from export.profile import PROFILE, Profile
 
 
 def stored_files(folder: Path) -> dict[str, StoredFile]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.operators import EAGER, Operators
 from models.reduction.matcher import Matcher
+from models.reduction.workload import DualWorkload, Method, TextWorkload
 from models.text_tower import TextConfig, TextTower
 from models.vit import VisionConfig, VisionTransformer
 
@@ -44,6 +45,17 @@ class DualConfig(BaseModel):
     def width(self) -> int:
         """Numbers in a vector."""
         return self.image.classes or self.image.head_inputs
+
+    def workload(self, method: Method) -> DualWorkload:
+        """What the schedule needs to know of this network: images are reduced, texts are not."""
+        text = TextWorkload(
+            depth=self.text.depth,
+            dim=self.text.dim,
+            mlp_dim=self.text.mlp_dim,
+            head=self.text.dim * self.text.classes,
+        )
+        image = self.image.workload(method).model_dump(exclude={"kind"})
+        return DualWorkload.model_validate({**image, "text": text})
 
 
 class DualEncoder(nn.Module):

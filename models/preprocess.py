@@ -30,6 +30,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = frozenset((5, 6, 7, 8))  # whose width is the upright image's height
 
 # A JPEG is decoded at half, a quarter or an eighth of its size where that still leaves this many
 # times the pixels that the network sees: several times faster, and the antialiased resize after it
@@ -123,12 +124,25 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
     return _fit(image if turn is None else image.transpose(turn), preprocess)
 
 
+def lies(image: Image.Image) -> bool:
+    """Whether an image's width is its height when it is turned upright, as its EXIF says.
+
+    Of a PNG it is known without decoding only once it is decoded.
+    """
+    return _orientation(image) in _LYING
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _UPRIGHT.get(_orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        found = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         # A broken EXIF block does not make the picture unreadable.
-        return None
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

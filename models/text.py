@@ -24,7 +24,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: (T,) int64, special tokens included.
-        tokens: what each id reads as, for people.
+        tokens: what each id reads as, for people; none for padding, so that their number is the
+            text's own length.
         cut: whether the text was longer than the network takes.
     """
 
@@ -40,37 +41,43 @@ class EmptyTextError(ValueError):
 class TextEncoder:
     """A tokenizer, and how many tokens its network takes. Threads may share it."""
 
-    def __init__(self, tokenizer: Tokenizer, most_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, most_tokens: int, padding: int | None = None) -> None:
         """Padding and truncation that the tokenizer came with are replaced.
 
         Args:
             most_tokens: special tokens included; at least one more than these.
+            padding: the id that shorter texts are filled up with, to `most_tokens`, for a network
+                that reads its padding (SigLIP); None leaves texts as long as they are.
 
         Raises:
-            ValueError: there would be no room for a word.
+            ValueError: there would be no room for a word, or padding is no id.
         """
         special = tokenizer.num_special_tokens_to_add(False)
         if most_tokens <= special:
             raise ValueError(
                 f"{most_tokens} tokens are too few: every text gets {special} special tokens"
             )
+        if padding is not None and tokenizer.id_to_token(padding) is None:
+            raise ValueError(f"the tokenizer has no token {padding} to pad with")
         tokenizer.no_padding()
         tokenizer.enable_truncation(most_tokens)
         self._tokenizer = tokenizer
         self.most_tokens = most_tokens
+        self.padding = padding
         self.vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
         """All ids are below it."""
 
     @classmethod
-    def open(cls, path: Path, most_tokens: int) -> Self:
-        """Read a `tokenizer.json`.
+    def open(cls, path: Path, most_tokens: int, padding: int | None = None) -> Self:
+        """Read a `tokenizer.json`; the other arguments as for the class.
 
         Raises:
             ValueError: there is none, or it is damaged; the message names the file.
         """
+        tokenizer = read_tokenizer(path)
         try:
-            return cls(Tokenizer.from_file(str(path)), most_tokens)
-        except Exception as error:  # the library raises a plain Exception for whatever is wrong
+            return cls(tokenizer, most_tokens, padding)
+        except ValueError as error:
             raise ValueError(f"{path}: no readable tokenizer: {error}") from error
 
     def encode(self, text: str) -> Encoded:
@@ -83,8 +90,12 @@ class TextEncoder:
         encoding = self._encode(text.encode("utf-8", "replace").decode("utf-8"))
         if not text.strip() or all(encoding.special_tokens_mask):
             raise EmptyTextError("The text is empty.")
+        ids = np.array(encoding.ids, np.int64)
+        if self.padding is not None:
+            missing = self.most_tokens - len(ids)
+            ids = np.pad(ids, (0, missing), constant_values=self.padding)
         return Encoded(
-            ids=np.array(encoding.ids, np.int64),
+            ids=ids,
             tokens=tuple(map(self._read, encoding.ids, encoding.tokens)),
             cut=bool(encoding.overflowing),
         )
@@ -105,15 +116,30 @@ class TextEncoder:
         return self._tokenizer.decode([token_id], skip_special_tokens=False).strip() or token
 
     def save(self, path: Path) -> None:
-        """Write a `tokenizer.json`; `most_tokens` is not read back from it."""
+        """Write a `tokenizer.json`; `most_tokens` and `padding` are not read back from it."""
         self._tokenizer.save(str(path))
 
 
-def word_level(words: Sequence[str], most_tokens: int) -> TextEncoder:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        ValueError: there is none, or it is damaged; the message names the file.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a plain Exception for whatever is wrong
+        raise ValueError(f"{path}: no readable tokenizer: {error}") from error
+
+
+def word_level(words: Sequence[str], most_tokens: int, *, padded: bool = False) -> TextEncoder:
     """A tokenizer that knows these words, whatever their case, and no other.
 
     Ids 0 to 3 are padding, unknown word, start and end; the words follow in their order.
     Punctuation marks are words of their own. A text reads `[CLS] ... [SEP]`.
+
+    Args:
+        padded: whether texts are filled up to `most_tokens`.
 
     Raises:
         ValueError: a word is there twice.
@@ -128,4 +154,4 @@ def word_level(words: Sequence[str], most_tokens: int) -> TextEncoder:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
     )
-    return TextEncoder(tokenizer, most_tokens)
+    return TextEncoder(tokenizer, most_tokens, ids[PADDING] if padded else None)

@@ -28,6 +28,8 @@ class VisionConfig(BaseModel):
     Attributes:
         stem: (channels, stride) of the 3x3 convolutions of a convolutional stem (Xiao et al. 2021);
             empty for plain patches.
+        cut_edges: whether an image may have sides that patches do not tile, and loses what is left
+            over at its right and bottom (SigLIP's patches of 14 on 384 pixels).
         position_prefix: whether the position embedding covers the class and distillation tokens.
         pre_norm: a layer norm before the first block (CLIP).
         final_norm: where the last layer norm stands: before or after pooling, or nowhere.
@@ -56,6 +58,7 @@ class VisionConfig(BaseModel):
     eps: float = 1e-6
     stem: tuple[tuple[int, int], ...] = ()
     patch_bias: bool = True
+    cut_edges: bool = False
     position_prefix: bool = True
     pre_norm: bool = False
     final_norm: Literal["before", "after", "none"] = "before"
@@ -63,7 +66,11 @@ class VisionConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if any(side < 1 or side % self.patch_size for side in self.image_size):
+        cut = self.cut_edges and not self.stem
+        if any(
+            side < self.patch_size or (side % self.patch_size and not cut)
+            for side in self.image_size
+        ):
             raise ValueError(f"patches of {self.patch_size} do not tile {self.image_size}")
         if self.dim % self.heads:
             raise ValueError(f"the width {self.dim} does not divide into {self.heads} heads")

@@ -13,8 +13,22 @@ from service import errors, openapi
 from service.backends import onnxruntime
 from service.catalog import Load
 from service.engine import Engine
+from service.galleries import sample
 from service.middleware import BodyLimit, RequestContext
-from service.routes import classify, entail, match, models, page, probes, reason, vqa
+from service.routes import (
+    classify,
+    embed,
+    entail,
+    galleries,
+    gallery_images,
+    gallery_search,
+    match,
+    models,
+    page,
+    probes,
+    reason,
+    vqa,
+)
 from service.settings import Settings
 
 
@@ -38,7 +52,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        yield
+        engine.keeper.start()
+        async with sample.filling(engine):
+            yield
+        await engine.keeper.stop()
         engine.stop()
 
     app = FastAPI(
@@ -49,7 +66,11 @@ def create_app(
         redoc_url=None,
     )
     app.state.engine = engine
-    for module in (classify, vqa, entail, reason, match, models, probes):
+    for module in (
+        *(classify, embed, vqa, entail, reason, match),
+        *(galleries, gallery_images, gallery_search),
+        *(models, probes),
+    ):
         app.include_router(module.router)
         _answer_head(app, module.router.routes)
     page.install(app)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from export.bundle import JOINT, MODEL, VISION, Bundle, BundleError
+from export.bundle import GRAPHS, Bundle, BundleError
 from models.reduction.pair_workload import MeterWorkload
-from models.reduction.workload import Workload
+from models.reduction.workload import ImageWorkload
 from models.tasks import Task
 from models.text import EmptyTextError, TextEncoder
 from service.backends.backend import Backend
@@ -52,7 +52,7 @@ class Model:
         text = self.manifest.text
         if text is not None:
             try:
-                self._text = TextEncoder.open(self.bundle.tokenizer, text.most_tokens)
+                self._text = TextEncoder.open(self.bundle.tokenizer, text.most_tokens, text.padding)
             except ValueError as error:
                 raise BundleError(str(error)) from error
             with contextlib.suppress(EmptyTextError):
@@ -69,7 +69,7 @@ class Model:
     def weights(self) -> int:
         """Bytes of the graphs with their weights."""
         files = self.manifest.files
-        return sum(files[name].bytes for name in (MODEL, VISION, JOINT) if name in files)
+        return sum(files[name].bytes for name in GRAPHS[self.manifest.kind])
 
     def labels(self, task: Task) -> tuple[str, ...]:
         """Of one of its tasks, in the order of the logits; none for a logit that ranks."""
@@ -79,7 +79,7 @@ class Model:
     def protected(self) -> int:
         """Leading tokens of an image that are no patches."""
         workload = self.manifest.workload
-        return workload.protected if isinstance(workload, Workload) else 1
+        return workload.protected if isinstance(workload, ImageWorkload) else 1
 
     @cached_property
     def grid(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,39 @@ from service.work import Works
 _WEIGHT = 0.05
 # Seconds without a run in which half of a slowness is forgotten.
 _HALF_LIFE = 5.0
+
+
+class Times(NamedTuple):
+    """Seconds on a machine at rest, while every worker runs.
+
+    Attributes:
+        runs: of one image, with its text where there is one, by FLOPs.
+        embedding: of those that an image takes which several texts share.
+        reading: of a text by itself, by FLOPs.
+    """
+
+    runs: Mapping[int, float]
+    embedding: float = 0.0
+    reading: Mapping[int, float] = {}
+
+
+class _Curve:
+    """Seconds by FLOPs."""
+
+    def __init__(self, known: Mapping[int, float]) -> None:
+        self._known = dict(known)
+        self._flops = sorted(known)
+        self._seconds = [known[flops] for flops in self._flops]
+
+    def at(self, flops: int) -> float:
+        """0 if nothing is known."""
+        found = self._known.get(flops)
+        if found is not None or not self._known:
+            return found or 0.0
+        if flops > self._flops[-1]:
+            # A larger image than any that was measured.
+            return self._seconds[-1] * flops / self._flops[-1]
+        return float(np.interp(flops, self._flops, self._seconds))
 
 
 class Costs:
@@ -38,25 +72,18 @@ class Costs:
         """
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: dict[int, float] = {}
-        # FLOPs in rising order, and the seconds of each.
-        self._curve: tuple[list[int], list[float]] = ([], [])
+        self._runs = _Curve({})
+        self._reading = _Curve({})
         self._embedding = 0.0
         self._drift = 1.0
         self._observed = clock()  # when the drift was that
 
-    def learn(self, at_rest: Mapping[int, float], *, embedding: float = 0.0) -> None:
-        """Take the warm-up's times.
-
-        Args:
-            at_rest: seconds of a run on one image, by its FLOPs; 1 or more.
-            embedding: seconds of those that an image takes which several texts share.
-        """
-        points = sorted(at_rest.items())
+    def learn(self, at_rest: Times) -> None:
+        """Take the warm-up's times."""
         with self._lock:
-            self._known = dict(at_rest)
-            self._curve = ([flops for flops, _ in points], [s for _, s in points])
-            self._embedding = embedding
+            self._runs = _Curve(at_rest.runs)
+            self._reading = _Curve(at_rest.reading)
+            self._embedding = at_rest.embedding
             self._drift = 1.0
             self._observed = self._clock()
 
@@ -77,7 +104,7 @@ class Costs:
 
         Args:
             works: one for each image that the item looks at, its embedding included whatever the
-                step.
+                step; or one of its text.
         """
         expected = self._at_rest(works, step)
         if not expected:
@@ -95,15 +122,7 @@ class Costs:
     def _at_rest(self, works: Works, step: Step) -> float:
         if step == "embed":
             return self._embedding
+        if step == "read":
+            return sum(self._reading.at(work.flops) for work in works)
         shared = self._embedding if step == "fuse" else 0.0
-        return sum(max(0.0, self._pass(work.flops) - shared) for work in works)
-
-    def _pass(self, flops: int) -> float:
-        """One image, with its text where there is one."""
-        known = self._known.get(flops)
-        if known is not None or not self._known:
-            return known or 0.0
-        measured, seconds = self._curve
-        if flops > measured[-1]:
-            return seconds[-1] * flops / measured[-1]  # a larger image than any that was measured
-        return float(np.interp(flops, measured, seconds))
+        return sum(max(0.0, self._runs.at(work.flops) - shared) for work in works)

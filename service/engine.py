@@ -17,6 +17,8 @@ from service.backends.backend import Sample
 from service.catalog import Catalog, Load, Model
 from service.decoders import Decoders
 from service.errors import Draining, Starting, WorkerDied
+from service.galleries.keeper import Keeper
+from service.label_vectors import LabelVectors
 from service.metrics import Metrics
 from service.scheduler import Lane, Outcome, Scheduler
 from service.settings import Settings
@@ -29,6 +31,8 @@ class Engine:
     """Models, queues, decoders and metrics of one server.
 
     Attributes:
+        keeper: of the galleries; the app starts and stops it, on its event loop.
+        labels: their vectors, of requests that name their own classes.
         failed: why the models could not be loaded, or None.
     """
 
@@ -58,6 +62,8 @@ class Engine:
         )
         self.metrics = Metrics(depth=lambda: self.scheduler.depth)
         self.decoders = Decoders(settings.decoders)
+        self.labels = LabelVectors()
+        self.keeper = Keeper(settings.data_dir, self.metrics.galleries)
         self.failed: BaseException | None = None
         self.on_failure = on_failure
         self._load = load
@@ -161,7 +167,7 @@ class Engine:
         model.load(self._load)
         self._lanes[id(model.backend)] = model
         times = warmup.times(model, self._run_on_every_worker)
-        model.costs.learn(times.runs, embedding=times.embedding)
+        model.costs.learn(times)
         warmup.plan_ahead(model)
         peak = max(0, _resident() - before)
         self.metrics.memory(model.name, weights=model.weights, peak=peak)
@@ -196,7 +202,9 @@ class Engine:
         model = self._lanes[id(lane.backend)]
         if not model.ready:
             return  # the warm-up
-        model.costs.observe(items[0], seconds / len(items), lane.call.step)
+        # Texts that share a run are read faster than those that a cost is asked of.
+        if lane.call.step != "read" or len(items) == 1:
+            model.costs.observe(items[0], seconds / len(items), lane.call.step)
         self.metrics.run(lane, items)
 
 

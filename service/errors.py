@@ -138,6 +138,22 @@ class UnknownModel(ApiError):
     title = "Unknown model"
 
 
+class UnknownGallery(ApiError):
+    """No gallery has that name."""
+
+    status = 404
+    slug = "unknown-gallery"
+    title = "Unknown gallery"
+
+
+class UnknownImage(ApiError):
+    """The gallery has no image of that id."""
+
+    status = 404
+    slug = "unknown-image"
+    title = "Unknown image"
+
+
 class BodyTimeout(ApiError):
     """The body did not arrive in time."""
 
@@ -189,12 +205,37 @@ class UnknownLevel(InvalidRequest):
     title = "Unknown level"
 
 
+class InvalidFilter(InvalidRequest):
+    """A filter on metadata that says nothing that can be looked up."""
+
+    slug = "invalid-filter"
+    title = "Invalid filter"
+
+
 class HeadTooLarge(ApiError):
     """More bytes of headers than the server takes."""
 
     status = 431
     slug = "head-too-large"
     title = "Headers too large"
+
+
+class StorageFailed(ApiError):
+    """What keeps the galleries gave an error that is no fault of the caller."""
+
+    status = 500
+    slug = "storage-failed"
+    outcome = "error"
+    title = "Storage failed"
+
+
+class StorageFull(ApiError):
+    """No room is left for what is to be kept."""
+
+    status = 507
+    slug = "storage-full"
+    outcome = "error"
+    title = "Disk full"
 
 
 class BudgetError(ApiError):
@@ -222,6 +263,22 @@ class NoProfile(BudgetError):
 
     slug = "no-accuracy-profile"
     title = "Accuracy not measured"
+
+
+class GalleryExists(ApiError):
+    """A gallery has that name already."""
+
+    status = 409
+    slug = "gallery-exists"
+    title = "Gallery exists"
+
+
+class OtherModel(ApiError):
+    """The gallery's vectors are those of another model."""
+
+    status = 409
+    slug = "other-model"
+    title = "Another model's gallery"
 
 
 class ImageError(ApiError):

@@ -35,12 +35,15 @@ def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
         ImageTooLarge: more than `max_pixels`.
         ImageError: empty, truncated or corrupt.
     """
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"The image has {width} x {height} pixels; at most {max_pixels:,} are decoded."
-        )
+    return decoded(opened(data, max_pixels=max_pixels), preprocess)
+
+
+def decoded(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    """An opened image as the network's input.
+
+    Raises:
+        ImageTooLarge, ImageError: see `decode`.
+    """
     try:
         return pixels(image, preprocess)
     except DepthError as error:
@@ -49,6 +52,22 @@ def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
         raise ImageTooLarge("There is not enough memory to decode the image.") from error
     except Exception as error:
         raise ImageError("The image is truncated or corrupt.") from error
+
+
+def opened(data: bytes, *, max_pixels: int) -> Image.Image:
+    """An encoded image whose header is good; nothing is decoded yet.
+
+    Raises:
+        ImageFormat, ImageTooLarge: see `decode`.
+        ImageError: empty, or its header is corrupt.
+    """
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"The image has {width} x {height} pixels; at most {max_pixels:,} are decoded."
+        )
+    return image
 
 
 def _open(data: bytes) -> Image.Image:

@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from models.tasks import Task
 from service.errors import ApiError
+from service.galleries.metrics import GalleryMetrics
 from service.scheduler import Lane
 from service.work import Works
 
@@ -58,7 +59,11 @@ class _Done(NamedTuple):
 
 
 class Metrics:
-    """Every metric of a server."""
+    """Every metric of a server.
+
+    Attributes:
+        galleries: those of galleries.
+    """
 
     def __init__(self, depth: Callable[[], int]) -> None:
         """Args:
@@ -66,6 +71,7 @@ class Metrics:
         """
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        self.galleries = GalleryMetrics(registry)
         self._requests = Counter(
             "tokenfold_requests",
             "Requests, by how they ended.",
@@ -98,13 +104,19 @@ class Metrics:
             "Images that were embedded once for several texts.",
             registry=registry,
         )
+        self._texts = Counter(
+            "tokenfold_texts",
+            "Texts without an image that went through a model.",
+            registry=registry,
+        )
         self._batch = Histogram(
             "tokenfold_batch_size", "Items of a run.", buckets=BATCHES, registry=registry
         )
         Gauge("tokenfold_queue_depth", "Runs that wait.", registry=registry).set_function(depth)
         tokens = Counter(
             "tokenfold_tokens",
-            "Tokens that entered the first layer and left the last.",
+            "Tokens of images, each with its text where the task has one, that entered the first "
+            "layer and left the last.",
             ["task", "kind"],
             registry=registry,
         )
@@ -165,6 +177,10 @@ class Metrics:
         done = self._done(lane.call.task)
         works = items[0] if len(items) == 1 else [work for item in items for work in item]
         embedding = sum(work.embedding for work in works)
+        if lane.call.step == "read":
+            self._texts.inc(len(items))
+            done.spent.inc(sum(work.flops for work in works))
+            return
         if lane.call.step == "embed":
             self._embedded.inc(len(items))
             done.spent.inc(embedding)

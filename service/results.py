@@ -69,10 +69,11 @@ def _result(
     text = asking.items[items[0]].text
     if single and text is not None:
         result["text"] = describe(asking.texts[text], pieces=steps.slots)
-    works = total([work for index in items for work in steps.works[index]])
-    result["reduction"] = _reduction(asking.model, steps.choice, works)
-    if steps.slots:
-        _add_slots(result, steps, items, runs, single)
+    if asking.images:  # texts by themselves are not reduced
+        works = total([work for index in items for work in steps.works[index]])
+        result["reduction"] = reduction(asking.model, steps.choice, works)
+        if steps.slots:
+            _add_slots(result, steps, items, runs, single)
     result["batch_size"] = max(run.batch_size for run in runs)
     seconds = _seconds(steps, items, runs, arrived)
     seconds["post"] = time.perf_counter() - begun
@@ -81,7 +82,8 @@ def _result(
     return result
 
 
-def _reduction(model: Model, choice: Choice, work: Work) -> dict[str, Any]:
+def reduction(model: Model, choice: Choice, work: Work) -> dict[str, Any]:
+    """As `schemas.Reduction` describes it."""
     return {
         "method": model.manifest.workload.method,
         "level": choice.level,
@@ -154,29 +156,48 @@ def respond(
     Raises:
         ApiError: of the only item, if it failed.
     """
-    failed = [one for one in found if isinstance(one, ApiError)]
+    refused = refusal(found, track)
+    if refused is not None:
+        return refused
     answered = [one for one in found if not isinstance(one, ApiError)]
-    if not answered:
-        first = failed[0]
-        if len(failed) == 1:
-            raise first
-        track.outcome = first.outcome
-        problem = first.problem()
-        problem.results = [ItemProblem(problem=one.problem()) for one in failed]
-        return problem_response(problem, first.headers())
-    if failed:
-        track.outcome = "partial"
-    listed = [
+    return Response(
+        json.dumps({"model": model.name, **extra, "results": listed(found)}, separators=(",", ":")),
+        media_type="application/json",
+        headers={"server-timing": _server_timing(answered)},
+    )
+
+
+def refusal(found: Sequence[Found], track: Track) -> Response | None:
+    """The answer to a request of which every item failed; None if one did not.
+
+    Args:
+        track: is told the outcome of a request of which some items failed.
+
+    Raises:
+        ApiError: of the only item.
+    """
+    failed = [one for one in found if isinstance(one, ApiError)]
+    if len(failed) < len(found):
+        if failed:
+            track.outcome = "partial"
+        return None
+    first = failed[0]
+    if len(failed) == 1:
+        raise first
+    track.outcome = first.outcome
+    problem = first.problem()
+    problem.results = [ItemProblem(problem=one.problem()) for one in failed]
+    return problem_response(problem, first.headers())
+
+
+def listed(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """The results of a request, with the problem of each item that failed in its place."""
+    return [
         {"problem": one.problem().model_dump(exclude_none=True)}
         if isinstance(one, ApiError)
         else one
         for one in found
     ]
-    return Response(
-        json.dumps({"model": model.name, **extra, "results": listed}, separators=(",", ":")),
-        media_type="application/json",
-        headers={"server-timing": _server_timing(answered)},
-    )
 
 
 def _server_timing(results: Sequence[Mapping[str, Any]]) -> str:

@@ -306,7 +306,8 @@ class Scheduler:
                 self._ready.wait()
             lane = min(self._lanes, key=lambda lane: self._lanes[lane][0].order)
             queue = self._lanes[lane]
-            batch = [queue.popleft() for _ in range(min(len(queue), lane.backend.max_batch))]
+            most = lane.backend.most(lane.call)
+            batch = [queue.popleft() for _ in range(min(len(queue), most))]
             if not queue:
                 del self._lanes[lane]
             for job in batch:

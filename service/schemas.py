@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
+from export.bundle import Template
 from service.errors import ItemProblem
 from service.levels import Selector
 from service.texts import readable
@@ -19,11 +27,12 @@ def _given(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str | bytes) else _short(value)
+    return [value] if isinstance(value, str | bytes) else bounded(value)
 
 
-def _short(value: Any) -> Any:
-    # Before its items are looked at: pydantic would describe what is wrong with each of millions.
+def bounded(value: Any) -> Any:
+    """A list of not too many items."""
+    # Before they are looked at: pydantic would describe what is wrong with each of millions.
     if isinstance(value, list) and len(value) > 1024:
         raise ValueError("has more than 1024 items")
     return value
@@ -34,7 +43,7 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_optional = BeforeValidator(_given)
+optional = BeforeValidator(_given)
 
 # Bytes from a form; base64, perhaps as a data URL, from JSON.
 Images = Annotated[list[str | bytes], BeforeValidator(_listed), Field(min_length=1)]
@@ -43,49 +52,57 @@ Texts = Annotated[
 ]
 
 
-class Asked(BaseModel):
-    """The fields of every inference request."""
+MOST_LABELS = 1000
+
+
+class Selected(BaseModel):
+    """The fields that choose a model and its level."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: Annotated[str | None, _optional] = Field(
+    model: Annotated[str | None, optional] = Field(
         None,
         max_length=128,
         description="Name of the model; by default the server's default.",
     )
-    level: Annotated[str | None, _optional] = Field(
+    level: Annotated[str | None, optional] = Field(
         None, max_length=128, description="A level of the model by name. One selector at most."
     )
-    reduction: Annotated[float | None, _optional] = Field(
+    reduction: Annotated[float | None, optional] = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
         description="Fraction of the FLOPs to remove; the closest plan is taken.",
     )
-    max_latency_ms: Annotated[float | None, _optional] = Field(
+    max_latency_ms: Annotated[float | None, optional] = Field(
         None,
         gt=0,
         allow_inf_nan=False,
         description="Takes the most accurate level that is expected to answer in this time: "
         "waiting and running, without decoding.",
     )
-    min_accuracy: Annotated[float | None, _optional] = Field(
+    min_accuracy: Annotated[float | None, optional] = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
         description="Takes the fastest level whose measured quality at the task reaches this.",
     )
-    include: Annotated[list[Literal["slots"]], BeforeValidator(_short)] = Field(
-        default=[],
-        description="Further parts of the answer. `slots`: where each token ended up.",
-    )
 
     @property
     def selector(self) -> Selector:
         """How the level is chosen."""
         return Selector(self.level, self.reduction, self.max_latency_ms, self.min_accuracy)
+
+
+class Asked(Selected):
+    """The fields of every inference request."""
+
+    include: Annotated[list[Literal["slots"]], BeforeValidator(bounded)] = Field(
+        default=[],
+        description="Further parts of the answer. `slots`: where each token ended up.",
+    )
 
 
 class Reduction(BaseModel):
@@ -111,18 +128,23 @@ class Timings(BaseModel):
     post: float
 
 
-class Circumstances(BaseModel):
-    """The parts of an answer that every task shares."""
+class Run(BaseModel):
+    """The parts of every answer."""
 
     model_config = ConfigDict(extra="forbid")
 
-    reduction: Reduction
     batch_size: int = Field(description="Items of the run that answered this one.")
     timings_ms: Timings
 
 
-class Result(Circumstances):
-    """And those of images without texts."""
+class Circumstances(Run):
+    """The parts of an answer that every task on images shares."""
+
+    reduction: Reduction
+
+
+class ImageSlots(BaseModel):
+    """Where the tokens of an image ended up, if that was asked for."""
 
     slots: list[int] | None = Field(
         None,
@@ -132,6 +154,11 @@ class Result(Circumstances):
     )
     grid: tuple[int, int] | None = Field(None, description="Rows and columns of patches.")
     protected: int | None = Field(None, description="Leading tokens that are no patches.")
+
+
+# The last base's fields come first: an answer before its circumstances.
+class Result(ImageSlots, Circumstances):
+    """The parts of an answer about an image without a text."""
 
 
 class Prediction(BaseModel):
@@ -146,9 +173,27 @@ class ClassifyRequest(Asked):
     """Images to classify."""
 
     image: Images = Field(description="One image or several.")
+    labels: Annotated[Texts, Field(max_length=MOST_LABELS)] = Field(
+        default=[],
+        description="Classes of the request's own, with a dual encoder; by default those of the "
+        "model.",
+    )
+    template: Annotated[Template | None, optional] = Field(
+        None,
+        max_length=512,
+        pattern=r"\{\}",
+        description="How a label becomes a text, at its `{}`; by default the model's way.",
+        examples=["a photo of a {}."],
+    )
     top_k: Annotated[int, BeforeValidator(whole)] = Field(
         5, ge=1, le=1000, description="Predictions of each image."
     )
+
+    @model_validator(mode="after")
+    def _template_for_labels(self) -> Self:
+        if self.template is not None and not self.labels:
+            raise ValueError("template says how labels become texts, and there are no labels")
+        return self
 
 
 class Predictions(BaseModel):

@@ -1,16 +1,19 @@
-"""From logits to scores."""
+"""From logits, and from what vectors have in common, to scores."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from export.bundle import Scoring
 from models.tasks import Task
 from service.catalog import Model
 from service.errors import InternalError
+from service.vectors import Vector, Vectors
 
 Logits = npt.NDArray[Any]
 Scores = npt.NDArray[np.float64]
@@ -23,7 +26,12 @@ def scores(model: Model, task: Task, logits: Logits) -> Scores:
         InternalError: there are numbers that are not finite.
     """
     # A logit alone is no share of anything.
-    if len(logits) == 1 or model.manifest.scoring(task) == "sigmoid":
+    scoring = "sigmoid" if len(logits) == 1 else model.manifest.scoring(task)
+    return _scored(model, logits, scoring)
+
+
+def _scored(model: Model, logits: Logits, scoring: Scoring) -> Scores:
+    if scoring == "sigmoid":
         # Half a tanh neither overflows nor warns.
         found: Scores = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))
         total = float(found.sum()) if np.isfinite(logits).all() else math.nan
@@ -47,10 +55,32 @@ def best(
     Raises:
         InternalError: see `scores`.
     """
-    found = scores(model, task, logits)
+    return _ranked(model.labels(task), logits, scores(model, task, logits), top_k, name)
+
+
+def closest(
+    model: Model, image: Vector, texts: Vectors, labels: Sequence[str], top_k: int
+) -> list[dict[str, Any]]:
+    """The labels whose texts fit an image best, each with its index and score.
+
+    Args:
+        image: (width,) of a dual encoder.
+        texts: (labels, width).
+
+    Raises:
+        InternalError: see `scores`.
+    """
+    similarity = model.manifest.similarity
+    assert similarity is not None  # of every dual encoder
+    logits = similarity.scale * (texts @ image) + similarity.bias
+    return _ranked(labels, logits, _scored(model, logits, similarity.scores), top_k, "label")
+
+
+def _ranked(
+    labels: Sequence[str], logits: Logits, found: Scores, top_k: int, name: str
+) -> list[dict[str, Any]]:
     # Stable: equal scores keep the order of their classes.
     order = (-logits).argsort(kind="stable")[:top_k].tolist()
-    labels = model.labels(task)
     return [{name: labels[i], "index": i, "score": round(float(found[i]), 6)} for i in order]
 
 

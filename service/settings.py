@@ -26,6 +26,14 @@ def cores() -> int:
     return allowed
 
 
+def data_home() -> str:
+    """Where a user's own data is kept, by the XDG base directory specification."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    # A relative one is to be ignored, says the specification.
+    root = Path(home) if Path(home).is_absolute() else Path.home() / ".local" / "share"
+    return str(root / "tokenfold")
+
+
 class Settings(BaseSettings):
     """Serve the bundles of a folder over HTTP."""
 
@@ -47,6 +55,21 @@ class Settings(BaseSettings):
     )
     default_level: str | None = Field(
         None, description="For requests that choose no level. By default what each bundle says."
+    )
+
+    data_dir: str = Field(
+        default_factory=data_home,
+        min_length=1,
+        description="Where galleries are kept: a folder, or a folder of an object store, such as "
+        "s3://bucket/tokenfold, that several servers share. By default one in the home directory.",
+    )
+    sample_gallery: bool = Field(
+        False,
+        description="Fill a gallery of drawn scenes at the start, if it is not there, for a first "
+        "search.",
+    )
+    max_rerank: int = Field(
+        100, ge=1, le=1000, description="Images that a search may look at again with its text."
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")

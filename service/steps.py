@@ -1,5 +1,5 @@
 """The steps of a request: each image decoded once, embedded once where several items share it, and
-each item run as soon as its images are there.
+each item run as soon as its images are there; a text without an image, at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Item(NamedTuple):
     """What is answered by itself.
 
     Attributes:
-        images: which of the request's images it looks at.
+        images: which of the request's images it looks at; none of a text by itself.
         text: which of the request's texts it has.
     """
 
@@ -47,7 +47,7 @@ class Asking(NamedTuple):
     """A request's parts.
 
     Attributes:
-        images: 1 or more.
+        images: as the model takes them; none where texts are by themselves.
         texts: as the model takes them; none for a task without.
         items: 1 or more. Each image and each text is in one of them at least.
         shared: images that several items look at, and those beside them in a pair.
@@ -80,6 +80,8 @@ class Asking(NamedTuple):
 
     def step(self, item: Item) -> Step:
         """An item's last one."""
+        if not item.images:
+            return "read"
         return "fuse" if any(image in self.shared for image in item.images) else "answer"
 
     def size(self, item: Item, shape: tuple[int, int] | None = None) -> Size | None:
@@ -89,6 +91,12 @@ class Asking(NamedTuple):
             return None
         image = nominal.image if shape is None else self.model.image_tokens(shape)
         return Size(len(self.texts[item.text].ids), image)
+
+    def reading(self, item: Item) -> Works:
+        """Of an item without images."""
+        assert item.text is not None  # or there is nothing to it
+        tokens = len(self.texts[item.text].ids)
+        return (Work.of_text(self.model.manifest.workload, tokens),)
 
     def costs(self, choice: Choice) -> list[float]:
         """Expected seconds of each run, for images of the nominal size: the items, then what
@@ -101,7 +109,11 @@ class Asking(NamedTuple):
         for item in self.items:
             kind = (item.text, self.step(item))
             if kind not in known:
-                works = (model.levels.fit(choice, self.size(item)).work,) * len(item.images)
+                works = (
+                    (model.levels.fit(choice, self.size(item)).work,) * len(item.images)
+                    if item.images
+                    else self.reading(item)
+                )
                 known[kind] = model.costs.seconds(works, kind[1])
             found.append(known[kind])
         return found + [model.costs.seconds((), "embed")] * len(self.shared)
@@ -140,7 +152,10 @@ class Steps:
         self._missing = [len(item.images) for item in items]
 
     def start(self, decoders: Decoders) -> None:
-        """Have the images decoded; the rest follows."""
+        """Have the images decoded, and texts by themselves read; the rest follows."""
+        for index, item in enumerate(self.asking.items):
+            if not item.images:
+                self._read(index)
         for image in range(len(self.asking.images)):
             # The context carries the request's id to the log.
             context = contextvars.copy_context()
@@ -220,6 +235,14 @@ class Steps:
         item = self.asking.items[self._users[image][0]]
         size = self.asking.size(item, self.shapes[image])
         return self.asking.model.levels.fit(self.choice, size).work
+
+    def _read(self, index: int) -> None:
+        asking = self.asking
+        item = asking.items[index]
+        assert item.text is not None  # or there is nothing to it
+        works = self.works[index] = asking.reading(item)
+        lane = Lane(asking.model.backend, Call("read", asking.task, (), ()))
+        self.ticket.submit(index, lane, {"input_ids": asking.texts[item.text].ids}, works=works)
 
     def _submit(self, index: int) -> None:
         asking = self.asking

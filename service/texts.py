@@ -32,23 +32,29 @@ def readable(text: str) -> str:
     return text
 
 
-async def encode(encoder: TextEncoder, texts: Sequence[str], field: str) -> list[Encoded]:
+async def encode(
+    encoder: TextEncoder, texts: Sequence[str], field: str, places: Sequence[int] | None = None
+) -> list[Encoded]:
     """Readable texts as a network takes them.
 
     Args:
         field: of the request, to be named in an error.
+        places: of the texts in it; by default they are all of them.
 
     Raises:
         InvalidRequest: nothing of a text is left to read.
     """
+    at = range(len(texts)) if places is None else places
     if sum(map(len, texts)) <= _AT_ONCE:
-        return _encode(encoder, texts, field)
-    return await asyncio.to_thread(_encode, encoder, texts, field)
+        return _encode(encoder, texts, field, at)
+    return await asyncio.to_thread(_encode, encoder, texts, field, at)
 
 
-def _encode(encoder: TextEncoder, texts: Sequence[str], field: str) -> list[Encoded]:
+def _encode(
+    encoder: TextEncoder, texts: Sequence[str], field: str, places: Sequence[int]
+) -> list[Encoded]:
     found = []
-    for at, text in enumerate(texts):
+    for at, text in zip(places, texts, strict=True):
         try:
             found.append(encoder.encode(text))
         except EmptyTextError:
@@ -63,7 +69,8 @@ def empty(field: str, at: int) -> ApiError:
 
 def describe(text: Encoded, *, pieces: bool) -> dict[str, Any]:
     """As `schemas.Text` describes it."""
-    told: dict[str, Any] = {"tokens": len(text.ids), "cut": text.cut}
+    # Of some networks the ids are more: padding, which nobody wrote.
+    told: dict[str, Any] = {"tokens": len(text.tokens), "cut": text.cut}
     if pieces:
         told["pieces"] = text.tokens
     return told

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ from export.bundle import BundleError
 from models.tasks import Task
 from service.backends.backend import PIXELS, Call, Sample, Step
 from service.catalog import Model
+from service.costs import Times
 from service.levels import Selector
 from service.scheduler import Done, Lane, Outcome
-from service.work import Size
+from service.work import Size, Work
 
 # For each level: rounds that count, after one that does not, and their seconds.
 _ROUNDS = 5
@@ -28,20 +29,8 @@ _SHORT = 8
 Run = Callable[[Lane, Sample, bool], list[Outcome | None]]
 
 
-class Times(NamedTuple):
-    """Seconds on a machine at rest, while every worker runs.
-
-    Attributes:
-        runs: of one image, with its text where there is one, by FLOPs.
-        embedding: of an image that several texts share.
-    """
-
-    runs: dict[int, float]
-    embedding: float
-
-
 def times(model: Model, run: Run) -> Times:
-    """Run every task once, and every level often enough to time it; with texts, also on short ones.
+    """Run every task once, and every level often enough to time it; texts also as short ones.
 
     Raises:
         BundleError: it does not run, or its outputs are not those of its labels.
@@ -62,7 +51,31 @@ def times(model: Model, run: Run) -> Times:
     if model.levels.nominal is not None:
         lane, sample = _input(model, task, "embed", (), None)
         embedding = _time(model, lane, sample, run)
-    return Times(found, embedding)
+    return Times(found, embedding, _reading(model, run))
+
+
+def _reading(model: Model, run: Run) -> dict[int, float]:
+    """Seconds of texts by themselves, by FLOPs; none where there are no such."""
+    if model.manifest.kind != "dual":
+        return {}
+    found = {}
+    for tokens in _lengths(model):
+        lane, sample = _text(model, tokens)
+        flops = Work.of_text(model.manifest.workload, tokens).flops
+        found[flops] = _time(model, lane, sample, run)
+    return found
+
+
+def _lengths(model: Model) -> set[int]:
+    """Tokens of texts by themselves: a short one and the longest, or what all of them have."""
+    most = model.text.most_tokens
+    return {most} if model.text.padding is not None else {min(_SHORT, most), most}
+
+
+def _text(model: Model, tokens: int) -> tuple[Lane, Sample]:
+    noise = np.random.default_rng(0)
+    sample = {"input_ids": noise.integers(0, model.text.vocabulary, tokens)}
+    return Lane(model.backend, Call("read", "embed", (), ())), sample
 
 
 def plan_ahead(model: Model) -> None:
@@ -110,7 +123,8 @@ def _time(model: Model, lane: Lane, sample: Sample, run: Run) -> float:
         # The first round also sees what slots cost in memory.
         found = run(lane, sample, turn == 0)
         if turn:
-            runs += [_done(model, outcome).ran for outcome in found]
+            done = [_done(model, outcome) for outcome in found]
+            runs += [one.ran / one.batch_size for one in done]
         if runs and time.perf_counter() - begun > _PATIENCE:
             break
     return statistics.median(runs)
@@ -120,6 +134,12 @@ def _check(model: Model, task: Task, run: Run) -> None:
     """Whether a task answers, in as many numbers as it has labels."""
     choice = model.levels.choose(Selector(), task)
     lane, sample = _input(model, task, "answer", choice.plan, model.levels.nominal)
+    similarity = model.manifest.similarity
+    if similarity is not None:
+        _check_vectors(
+            model, similarity.width, [(lane, sample), _text(model, max(_lengths(model)))], run
+        )
+        return
     expected = len(model.labels(task)) or 1
     for outcome in run(lane, sample, True):
         output = _done(model, outcome).output
@@ -134,6 +154,19 @@ def _check(model: Model, task: Task, run: Run) -> None:
             raise BundleError(
                 f"{model.bundle.folder} makes {tokens} tokens of an image, and says {nominal.image}"
             )
+
+
+def _check_vectors(
+    model: Model, width: int, asked: Sequence[tuple[Lane, Sample]], run: Run
+) -> None:
+    """Whether images and texts become vectors that can be compared."""
+    for lane, sample in asked:
+        for outcome in run(lane, sample, True):
+            found = len(_done(model, outcome).output["vector"])
+            if found != width:
+                raise BundleError(
+                    f"{model.bundle.folder} makes vectors of {found} numbers, and says {width}"
+                )
 
 
 def _done(model: Model, outcome: Outcome | None) -> Done:

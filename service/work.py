@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from models.reduction.pair_workload import PairWorkload
-from models.reduction.workload import BaseWorkload, Plan
+from models.reduction.workload import BaseWorkload, DualWorkload, Plan
 
 
 class Size(NamedTuple):
@@ -17,7 +17,7 @@ class Size(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a plan costs for one image, or for one image with a text.
+    """What a plan costs for one image, or for one image with a text; or a text by itself.
 
     Attributes:
         flops: multiply-accumulates; `full` those of the unreduced network; `ratio` the quotient.
@@ -40,9 +40,21 @@ class Work(NamedTuple):
         embedding = workload.embedding if isinstance(workload, PairWorkload) else 0
         return cls(spent, full, spent / full, counts[0], counts[-1], embedding)
 
+    @classmethod
+    def of_text(cls, workload: BaseWorkload, tokens: int) -> Work:
+        """Of a text of so many tokens by itself, which nothing reduces.
+
+        Raises:
+            TypeError: the network takes no texts by themselves.
+        """
+        if not isinstance(workload, DualWorkload):
+            raise TypeError("a text by itself is read by dual encoders alone")
+        spent = workload.text_flops(tokens)
+        return cls(spent, spent, 1.0, tokens, tokens)
+
 
 Works = tuple[Work, ...]
-"""Of one item: one for each image that it looks at."""
+"""Of one item: one for each image that it looks at, or one of its text."""
 
 
 def total(works: Sequence[Work]) -> Work:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # Read when torch is imported: on networks this small its threads wait for each other three times
@@ -13,3 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Examples are counted, not timed: a loaded machine is no failure.
 settings.register_profile("tokenfold", deadline=None, max_examples=100)
 settings.load_profile("tokenfold")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server that is not told where to keep galleries keeps them in the home directory: not in
+    that of whoever runs the tests.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -18,19 +18,15 @@ from export.bundle import (
     JOINT,
     MANIFEST,
     MODEL,
-    PROFILE,
     TOKENIZER,
     VISION,
     Bundle,
     BundleError,
-    Latency,
     Level,
-    LevelProfile,
     Manifest,
-    Profile,
-    Quality,
     TextSpec,
 )
+from export.profile import PROFILE, Latency, LevelProfile, Profile, Quality
 from export.writing import stored_files, write_manifest, write_profile, writing
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import ViltWorkload

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from export import pair_graph
-from export.bundle import JOINT, PROFILE, TOKENIZER, VISION, Bundle
+from export.bundle import JOINT, TOKENIZER, VISION, Bundle
 from export.cli import main
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession
 from export.pair_verify import cases, verify
 from export.pipeline import export_bundle
+from export.profile import PROFILE
 from export.recipe import Recipe
 from export.verify import VerificationError, random_images
 from models.checkpoints import native

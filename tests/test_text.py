@@ -168,6 +168,9 @@ def test_any_text_fits(text: str, most: int) -> None:
         encoded = ours.encode(text)
     except EmptyTextError:
         return
+    padded = word_level(["a", "b", "."], most, padded=True).encode(text)
+    assert padded.ids.tolist() == encoded.ids.tolist() + [0] * (most - len(encoded.ids))
+    assert padded[1:] == encoded[1:]
     assert 3 <= len(encoded.ids) <= most
     assert encoded.ids[0] == 2
     assert encoded.ids[-1] == 3
@@ -206,6 +209,28 @@ def test_threads_share_one() -> None:
 def test_too_little_room_is_told() -> None:
     with pytest.raises(ValueError, match="2 tokens are too few"):
         word_level(["a"], 2)
+
+
+def test_texts_are_filled_up(tmp_path: Path) -> None:
+    plain, ours = word_level(["a", "cat"], 8), word_level(["a", "cat"], 8, padded=True)
+    assert (plain.padding, ours.padding) == (None, 0)
+    encoded = ours.encode("a cat")
+    assert encoded.ids.tolist() == [2, 4, 5, 3, 0, 0, 0, 0]
+    assert encoded.ids.dtype == np.int64
+    # Padding is none of the text's own tokens.
+    assert encoded.tokens == ("[CLS]", "a", "cat", "[SEP]")
+    assert not encoded.cut
+    long = ours.encode("a cat " * 9)
+    assert long.ids.tolist() == plain.encode("a cat " * 9).ids.tolist()
+    assert long.cut
+    with pytest.raises(EmptyTextError):
+        ours.encode(" ")
+    ours.save(tmp_path / "tokenizer.json")
+    again = TextEncoder.open(tmp_path / "tokenizer.json", 6, padding=1)
+    assert again.encode("a cat").ids.tolist() == [2, 4, 5, 3, 1, 1]
+    for wrong in (6, 999):
+        with pytest.raises(ValueError, match=f"no token {wrong} to pad with"):
+            TextEncoder.open(tmp_path / "tokenizer.json", 6, padding=wrong)
 
 
 def test_damaged_files_are_told(tmp_path: Path) -> None:

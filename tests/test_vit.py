@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.blocks import Attention
-from models.operators import EAGER
+from models.operators import EAGER, Tokens
 from models.reduction import slots as slotting
 from models.reduction.matcher import Matcher
 from models.reduction.pitome import PiToMe
@@ -29,6 +33,8 @@ SMALL: dict[str, Any] = {
 }
 DISTILLED = {"distill_token": True, "pool": "class+distill"}
 MAE = {"pool": "mean", "final_norm": "after"}
+CLIP = {"pre_norm": True, "final_norm": "after", "patch_bias": False, "head_bias": False}
+SIGLIP = {"pool": "attention", "class_token": False, "classes": 0}
 
 
 def network(**changes: Any) -> VisionTransformer:
@@ -68,7 +74,14 @@ def pitome(model: VisionTransformer) -> Sequence[Matcher]:
         ({"pool": "class+mean", "final_norm": "after"}, "norm after pooling"),
         ({**DISTILLED, "final_norm": "after"}, "norm after pooling"),
         ({"stem": ((8, 2), (8, 2))}, "strides of the stem multiply to 4, not to the patch size 8"),
-        ({"classes": 0}, "greater than or equal to 1"),
+        ({"classes": -1}, "greater than or equal to 0"),
+        ({**DISTILLED, "classes": 0}, "needs classes"),
+        ({"image_size": (24, 7), "cut_edges": True}, "patches of 8 do not tile"),
+        (
+            {"image_size": (24, 30), "cut_edges": True, "stem": ((6, 2), (8, 2), (10, 2))},
+            "patches of 8 do not tile",
+        ),
+        ({"pool": "attention", "final_norm": "after"}, "norm after pooling"),
         ({"activation": "sin"}, "Input should be"),
         ({"layers": 3}, "Extra inputs"),
     ],
@@ -98,6 +111,9 @@ def test_tokens_are_counted() -> None:
         {"pool": "class+mean", "layer_scale": True, "gated_mlp": True},
         {"pre_norm": True, "final_norm": "none", "qk_norm": True, "position_prefix": False},
         {"stem": ((6, 2), (8, 2), (10, 2))},
+        CLIP,
+        SIGLIP,
+        {**SIGLIP, "classes": 7},
     ],
 )
 def test_no_plan_is_a_plan_of_nothing(changes: dict[str, Any]) -> None:
@@ -129,7 +145,7 @@ def test_tokens_in_and_out(matchers: Any) -> None:
 
 
 @pytest.mark.parametrize("matchers", [tome, pitome])
-@pytest.mark.parametrize("changes", [{}, DISTILLED, MAE, {"pool": "class+mean"}])
+@pytest.mark.parametrize("changes", [{}, DISTILLED, MAE, {"pool": "class+mean"}, CLIP, SIGLIP])
 def test_merging_equal_tokens_changes_nothing(changes: dict[str, Any], matchers: Any) -> None:
     # On a grey image without positions all patches stay equal, and a token of size s attends and
     # is attended to as s tokens of size 1: exactly so, if sizes are counted everywhere.
@@ -227,3 +243,59 @@ def test_the_conv_stem_s_flops() -> None:
     expected = half * 9 * 3 * 6 + half * 9 * 6 * 8 + quarter * 9 * 8 * 10 + quarter * 10 * 24
     assert config.workload("tome").stem == expected
     assert VisionConfig(**SMALL).workload("tome").stem == full * 3 * 24
+
+
+def test_edges_that_patches_do_not_tile_are_cut() -> None:
+    whole, cut = network(), network(image_size=(31, 37), cut_edges=True)
+    assert cut.config.patches == whole.config.patches == 12
+    x = images(cut)
+    with torch.no_grad():
+        torch.testing.assert_close(cut(x).logits, whole(x[..., :24, :32]).logits)
+    assert cut.config.workload("tome") == whole.config.workload("tome")
+
+
+@pytest.mark.parametrize("changes", [CLIP, SIGLIP, {**SIGLIP, "class_token": True, "classes": 4}])
+def test_vectors_have_their_width(changes: dict[str, Any]) -> None:
+    model = network(**changes)
+    with torch.no_grad():
+        logits = model(images(model)).logits
+    assert logits.shape == (2, changes.get("classes", 5) or 24)
+
+
+@pytest.mark.parametrize("method", ["none", "tome", "pitome"])
+@pytest.mark.parametrize("changes", [CLIP, SIGLIP, {**SIGLIP, "classes": 7}])
+def test_flops_of_pooling_are_those_of_torch_s_counter(changes: Any, method: Any) -> None:
+    model = network(**changes)
+    config = model.config
+    plan = [0, 0, 0] if method == "none" else [3, 0, 2]
+    matchers = pitome(model) if method == "pitome" else tome(model)
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(images(model, 1), plan, matchers)
+    assert 2 * config.workload(method).flops(plan) == counter.get_total_flops()
+
+
+def spread(sizes: list[int]) -> Tensor:
+    """For tokens of these sizes, which of them each of as many single tokens is: (M,)."""
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+@pytest.mark.parametrize("changes", [{}, MAE, {"pool": "class+mean"}, CLIP, SIGLIP])
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=7), st.integers(0, 9))
+def test_pooling_counts_a_token_as_all_it_stands_for(
+    changes: dict[str, Any], sizes: list[int], seed: int
+) -> None:
+    model = network(**changes)
+    generator = torch.Generator().manual_seed(seed)
+    if model.config.class_token:
+        sizes = [1, *sizes]
+    x = torch.randn(1, len(sizes), 24, generator=generator)
+    merged = Tokens.start(x, torch.tensor([sizes], dtype=torch.float32))
+    single = Tokens.start(x[:, spread(sizes)])
+    with torch.no_grad():
+        pooled = model.logits(merged, merged.size, EAGER)
+        expected = model.logits(single, None, EAGER)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints.checkpoint import Checkpoint, PairCheckpoint
+from models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
+from models.dual import DualConfig, DualEncoder
 from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
 from models.tasks import PairTask
@@ -98,6 +99,46 @@ def meter_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
     model = drawn(Meter(MeterConfig.model_validate(fields | changes)), seed)
     labels: dict[PairTask, tuple[str, ...]] = {"vqa": LABELS, "reason": ("false", "true")}
     return PairCheckpoint(model, PREPROCESS, labels, word_level(WORDS, 12), weighted=False)
+
+
+def dual_checkpoint(seed: int = 0, *, siglip: bool = False, **changes: Any) -> DualCheckpoint:
+    """That of `dual`, which knows the words of the others."""
+    model = dual(seed, siglip=siglip, **changes)
+    text = word_level(WORDS, model.config.text.most_text, padded=model.config.text.padded)
+    return DualCheckpoint(model, PREPROCESS, text, "it is an {}")
+
+
+def dual(seed: int = 0, *, siglip: bool = False, **changes: Any) -> DualEncoder:
+    """Two towers of three layers, with 17 image tokens or SigLIP's 16, up to 12 text tokens.
+
+    Args:
+        siglip: attention pooling, padded texts and independent scores instead of CLIP's ways.
+        changes: of DualConfig; `image` and `text` are changes of the towers' own fields.
+    """
+    shared = {"dim": 48, "depth": 3, "heads": 3, "mlp_dim": 96}
+    image: dict[str, Any] = {**shared, "image_size": SIZE, "patch_size": 8, "classes": 40}
+    text: dict[str, Any] = {**shared, "vocabulary": len(WORDS) + 4, "most_text": 12, "classes": 40}
+    if siglip:
+        image |= {
+            "class_token": False,
+            "pool": "attention",
+            "classes": 0,
+            "activation": "gelu_tanh",
+        }
+        text |= {"classes": 48, "padded": True, "projection_bias": True, "activation": "gelu_tanh"}
+    else:
+        clip = {"activation": "quick_gelu", "eps": 1e-5}
+        image |= {**clip, "pre_norm": True, "patch_bias": False, "final_norm": "after"}
+        image["head_bias"] = False
+        text |= {**clip, "causal": True}
+    fields = {"scores": "sigmoid" if siglip else "softmax"} | changes
+    fields["image"] = image | changes.get("image", {})
+    fields["text"] = text | changes.get("text", {})
+    model = drawn(DualEncoder(DualConfig.model_validate(fields)), seed)
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+        model.logit_bias.fill_(-2.0 if siglip else 0.0)
+    return model
 
 
 def drawn(model: M, seed: int) -> M:

@@ -17,8 +17,16 @@ from export.bench.measure import Measured, Subject, in_rounds, slices
 from export.bench.memory import MemoryProbeError, Peak, peak
 from export.bench.options import Options, parse
 from export.bench.record import curves, save
-from export.bench.report import Comparison, Report, TorchRow, against, memory, rows
-from export.bench.subjects import Graphs, of_graph, opened, random_inputs
+from export.bench.report import Comparison, Report, Texts, TorchRow, against, memory, rows
+from export.bench.subjects import (
+    DualGraphs,
+    Graphs,
+    longest_texts,
+    of_graph,
+    of_texts,
+    opened,
+    random_inputs,
+)
 from export.bench.targets import Target, TargetError, choose, runs_on
 from export.bundle import Bundle, BundleError
 from export.machine import cores, machine, software
@@ -57,10 +65,13 @@ class Way(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Whose slice of time it is. `who` is `this`, `other`, or a way to run PyTorch."""
+    """Whose slice of time it is. `who` is `this`, `other`, `texts`, or a way to run PyTorch."""
 
     who: str | Way
     level: str
+
+
+TEXTS = Key("texts", "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +118,9 @@ def _bench(options: Options, stage: Stage) -> Report:
 
     ways = Way.all(options.threads) if options.torch else []
     subjects = _of_bundle("this", bundle, graphs, targets, options)
+    if isinstance(graphs, DualGraphs):
+        texts = longest_texts(bundle, options.batch)
+        subjects[TEXTS] = of_texts(graphs, texts, options.threads, options.batch)
     if options.compare is not None:
         subjects |= _of_other(options.compare, bundle, targets, options)
     if ways:
@@ -137,6 +151,8 @@ def _bench(options: Options, stage: Stage) -> Report:
         rounds=options.rounds,
         seconds=options.seconds,
     )
+    if bundle.manifest.text is not None and TEXTS in found:
+        report.texts = _texts(found[TEXTS], bundle.manifest.text.most_tokens)
     if options.compare is not None:
         both = [name for name in targets if Key("other", name) in found]
         compared = [against(name, own[name], found[Key("other", name)]) for name in both]
@@ -147,6 +163,15 @@ def _bench(options: Options, stage: Stage) -> Report:
         save(bundle, report, curves(bundle, graphs, report, stage))
         _notice(f"{folder}: profile written")
     return report
+
+
+def _texts(measured: Measured, tokens: int) -> Texts:
+    return Texts(
+        tokens=tokens,
+        texts_per_second=measured.images_per_second,
+        p50_ms=measured.percentile_ms(50),
+        p99_ms=measured.percentile_ms(99),
+    )
 
 
 def _rates(shares: Sequence[float]) -> Rates:

@@ -19,9 +19,10 @@ there are cores, one image a run. Every round gives each level a short slice of 
 medians over the rounds, for speedups of the ratios within a round, with their quartiles: other work
 on the machine shows there. p50 and p99 are times of single runs, beside those of the other threads.
 A network with texts is asked a text of the most tokens it takes about each image, which is embedded
-anew. Peak memory is the largest resident set, while it runs, of a process that runs this level
-only, and working memory what of it came on top of what was resident right after loading; MB are
-10^6 bytes."""
+anew. A dual encoder embeds images; its texts, which nothing reduces, are measured beside them, each
+of the most tokens. Peak memory is the largest resident set, while it runs, of a process that runs
+this level only, and working memory what of it came on top of what was resident right after loading;
+MB are 10^6 bytes."""
 
 
 class Options(NamedTuple):

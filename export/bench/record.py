@@ -9,7 +9,8 @@ from datetime import date
 from export.bench.measure import in_rounds, slices
 from export.bench.report import Report
 from export.bench.subjects import Graphs, of_graph, random_inputs
-from export.bundle import Bundle, Latency, LevelProfile, Profile
+from export.bundle import Bundle
+from export.profile import Latency, LevelProfile, Profile
 from export.writing import write_profile
 
 LARGER = (2, 4, 8)
@@ -58,6 +59,7 @@ def save(bundle: Bundle, report: Report, latency: dict[str, tuple[Latency, ...]]
     levels = {
         row.level: LevelProfile(
             quality=known[row.level].quality if row.level in known else {},
+            neighbours=known[row.level].neighbours if row.level in known else {},
             latency=latency[row.level],
             images_per_second=row.images_per_second,
             peak_memory_mb=row.peak_memory_mb,
@@ -66,6 +68,10 @@ def save(bundle: Bundle, report: Report, latency: dict[str, tuple[Latency, ...]]
         if row.level in bundle.manifest.levels
     }
     profile = Profile(
-        measured=date.today(), machine=report.machine, runtime=report.runtime, levels=levels
+        measured=date.today(),
+        machine=report.machine,
+        runtime=report.runtime,
+        texts_per_second=None if report.texts is None else report.texts.texts_per_second,
+        levels=levels,
     )
     write_profile(bundle.folder, profile)

@@ -84,6 +84,20 @@ class Memory(BaseModel):
     working_ratio: float | None
 
 
+class Texts(BaseModel):
+    """How fast a dual encoder embeds texts.
+
+    Attributes:
+        tokens: of each, the most that the network takes.
+        p50_ms, p99_ms: time of one run, beside the runs of the other threads.
+    """
+
+    tokens: int
+    texts_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
 class Report(BaseModel):
     """All that was measured.
 
@@ -92,6 +106,7 @@ class Report(BaseModel):
         speedup_quartiles: of the rounds, by level: how noisy the machine was.
         threads: that ran at once. `batch`: images of one run.
         rounds: slices of each level. `seconds`: of one slice.
+        texts: of a dual encoder; at no level, for nothing reduces them.
         against_torch: this bundle's speed over eager PyTorch's at the same plan, by level.
     """
 
@@ -106,6 +121,7 @@ class Report(BaseModel):
     batch: int
     rounds: int
     seconds: float
+    texts: Texts | None = None
     torch: list[TorchRow] | None = None
     against_torch: dict[str, float] | None = None
     compare: Comparison | None = None
@@ -130,6 +146,14 @@ class Report(BaseModel):
             _memory_table(self.levels, self.memory),
             Text("work: of the peak, what is beyond the loaded bundle; ratios against the first\n"),
         ]
+        if self.texts is not None:
+            one = self.texts
+            found.append(
+                Text(
+                    f"texts of {one.tokens} tokens: {one.texts_per_second:.1f} texts/s, "
+                    f"p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms\n"
+                )
+            )
         if self.compare is not None:
             found += [_comparison_table(self.compare), Text()]
         if self.torch is not None:

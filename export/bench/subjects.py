@@ -1,7 +1,8 @@
 """A bundle's graphs under one plan, run as the service runs them: that is what the bench measures.
 
 Of a network with texts one question is asked of one image, both new in every run; the text has as
-many tokens as the network takes, for that is what its plans and FLOPs are of.
+many tokens as the network takes, for that is what its plans and FLOPs are of. Of a dual encoder
+images are embedded; texts, of as many tokens too, are a subject of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from export.bench.measure import Subject
 from export.bundle import Bundle
+from export.dual_runtime import DualSession
 from export.pair_runtime import Asked, Float, Int, PairSession, ask
 from export.random_texts import random_texts
 from export.runtime import Session
@@ -41,12 +43,12 @@ class Questions(NamedTuple):
 
 
 class Graphs(Protocol):
-    """An opened bundle of either kind."""
+    """An opened bundle of any kind."""
 
     native: bool
 
     def run(self, given: Any, plan: Plan) -> Float:
-        """The logits (B, classes) of one of `random_inputs`."""
+        """The logits (B, classes) or vectors (B, width) of one of `random_inputs`."""
         ...
 
 
@@ -74,9 +76,23 @@ class PairGraphs:
         return answer(self.session, given, plan)
 
 
-def opened(bundle: Bundle) -> ImageGraphs | PairGraphs:
+class DualGraphs:
+    """Of a dual encoder's bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.session = DualSession(bundle)
+        self.native = self.session.native
+
+    def run(self, given: Images, plan: Plan) -> Float:
+        """See `Graphs`."""
+        return self.session.embed_images(given, plan).vectors
+
+
+def opened(bundle: Bundle) -> ImageGraphs | PairGraphs | DualGraphs:
     """The graphs of a bundle, loaded."""
-    return ImageGraphs(bundle) if bundle.manifest.text is None else PairGraphs(bundle)
+    if bundle.manifest.kind == "pair":
+        return PairGraphs(bundle)
+    return DualGraphs(bundle) if bundle.manifest.kind == "dual" else ImageGraphs(bundle)
 
 
 def answer(network: Asked, given: Questions, plan: Plan) -> Float:
@@ -89,10 +105,10 @@ def answer(network: Asked, given: Questions, plan: Plan) -> Float:
 
 
 def random_inputs(bundle: Bundle, batch: int) -> list[Any]:
-    """Different batches of noise for a bundle of either kind, for runs to take turns with."""
-    if bundle.manifest.text is None:
-        return random_batches(bundle.manifest.preprocess.size, batch)
-    return random_questions(bundle, batch)
+    """Different batches of noise for a bundle of any kind, for runs to take turns with."""
+    if bundle.manifest.kind == "pair":
+        return random_questions(bundle, batch)
+    return random_batches(bundle.manifest.preprocess.size, batch)
 
 
 def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
@@ -109,20 +125,23 @@ def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
 def random_questions(bundle: Bundle, batch: int) -> list[Questions]:
     """The same with texts; they are about one image where a task of the bundle is."""
     manifest = bundle.manifest
-    assert manifest.text is not None
-    longest = manifest.text.most_tokens
-    text = TextEncoder.open(bundle.tokenizer, longest)
     task = min(manifest.pair_tasks, key=lambda task: task == "reason")
     batches = random_batches(manifest.preprocess.size, batch)
     return [
-        Questions(
-            task,
-            # To reason, the next batch has the second images.
-            (images, batches[at - 1]) if task == "reason" else (images,),
-            *random_texts(text, [longest] * batch, at),
+        # To reason, the next batch has the second images.
+        Questions(task, (images, batches[at - 1]) if task == "reason" else (images,), *texts)
+        for at, (images, texts) in enumerate(
+            zip(batches, longest_texts(bundle, batch), strict=True)
         )
-        for at, images in enumerate(batches)
     ]
+
+
+def longest_texts(bundle: Bundle, batch: int) -> list[tuple[Int, Float]]:
+    """Different batches of texts of the most tokens, as ids and sizes (batch, T)."""
+    assert bundle.manifest.text is not None
+    longest = bundle.manifest.text.most_tokens
+    text = TextEncoder.open(bundle.tokenizer, longest)
+    return [random_texts(text, [longest] * batch, at) for at in range(DIFFERENT)]
 
 
 def of_graph(
@@ -132,5 +151,16 @@ def of_graph(
 
     def run(turn: int) -> object:
         return graphs.run(inputs[turn % len(inputs)], plan)
+
+    return Subject(run, callers, batch)
+
+
+def of_texts(
+    graphs: DualGraphs, inputs: Sequence[tuple[Int, Float]], callers: int, batch: int
+) -> Subject:
+    """The graph that makes vectors of texts, likewise."""
+
+    def run(turn: int) -> object:
+        return graphs.session.embed_texts(*inputs[turn % len(inputs)])
 
     return Subject(run, callers, batch)

@@ -78,7 +78,7 @@ def _target(workload: BaseWorkload, plan: Plan) -> Target:
 
 def _unreduced_name(manifest: Manifest) -> str:
     names = (name for name, level in manifest.levels.items() if not any(level.plan))
-    return next(names, "exact" if manifest.text else "r=0")
+    return next(names, "exact" if manifest.kind == "pair" else "r=0")
 
 
 def runs_on(manifest: Manifest, other: Manifest, plan: Plan) -> bool:

@@ -12,16 +12,17 @@ import torch
 
 from export.bench.measure import Subject
 from export.bench.subjects import Graphs, Images, Questions, random_inputs
-from export.bundle import Bundle, Manifest, Precision
+from export.bundle import Bundle, Kind, Manifest, Precision
+from export.dual_reference import Reference as DualReference
+from export.matchers import matchers
 from export.pair_reference import Reference
 from export.pair_runtime import Float, ask
-from export.pipeline import matchers
 from export.verify import normalised
-from models.checkpoints.checkpoint import PairCheckpoint
+from models.checkpoints.checkpoint import DualCheckpoint, PairCheckpoint
 from models.checkpoints.load import load, load_classifier
 from models.meter import Meter, merging_tower
 from models.reduction.pair_workload import MeterWorkload, PairWorkload
-from models.reduction.workload import Plan
+from models.reduction.workload import DualWorkload, Plan, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 """What holds the packages: the repository, whose own bundles name their source relative to it."""
@@ -39,7 +40,7 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
 
 
 def eager(bundle: Bundle, batch: int) -> Eager:
-    """The network of a bundle, of either kind.
+    """The network of a bundle, of any kind.
 
     Args:
         batch: images of one run.
@@ -48,8 +49,12 @@ def eager(bundle: Bundle, batch: int) -> Eager:
         ValueError: it cannot be loaded, or is another network than the bundle's by now.
     """
     inputs = random_inputs(bundle, batch)
-    kind = ImageEager if bundle.manifest.text is None else PairEager
-    return kind(bundle.manifest, inputs)
+    kinds: dict[Kind, type[ImageEager | PairEager | DualEager]] = {
+        "classifier": ImageEager,
+        "pair": PairEager,
+        "dual": DualEager,
+    }
+    return kinds[bundle.manifest.kind](bundle.manifest, inputs)
 
 
 class Eager(ABC):
@@ -125,10 +130,10 @@ class ImageEager(Eager):
     def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
         """See `eager`."""
         self._model = load_classifier(locate(manifest.source)).model
-        config, method = self._model.config, manifest.workload.method
-        self._matchers = matchers(method, config)
-        assert method != "pumer"
-        if config.workload(method) != manifest.workload:
+        config, workload = self._model.config, manifest.workload
+        assert isinstance(workload, Workload)
+        self._matchers = matchers(workload.method, config)
+        if config.workload(workload.method) != workload:
             raise ValueError(OTHER_NETWORK)
         super().__init__(manifest, inputs, len(inputs[0]))
 
@@ -145,6 +150,31 @@ class ImageEager(Eager):
             found = self._model(prepared, counts, self._matchers, proportional=proportional)
         logits: Float = found.logits.numpy()
         return logits
+
+
+class DualEager(Eager):
+    """The image tower of a dual encoder."""
+
+    def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
+        """See `eager`."""
+        checkpoint = load(locate(manifest.source))
+        workload = manifest.workload
+        if not isinstance(checkpoint, DualCheckpoint) or not isinstance(workload, DualWorkload):
+            raise ValueError(OTHER_NETWORK)
+        if checkpoint.model.config.workload(workload.method) != workload:
+            raise ValueError(OTHER_NETWORK)
+        self._reference = DualReference(
+            checkpoint, workload.method, proportional=manifest.proportional
+        )
+        super().__init__(manifest, inputs, len(inputs[0]))
+
+    def prepared(self, given: Images) -> torch.Tensor:
+        """(B, 3, H, W), normalised."""
+        return self.normalised(given)
+
+    def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
+        """Vectors (B, width); see `Eager`."""
+        return self._reference.embedded(prepared, plan).vectors
 
 
 class PairEager(Eager):

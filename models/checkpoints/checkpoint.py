@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from models.dual import DualEncoder
 from models.meter import Meter
 from models.preprocess import Preprocess
 from models.tasks import PairTask
@@ -50,6 +51,22 @@ class PairCheckpoint(NamedTuple):
     labels: dict[PairTask, tuple[str, ...]]
     text: TextEncoder
     weighted: bool
+
+
+class DualCheckpoint(NamedTuple):
+    """The same of two towers, whose vectors of images and texts can be compared.
+
+    Attributes:
+        template: what a label becomes a text by, in place of its `{}`.
+    """
+
+    model: DualEncoder
+    preprocess: Preprocess
+    text: TextEncoder
+    template: str
+
+
+AnyCheckpoint = Checkpoint | PairCheckpoint | DualCheckpoint
 
 
 def vision_config(where: str, **fields: Any) -> VisionConfig:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.blocks import Activation
+from models.checkpoints.dual_names import huggingface_blocks
 from models.checkpoints.weight_names import Names, layer
 from models.vit import VisionConfig
 
@@ -147,15 +148,7 @@ def _clip_names(network: VisionConfig) -> Names:
         "patch_embed.proj.weight": (f"{embeddings}.patch_embedding.weight",),
     }
     layer(table, "norm_pre", "vision_model.pre_layrnorm")  # spelt so
-    for i in range(network.depth):
-        ours, theirs = f"blocks.{i}", f"vision_model.encoder.layers.{i}"
-        layer(table, f"{ours}.norm1", f"{theirs}.layer_norm1")
-        layer(table, f"{ours}.norm2", f"{theirs}.layer_norm2")
-        parts = [f"{theirs}.self_attn.{part}_proj" for part in "qkv"]
-        layer(table, f"{ours}.attn.qkv", *parts)
-        layer(table, f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
-        layer(table, f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
-        layer(table, f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
+    huggingface_blocks(table, "blocks", "vision_model.encoder.layers", network.depth)
     layer(table, "head", "classifier")
     return table
 

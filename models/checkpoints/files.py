@@ -18,6 +18,7 @@ from models.checkpoints.checkpoint import CheckpointError
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".torch", ".ckpt")
 
 WRAPPERS = ("model", "state_dict")

@@ -19,12 +19,14 @@ from huggingface_hub.errors import (
 
 from models.checkpoints import answers
 from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.files import INDEX, PICKLED, SAFETENSORS
+from models.checkpoints.files import INDEX, OPEN_CLIP, PICKLED, SAFETENSORS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "tokenfold.json",
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenfold.json",
+    "open_clip_config.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt",
+    "spiece.model",
     *answers.FILES,
 )  # fmt: skip
 SHARDS = "model-*-of-*.safetensors"
@@ -37,9 +39,14 @@ def fetch(repository: str) -> Path:
         CheckpointError: no such repository, no access to it, or no network.
     """
     folder = _download(repository, [*DESCRIPTIONS, SAFETENSORS, INDEX, SHARDS])
-    if not (folder / SAFETENSORS).exists() and not (folder / INDEX).exists():
-        # Second, so that a repository with both kinds of weights is not downloaded twice over.
-        folder = _download(repository, [*DESCRIPTIONS, PICKLED])
+    if (folder / SAFETENSORS).exists() or (folder / INDEX).exists():
+        return folder
+    # One after the other, so that a repository with several kinds of weights is not downloaded
+    # twice over.
+    for name in (PICKLED, *OPEN_CLIP):
+        folder = _download(repository, [*DESCRIPTIONS, name])
+        if (folder / name).exists():
+            break
     return folder
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.checkpoints import (
+    dual,
     hub,
     huggingface,
     meter,
     native,
+    open_clip,
     random,
+    random_dual,
     random_meter,
     random_vilt,
     state_dicts,
@@ -18,16 +21,16 @@ from models.checkpoints import (
     vilt,
     vilt_official,
 )
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError, PairCheckpoint
+from models.checkpoints.checkpoint import AnyCheckpoint, Checkpoint, CheckpointError
 from models.checkpoints.files import SUFFIXES, read_json, read_weights
 
 ALLOWED = (
-    "a folder in Hugging Face, timm or Tokenfold format, a state dict "
+    "a folder in Hugging Face, timm, OpenCLIP or Tokenfold format, a state dict "
     f"({', '.join(SUFFIXES)}), {random.PREFIX}NAME, or a hub id such as google/vit-base-patch16-224"
 )
 
 
-def load(source: str) -> Checkpoint | PairCheckpoint:
+def load(source: str) -> AnyCheckpoint:
     """The checkpoint that `source` names; what exists on disk comes before the hub.
 
     Raises:
@@ -39,12 +42,17 @@ def load(source: str) -> Checkpoint | PairCheckpoint:
             return random_meter.load(name)
         if random_vilt.recognises(name):
             return random_vilt.load(name)
-        return random.load(name, (*random_vilt.NAMES, *random_meter.NAMES))
+        if random_dual.recognises(name):
+            return random_dual.load(name)
+        others = (*random_vilt.NAMES, *random_meter.NAMES, *random_dual.NAMES)
+        return random.load(name, others)
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, path.absolute().name)
     if path.exists():
         weights = read_weights(path)
+        if open_clip.recognises(weights):
+            return open_clip.from_weights(weights, path)
         if swag.recognises(weights):
             return swag.from_weights(weights, path)
         if vilt_official.recognises(weights):
@@ -61,17 +69,19 @@ def load_classifier(source: str) -> Checkpoint:
     """The same, of a network that takes images alone.
 
     Raises:
-        CheckpointError: as `load`, or it is a network for images with texts.
+        CheckpointError: as `load`, or it is a network for images and texts.
     """
     checkpoint = load(source)
-    if isinstance(checkpoint, PairCheckpoint):
+    if not isinstance(checkpoint, Checkpoint):
         raise CheckpointError(f"{source!r} takes images with texts; it is no image classifier")
     return checkpoint
 
 
-def _folder(folder: Path, name: str) -> Checkpoint | PairCheckpoint:
+def _folder(folder: Path, name: str) -> AnyCheckpoint:
     if (folder / native.DESCRIPTION).exists():
         return native.load(folder)
+    if open_clip.recognises_folder(folder):
+        return open_clip.load(folder)
     if not (folder / huggingface.CONFIG).exists():
         raise CheckpointError(
             f"{folder}: neither {native.DESCRIPTION} nor {huggingface.CONFIG} in it; a source is "
@@ -84,4 +94,6 @@ def _folder(folder: Path, name: str) -> Checkpoint | PairCheckpoint:
         return vilt.load(folder, name)
     if meter.recognises_config(config):
         return meter.load(folder, name)
+    if dual.recognises(config):
+        return dual.load(folder)
     return huggingface.load(folder)

@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.checkpoint import (
+    AnyCheckpoint,
     Checkpoint,
     CheckpointError,
+    DualCheckpoint,
     PairCheckpoint,
     load_weights,
 )
 from models.checkpoints.files import read_json, read_weights
+from models.dual import DualConfig, DualEncoder
 from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
 from models.tasks import PairTask
@@ -66,35 +69,56 @@ class MeterDescription(_PairDescription):
     network: MeterConfig
 
 
-AnyDescription = Description | ViltDescription | MeterDescription
+class DualDescription(BaseModel):
+    """Of two towers; the tokenizer lies beside it.
+
+    Attributes:
+        padding: the id that texts are filled up with, see `TextEncoder`.
+        template: see `DualCheckpoint`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["dual"] = "dual"
+    network: DualConfig
+    preprocess: Preprocess
+    padding: int | None
+    template: str
+
+
+AnyDescription = Description | ViltDescription | MeterDescription | DualDescription
 DESCRIPTIONS: dict[str, type[AnyDescription]] = {
     "image": Description,
     "vilt": ViltDescription,
     "meter": MeterDescription,
+    "dual": DualDescription,
 }
 
 
-def save(folder: Path, checkpoint: Checkpoint | PairCheckpoint) -> None:
+def save(folder: Path, checkpoint: AnyCheckpoint) -> None:
     """Write the folder; an earlier checkpoint in it is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    fields: dict[str, Any] = {
-        "network": model.config,
-        "preprocess": checkpoint.preprocess,
-        "labels": checkpoint.labels,
-    }
+    fields: dict[str, Any] = {"network": model.config, "preprocess": checkpoint.preprocess}
     kind: type[AnyDescription] = Description
+    if isinstance(checkpoint, DualCheckpoint):
+        kind = DualDescription
+        fields |= {"padding": checkpoint.text.padding, "template": checkpoint.template}
+    else:
+        fields["labels"] = checkpoint.labels
     if isinstance(checkpoint, PairCheckpoint):
-        checkpoint.text.save(folder / TOKENIZER)
         fields["weighted"] = checkpoint.weighted
         kind = ViltDescription if isinstance(checkpoint.model, Vilt) else MeterDescription
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint.text.save(folder / TOKENIZER)
     description = kind.model_validate(fields)
     (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
 
 
-def load(folder: Path) -> Checkpoint | PairCheckpoint:
+def load(folder: Path) -> AnyCheckpoint:
     """Read a folder that `save` wrote.
 
     Raises:
@@ -116,6 +140,8 @@ def load(folder: Path) -> Checkpoint | PairCheckpoint:
             classifier = VisionTransformer(description.network)
             load_weights(classifier, weights)
             return Checkpoint(classifier.eval(), description.preprocess, description.labels)
+        if isinstance(description, DualDescription):
+            return _dual(folder, description, weights)
         return _pair(folder, description, weights)
     except ValueError as error:  # of the tokenizer too
         raise CheckpointError(f"{folder}: {error}") from error
@@ -136,12 +162,27 @@ def _pair(
         if named != head.classes and (named or head.classes > 1):
             raise CheckpointError(f"{named} labels to {task}, but {head.classes} logits")
     text = TextEncoder.open(folder / TOKENIZER, config.most_text)
-    if text.vocabulary > config.vocabulary:
-        raise CheckpointError(
-            f"{TOKENIZER} has {text.vocabulary} words, the network {config.vocabulary}"
-        )
+    _check_words(text, config.vocabulary)
     model = Vilt(config) if isinstance(config, ViltConfig) else Meter(config)
     load_weights(model, weights)
     return PairCheckpoint(
         model.eval(), description.preprocess, description.labels, text, description.weighted
     )
+
+
+def _dual(
+    folder: Path, description: DualDescription, weights: Mapping[str, Tensor]
+) -> DualCheckpoint:
+    config = description.network
+    if config.text.padded != (description.padding is not None):
+        raise CheckpointError("texts are padded where the text tower is padded, and only there")
+    text = TextEncoder.open(folder / TOKENIZER, config.text.most_text, description.padding)
+    _check_words(text, config.text.vocabulary)
+    model = DualEncoder(config)
+    load_weights(model, weights)
+    return DualCheckpoint(model.eval(), description.preprocess, text, description.template)
+
+
+def _check_words(text: TextEncoder, vocabulary: int) -> None:
+    if text.vocabulary > vocabulary:
+        raise CheckpointError(f"{TOKENIZER} has {text.vocabulary} words, the network {vocabulary}")

@@ -13,6 +13,7 @@ from models.checkpoints.files import read_json
 from models.preprocess import Interpolation, Preprocess, Triple
 
 FILE = "preprocessor_config.json"
+COMBINED = "processor_config.json"  # that of the text too, as newer versions write it
 
 # Pillow's numbers, as the configurations hold them.
 RESAMPLING: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -67,18 +68,22 @@ def read(folder: Path, family: str, image_size: tuple[int, int]) -> Preprocess:
     the shorter side: what the networks were trained and evaluated with.
 
     Args:
-        family: `vit`, `deit`, `dinov2` or `clip`.
+        family: `vit`, `deit`, `dinov2`, `clip` or `siglip`.
         image_size: height and width by the network's own configuration, pixels.
 
     Raises:
         CheckpointError: the file is not valid, or asks for steps that the service does not do.
     """
     file = folder / FILE
-    if not file.exists():
-        log.warning("%s is missing: assuming the usual pre-processing of %s", file, family)
+    content = read_json(file) if file.exists() else None
+    if content is None and (folder / COMBINED).exists():
+        file = folder / COMBINED
+        content = read_json(file).get("image_processor")
+    if content is None:
+        log.warning("%s is missing: assuming the usual pre-processing of %s", folder / FILE, family)
         return usual(family, image_size)
     try:
-        processor = _Processor.model_validate(read_json(file))
+        processor = _Processor.model_validate(content)
         return _translate(processor, file)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -140,8 +145,9 @@ def _bounded(image_size: tuple[int, int], shorter: int, multiple: int, **common:
 
 def usual(family: str, image_size: tuple[int, int]) -> Preprocess:
     """What the family's networks on the hub come with, at an image size."""
-    if family == "vit":
-        return Preprocess(size=image_size, interpolation="bilinear", mean=HALF, std=HALF)
+    if family in ("vit", "siglip"):
+        interpolation: Interpolation = "bilinear" if family == "vit" else "bicubic"
+        return Preprocess(size=image_size, interpolation=interpolation, mean=HALF, std=HALF)
     clip = family == "clip"
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else (IMAGENET_MEAN, IMAGENET_STD)
     common: dict[str, Any] = {"interpolation": "bicubic", "mean": mean, "std": std}

@@ -16,47 +16,60 @@ from tokenizers import (
     processors,
 )
 
-from models.checkpoints import hub
+from models.checkpoints import clip_tokenizer, hub, sentencepiece
 from models.checkpoints.checkpoint import CheckpointError
 from models.checkpoints.files import read_json
-from models.text import TOKENIZER, TextEncoder
+from models.text import TOKENIZER, TextEncoder, read_tokenizer
 
 CONFIG = "tokenizer_config.json"
 WORDS = "vocab.txt"
 PIECES, MERGES = "vocab.json", "merges.txt"
-FILES = (TOKENIZER, CONFIG, WORDS, PIECES, MERGES)
+SENTENCES = "spiece.model"
+FILES = (TOKENIZER, CONFIG, WORDS, PIECES, MERGES, SENTENCES)
 
 
-def read(folder: Path, most_tokens: int) -> TextEncoder:
-    """BERT's from `tokenizer.json` or `vocab.txt`, RoBERTa's from that or `vocab.json`.
+def read(folder: Path, most_tokens: int, *, siglip: bool = False) -> TextEncoder:
+    """BERT's from `tokenizer.json` or `vocab.txt`, RoBERTa's and CLIP's from that or `vocab.json`.
+
+    Args:
+        siglip: whether it is that of a SigLIP, which reads texts in a form of its own, padded;
+            where there is no `tokenizer.json` it is in `spiece.model`.
 
     Raises:
         CheckpointError: the folder has none of these, or they are not valid.
     """
     try:
-        if (folder / TOKENIZER).exists():
-            return TextEncoder.open(folder / TOKENIZER, most_tokens)
         config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-        if (folder / WORDS).exists():
-            return TextEncoder(_bert(folder / WORDS, config), most_tokens)
-        if (folder / PIECES).exists() and (folder / MERGES).exists():
-            return TextEncoder(_roberta(folder / PIECES, folder / MERGES, config), most_tokens)
+        tokenizer = _read(folder, config, siglip)
+        if tokenizer is not None and siglip:
+            tokenizer = clip_tokenizer.siglip(tokenizer, config)
+            padding = clip_tokenizer.siglip_padding(tokenizer, config, str(folder))
+            return TextEncoder(tokenizer, most_tokens, padding)
+        if tokenizer is not None:
+            return TextEncoder(tokenizer, most_tokens)
     except CheckpointError:
         raise
     except Exception as error:  # the library raises a plain Exception for whatever is wrong
         raise CheckpointError(f"{folder}: {error}") from error
     raise CheckpointError(
-        f"{folder}: no tokenizer in it: {TOKENIZER}, {WORDS} (BERT), or {PIECES} with {MERGES} "
-        "(RoBERTa)"
+        f"{folder}: no tokenizer in it: {TOKENIZER}, "
+        + (
+            f"or {SENTENCES} (SigLIP)"
+            if siglip
+            else f"{WORDS} (BERT), or {PIECES} with {MERGES} (RoBERTa, CLIP)"
+        )
     )
 
 
-def find(folder: Path, usual: str, most_tokens: int, vocabulary: int) -> TextEncoder:
+def find(
+    folder: Path, usual: str, most_tokens: int, vocabulary: int, *, siglip: bool = False
+) -> TextEncoder:
     """The folder's tokenizer, or where it has none that of a repository of the hub.
 
     Args:
         usual: the repository; its vocabulary is the one that the network was trained with.
         vocabulary: words that the network knows.
+        siglip: as for `read`.
 
     Raises:
         CheckpointError: neither has one, or it knows more words than the network.
@@ -70,12 +83,31 @@ def find(folder: Path, usual: str, most_tokens: int, vocabulary: int) -> TextEnc
                 f"{folder}: no tokenizer in it, such as {TOKENIZER}, and that of {usual} cannot be "
                 f"had: {error}"
             ) from error
-    text = read(source, most_tokens)
+    text = read(source, most_tokens, siglip=siglip)
     if text.vocabulary > vocabulary:
         raise CheckpointError(
             f"{source}: the tokenizer has {text.vocabulary} words, the network {vocabulary}"
         )
     return text
+
+
+def _read(folder: Path, config: Mapping[str, Any], siglip: bool) -> Tokenizer | None:
+    if (folder / TOKENIZER).exists():
+        tokenizer = read_tokenizer(folder / TOKENIZER)
+        return (
+            clip_tokenizer.readable(tokenizer) if clip_tokenizer.is_clip(tokenizer) else tokenizer
+        )
+    if siglip:
+        sentences = folder / SENTENCES
+        return sentencepiece.tokenizer(sentences) if sentences.exists() else None
+    if (folder / WORDS).exists():
+        return _bert(folder / WORDS, config)
+    pieces, merges = folder / PIECES, folder / MERGES
+    if not pieces.exists() or not merges.exists():
+        return None
+    if clip_tokenizer.CLIP_START in read_json(pieces):
+        return clip_tokenizer.readable(clip_tokenizer.clip(pieces, merges))
+    return _roberta(pieces, merges, config)
 
 
 def _bert(words: Path, config: Mapping[str, Any]) -> Tokenizer:

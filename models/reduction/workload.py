@@ -75,7 +75,7 @@ class BaseWorkload(BaseModel, ABC):
             raise PlanError(f"a plan's counts are 0 or more, not {min(plan)}")
 
 
-class Workload(BaseWorkload):
+class ImageWorkload(BaseWorkload):
     """One stream of image tokens.
 
     Attributes:
@@ -90,7 +90,6 @@ class Workload(BaseWorkload):
             is left (attention pooling).
     """
 
-    kind: Literal["image"] = "image"
     method: Method
     tokens: int = Field(ge=1)
     protected: int = Field(ge=0)
@@ -155,6 +154,55 @@ class Workload(BaseWorkload):
                 continue
             heapq.heapreplace(heap, ((2 * raw[layer] + 1) / weight, layer, weight))
             yield tuple(a - b for a, b in itertools.pairwise(counts))
+
+
+class Workload(ImageWorkload):
+    """An image classifier."""
+
+    kind: Literal["image"] = "image"
+
+
+class TextWorkload(BaseModel):
+    """A text tower that nothing reduces: what decides the FLOPs of one text.
+
+    Attributes:
+        depth, dim, mlp_dim: layers, width of a token, hidden width of the MLP.
+        head: multiply-accumulates after the last layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depth: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    mlp_dim: int = Field(ge=1)
+    head: int = Field(ge=0)
+
+    def flops(self, tokens: int) -> int:
+        """Multiply-accumulates of one text of so many tokens, padding that is attended to included.
+
+        Raises:
+            PlanError: there is no token.
+        """
+        if tokens < 1:
+            raise PlanError(f"a text of {tokens} tokens")
+        d = self.dim
+        layer = tokens * (4 * d * d + 2 * d * self.mlp_dim) + 2 * tokens * tokens * d
+        return self.depth * layer + self.head
+
+
+class DualWorkload(ImageWorkload):
+    """A dual encoder: its plans and FLOPs are of one image; texts have their own.
+
+    Attributes:
+        text: the text tower.
+    """
+
+    kind: Literal["dual"] = "dual"
+    text: TextWorkload
+
+    def text_flops(self, tokens: int) -> int:
+        """Multiply-accumulates of one text, see `TextWorkload.flops`."""
+        return self.text.flops(tokens)
 
 
 def bipartite_flops(tokens: int, metric_dim: int) -> int:

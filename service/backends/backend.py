@@ -13,9 +13,9 @@ from models.tasks import Task
 # One item's inputs or outputs by their name in the graph, without the batch dimension.
 Sample = Mapping[str, npt.NDArray[Any]]
 
-Step = Literal["answer", "embed", "fuse"]
+Step = Literal["answer", "embed", "fuse", "read"]
 """From images to an answer; or in two steps, where several items share an image: from an image to
-its tokens, and from tokens to an answer."""
+its tokens, and from tokens to an answer. Or from a text without an image to an answer: to read."""
 
 # The images of an item, and what `embed` makes of them. Two to reason, otherwise one.
 PIXELS = ("image", "second_image")
@@ -26,7 +26,7 @@ class Call(NamedTuple):
     """What is run. Items of one call may share a batch.
 
     Attributes:
-        plans: one for each image that an item looks at; none to embed.
+        plans: one for each image that an item looks at; none to embed, or to read.
         shapes: of these images, (height, width) in pixels.
     """
 
@@ -40,29 +40,29 @@ class Backend(Protocol):
     """Runs one model. Called from several threads at once.
 
     Attributes:
-        max_batch: most items of one run; 1 where runs beside each other beat batches.
         native: whether the compiled reduction ops run, rather than their portable bodies.
     """
 
     @property
-    def max_batch(self) -> int: ...
-
-    @property
     def native(self) -> bool: ...
+
+    def most(self, call: Call, /) -> int:
+        """Items of one run at most; 1 where runs beside each other beat batches."""
+        ...
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """Run one batch.
 
         Args:
-            samples: 1 to `max_batch` items. Each has what `PIXELS` names, (H, W, 3) uint8, or to
+            samples: 1 to `most` items. Each has what `PIXELS` names, (H, W, 3) uint8, or to
                 fuse what `TOKENS` names, (I, D) float32; and with a text `input_ids`, (T,) int64.
                 Texts of one batch may differ in length: padding has size 0, and changes nothing.
             slots: whether to return the composed slots too.
 
         Returns:
-            For each item `logits`, (classes,) float32, and if asked the slots, int64: of an image
-            `slots`, (tokens,); of an image with a text `text_slots`, (T,), and `image_slots`, (I,),
-            and of a second image `second_text_slots` and `second_image_slots`. To embed
-            `image_tokens`, (I, D).
+            For each item `logits`, (classes,) float32, or of the task "embed" `vector`, (width,)
+            float32 of length 1; and if asked the slots, int64: of an image `slots`, (tokens,); of
+            an image with a text `text_slots`, (T,), and `image_slots`, (I,), and of a second image
+            `second_text_slots` and `second_image_slots`. To embed `image_tokens`, (I, D).
         """
         ...

@@ -6,21 +6,17 @@ That beats batching on a CPU and keeps one copy of the weights (reference/export
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from export.bundle import Bundle
 from export.runtime import Session
-from service.backends.backend import Backend, Call, Sample
+from service.backends.backend import PIXELS, Backend, Call, Sample
+from service.backends.onnxruntime_dual import OnnxRuntimeDual
 from service.backends.onnxruntime_pairs import OnnxRuntimePairs
+from service.backends.stacking import stacked
 
 
 class OnnxRuntime:
     """A bundle of an image classifier in a session of ONNX Runtime."""
-
-    max_batch = 1
 
     def __init__(self, bundle: Bundle) -> None:
         self._session = Session(bundle)
@@ -30,13 +26,14 @@ class OnnxRuntime:
         """Whether the compiled reduction ops run."""
         return self._session.native
 
+    def most(self, _: Call, /) -> int:
+        """See `Backend.most`."""
+        return 1
+
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
         (plan,) = call.plans
-        images = [sample["image"] for sample in samples]
-        # A view where there is only one: no copy of the pixels.
-        batch: npt.NDArray[Any] = images[0][np.newaxis] if len(images) == 1 else np.stack(images)
-        logits, found = self._session.run(batch, plan, slots=slots)
+        logits, found = self._session.run(stacked(samples, PIXELS[0]), plan, slots=slots)
         if found is None:
             return [{"logits": row} for row in logits]
         return [{"logits": row, "slots": item} for row, item in zip(logits, found, strict=True)]
@@ -44,4 +41,10 @@ class OnnxRuntime:
 
 def load(bundle: Bundle) -> Backend:
     """A bundle of any kind."""
-    return OnnxRuntime(bundle) if bundle.manifest.text is None else OnnxRuntimePairs(bundle)
+    match bundle.manifest.kind:
+        case "classifier":
+            return OnnxRuntime(bundle)
+        case "pair":
+            return OnnxRuntimePairs(bundle)
+        case "dual":
+            return OnnxRuntimeDual(bundle)

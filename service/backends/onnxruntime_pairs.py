@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from export.bundle import Bundle
-from export.pair_runtime import Float, Int, PairOutput, PairSession, ask
+from export.pair_runtime import Float, PairOutput, PairSession, ask
 from service.backends.backend import PIXELS, TOKENS, Call, Sample
+from service.backends.stacking import padded, stacked
 
 
 class OnnxRuntimePairs:
     """A bundle's two graphs in sessions of ONNX Runtime."""
-
-    max_batch = 1
 
     def __init__(self, bundle: Bundle) -> None:
         self._session = PairSession(bundle)
@@ -26,13 +24,17 @@ class OnnxRuntimePairs:
         """Whether the compiled reduction ops run."""
         return self._session.native
 
+    def most(self, _: Call, /) -> int:
+        """See `Backend.most`."""
+        return 1
+
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
         if call.step == "embed":
-            found = self._session.embed(_batch(samples, PIXELS[0]))
+            found = self._session.embed(stacked(samples, PIXELS[0]))
             return [{TOKENS[0]: tokens} for tokens in found]
-        assert call.task != "classify"  # which sees no text
-        ids, size = _padded([sample["input_ids"] for sample in samples])
+        assert call.task not in ("classify", "embed")  # which see no image with a text
+        ids, size = padded([sample["input_ids"] for sample in samples])
         images = [self._tokens(samples, call, at) for at in range(len(call.plans))]
         passes = ask(self._session, images, ids, size, call.plans, task=call.task, slots=slots)
         return [_output(sample, passes, row) for row, sample in enumerate(samples)]
@@ -40,8 +42,8 @@ class OnnxRuntimePairs:
     def _tokens(self, samples: Sequence[Sample], call: Call, at: int) -> Float:
         """(B, I, D) of each item's image `at`."""
         if call.step == "fuse":
-            return _batch(samples, TOKENS[at])
-        return self._session.embed(_batch(samples, PIXELS[at]))
+            return stacked(samples, TOKENS[at])
+        return self._session.embed(stacked(samples, PIXELS[at]))
 
 
 def _output(sample: Sample, passes: Sequence[PairOutput], row: int) -> Sample:
@@ -54,21 +56,3 @@ def _output(sample: Sample, passes: Sequence[PairOutput], row: int) -> Sample:
             found[which + "text_slots"] = done.text_slots[row, : len(sample["input_ids"])]
             found[which + "image_slots"] = done.image_slots[row]
     return found
-
-
-def _batch(samples: Sequence[Sample], name: str) -> npt.NDArray[Any]:
-    # A view where there is only one: no copy.
-    if len(samples) == 1:
-        return samples[0][name][np.newaxis]
-    return np.stack([sample[name] for sample in samples])
-
-
-def _padded(texts: Sequence[npt.NDArray[Any]]) -> tuple[Int, Float]:
-    """Ids (B, T) with zeros behind the shorter texts, and the sizes that say where these are."""
-    longest = max(map(len, texts))
-    ids = np.zeros((len(texts), longest), dtype=np.int64)
-    size = np.zeros((len(texts), longest), dtype=np.float32)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = text
-        size[row, : len(text)] = 1.0
-    return ids, size

@@ -1,58 +1,64 @@
 // The page: something asked about an image, the exact answer beside a reduced one, and which tokens
 // became one.
 
+import { curl } from "./curl.js";
+import { $, element, fail, fetchJson, percent } from "./elements.js";
 import { drawImage, drawText } from "./overlay.js";
+import * as search from "./search.js";
 import { TASKS } from "./tasks.js";
 
-const $ = (id) => document.getElementById(id);
+const SEARCH = "search"; // the tab that is no task
 const MIN_WAIT = 120; // ms between two moves of the slider before anything is sent
 const TYPING = 500; // ms after the last key
 
 let listed = null; // of /v1/models
-let task = ""; // a key of TASKS
+let task = ""; // a key of TASKS, or SEARCH
 const images = []; // {blob, bitmap, name}: one, or left and right
 let asked = 0; // of the answers only the last one counts
 let timer = 0;
 
 const models = () => listed.models.filter((one) => one.tasks.some(({ name }) => name === task));
 const model = () => listed.models.find((one) => one.name === $("model").value);
-const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)} %`;
-
-function element(tag, text, properties = {}) {
-  return Object.assign(document.createElement(tag), { textContent: text, ...properties });
-}
-
-function fail(message) {
-  $("error").textContent = message;
-  $("error").hidden = !message;
-}
-
-async function fetchJson(path, options) {
-  const response = await fetch(path, options);
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.detail ?? response.statusText);
-  return body;
-}
 
 async function start() {
   listed = await fetchJson("/v1/models");
   for (const side of ["exact", "reduced"]) $(side).append($("side").content.cloneNode(true));
   const served = Object.keys(TASKS).filter((one) => one in listed.default);
+  const tabs = served.map((one) => [one, TASKS[one].title]);
+  if ("embed" in listed.default) tabs.push([SEARCH, "Search"]);
   $("tasks").replaceChildren(
-    ...served.map((one) => {
-      const button = element("button", TASKS[one].title, { type: "button" });
-      button.dataset.task = one;
-      button.onclick = () => showTask(one);
+    ...tabs.map(([name, title]) => {
+      const button = element("button", title, { type: "button" });
+      button.dataset.task = name;
+      button.onclick = () => (location.hash = name);
       return button;
     }),
   );
-  showTask(served[0]);
+  // The address tells the tab, so that it can be gone back to, and sent to somebody.
+  const show = () => {
+    const wanted = location.hash.slice(1);
+    showTab(tabs.some(([name]) => name === wanted) ? wanted : tabs[0][0]);
+  };
+  addEventListener("hashchange", show);
+  show();
+}
+
+function showTab(name) {
+  for (const button of $("tasks").children) button.ariaPressed = button.dataset.task === name;
+  fail("");
+  $("asked").hidden = name === SEARCH;
+  $("search").hidden = $("found").hidden = name !== SEARCH;
+  if (name !== SEARCH) return showTask(name);
+  task = name;
+  $("sides").hidden = $("copy").hidden = true;
+  asked++;
+  clearTimeout(timer);
+  search.open(listed).catch((error) => fail(error.message));
 }
 
 function showTask(name) {
   const before = TASKS[task];
   const now = TASKS[(task = name)];
-  for (const button of $("tasks").children) button.ariaPressed = button.dataset.task === task;
   $("model").replaceChildren(...models().map((one) => element("option", one.name)));
   $("model").value = listed.default[task];
   $("drop2").hidden = now.images !== 2;
@@ -143,27 +149,13 @@ async function ask() {
     fail("");
     for (const [at, side] of ["exact", "reduced"].entries()) show($(side), shown, answers[at]);
     $("sides").hidden = $("copy").hidden = false;
-    $("curl").textContent = [
-      "curl",
-      ...shown.map(({ name }) => `-F ${shell(`image=@${field(name)}`)}`),
-      ...fields(reduction).map(([name, value]) => `--form-string ${shell(`${name}=${value}`)}`),
-      `${location.origin}/v1/${task}`,
-    ].join(" ");
+    const files = shown.map(({ name }) => ({ name: "image", file: name }));
+    $("curl").textContent = curl(`/v1/${task}`, files, fields(reduction));
   } catch (error) {
     if (turn === asked) fail(error.message);
   } finally {
     if (turn === asked) $("sides").classList.remove("waiting");
   }
-}
-
-// A word of a POSIX shell.
-function shell(text) {
-  return /^[\w@=.,:/+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-// A value of curl's -F, in which some characters mean something.
-function field(text) {
-  return /^[\w.:/+-]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`;
 }
 
 async function send(shown, reduction) {
@@ -222,6 +214,7 @@ function show(side, shown, answer) {
 }
 
 async function take(at, blob, name) {
+  if (task === SEARCH) return search.take(blob, name);
   try {
     // Upright and in its full size, whatever its EXIF says.
     images[at] = { blob, name: name || "image", bitmap: await createImageBitmap(blob) };

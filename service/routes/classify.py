@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service import body, task
+from service import body, task, zero_shot
 from service.backends.backend import Sample
 from service.catalog import Model
 from service.engine import Engine
+from service.metrics import Track
 from service.openapi import inference
+from service.results import Finish
 from service.schemas import ClassifyRequest, ClassifyResponse
-from service.scores import best
+from service.scores import best, closest
 from service.steps import Item
+from service.vectors import vector
 
 # The demo model's answer to a photo of a frog.
 _EXAMPLE = {
@@ -47,10 +51,13 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest, "classify", asked={"top_k": 3}, example=_EXAMPLE),
+    **inference(ClassifyRequest, "classify", "embed", asked={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """The likeliest classes of each image, with how much was reduced and how long it took.
+
+    With `labels` a dual encoder compares each image with their texts; those it has not read lately
+    are read first, and `queue` tells how long that took.
 
     An image that fails carries its problem in its result; the others are answered still. If all
     fail, the answer is the first one's problem.
@@ -59,18 +66,44 @@ async def classify(request: Request) -> Response:
     with engine.metrics.track("classify") as track:
         engine.check_room()
         asked = await body.read(request, ClassifyRequest)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            (output,) = outputs
-            return {"predictions": best(model, "classify", output["logits"], asked.top_k)}
-
+        arrived = time.perf_counter()
+        task.check_count(engine, "images", len(asked.image))
+        zero_shot.check_model(engine.catalog, asked.model, labels=bool(asked.labels))
+        finish = await _zero_shot(engine, request, track, asked) if asked.labels else _own(asked)
         return await task.answer(
             engine,
             request,
             track,
-            task="classify",
+            task="embed" if asked.labels else "classify",
             asked=asked,
             pictures=asked.image,
             items=[Item((index,)) for index in range(len(asked.image))],
             finish=finish,
+            arrived=arrived,
         )
+
+
+def _own(asked: ClassifyRequest) -> Finish:
+    """By the model's classes."""
+
+    def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+        (output,) = outputs
+        return {"predictions": best(model, "classify", output["logits"], asked.top_k)}
+
+    return finish
+
+
+async def _zero_shot(
+    engine: Engine, request: Request, track: Track, asked: ClassifyRequest
+) -> Finish:
+    """By the classes that the request names."""
+    model = engine.catalog.find(asked.model, "embed")
+    track.model = model.name
+    texts = await zero_shot.label_vectors(engine, model, asked.labels, asked.template, request)
+
+    def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+        (output,) = outputs
+        image = vector(model, output)
+        return {"predictions": closest(model, image, texts, asked.labels, asked.top_k)}
+
+    return finish

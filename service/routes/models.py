@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
-from export.bundle import Latency, Quality
+from export.bundle import Similarity
+from export.document import Name, Share
+from export.profile import Latency, Quality
 from models.tasks import Task
 from service.catalog import Model
 from service.engine import Engine
@@ -37,6 +39,11 @@ class LevelInfo(BaseModel):
     quality: dict[Task, Quality] = Field(
         default={}, description="By task, of those that were measured."
     )
+    neighbours: dict[Name, Share] | None = Field(
+        None,
+        description="Of a dual encoder, by the level of a gallery: of the ten images there that "
+        "are nearest to an image at the gallery's level, the share that it finds at this one.",
+    )
     latency: list[Latency] = Field(default=[])
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
@@ -48,6 +55,7 @@ class ProfileInfo(BaseModel):
     measured: str
     machine: str
     runtime: str
+    texts_per_second: float | None = Field(None, description="Of a dual encoder: longest texts.")
 
 
 class TaskInfo(BaseModel):
@@ -84,6 +92,9 @@ class ModelInfo(BaseModel):
     shorter_side: int | None = None
     longest: int | None = None
     text: TextInfo | None = None
+    similarity: Similarity | None = Field(
+        None, description="Of a dual encoder: its vectors, and how two of them become a score."
+    )
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     protected: int = Field(description="Leading tokens that are never merged.")
     weights_bytes: int
@@ -153,6 +164,7 @@ def _describe(model: Model, *, labels: bool) -> ModelInfo:
         text=None
         if manifest.text is None
         else TextInfo(most_tokens=manifest.text.most_tokens, most_characters=LONGEST),
+        similarity=manifest.similarity,
         grid=model.grid,
         protected=model.protected,
         weights_bytes=model.weights,
@@ -165,6 +177,7 @@ def _describe(model: Model, *, labels: bool) -> ModelInfo:
             measured=profile.measured.isoformat(),
             machine=profile.machine,
             runtime=profile.runtime,
+            texts_per_second=profile.texts_per_second,
         ),
     )
 
@@ -184,6 +197,7 @@ def _level(model: Model, name: str) -> LevelInfo:
         tokens_out=work.tokens_out,
         expected_ms=round(model.costs.seconds((work,)) * 1000, 3),
         quality=dict(measured.quality) if measured else {},
+        neighbours=(measured.neighbours or None) if measured else None,
         latency=list(measured.latency) if measured else [],
         images_per_second=measured.images_per_second if measured else None,
         peak_memory_mb=measured.peak_memory_mb if measured else None,

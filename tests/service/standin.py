@@ -26,13 +26,15 @@ from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.bundle import MODEL, PROFILE, Latency, Level, LevelProfile, Manifest, Profile, Quality
+from export.bundle import MODEL, Level, Manifest
+from export.profile import PROFILE, Latency, LevelProfile, Profile, Quality
 from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Workload
 from service.settings import Settings
 
+DATA = ".galleries"  # beside the bundles
 PROBLEM = "application/problem+json"
 LABELS = ("red", "green", "blue")
 SIDE = 16
@@ -203,6 +205,7 @@ def encoded(image: Image.Image, style: str = "PNG", **options: Any) -> bytes:
 def settings(bundles: Path, **changes: Any) -> Settings:
     """Settings for a server in a test."""
     given = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
+    given.setdefault("data_dir", str(bundles / DATA))
     # Without the environment of whoever runs the tests.
     return Settings.model_validate({"bundles": bundles, **given})
 
@@ -292,7 +295,7 @@ def serving(app: FastAPI, **options: Any) -> Iterator[Remote]:
 @contextlib.contextmanager
 def process(bundles: Path, **changes: Any) -> Iterator[tuple[subprocess.Popen[str], Remote]]:
     """`tokenfold serve` in a process of its own, on a free port, when it is ready."""
-    flags = {"workers": 2, "decoders": 2, "port": 0} | changes
+    flags = {"workers": 2, "decoders": 2, "port": 0, "data_dir": bundles / DATA} | changes
     line = [sys.executable, "-m", "tokenfold", "serve", "--bundles", str(bundles)]
     line += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with subprocess.Popen(

@@ -27,6 +27,7 @@ from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
 from service.backends.onnxruntime import OnnxRuntime
+from service.costs import Times
 from service.protocol import BoundedHead
 from service.schemas import ClassifyResponse
 from tests.service import standin
@@ -617,7 +618,8 @@ class TestUnderLoad:
         with serving(gated.app) as remote:
             costs = gated.app.state.engine.catalog.get("colours").costs
             takes = {name: self._seconds(gated, level.plan) for name, level in self._levels(gated)}
-            costs.learn({WORKLOAD.flops(level.plan): 0.1 for _, level in self._levels(gated)})
+            known = {WORKLOAD.flops(level.plan): 0.1 for _, level in self._levels(gated)}
+            costs.learn(Times(known))
             gated.backend.gate.clear()
             waiting = [pool.submit(remote.classify, picture()) for _ in range(5)]
             until(lambda: remote.sample("tokenfold_queue_depth") == 4)

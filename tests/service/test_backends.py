@@ -12,6 +12,8 @@ from export.bundle import Bundle
 from models.tasks import PairTask
 from service.backends import onnxruntime
 from service.backends.backend import PIXELS, TOKENS, Backend, Call, Sample
+from tests.service import standin_dual
+from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import SIDE, TASKS, WORKLOAD, pair_bundle
 
 PLAN = (2, 4, 1, 1, 2, 1)
@@ -79,3 +81,33 @@ def test_two_steps_answer_as_one(backend: Backend, task: PairTask) -> None:
     twice = backend.run(fused, Call("fuse", task, (PLAN,) * images, (SHAPE,)), slots=True)
     for found, wanted in zip(twice, once, strict=True):
         assert_same(found, wanted)
+
+
+@pytest.fixture(scope="module")
+def dual(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    return onnxruntime.load(Bundle.open(dual_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+
+
+READ = Call("read", "embed", (), ())
+
+
+def test_texts_by_themselves_share_a_run(dual: Backend) -> None:
+    given = [{"input_ids": sample["input_ids"]} for sample in samples(1)]
+    assert dual.most(READ) >= len(given)
+    together = dual.run(given, READ, slots=True)
+    for sample, found in zip(given, together, strict=True):
+        (alone,) = dual.run([sample], READ, slots=False)
+        assert_same(found, alone)
+        assert np.linalg.norm(found["vector"]) == pytest.approx(1)
+
+
+def test_vectors_of_images(dual: Backend) -> None:
+    call = Call("answer", "embed", ((4, 0, 0, 0),), (SHAPE,))
+    assert dual.most(call) == 1
+    given = [{"image": sample["image"]} for sample in samples(1)]
+    found = dual.run(given, call, slots=True)
+    assert [set(one) for one in found] == [{"vector", "slots"}] * 3
+    for sample, one in zip(given, found, strict=True):
+        (alone,) = dual.run([sample], call, slots=False)
+        assert_same(alone, {"vector": one["vector"]})
+        assert len(one["slots"]) == standin_dual.WORKLOAD.tokens

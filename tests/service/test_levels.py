@@ -9,23 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.bundle import (
-    JOINT,
-    TOKENIZER,
-    VISION,
-    Level,
-    LevelProfile,
-    Manifest,
-    Profile,
-    Quality,
-    StoredFile,
-)
+from export.bundle import JOINT, TOKENIZER, VISION, Level, Manifest, StoredFile
+from export.profile import LevelProfile, Profile, Quality
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import ViltWorkload
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import BaseWorkload, Workload
 from models.tasks import Task
-from service.costs import Costs
+from service.costs import Costs, Times
 from service.errors import (
     AccuracyBudget,
     InvalidRequest,
@@ -106,9 +97,10 @@ def levels(
     found = Levels(
         manifest(), None if accuracy is None else profile(accuracy), costs, default=default
     )
-    costs.learn(
-        {VIT_S.flops(level.plan): MILLISECONDS[name] / 1000 for name, level in found.levels.items()}
-    )
+    known = {
+        VIT_S.flops(level.plan): MILLISECONDS[name] / 1000 for name, level in found.levels.items()
+    }
+    costs.learn(Times(known))
     return found
 
 
@@ -280,7 +272,7 @@ def pairs(quality: Mapping[str, Mapping[Task, float]] | None = None) -> Levels:
     )
     found = Levels(Manifest.model_validate(fields), measured, Costs(clock=Clock()))
     found.costs.learn(
-        {flops: flops / 1e9 for flops in map(VILT.flops, plans.values())}, embedding=0.5
+        Times({flops: flops / 1e9 for flops in map(VILT.flops, plans.values())}, embedding=0.5)
     )
     return found
 

@@ -14,7 +14,7 @@ import pytest
 from models.reduction.schedule import plan_for
 from service.backends.backend import Call, Sample
 from service.backends.onnxruntime import OnnxRuntime
-from service.costs import Costs
+from service.costs import Costs, Times
 from service.engine import Engine
 from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow, WorkerDied
 from service.scheduler import Done, Lane, Outcome, Scheduler, Ticket
@@ -35,11 +35,14 @@ class Fake:
     native = False
 
     def __init__(self, max_batch: int = 1) -> None:
-        self.max_batch = max_batch
+        self._most = max_batch
         self.gate = threading.Event()
         self.ran: list[tuple[int, list[int]]] = []
         self.running = 0
         self.fails: dict[int, BaseException] = {}
+
+    def most(self, _: Call, /) -> int:
+        return self._most
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         numbers = [int(sample["number"]) for sample in samples]
@@ -339,7 +342,7 @@ def test_a_slowness_of_the_past_refuses_nobody(start: Start) -> None:
     now = 0.0
     costs = Costs(clock=lambda: now)
     works = (Work.of(WORKLOAD, plan_for(WORKLOAD, 0.0)),)
-    costs.learn({works[0].flops: 1.0})
+    costs.learn(Times({works[0].flops: 1.0}))
     for _ in range(200):
         costs.observe(works, 10.0)
     caller, backend = start(), Fake()

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle
+from export.bundle import Bundle, BundleError
 from models.reduction import schedule
 from service import warmup
+from service.app import create_app
 from service.catalog import Model
+from service.engine import Engine
 from service.levels import Selector
-from tests.service.standin import bundle
+from service.work import Work
+from tests.service import standin
+from tests.service.standin import bundle, serving
+from tests.service.standin_dual import MOST_TOKENS, WORKLOAD, dual_bundle
 from tests.service.standin_pairs import pair_bundle
 
 
-@pytest.mark.parametrize("write", [bundle, pair_bundle])
+@pytest.mark.parametrize("write", [bundle, pair_bundle, dual_bundle])
 def test_no_request_looks_for_the_plans_of_a_length(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -30,3 +35,26 @@ def test_no_request_looks_for_the_plans_of_a_length(
         for text in range(1, nominal.text + 1):
             model.levels.fit(choice, nominal._replace(text=text))
     assert schedule._family.cache_info().misses == searched
+
+
+@pytest.mark.parametrize(("padded", "lengths"), [(False, (8, MOST_TOKENS)), (True, (MOST_TOKENS,))])
+def test_texts_by_themselves_are_timed(
+    padded: bool, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    dual_bundle(tmp_path / "a", padded=padded)
+    app = create_app(standin.settings(tmp_path))
+    with serving(app):
+        engine: Engine = app.state.engine
+        (model,) = engine.catalog
+        for tokens in lengths:
+            assert model.costs.seconds((Work.of_text(WORKLOAD, tokens),), "read") > 0
+        assert model.costs.seconds((model.levels.choose(Selector(), "embed").work,)) > 0
+
+
+def test_vectors_of_another_width_are_told(tmp_path: Path) -> None:
+    dual_bundle(tmp_path / "a", width=7)
+    app = create_app(standin.settings(tmp_path))
+    with serving(app):
+        failed = app.state.engine.failed
+    assert isinstance(failed, BundleError)
+    assert "vectors of 20 numbers, and says 7" in str(failed)

@@ -1,0 +1,82 @@
+"""From a dual encoder to two ONNX graphs: one makes vectors of images, one of texts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from export import onnx_file
+from export.graph import Graph
+from export.symbolic import Symbolic
+from models.dual import DualEncoder
+from models.preprocess import Preprocess
+from models.reduction.matcher import Matcher
+from models.text_tower import TextTower
+
+
+class ImageGraph(nn.Module):
+    """`image` (B, H, W, 3) uint8 and `plan` (depth,) int64 to `vector` and `slots`."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        preprocess: Preprocess,
+        matchers: Sequence[Matcher] | None,
+        proportional: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Wrap a network, which is left as it is; see `export.graph.Graph`."""
+        super().__init__()
+        self.tower = Graph(model.image, preprocess, matchers, proportional, dtype)
+
+    def forward(self, image: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
+        embedding, slots = self.tower(image, plan)
+        return F.normalize(embedding, dim=-1), slots
+
+    def write(self, path: Path) -> None:
+        """Trace it."""
+        config = self.tower.model.config
+        onnx_file.write(
+            self,
+            [
+                torch.zeros(2, *config.image_size, 3, dtype=torch.uint8),
+                torch.full((config.depth,), 2, dtype=torch.int64),
+            ],
+            path,
+            input_names=["image", "plan"],
+            output_names=["vector", "slots"],
+            dynamic_shapes=[{0: Dim("batch")}, None],
+        )
+
+
+class TextGraph(nn.Module):
+    """`input_ids` (B, T) int64 and `text_size` (B, T) float32 to `vector`."""
+
+    def __init__(self, model: DualEncoder, dtype: torch.dtype = torch.float32) -> None:
+        """Wrap a network, which is left as it is."""
+        super().__init__()
+        self.tower: TextTower = copy.deepcopy(model.text).to(dtype)
+
+    def forward(self, input_ids: Tensor, text_size: Tensor) -> Tensor:
+        embedding = self.tower(input_ids, text_size, run=Symbolic())
+        return F.normalize(embedding.float(), dim=-1)
+
+    def write(self, path: Path) -> None:
+        """Trace it, for any batch and any length up to the longest."""
+        most = self.tower.config.most_text
+        words = min(7, most)
+        batch, text = Dim("batch"), Dim("text", min=2, max=most)
+        onnx_file.write(
+            self,
+            [torch.zeros(3, words, dtype=torch.int64), torch.ones(3, words)],
+            path,
+            input_names=["input_ids", "text_size"],
+            output_names=["vector"],
+            dynamic_shapes=[{0: batch, 1: text}] * 2,
+        )

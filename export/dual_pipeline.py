@@ -1,0 +1,102 @@
+"""From a checkpoint of a dual encoder to a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from export.bundle import IMAGE, TEXT, TOKENIZER, Bundle, Manifest, Similarity, TextSpec
+from export.dual_graph import ImageGraph, TextGraph
+from export.dual_quality import Scene, measure
+from export.dual_reference import Reference
+from export.dual_runtime import DualSession
+from export.dual_verify import verified_texts, verify
+from export.matchers import matchers
+from export.profile import PROFILE
+from export.quality import profile
+from export.quantise import replace
+from export.recipe import Recipe, Stage, plan_levels
+from export.verify import verified_images
+from export.versions import versions
+from export.writing import stored_files, write_document, write_manifest, writing
+from models.checkpoints.checkpoint import DualCheckpoint
+from models.dual import DualEncoder
+
+
+def similarity(model: DualEncoder, template: str) -> Similarity:
+    """How the network's vectors compare."""
+    return Similarity(
+        width=model.config.width,
+        scale=float(model.logit_scale.detach().exp()),
+        bias=float(model.logit_bias.detach()),
+        scores=model.config.scores,
+        template=template,
+    )
+
+
+def export_bundle(
+    checkpoint: DualCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage
+) -> Bundle:
+    """Write a bundle to `out`; see `export.pipeline.export_bundle`."""
+    method = recipe.image_method
+    model, preprocess, text = checkpoint.model, checkpoint.preprocess, checkpoint.text
+    workload = model.config.workload(method)
+    levels = plan_levels(workload, recipe)
+    default = recipe.default(levels)
+    scene = None if recipe.images is None else Scene.read(recipe.images)
+    with writing(out) as folder:
+        step = stage("export the graphs", 2)
+        dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
+        own = matchers(method, model.config.image)
+        ImageGraph(model, preprocess, own, recipe.proportional, dtype).write(folder / IMAGE)
+        step()
+        TextGraph(model, dtype).write(folder / TEXT)
+        step()
+        if recipe.precision == "int8":
+            step = stage("quantise", 2)
+            for name in (IMAGE, TEXT):
+                replace(folder / name)
+                step()
+        text.save(folder / TOKENIZER)
+
+        manifest = Manifest(
+            name=recipe.name,
+            source=source,
+            precision=recipe.precision,
+            workload=workload,
+            shape=recipe.shape,
+            proportional=recipe.proportional,
+            text=TextSpec(most_tokens=text.most_tokens, padding=text.padding),
+            similarity=similarity(model, checkpoint.template),
+            preprocess=preprocess,
+            tasks={"embed": ()},
+            levels=levels,
+            default_level=default,
+            versions=versions(),
+            files=stored_files(folder),
+        )
+        write_manifest(folder, manifest)
+        bundle = Bundle.open(folder)
+        native = DualSession(bundle)
+        # The same files have to be right on either kind of ops.
+        sessions = [native, DualSession(bundle, native=False)] if native.native else [native]
+        reference = Reference(checkpoint, method, proportional=recipe.proportional)
+        images = verified_images(scene.photos if scene else None, preprocess)
+        step = stage("verify", len(levels))
+        deviation = verify(manifest, reference, sessions, images, verified_texts(text), step)
+        if scene is not None:
+            step = stage("measure", len(scene.photos))
+            found = measure(
+                manifest,
+                native,
+                scene,
+                text,
+                unreduced=reference,
+                threads=recipe.threads,
+                progress=step,
+            )
+            write_document(folder / PROFILE, profile(found, native=native.native))
+        files = stored_files(folder)
+        write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
+    return Bundle.open(out)

@@ -1,0 +1,78 @@
+"""Running the graphs of a dual encoder. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from export import hugepages
+from export.bundle import Bundle
+from export.runtime import open_graph
+from models.preprocess import Pixels
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int64]
+
+
+class ImageVectors(NamedTuple):
+    """Vectors (B, width) float32 of length 1, and slots (B, N) int64 where they were asked for."""
+
+    vectors: Float
+    slots: Int | None
+
+
+class Embedder(Protocol):
+    """Graphs, or the network in PyTorch that they came from; see `DualSession`."""
+
+    def embed_images(
+        self, images: Pixels, plan: Sequence[int], *, slots: bool = False
+    ) -> ImageVectors:
+        """Images to vectors."""
+        ...
+
+    def embed_texts(self, ids: Int, size: Float) -> Float:
+        """Texts to vectors."""
+        ...
+
+
+class DualSession:
+    """The two graphs of a bundle: one copy of the weights, any number of threads at once.
+
+    Attributes:
+        native: whether the compiled ops run, rather than their portable bodies.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
+        """Load both graphs; see `export.runtime.open_graph`."""
+        self._image, self.native = open_graph(bundle.image, threads=threads, native=native)
+        self._text, _ = open_graph(bundle.text, threads=threads, native=native)
+        hugepages.collapse()
+
+    def embed_images(
+        self, images: Pixels, plan: Sequence[int], *, slots: bool = False
+    ) -> ImageVectors:
+        """Make vectors of a batch of images.
+
+        Args:
+            images: (B, H, W, 3) uint8, of the bundle's input size.
+            plan: tokens each layer removes.
+            slots: whether to return the composed slots too.
+        """
+        feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
+        names = ["vector", "slots"] if slots else ["vector"]
+        found: list[Any] = self._image.run(names, feeds)
+        return ImageVectors(found[0], found[1] if slots else None)
+
+    def embed_texts(self, ids: Int, size: Float) -> Float:
+        """Make vectors (B, width) float32 of length 1 of a batch of texts.
+
+        Args:
+            ids: (B, T), of any T up to the most tokens that the network takes.
+            size: (B, T), 1 for a token and 0 for padding, which is at the end and changes nothing.
+        """
+        found: list[Any] = self._text.run(["vector"], {"input_ids": ids, "text_size": size})
+        vectors: Float = found[0]
+        return vectors

@@ -1,0 +1,18 @@
+"""Which matchers a network that reduces images alone is exported with."""
+
+from __future__ import annotations
+
+from models.reduction.matcher import Matcher
+from models.reduction.pitome import PiToMe, margin
+from models.reduction.tome import ToMe
+from models.reduction.workload import Method
+from models.vit import VisionConfig
+
+
+def matchers(method: Method, config: VisionConfig) -> list[Matcher] | None:
+    """One matcher per layer; None where nothing is reduced."""
+    if method == "none":
+        return None
+    if method == "tome":
+        return [ToMe(config.class_token, config.distill_token)] * config.depth
+    return [PiToMe(margin(layer, config.depth), config.protected) for layer in range(config.depth)]

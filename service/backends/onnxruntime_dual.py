@@ -1,0 +1,41 @@
+"""ONNX Runtime on the CPU, of dual encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from export.bundle import Bundle
+from export.dual_runtime import DualSession
+from service.backends.backend import PIXELS, Call, Sample
+from service.backends.stacking import padded, stacked
+
+# A text of a few tokens takes as long as its network's weights take to be read: several share that.
+_TEXTS = 16
+
+
+class OnnxRuntimeDual:
+    """A bundle's two graphs in sessions of ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._session = DualSession(bundle)
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled reduction ops run."""
+        return self._session.native
+
+    def most(self, call: Call, /) -> int:
+        """See `Backend.most`."""
+        return _TEXTS if call.step == "read" else 1
+
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
+        """See `Backend.run`."""
+        if call.step == "read":
+            ids, size = padded([sample["input_ids"] for sample in samples])
+            return [{"vector": row} for row in self._session.embed_texts(ids, size)]
+        (plan,) = call.plans
+        images = stacked(samples, PIXELS[0])
+        vectors, found = self._session.embed_images(images, plan, slots=slots)
+        if found is None:
+            return [{"vector": row} for row in vectors]
+        return [{"vector": row, "slots": one} for row, one in zip(vectors, found, strict=True)]

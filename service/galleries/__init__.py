@@ -1,0 +1,1 @@
+"""Galleries: vectors, metadata and thumbnails of images, kept in LanceDB."""

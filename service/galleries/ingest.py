@@ -1,0 +1,242 @@
+"""From the images of a request to rows of a gallery: what is there is not embedded again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+
+from service.catalog import Model
+from service.embedding import Embedded, embed_images
+from service.engine import Engine
+from service.errors import ApiError, InternalError, InvalidRequest
+from service.galleries.own import own_choice
+from service.galleries.record import ImageRow
+from service.galleries.table import Gallery
+from service.galleries.thumbnails import Thumbnail, thumbnail
+from service.running import unbase64
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, Any] | ApiError
+"""As `gallery_schemas.Kept` describes it."""
+
+
+class Arrival(NamedTuple):
+    """An image that is to be kept.
+
+    Attributes:
+        picture: a file, or base64 of one.
+        id: None for its content's hash.
+        metadata: None for what is there already.
+    """
+
+    picture: bytes | str
+    id: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+class Ingested(NamedTuple):
+    """What became of all of a request's images.
+
+    Attributes:
+        results: in order.
+        timings_ms: of all of them together.
+    """
+
+    results: list[Result]
+    timings_ms: dict[str, float]
+
+
+class _Content(NamedTuple):
+    data: bytes
+    sha256: str
+    id: str
+
+
+async def ingest(
+    engine: Engine,
+    gallery: Gallery,
+    model: Model,
+    arrivals: Sequence[Arrival],
+    *,
+    request: Request | None = None,
+) -> Ingested:
+    """Keep images; what has a result that is no error is on disk.
+
+    Args:
+        model: the gallery's own.
+        arrivals: 1 or more, at most as many as may wait in the queue.
+        request: whose caller is watched.
+
+    Raises:
+        InvalidRequest: two different images with one id.
+        StorageFull, StorageFailed, UnknownGallery: nothing was kept.
+        ApiError: none can be embedded now.
+    """
+    begun = time.perf_counter()
+    contents = await asyncio.to_thread(lambda: [_content(one) for one in arrivals])
+    first = _first_of_each(contents)
+    known = await gallery.known(list(first))
+    fresh = {
+        at: content for name, (at, content) in first.items() if known.get(name) != content.sha256
+    }
+    there = {at: content for at, content in first.values() if at not in fresh}
+    results: dict[int, Result] = {at: {"status": "unchanged"} for at in there}
+    rows = await _said_anew(gallery, there, arrivals)
+    for at, found in (await _embed(engine, gallery, model, fresh, request)).items():
+        if isinstance(found, ApiError):
+            results[at] = found
+            continue
+        embedded, small = found
+        results[at] = {
+            "status": "added",  # unless the gallery says otherwise
+            "reduction": embedded.reduction,
+            "timings_ms": embedded.timings_ms,
+        }
+        rows[at] = ImageRow(
+            id=fresh[at].id,
+            vector=embedded.vector,
+            sha256=fresh[at].sha256,
+            metadata=dict(arrivals[at].metadata or {}),
+            width=small.width,
+            height=small.height,
+            added=datetime.now(UTC),
+            thumbnail=small.jpeg,
+        )
+    embedded_at = time.perf_counter()
+    if rows:
+        for at, status in zip(rows, await gallery.put(list(rows.values())), strict=True):
+            found_at = results[at]
+            assert isinstance(found_at, dict)  # what failed has no row
+            found_at["status"] = status
+    stored_at = time.perf_counter()
+    return Ingested(
+        [_told(content, at, first, results) for at, content in enumerate(contents)],
+        {
+            "embed": round((embedded_at - begun) * 1000, 3),
+            "store": round((stored_at - embedded_at) * 1000, 3),
+        },
+    )
+
+
+def _content(arrival: Arrival) -> _Content | ApiError:
+    try:
+        data = unbase64(arrival.picture) if isinstance(arrival.picture, str) else arrival.picture
+    except ApiError as error:
+        return error
+    digest = hashlib.sha256(data).hexdigest()
+    return _Content(data, digest, arrival.id or digest)
+
+
+def _first_of_each(contents: Sequence[_Content | ApiError]) -> dict[str, tuple[int, _Content]]:
+    """By id, the first image that has it, and which one it is.
+
+    Raises:
+        InvalidRequest: another one with that id has other content.
+    """
+    first: dict[str, tuple[int, _Content]] = {}
+    for at, content in enumerate(contents):
+        if isinstance(content, ApiError):
+            continue
+        _, before = first.setdefault(content.id, (at, content))
+        if before.sha256 != content.sha256:
+            raise InvalidRequest(f"Two different images of this request have the id {content.id}.")
+    return first
+
+
+async def _said_anew(
+    gallery: Gallery, there: Mapping[int, _Content], arrivals: Sequence[Arrival]
+) -> dict[int, ImageRow]:
+    """Of images that are there, the rows of those of which something else is said now: their
+    vectors are still good.
+    """
+    rows = {}
+    for at, content in there.items():
+        metadata = arrivals[at].metadata
+        row = None if metadata is None else await gallery.fetch(content.id, vector=True)
+        if row is not None and metadata is not None and row.metadata != metadata:
+            rows[at] = row._replace(metadata=dict(metadata))
+    return rows
+
+
+async def _embed(
+    engine: Engine,
+    gallery: Gallery,
+    model: Model,
+    contents: Mapping[int, _Content],
+    request: Request | None,
+) -> dict[int, tuple[Embedded, Thumbnail] | ApiError]:
+    """Vectors and thumbnails."""
+    if not contents:
+        return {}
+    pictures = [content.data for content in contents.values()]
+    choice = own_choice(model, gallery.info)
+    embedding = asyncio.ensure_future(
+        embed_images(engine, model, pictures, choice, request=request)
+    )
+    try:
+        # The workers wait for what the embedding has decoded: that goes first.
+        await asyncio.sleep(0)
+        small: Sequence[Thumbnail | ApiError] = []
+        if not embedding.done():  # else it was refused
+            small = await asyncio.gather(*(_thumbnail(engine, picture) for picture in pictures))
+        embedded = await embedding
+    finally:
+        embedding.cancel()
+    return {
+        at: vector
+        if isinstance(vector, ApiError)
+        else picture
+        if isinstance(picture, ApiError)
+        else (vector, picture)
+        for at, vector, picture in zip(contents, embedded, small, strict=True)
+    }
+
+
+async def _thumbnail(engine: Engine, picture: bytes) -> Thumbnail | ApiError:
+    loop = asyncio.get_running_loop()
+    settled: asyncio.Future[Thumbnail | ApiError] = loop.create_future()
+
+    def settle(found: Thumbnail | ApiError) -> None:
+        if not settled.done():
+            settled.set_result(found)
+
+    def work() -> None:
+        found: Thumbnail | ApiError
+        try:
+            found = thumbnail(picture, max_pixels=engine.settings.max_pixels)
+        except ApiError as error:
+            found = error
+        except Exception:
+            logger.exception("a thumbnail could not be made")
+            found = InternalError()
+        # The loop may be closed by now, with nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, found)
+
+    engine.decoders.submit(work)
+    return await settled
+
+
+def _told(
+    content: _Content | ApiError,
+    at: int,
+    first: Mapping[str, tuple[int, _Content]],
+    results: Mapping[int, Result],
+) -> Result:
+    if isinstance(content, ApiError):
+        return content
+    origin, _ = first[content.id]
+    result = results[origin]
+    if isinstance(result, ApiError):
+        return result
+    # The same image for the second time: the first one has brought it.
+    return {"id": content.id, **(result if origin == at else {"status": "unchanged"})}

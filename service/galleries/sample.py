@@ -1,0 +1,127 @@
+"""A gallery to search at once: drawn scenes, embedded when the server has started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from PIL import Image
+
+from models.demo.scenes import HELD_OUT, draw, scene
+from service.catalog import Model
+from service.embedding import choose
+from service.engine import Engine
+from service.errors import ApiError, GalleryExists, Unavailable
+from service.galleries.ingest import Arrival, ingest
+from service.galleries.own import described, own_model
+from service.galleries.table import Gallery
+from service.levels import Selector
+
+logger = logging.getLogger(__name__)
+
+NAME = "scenes"
+MODEL = "scenes-retrieval"
+IMAGES = 500
+# Scenes that no network was trained on, and that no profile was measured on.
+SEEDS = HELD_OUT[-IMAGES:]
+_BATCH = 25
+# Seconds between two looks at whether the models are there.
+_PAUSE = 0.1
+
+
+@contextlib.asynccontextmanager
+async def filling(engine: Engine) -> AsyncIterator[None]:
+    """Fill the gallery in the background, if the settings want it."""
+    if not engine.settings.sample_gallery:
+        yield
+        return
+    task = asyncio.get_running_loop().create_task(_fill_or_say_why_not(engine))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def fill(engine: Engine, *, images: int = IMAGES) -> None:
+    """Make the gallery and put in what is missing: the last time may have been cut short.
+
+    Raises:
+        ApiError: it cannot be made, or is another model's.
+    """
+    while not engine.started:
+        if engine.failed is not None:
+            return
+        await asyncio.sleep(_PAUSE)
+    model = engine.catalog.find(MODEL, "embed")
+    gallery = await _gallery(engine, model)
+    own_model(engine.catalog, gallery.info)
+    seeds = SEEDS[:images]
+    known = await gallery.known([_id(seed) for seed in seeds])
+    missing = [seed for seed in seeds if _id(seed) not in known]
+    if not missing:
+        return
+    for at in range(0, len(missing), _BATCH):
+        arrivals = await asyncio.to_thread(_draw, missing[at : at + _BATCH])
+        await _keep(engine, gallery, model, arrivals)
+    engine.metrics.galleries.size(NAME, await gallery.count())
+    logger.info("filled the gallery %s", NAME, extra={"images": len(missing)})
+
+
+async def _fill_or_say_why_not(engine: Engine) -> None:
+    try:
+        await fill(engine)
+    except ApiError as error:
+        logger.warning("there is no complete gallery %s: %s", NAME, error)
+    except Exception:
+        logger.exception("the gallery %s could not be filled", NAME)
+
+
+async def _gallery(engine: Engine, model: Model) -> Gallery:
+    galleries = await engine.keeper.galleries()
+    choice = choose(engine, model, Selector())
+    try:
+        return await galleries.create(described(NAME, model, choice))
+    except GalleryExists:
+        return await galleries.get(NAME)
+
+
+async def _keep(
+    engine: Engine, gallery: Gallery, model: Model, arrivals: Sequence[Arrival]
+) -> None:
+    while True:
+        try:
+            done = await ingest(engine, gallery, model, arrivals)
+        except Unavailable as error:
+            # Whoever asks something goes first.
+            await asyncio.sleep(error.retry_after or 1)
+            continue
+        failed = [one for one in done.results if isinstance(one, ApiError)]
+        if not failed:
+            return
+        if not isinstance(failed[0], Unavailable):
+            raise failed[0]
+        await asyncio.sleep(failed[0].retry_after or 1)
+
+
+def _id(seed: int) -> str:
+    return f"scene-{seed}"
+
+
+def _draw(seeds: Sequence[int]) -> list[Arrival]:
+    arrivals = []
+    for seed in seeds:
+        shown = scene(seed)
+        file = io.BytesIO()
+        Image.fromarray(draw(shown)).save(file, "PNG", compress_level=1)
+        metadata = {
+            "things": len(shown.things),
+            "colours": sorted({thing.colour for thing in shown.things}),
+            "shapes": sorted({thing.shape for thing in shown.things}),
+        }
+        arrivals.append(Arrival(file.getvalue(), _id(seed), metadata))
+    return arrivals

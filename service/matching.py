@@ -1,0 +1,94 @@
+"""How well a text fits each of some images, by a network that sees both: for re-ranking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+
+from service import running, texts
+from service.backends.backend import Sample
+from service.catalog import Model
+from service.engine import Engine
+from service.errors import ApiError
+from service.levels import Selector
+from service.results import reduction, results
+from service.scores import yes
+from service.steps import Asking, Item
+from service.work import total
+
+
+class Matched(NamedTuple):
+    """What became of some images and a text.
+
+    Attributes:
+        scores: 0 to 1, in the order of the images; an error for one that failed.
+        reduction: as `schemas.Reduction` describes it, of all of them together.
+        timings_ms: by stage, of all of them together; `queue` is the longest.
+    """
+
+    scores: list[float | ApiError]
+    reduction: dict[str, Any]
+    timings_ms: dict[str, float]
+
+
+async def match_scores(
+    engine: Engine,
+    model: Model,
+    pictures: Sequence[bytes | str],
+    text: str,
+    selector: Selector,
+    *,
+    request: Request | None = None,
+) -> Matched:
+    """Scores of images with one text.
+
+    Args:
+        model: one that has the task "match".
+        pictures: files, or base64 of them; 1 or more, at most as many as may wait in the queue.
+        request: whose caller is watched: when it goes away, so does the work.
+
+    Raises:
+        ApiError: nothing can be answered: the level, the text, no place in the queue, no caller,
+            or every image failed; then it is the first one's.
+    """
+    arrived = time.perf_counter()
+    limit = engine.settings.max_pixels
+    asking = Asking.of(
+        model,
+        "match",
+        [running.image(data, max_pixels=limit) for data in pictures],
+        await texts.encode(model.text, [text], "text"),
+        [Item((at,), 0) for at in range(len(pictures))],
+    )
+    choice = running.choose(engine, asking, selector)
+    steps = await running.run(engine, asking, choice, request=request)
+    found = results(engine, steps, width=None, arrived=arrived, finish=_finish)
+    answered = [one for one in found if not isinstance(one, ApiError)]
+    if not answered:
+        raise next(one for one in found if isinstance(one, ApiError))
+    works = [
+        work
+        for one, own in zip(found, steps.works, strict=True)
+        if not isinstance(one, ApiError)
+        for work in own
+    ]
+    return Matched(
+        [one if isinstance(one, ApiError) else one["score"] for one in found],
+        reduction(model, choice, total(works)),
+        _together([one["timings_ms"] for one in answered]),
+    )
+
+
+def _finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
+    (output,) = outputs
+    return {"score": yes(model, "match", output["logits"])}
+
+
+def _together(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {
+        stage: round((max if stage == "queue" else sum)(one[stage] for one in timings), 3)
+        for stage in timings[0]
+    }

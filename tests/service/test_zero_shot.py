@@ -1,0 +1,152 @@
+"""Classes that a request names, over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.schemas import MOST_LABELS, ClassifyResponse
+from tests.service import standin
+from tests.service.gated import Gated
+from tests.service.standin import LABELS, Remote, bundle, picture, problem, serving, until
+from tests.service.standin_dual import WORKLOAD, dual_bundle
+from tests.service.standin_pairs import pair_bundle
+
+RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundles")
+    bundle(root / "a")
+    dual_bundle(root / "b")
+    dual_bundle(root / "c", name="padded", scores="sigmoid", padded=True)
+    pair_bundle(root / "d")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(bundles: Path) -> Iterator[Remote]:
+    with serving(create_app(standin.settings(bundles, max_items=8))) as remote:
+        yield remote
+
+
+def results(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.status_code == 200, response.text
+    ClassifyResponse.model_validate_json(response.content)
+    found: list[dict[str, Any]] = response.json()["results"]
+    return found
+
+
+class TestLabels:
+    def test_classes_of_the_request(self, client: Remote) -> None:
+        names = ["blue", "a green circle", "red"]
+        found = results(client.ask("classify", RED, GREEN, labels=names, top_k=2))
+        assert [result["predictions"][0]["label"] for result in found] == ["red", names[1]]
+        assert found[0]["predictions"][0]["index"] == 2
+        assert found[0]["reduction"]["level"] == "exact"
+        everything = results(client.ask("classify", RED, labels=names))[0]["predictions"]
+        assert sum(one["score"] for one in everything) == pytest.approx(1, abs=1e-5)
+
+    def test_each_by_itself(self, client: Remote) -> None:
+        response = client.ask("classify", RED, labels=["red", "red", "blue"], model="padded")
+        scores = [one["score"] for one in results(response)[0]["predictions"]]
+        assert response.json()["model"] == "padded"
+        assert scores[0] == scores[1] > 0.9 > 0.1 > scores[2]
+
+    def test_one_label_in_json(self, client: Remote) -> None:
+        body = {"image": base64.b64encode(RED).decode(), "labels": "red", "level": "fast"}
+        (result,) = results(client.post("/v1/classify", json=body))
+        assert result["predictions"] == [{"label": "red", "index": 0, "score": 1.0}]
+        assert result["reduction"]["level"] == "fast"
+
+    def test_a_template(self, client: Remote) -> None:
+        def score(**fields: Any) -> float:
+            (result,) = results(client.ask("classify", RED, labels=["{} red", "blue"], **fields))
+            return float(result["predictions"][0]["score"])
+
+        # A template that says blue whatever the label is, leaves less to be said for red.
+        assert score() > score(template="{} blue")
+
+    @pytest.mark.parametrize("template", ["a photo", "{} and {}", "", " "])
+    def test_templates_that_are_none(self, client: Remote, template: str) -> None:
+        response = client.ask("classify", RED, labels=["red"], template=template)
+        assert "template" in problem(response, 422, "invalid-request")
+
+    def test_a_template_without_labels(self, client: Remote) -> None:
+        problem(client.ask("classify", RED, template="a {}"), 422, "invalid-request")
+
+    def test_slots(self, client: Remote) -> None:
+        response = client.ask("classify", RED, labels=["red"], include="slots", reduction=0.5)
+        (result,) = results(response)
+        assert len(result["slots"]) == WORKLOAD.tokens
+
+    def test_without_labels_it_is_the_classifier(self, client: Remote) -> None:
+        response = client.classify(RED)
+        assert response.json()["model"] == "colours"
+        assert results(response)[0]["predictions"][0]["label"] in LABELS
+
+    def test_labels_go_with_a_dual_encoder(self, client: Remote) -> None:
+        refused = client.ask("classify", RED, labels=["red"], model="colours")
+        assert "classes of its own" in problem(refused, 422, "invalid-request")
+        refused = client.classify(RED, model="dual")
+        assert "labels" in problem(refused, 422, "invalid-request")
+        for model in ("pairs", "nobody"):
+            refused = client.ask("classify", RED, labels=["red"], model=model)
+            assert "dual, padded" in problem(refused, 404, "unknown-model")
+
+    def test_labels_that_are_empty(self, client: Remote) -> None:
+        refused = client.ask("classify", RED, labels=["red", " "])
+        assert "labels.1: is empty" in problem(refused, 422, "invalid-request")
+        refused = client.ask("classify", RED, labels=["green", "red", "\u200b"], template="{}")
+        assert "labels.2: is empty" in problem(refused, 422, "invalid-request")
+
+    def test_as_many_as_there_may_be(self, client: Remote) -> None:
+        body: dict[str, Any] = {"image": base64.b64encode(BLUE).decode()}
+        names = ["blue", *(f"red {'.' * at}" for at in range(MOST_LABELS - 1))]
+        (result,) = results(client.post("/v1/classify", json={**body, "labels": names}))
+        assert result["predictions"][0]["label"] == "blue"
+        refused = client.post("/v1/classify", json={**body, "labels": [*names, "one more"]})
+        assert "labels" in problem(refused, 422, "invalid-request")
+
+    def test_labels_are_read_once(self, client: Remote) -> None:
+        names = ["the white circle", "the black circle", "the white circle"]
+        before = client.sample("tokenfold_texts_total")
+        for _ in range(3):
+            results(client.ask("classify", RED, labels=names))
+        assert client.sample("tokenfold_texts_total") == before + 2
+
+    def test_min_accuracy_is_the_recall(self, client: Remote) -> None:
+        refused = client.ask("classify", RED, labels=["red"], min_accuracy=0.95)
+        assert "(recall)" in problem(refused, 409, "accuracy-budget")
+
+
+class TestUnderLoad:
+    def test_a_budget_of_time_counts_the_labels(self, bundles: Path) -> None:
+        gated = Gated(bundles / "b")
+        with serving(gated.app) as remote, ThreadPoolExecutor(1) as pool:
+            gated.backend.gate.clear()
+            asked = {"labels": ["red", "blue"], "max_latency_ms": 50}
+            waiting = pool.submit(remote.ask, "classify", RED, **asked)
+            until(lambda: gated.backend.running == 1)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.1)
+            gated.backend.gate.set()
+            problem(waiting.result(), 503, "deadline")
+            # They are remembered: now the image alone takes time.
+            assert remote.ask("classify", RED, **asked | {"max_latency_ms": 5000}).is_success
+
+    def test_labels_that_are_not_read_in_time(self, bundles: Path) -> None:
+        gated = Gated(bundles / "b", request_timeout=0.2)
+        with serving(gated.app) as remote:
+            gated.backend.gate.clear()
+            refused = remote.ask("classify", RED, labels=["red", "blue"])
+            gated.backend.gate.set()
+            problem(refused, 503, "expired")
