@@ -320,7 +320,8 @@ class Bundle:
         profile = None
         if PROFILE in manifest.files:
             profile = read_document(folder / PROFILE, Profile)
-            unknown = set(profile.levels) - set(manifest.levels)
+            galleries = (level.neighbours for level in profile.levels.values())
+            unknown = set(profile.levels).union(*galleries) - set(manifest.levels)
             if unknown:
                 raise BundleError(f"{folder / PROFILE}: unknown levels {sorted(unknown)}")
             tasks = {task for level in profile.levels.values() for task in level.quality}

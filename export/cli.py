@@ -268,9 +268,9 @@ def _report(bundle: Bundle, recipe: Recipe) -> None:
         for task, found in measured.quality.items():
             share = f"{100 * found.value:.2f} %"
             print(f"  {'':10} {task}: {found.metric} {share} of {found.samples}")
-        for gallery, share in measured.neighbours.items():
+        for gallery, same in measured.neighbours.items():
             if gallery != name:
-                print(f"  {'':10} neighbours in a gallery at {gallery}: {100 * share:.2f} %")
+                print(f"  {'':10} neighbours in a gallery at {gallery}: {100 * same:.2f} %")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 from export.bundle import Manifest
 from export.dual_runtime import Embedder, Float, Int
 from export.items import read_items
-from export.profile import LevelProfile
+from export.profile import LevelProfile, Metric
 from export.quality import DataError, Photos, quality
 from models.text import EmptyTextError, TextEncoder
 
@@ -122,7 +122,7 @@ def measure(
             name: (nearest(gallery, gallery, 1, but=everyone) == wanted)[:, 0]
             for name, gallery in galleries.items()
         }
-    metric = "recall" if scene.captions else "agreement"
+    metric: Metric = "recall" if scene.captions else "agreement"
     shared = neighbours(galleries)
     return {
         name: LevelProfile(

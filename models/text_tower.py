@@ -86,9 +86,7 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(d, config.eps)
         self.head = nn.Linear(d, config.classes, bias=config.projection_bias)
 
-    def forward(
-        self, ids: Tensor, size: Tensor | None = None, *, run: Operators = EAGER
-    ) -> Tensor:
+    def forward(self, ids: Tensor, size: Tensor | None = None, *, run: Operators = EAGER) -> Tensor:
         """(B, T) int64 -> embeddings (B, classes), of any length.
 
         Args:

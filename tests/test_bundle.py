@@ -15,15 +15,18 @@ import pytest
 from pydantic import ValidationError
 
 from export.bundle import (
+    IMAGE,
     JOINT,
     MANIFEST,
     MODEL,
+    TEXT,
     TOKENIZER,
     VISION,
     Bundle,
     BundleError,
     Level,
     Manifest,
+    Similarity,
     TextSpec,
 )
 from export.profile import PROFILE, Latency, LevelProfile, Profile, Quality
@@ -31,7 +34,7 @@ from export.writing import stored_files, write_manifest, write_profile, writing
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import ViltWorkload
 from models.reduction.schedule import flops_ratio
-from models.reduction.workload import Workload
+from models.reduction.workload import DualWorkload, TextWorkload, Workload
 
 WORKLOAD = Workload(
     method="tome", tokens=17, protected=1, depth=2, dim=8, mlp_dim=16, metric_dim=4, stem=9, head=9
@@ -199,6 +202,99 @@ def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path)
     manifest = Bundle.open(tmp_path / "b").manifest
     with pytest.raises(TypeError, match="no texts"):
         manifest.plan(manifest.levels["exact"], text=3, image=17)
+
+
+DUAL = DualWorkload(
+    **WORKLOAD.model_dump(exclude={"kind"}), text=TextWorkload(depth=1, dim=8, mlp_dim=9, head=7)
+)
+
+
+def write_dual(folder: Path, *, missing: str = "", extra: str = "", **changes: Any) -> Bundle:
+    with writing(folder) as part:
+        for name in {IMAGE, TEXT, TOKENIZER} - {missing}:
+            (part / name).write_bytes(name.encode())
+        if extra:
+            (part / extra).write_bytes(b"more")
+        fields: dict[str, Any] = {
+            "name": "dual",
+            "source": "a test",
+            "precision": "fp32",
+            "tasks": {"embed": ()},
+            "text": TextSpec(most_tokens=9),
+            "similarity": Similarity(width=12, scale=20.0, scores="softmax", template="a {}"),
+            "workload": DUAL,
+            "preprocess": Preprocess(size=(32, 32)),
+            "levels": {"exact": level(0, 0)},
+            "default_level": "exact",
+            "versions": {},
+            "files": stored_files(part),
+        }
+        write_manifest(part, Manifest(**fields | changes))
+    return Bundle.open(folder)
+
+
+def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) -> None:
+    bundle = write_dual(tmp_path / "d")
+    assert bundle.manifest.kind == "dual"
+    assert bundle.manifest.pair_tasks == []
+    assert bundle.manifest.workload == DUAL
+    for path in (bundle.image, bundle.text, bundle.tokenizer):
+        assert path.is_file()
+    for name in (IMAGE, TEXT, TOKENIZER):
+        with pytest.raises(ValidationError, match=f"{name} is not listed"):
+            write_dual(tmp_path / "e", missing=name)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"text": None}, "has texts"),
+        ({"similarity": None}, "how its vectors compare"),
+        ({"tasks": {"classify": ("a", "b")}}, "does not classify"),
+        ({"tasks": {"embed": (), "match": ()}}, "does not embed, match"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(ValidationError, match=message):
+            write_dual(tmp_path / "e", **changes)
+    write(tmp_path / "b")
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.kind == "classifier"
+    with pytest.raises(ValidationError, match="nothing else does"):
+        Manifest(**manifest.model_dump() | {"similarity": bundle.manifest.similarity})
+    with pytest.raises(ValidationError, match="does not embed"):
+        Manifest(**manifest.model_dump() | {"tasks": {"embed": ()}})
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", ""])
+def test_a_template_holds_one_label(template: str) -> None:
+    with pytest.raises(ValidationError, match="does not hold one"):
+        Similarity(width=1, scale=1.0, scores="sigmoid", template=template)
+
+
+def test_fingerprints_are_of_what_vectors_depend_on(tmp_path: Path) -> None:
+    own = write_dual(tmp_path / "d").manifest
+    assert len(own.fingerprint) == 64
+    same = [
+        own.model_copy(update={"name": "other", "versions": {"a": "1"}, "default_level": "x"}),
+        write_dual(tmp_path / "e", extra=PROFILE[:-5] + ".txt").manifest,
+    ]
+    assert {one.fingerprint for one in same} == {own.fingerprint}
+    more = {**own.files, f"{IMAGE}.data": own.files[IMAGE]}
+    graph = {**own.files, TEXT: own.files[IMAGE]}
+    others = [
+        own.model_copy(update={"files": more}),
+        own.model_copy(update={"files": graph}),
+        own.model_copy(update={"preprocess": Preprocess(size=(32, 32), mean=(0.0, 0.0, 0.0))}),
+        own.model_copy(update={"text": TextSpec(most_tokens=9, padding=0)}),
+    ]
+    assert len({own.fingerprint, *(one.fingerprint for one in others)}) == 5
+
+
+def test_neighbours_are_of_galleries_at_a_level(tmp_path: Path) -> None:
+    write_dual(tmp_path / "d")
+    for gallery in ("exact", "nonsense"):
+        measured = LevelProfile(neighbours={gallery: 0.5})
+        write_profile(tmp_path / "d", profile().model_copy(update={"levels": {"exact": measured}}))
+        if gallery == "exact":
+            assert Bundle.open(tmp_path / "d").profile is not None
+    with pytest.raises(BundleError, match=r"unknown levels.*nonsense"):
+        Bundle.open(tmp_path / "d")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", ""])

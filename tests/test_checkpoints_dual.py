@@ -21,7 +21,6 @@ from tests import tiny
 from tests.published_dual import write_clip, write_siglip
 
 TEXTS = ("a photo of a cat", "this is a photo of two dogs", "a", "it is red, isn't it? " * 8)
-TOLERANCE = {"rtol": 0, "atol": 1e-4}
 
 
 def dual(source: Path | str) -> DualCheckpoint:
@@ -29,6 +28,10 @@ def dual(source: Path | str) -> DualCheckpoint:
     assert isinstance(loaded, DualCheckpoint)
     assert not loaded.model.training
     return loaded
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def images(loaded: DualCheckpoint, batch: int = 3) -> Tensor:
@@ -63,17 +66,17 @@ def test_vectors_and_logits_are_those_of_transformers(write: Any, tmp_path: Path
     ids, size = padded(ours, ours.text.padding or 0)
     wanted = theirs(pixel_values=image, input_ids=ids)
     vectors, texts = ours.model.embed_images(image), ours.model.embed_texts(ids, size)
-    torch.testing.assert_close(vectors, wanted.image_embeds, **TOLERANCE)
-    torch.testing.assert_close(texts, wanted.text_embeds, **TOLERANCE)
+    close(vectors, wanted.image_embeds)
+    close(texts, wanted.text_embeds)
     logits = ours.model.logits(vectors, texts)
-    torch.testing.assert_close(logits, wanted.logits_per_image, **TOLERANCE)
+    close(logits, wanted.logits_per_image)
     assert logits.std() > 0.1
     features = theirs.get_image_features(pixel_values=image)
     features = getattr(features, "pooler_output", features)
-    torch.testing.assert_close(ours.model.image(image).logits, features, **TOLERANCE)
+    close(ours.model.image(image).logits, features)
     features = theirs.get_text_features(input_ids=ids)
     features = getattr(features, "pooler_output", features)
-    torch.testing.assert_close(ours.model.text(ids, size), features, **TOLERANCE)
+    close(ours.model.text(ids, size), features)
 
 
 @pytest.mark.parametrize("fill", [0, 7])
@@ -88,7 +91,7 @@ def test_clip_s_texts_need_no_padding(fill: int, tmp_path: Path) -> None:
     for at, text in enumerate(TEXTS):
         alone = ours.model.embed_texts(torch.from_numpy(ours.text.encode(text).ids)[None])[0]
         torch.testing.assert_close(alone, together[at], rtol=0, atol=1e-5)
-        torch.testing.assert_close(alone, wanted[at], **TOLERANCE)
+        close(alone, wanted[at])
     assert {len(ours.text.encode(text).ids) for text in TEXTS} > {16}
 
 
@@ -108,7 +111,7 @@ def test_the_end_of_old_files_is_the_highest_id(tmp_path: Path) -> None:
     ids, size = padded(ours, 0)
     wanted = theirs.get_text_features(input_ids=ids)
     wanted = getattr(wanted, "pooler_output", wanted)
-    torch.testing.assert_close(ours.model.text(ids, size), wanted, **TOLERANCE)
+    close(ours.model.text(ids, size), wanted)
     edit(tmp_path / "config.json", text_config={"eos_token_id": 9})
     with pytest.raises(CheckpointError, match="the network looks for token 9"):
         load(str(tmp_path))
@@ -160,9 +163,9 @@ def test_patches_that_do_not_tile_leave_the_edges_out(tmp_path: Path) -> None:
     assert ours.model.config.image.grid == (4, 4)
     image = images(ours)
     assert image.shape[-1] == 37
-    ids, size = padded(ours, 1)
+    ids, _ = padded(ours, 1)
     wanted = theirs(pixel_values=image, input_ids=ids)
-    torch.testing.assert_close(ours.model.embed_images(image), wanted.image_embeds, **TOLERANCE)
+    close(ours.model.embed_images(image), wanted.image_embeds)
 
 
 @pytest.mark.parametrize("write", [write_clip, write_siglip])
@@ -177,7 +180,7 @@ def test_positions_are_resized_to_larger_images(write: Any, tmp_path: Path) -> N
     image = images(ours)
     wanted = theirs.get_image_features(pixel_values=image, interpolate_pos_encoding=True)
     wanted = getattr(wanted, "pooler_output", wanted)
-    torch.testing.assert_close(ours.model.image(image).logits, wanted, **TOLERANCE)
+    close(ours.model.image(image).logits, wanted)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_random_networks(name: str, width: int, length: int) -> None:
 
 def test_unknown_random_networks_are_told() -> None:
     assert not random_dual.recognises("clip-b16")  # an image classifier
-    with pytest.raises(CheckpointError, match="clip-vit-b16, .*siglip-b16"):
+    with pytest.raises(CheckpointError, match=r"clip-vit-b16, .*siglip-b16"):
         load("random:siglip-x16")
     with pytest.raises(CheckpointError, match="patches of 16 do not tile"):
         load("random:siglip-ti16-65")

@@ -44,10 +44,19 @@ def test_clip_s_tokens_read_well(tmp_path: Path) -> None:
     assert tokenizer.read(tmp_path, MOST).encode("A photo of a CAT, naïve").tokens == tokens
 
 
+def test_a_clip_without_end_is_told(tmp_path: Path) -> None:
+    write_clip_tokenizer(tmp_path)
+    words = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    del words["<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"vocab\.json: <\|endoftext\|> is not in it"):
+        tokenizer.read(tmp_path, MOST)
+
+
 def gemma(folder: Path, **config: Any) -> Any:
     """SigLIP 2's tokenizer of `transformers` with a small vocabulary."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))  # noqa: S106
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     trained.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=200, special_tokens=special, show_progress=False

@@ -18,6 +18,7 @@ from models.reduction.tome import ToMe
 from tests import tiny
 
 MEAN: dict[str, Any] = {"pool": "mean", "class_token": False}
+WITH_CLASS: dict[str, Any] = {"class_token": True}
 
 
 def images(batch: int = 3) -> Tensor:
@@ -64,8 +65,10 @@ def test_reduced_images_stay_near_themselves(method: str) -> None:
 @pytest.mark.parametrize("method", ["tome", "pitome"])
 @torch.no_grad()
 def test_merging_equal_tokens_changes_no_vector(method: str) -> None:
-    # Patches of a grey image without positions are equal: a token of size s is s of size 1.
-    for model in networks():
+    # Patches of a grey image without positions are equal: a token of size s is s of size 1. The
+    # class token is another one, so that it matters how much the others count.
+    attention, mean = tiny.dual(siglip=True, image=WITH_CLASS), tiny.dual(image={"pool": "mean"})
+    for model in (tiny.dual(), attention, mean):
         model.image.pos_embed.zero_()
         grey, chosen = torch.full((1, 3, *tiny.SIZE), 0.3), matchers(model, method)
         plain = model.embed_images(grey)

@@ -19,6 +19,7 @@ from models.reduction.schedule import DEFAULT_LEVELS, flops_ratio, linear, plan_
 from models.reduction.tome import ToMe
 from models.reduction.workload import Method, PlanError, Shape, Workload, clamp
 from models.vit import VisionConfig, VisionTransformer
+from tests import tiny
 
 SMALL = VisionConfig(
     image_size=(24, 32), patch_size=8, dim=24, depth=3, heads=3, mlp_dim=40, classes=5
@@ -242,3 +243,31 @@ def test_a_wrong_plan_is_told() -> None:
         DEIT_S.flops([1, 2, 3])
     with pytest.raises(PlanError, match="0 or more, not -2"):
         DEIT_S.widths([0] * 11 + [-2])
+
+
+@pytest.mark.parametrize("siglip", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 12])
+def test_flops_of_texts_are_those_of_torch_s_counter(siglip: bool, tokens: int) -> None:
+    model = tiny.dual(siglip=siglip)
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model.embed_texts(torch.zeros(1, tokens, dtype=torch.int64))
+    workload = model.config.workload("tome")
+    assert 2 * workload.text_flops(tokens) == counter.get_total_flops()
+
+
+def test_a_dual_encoder_s_plans_are_its_image_tower_s() -> None:
+    for siglip in (False, True):
+        config = tiny.dual(siglip=siglip).config
+        dual, image = config.workload("pitome"), config.image.workload("pitome")
+        for reduction in (0.0, 0.2, 0.4, 1.0):
+            plan = plan_for(dual, reduction)
+            assert plan == plan_for(image, reduction)
+            assert dual.flops(plan) == image.flops(plan)
+            assert dual.widths(plan) == image.widths(plan)
+    with pytest.raises(PlanError, match="a text of 0 tokens"):
+        dual.text_flops(0)
+    assert type(dual).model_validate_json(dual.model_dump_json()) == dual

@@ -145,10 +145,14 @@ def test_tokens_in_and_out(matchers: Any) -> None:
 
 
 @pytest.mark.parametrize("matchers", [tome, pitome])
-@pytest.mark.parametrize("changes", [{}, DISTILLED, MAE, {"pool": "class+mean"}, CLIP, SIGLIP])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, DISTILLED, MAE, {"pool": "class+mean"}, CLIP, {**SIGLIP, "class_token": True}],
+)
 def test_merging_equal_tokens_changes_nothing(changes: dict[str, Any], matchers: Any) -> None:
     # On a grey image without positions all patches stay equal, and a token of size s attends and
-    # is attended to as s tokens of size 1: exactly so, if sizes are counted everywhere.
+    # is attended to as s tokens of size 1: exactly so, if sizes are counted everywhere. (The class
+    # token is another one: among tokens that are all equal sizes do not matter.)
     model = network(**changes)
     with torch.no_grad():
         model.pos_embed.zero_()

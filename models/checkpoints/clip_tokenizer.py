@@ -27,11 +27,19 @@ def is_clip(tokenizer: Tokenizer) -> bool:
 
 
 def clip(pieces: Path, merges: Path) -> Tokenizer:
-    """CLIP's from `vocab.json` and `merges.txt`, where `</w>` marks the end of a word."""
+    """CLIP's from `vocab.json` and `merges.txt`, where `</w>` marks the end of a word.
+
+    Raises:
+        CheckpointError: its special tokens are not among the words.
+    """
     model = models.BPE.from_file(
         str(pieces), str(merges), unk_token=CLIP_END, end_of_word_suffix=WORD_END
     )
     tokenizer = Tokenizer(model)
+    start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
+    if start is None or end is None:
+        absent = CLIP_END if end is None else CLIP_START
+        raise CheckpointError(f"{pieces}: {absent} is not in it")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -42,7 +50,6 @@ def clip(pieces: Path, merges: Path) -> Tokenizer:
         ]
     )
     tokenizer.add_special_tokens([CLIP_START, CLIP_END])
-    start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
     tokenizer.post_processor = processors.RobertaProcessing(
         (CLIP_END, end), (CLIP_START, start), trim_offsets=False, add_prefix_space=False
     )

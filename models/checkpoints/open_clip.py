@@ -235,9 +235,9 @@ def _activation(config: Config | None, name: str, openai: bool) -> Activation:
     if EXACT.search(name):
         return "gelu"
     raise CheckpointError(
-        f"CLIPs exist with GELU and with QuickGELU; put {CONFIG} beside, or name the file after its "
-        "training: quickgelu, openai or metaclip for the one, laion, datacomp or commonpool for "
-        "the other"
+        f"CLIPs exist with GELU and with QuickGELU; put {CONFIG} beside, or name the file after "
+        "its training: quickgelu, openai or metaclip for QuickGELU; laion, datacomp or commonpool "
+        "for GELU"
     )
 
 

@@ -33,7 +33,9 @@ class OnnxRuntimePairs:
         if call.step == "embed":
             found = self._session.embed(stacked(samples, PIXELS[0]))
             return [{TOKENS[0]: tokens} for tokens in found]
-        assert call.task not in ("classify", "embed")  # which see no image with a text
+        # Which see no image with a text.
+        assert call.task != "classify"
+        assert call.task != "embed"
         ids, size = padded([sample["input_ids"] for sample in samples])
         images = [self._tokens(samples, call, at) for at in range(len(call.plans))]
         passes = ask(self._session, images, ids, size, call.plans, task=call.task, slots=slots)

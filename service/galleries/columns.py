@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,14 @@ from service.galleries.record import GalleryInfo, Hit, ImageRow
 if TYPE_CHECKING:
     import pyarrow as pa
 
+State = Literal["tokenfold-pending", "tokenfold-deleted"]
+PENDING: State = "tokenfold-pending"
+DELETED: State = "tokenfold-deleted"
+
 SHOWN = ("id", "sha256", "metadata", "width", "height", "added")
 """Columns of a `Hit`, but for its score."""
 
 _INFO = b"tokenfold"
-_GONE = b"deleted"
 # Two writers that insert one id at the same time: with this on the field the second one notices,
 # and updates. Without it both rows stay.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
@@ -48,20 +52,20 @@ def schema(info: GalleryInfo) -> pa.Schema:
     )
 
 
-def tombstone() -> pa.Schema:
-    """The columns of a gallery that was deleted.
+def mark(state: State) -> pa.Schema:
+    """The columns of a table that is not a gallery yet, or no longer.
 
     None of them is a gallery's, so that what another process still adds to it fails.
     """
     import pyarrow as pa
 
-    return pa.schema([pa.field("deleted", pa.bool_())], metadata={_INFO: _GONE})
+    return pa.schema([pa.field("nothing", pa.bool_())], metadata={state: str(time.time()).encode()})
 
 
 def description(found: pa.Schema) -> GalleryInfo | None:
     """What the columns say of their gallery; None where it was deleted, or is none of ours."""
     text = (found.metadata or {}).get(_INFO)
-    if text is None or text == _GONE:
+    if text is None:
         return None
     try:
         return GalleryInfo.model_validate_json(text)
@@ -69,9 +73,10 @@ def description(found: pa.Schema) -> GalleryInfo | None:
         return None
 
 
-def is_tombstone(found: pa.Schema) -> bool:
-    """Whether these are the columns of a gallery that was deleted."""
-    return bool((found.metadata or {}).get(_INFO) == _GONE)
+def marked(found: pa.Schema, state: State) -> float | None:
+    """Seconds since the table was given a mark; None where it has none."""
+    since = (found.metadata or {}).get(state.encode())
+    return None if since is None else time.time() - float(since)
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:

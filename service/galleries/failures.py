@@ -12,7 +12,6 @@ logger = logging.getLogger(__name__)
 # ENOSPC, EDQUOT, and EFBIG: a file may not grow any more, for whatever reason.
 _FULL = re.compile(r"\(os error (28|122|27)\)|No space left on device|[Qq]uota exceeded")
 _CONFLICT = re.compile(r"[Cc]ommit conflict|[Tt]oo many concurrent write|[Pp]lease retry")
-_EXISTS = re.compile(r"already exists")
 _MISSING = re.compile(r"[Nn]ot found")
 
 LanceError = (RuntimeError, ValueError, OSError)
@@ -27,11 +26,6 @@ def is_full(error: Exception) -> bool:
 def is_conflict(error: Exception) -> bool:
     """Whether another writer was first, so that it is worth trying again."""
     return _CONFLICT.search(str(error)) is not None
-
-
-def is_taken(error: Exception) -> bool:
-    """Whether a table of that name is there already."""
-    return _EXISTS.search(str(error)) is not None
 
 
 def is_missing(error: Exception) -> bool:

@@ -100,11 +100,9 @@ def _exists(key: str, field: str, value: Any) -> str:
 
 
 def _contains(key: str, field: str, value: Any) -> str:
-    text = _literal(key, value)
-    element = value if isinstance(value, str) else text
     return (
         f"json_extract({field}, '$') LIKE '[%' AND "
-        f"json_array_contains({field}, '$', {quoted(element)})"
+        f"json_array_contains({field}, '$', {quoted(_literal(key, value))})"
     )
 
 

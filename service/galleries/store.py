@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import importlib
+import random
 import re
+import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from service.errors import GalleryExists, StorageFull, UnknownGallery
-from service.galleries.columns import description, is_tombstone, schema, tombstone
-from service.galleries.failures import LanceError, is_missing, is_taken, storage_error
+from service.galleries.columns import DELETED, PENDING, description, mark, marked, schema
+from service.galleries.failures import LanceError, is_missing, storage_error
 from service.galleries.record import GalleryInfo
 from service.galleries.table import Gallery
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from lancedb import AsyncConnection, AsyncTable
 
-_TABLE = re.compile(r"(\d+)-(.+)")
+_TABLE = re.compile(r"[0-9a-f]{16}-(.+)")
 _PAGE = 1000  # tables
+_ATTEMPTS = 10
+# Who has not finished creating a gallery after so long never will.
+PATIENCE = 60.0  # seconds
+# After so long nobody writes to a deleted gallery any more.
+FORGET = 600.0  # seconds
 # Not zero: LanceDB warns that readers will fail then, which is the point here.
 _AT_ONCE = timedelta(milliseconds=1)
 
@@ -27,10 +36,11 @@ _AT_ONCE = timedelta(milliseconds=1)
 class Galleries:
     """Every gallery under one path or object-store URI. Other processes may use the same.
 
-    The gallery `holiday` is the table `1-holiday`. To delete it is to commit a version of the table
-    without any of its columns, so that it is either there or not, and whoever still writes to it
-    fails. The next gallery of that name is the table `2-holiday`, and so on: the creation of a
-    table is atomic, and which of two creators came first is plain.
+    A gallery is a table with a number of its own in its name. To delete it is to commit a version
+    of the table without any of its columns, so that it is either there or not, and whoever still
+    writes to it fails. To create it is to make a table that is marked as pending, and a gallery if
+    no other of the name is seen then: of two creators at least one sees the other, and yields.
+    (LanceDB does not tell which of two came first that create one table: both succeed.)
     """
 
     def __init__(self, connection: AsyncConnection) -> None:
@@ -51,7 +61,7 @@ class Galleries:
             # Every read looks for what other processes have written.
             connection = await lancedb.connect_async(place, read_consistency_interval=timedelta(0))
             galleries = cls(connection)
-            await galleries._tables()
+            await galleries._names()
         except LanceError as error:
             raise storage_error(error, f"opening the galleries in {uri}") from error
         return galleries
@@ -63,33 +73,30 @@ class Galleries:
             GalleryExists: one has that name.
             StorageFull: there is no room for it.
         """
-        exists = GalleryExists(f"There is a gallery '{info.name}' already.")
-        doing = f"creating gallery {info.name}"
         try:
-            numbers = (await self._tables()).get(info.name, [])
-            last = 0
-            for number in reversed(numbers):
-                table = await self._table(number, info.name)
-                if table is None:
-                    continue  # its creation was cut short
-                if not is_tombstone(await table.schema()):
-                    raise exists
-                last = number
-                break
-            table = await self._connection.create_table(
-                _name(last + 1, info.name), schema=schema(info)
-            )
+            for attempt in range(_ATTEMPTS):
+                if attempt:
+                    await asyncio.sleep(random.uniform(0.0, min(1.0, 0.02 * 2**attempt)))
+                if await self._rivals(info.name):
+                    continue
+                own = f"{secrets.token_hex(8)}-{info.name}"
+                await self._connection.create_table(own, schema=mark(PENDING))
+                try:
+                    yielding = await self._rivals(info.name, own)
+                except GalleryExists:
+                    await self._connection.drop_table(own)
+                    raise
+                if yielding:
+                    await self._connection.drop_table(own)
+                    continue
+                table = await self._connection.create_table(
+                    own, schema=schema(info), mode="overwrite"
+                )
+                gallery = self._open[info.name] = Gallery(info, table)
+                return gallery
         except LanceError as error:
-            if is_taken(error):
-                raise exists from error
-            raise storage_error(error, doing) from error
-        gallery = self._open[info.name] = Gallery(info, table)
-        for number in numbers:
-            if number <= last:
-                # Only the last number counts, so this may be cut short anywhere.
-                with contextlib.suppress(*LanceError):
-                    await self._connection.drop_table(_name(number, info.name))
-        return gallery
+            raise storage_error(error, f"creating gallery {info.name}") from error
+        raise GalleryExists(f"Others are creating a gallery '{info.name}' right now.")
 
     async def list(self) -> list[Gallery]:
         """Every gallery, by name.
@@ -98,7 +105,7 @@ class Galleries:
             StorageFailed: they cannot be read.
         """
         try:
-            names = sorted(await self._tables())
+            names = sorted(await self._names())
         except LanceError as error:
             raise storage_error(error, "listing the galleries") from error
         found = []
@@ -121,15 +128,15 @@ class Galleries:
             if self._open.get(name) is gallery:
                 del self._open[name]
         try:
-            for number in reversed((await self._tables()).get(name, [])):
-                table = await self._table(number, name)
-                if table is None:
-                    continue  # its creation was cut short
-                info = description(await table.schema())
-                if info is None:
-                    break
-                # Another request may have been first, and there is to be one that orders writes.
-                return self._open.setdefault(name, Gallery(info, table))
+            found = []
+            for table, columns in await self._tables(name):
+                info = description(columns)
+                if info is not None:
+                    found.append(Gallery(info, table))
+            if found:
+                # Another request may have been first, and one of them is to order all writes.
+                first = min(found, key=lambda each: (each.info.created, each.table.name))
+                return self._open.setdefault(name, first)
         except LanceError as error:
             raise storage_error(error, f"opening gallery {name}") from error
         raise UnknownGallery(f"There is no gallery '{name}'.")
@@ -147,7 +154,7 @@ class Galleries:
         try:
             try:
                 gone = await self._connection.create_table(
-                    table.name, schema=tombstone(), mode="overwrite"
+                    table.name, schema=mark(DELETED), mode="overwrite"
                 )
             except LanceError as error:
                 failure = storage_error(error, doing)
@@ -168,30 +175,57 @@ class Galleries:
         for gallery in self._open.values():
             await gallery.settled()
         self._open.clear()
-        await self._connection.close()
+        self._connection.close()  # type: ignore[no-untyped-call]
 
-    async def _tables(self) -> dict[str, list[int]]:
-        """Numbers of the tables of each name, in order."""
-        found: dict[str, list[int]] = {}
+    async def sweep(self) -> None:
+        """Remove what is left of deleted galleries, and of those whose creation was cut short.
+
+        Raises:
+            RuntimeError, ValueError, OSError: LanceDB's.
+        """
+        for name in await self._names():
+            for table, columns in await self._tables(name):
+                deleted, pending = marked(columns, DELETED), marked(columns, PENDING)
+                if (deleted or 0.0) > FORGET or (pending or 0.0) > FORGET:
+                    await self._connection.drop_table(table.name)
+
+    async def _rivals(self, name: str, own: str | None = None) -> bool:
+        """Whether somebody else creates a gallery of that name.
+
+        Raises:
+            GalleryExists: there is one.
+        """
+        pending = False
+        for table, columns in await self._tables(name):
+            if table.name == own:
+                continue
+            if description(columns) is not None:
+                raise GalleryExists(f"There is a gallery '{name}' already.")
+            age = marked(columns, PENDING)
+            pending |= age is not None and age < PATIENCE
+        return pending
+
+    async def _names(self) -> dict[str, builtins.list[str]]:
+        """The tables of each name of a gallery, whatever their state."""
+        found: dict[str, builtins.list[str]] = {}
         token: str | None = None
         while True:
             page = await self._connection.list_tables(page_token=token, limit=_PAGE)
             for table in page.tables:
                 if (parts := _TABLE.fullmatch(table)) is not None:
-                    found.setdefault(parts[2], []).append(int(parts[1]))
+                    found.setdefault(parts[1], []).append(table)
             token = page.page_token
             if not token:
-                return {name: sorted(numbers) for name, numbers in found.items()}
+                return found
 
-    async def _table(self, number: int, name: str) -> AsyncTable | None:
-        """A table; None where its creation was cut short."""
-        try:
-            return await self._connection.open_table(_name(number, name))
-        except LanceError as error:
-            if is_missing(error):
-                return None
-            raise
-
-
-def _name(number: int, name: str) -> str:
-    return f"{number}-{name}"
+    async def _tables(self, name: str) -> builtins.list[tuple[AsyncTable, pa.Schema]]:
+        """The tables of a name with their columns, but those that are not complete."""
+        found = []
+        for each in (await self._names()).get(name, []):
+            try:
+                table = await self._connection.open_table(each)
+                found.append((table, await table.schema()))
+            except LanceError as error:
+                if not is_missing(error):
+                    raise
+        return found

@@ -17,9 +17,9 @@ from service.errors import UnknownGallery
 from service.galleries.columns import (
     SHOWN,
     cosines,
+    description,
     hits,
     image_row,
-    is_tombstone,
     metadata_text,
     table,
 )
@@ -125,7 +125,7 @@ class Gallery:
         count = 0
         async with self._writing:
             for some in _chunks(ids):
-                deleted = await self._retried(
+                deleted: Any = await self._retried(
                     f"deleting from gallery {self.info.name}",
                     partial(self.table.delete, _among(some)),
                 )
@@ -189,7 +189,7 @@ class Gallery:
     async def stats(self) -> GalleryStats:
         """How large it is."""
         async with self._reading():
-            stats = await self.table.stats()
+            stats: Any = await self.table.stats()  # a dictionary, whatever its type says
             index = await self.table.index_stats(VECTOR_INDEX)
         return GalleryStats(
             images=stats["num_rows"],
@@ -201,7 +201,7 @@ class Gallery:
     async def alive(self) -> bool:
         """Whether nobody has deleted it."""
         try:
-            return not is_tombstone(await self.table.schema())
+            return description(await self.table.schema()) == self.info
         except LanceError as error:
             if is_missing(error):
                 return False
@@ -236,7 +236,8 @@ class Gallery:
             here[row.id] = content
             changed[row.id] = row
         if changed:
-            merge = self.table.merge_insert("id")
+            # By its index LanceDB would not notice that another process inserts the same id.
+            merge = self.table.merge_insert("id").use_index(False)
             merge = merge.when_matched_update_all().when_not_matched_insert_all()
             await merge.execute(table(changed.values(), self.info))
         return statuses

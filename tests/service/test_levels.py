@@ -28,6 +28,7 @@ from service.errors import (
 )
 from service.levels import Levels, Selector
 from service.work import Size, Work, Works
+from tests.service.standin_dual import WORKLOAD as DUAL
 
 VIT_S = Workload(
     method="tome", tokens=197, protected=1, depth=12, dim=384, mlp_dim=1536, metric_dim=64,
@@ -378,3 +379,22 @@ class TestCosts:
             found.observe(exact, 0.025)
         clock.now += 3600
         assert found.seconds(exact) == pytest.approx(0.025, rel=0.01)
+
+
+def test_texts_by_themselves_take_their_own_time() -> None:
+    costs = Costs(clock=Clock())
+    short, long = Work.of_text(DUAL, 8), Work.of_text(DUAL, 16)
+    assert costs.seconds((short,), "read") == 0.0
+    costs.learn(Times({short.flops: 1.0}, reading={short.flops: 0.2, long.flops: 0.4}))
+    assert costs.seconds((short,), "read") == 0.2
+    between = costs.seconds((Work.of_text(DUAL, 12),), "read")
+    assert 0.2 < between < 0.4
+    # One drift for the whole model.
+    costs.observe((short,), 0.4, "read")
+    assert costs.seconds((short,), "read") > 0.2
+    assert costs.seconds((short,)) > 1.0
+
+
+def test_no_other_network_reads_texts_by_themselves() -> None:
+    with pytest.raises(TypeError, match="dual encoders"):
+        Work.of_text(VIT_S, 8)

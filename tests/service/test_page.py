@@ -42,7 +42,8 @@ def test_what_it_refers_to_is_there(client: Remote) -> None:
 def test_its_tasks_are_those_of_the_api() -> None:
     script = (FOLDER / "tasks.js").read_text()
     tasks = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
-    assert tuple(tasks) == get_args(Task)
+    # A vector is nothing to look at: the page searches with it.
+    assert tasks == [task for task in get_args(Task) if task != "embed"]
     requests: dict[str, type[BaseModel]] = {
         "vqa": VqaRequest, "entail": EntailRequest, "reason": ReasonRequest, "match": MatchRequest
     }  # fmt: skip

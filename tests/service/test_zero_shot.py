@@ -133,7 +133,7 @@ class TestUnderLoad:
         gated = Gated(bundles / "b")
         with serving(gated.app) as remote, ThreadPoolExecutor(1) as pool:
             gated.backend.gate.clear()
-            asked = {"labels": ["red", "blue"], "max_latency_ms": 50}
+            asked: dict[str, Any] = {"labels": ["red", "blue"], "max_latency_ms": 50}
             waiting = pool.submit(remote.ask, "classify", RED, **asked)
             until(lambda: gated.backend.running == 1)
             with pytest.raises(TimeoutError):

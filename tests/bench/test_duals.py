@@ -1,0 +1,109 @@
+"""The bench on a dual encoder: images at its levels, texts, and PyTorch beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.bench import command
+from export.bench.subjects import DualGraphs, longest_texts, opened, random_inputs
+from export.bench.targets import choose
+from export.bundle import Bundle
+from export.pipeline import export_bundle
+from export.profile import LevelProfile, Profile
+from export.quality import profile
+from export.recipe import Recipe
+from export.writing import write_profile
+from models.checkpoints import native
+from models.checkpoints.checkpoint import AnyCheckpoint
+from tests import tiny
+from tests.bench.trivial import QUICK
+
+LEVELS = {"exact": 0.0, "half": 0.3}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("exported")
+    native.save(folder / "weights", tiny.dual_checkpoint())
+    source = str(folder / "weights")
+    recipe = Recipe(name="dual", levels=LEVELS)
+    return export_bundle(tiny.dual_checkpoint(), source, folder / "dual", recipe)
+
+
+def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> dict[str, Any]:
+    assert command.main([str(folder), *QUICK, "--json", *arguments]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_images_at_every_level_and_texts(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(capsys, bundle.folder, "--r", "2", "--batch", "2")
+    assert [row["level"] for row in found["levels"]] == ["exact", "half", "r=2"]
+    texts = found["texts"]
+    assert texts["tokens"] == 12
+    assert texts["texts_per_second"] > 0
+    assert 0 < texts["p50_ms"] <= texts["p99_ms"]
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_table_for_people(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([str(bundle.folder), *QUICK, "--levels"]) == 0
+    shown = capsys.readouterr().out
+    assert "texts of 12 tokens" in shown
+    assert "texts/s" in shown
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_torch_and_another_bundle(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--torch", "--threads", "1", "--compare", str(bundle.folder)]
+    found = run(capsys, bundle.folder, *options)
+    assert [row["level"] for row in found["torch"]] == list(LEVELS)
+    assert [one["level"] for one in found["compare"]["levels"]] == list(LEVELS)
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_checkpoint_with_other_weights_is_refused(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = Path(bundle.manifest.source)
+    others: list[tuple[AnyCheckpoint, str]] = [
+        (tiny.dual_checkpoint(seed=1), "no longer has"),
+        (tiny.dual_checkpoint(siglip=True), "not the network"),
+        (tiny.checkpoint(), "not the network"),
+    ]
+    for other, message in others:
+        native.save(weights, other)
+        try:
+            assert command.main([str(bundle.folder), *QUICK, "--torch"]) == 2
+        finally:
+            native.save(weights, tiny.dual_checkpoint())
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"half": LevelProfile(neighbours={"exact": 0.9, "half": 1.0})}
+    before: Profile = profile(known, native=True)
+    write_profile(bundle.folder, before)
+    run(capsys, bundle.folder, "--save")
+    after = Bundle.open(bundle.folder).profile
+    assert after is not None
+    assert after.texts_per_second is not None
+    assert after.levels["half"].neighbours == known["half"].neighbours
+    assert [one.batch for one in after.levels["half"].latency] == [1, 2, 4, 8]
+
+
+def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
+    graphs, images = opened(bundle), random_inputs(bundle, 3)
+    assert isinstance(graphs, DualGraphs)
+    assert graphs.run(images[0], bundle.manifest.workload.unreduced).shape == (3, 40)
+    ids, size = longest_texts(bundle, 3)[0]
+    assert ids.shape == size.shape == (3, 12)
+    assert size.all()
+    assert list(choose(bundle.manifest, levels=["half"])) == ["exact", "half"]

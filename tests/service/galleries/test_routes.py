@@ -1,0 +1,362 @@
+"""Galleries over real HTTP: made, filled, listed, fetched, deleted."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.gallery_schemas import GalleryDescription, GalleryImage, GalleryList, ImagePage
+from tests.service.galleries.served import (
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    YELLOW,
+    add,
+    added,
+    bundles,
+    create,
+    galleries_at,
+    search,
+)
+from tests.service.standin import Remote, bundle, picture, problem
+from tests.service.standin_dual import WIDTH, dual_bundle
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    root = bundles(tmp_path_factory.mktemp("bundles"))
+    dual_bundle(root / "d", name="other", red=0.5)
+    with galleries_at(root, max_items=8) as remote:
+        yield remote
+
+
+def page(remote: Remote, name: str, **query: Any) -> dict[str, Any]:
+    response = remote.get(f"/v1/galleries/{name}/images", params=query)
+    assert response.status_code == 200, response.text
+    ImagePage.model_validate_json(response.content)
+    found: dict[str, Any] = response.json()
+    return found
+
+
+class TestGalleries:
+    def test_create_describe_list_and_delete(self, client: Remote) -> None:
+        response = client.post("/v1/galleries", json={"name": "life"})
+        assert response.status_code == 201
+        assert response.headers["location"] == "/v1/galleries/life"
+        described = response.json()
+        GalleryDescription.model_validate_json(response.content)
+        assert described["model"] == "dual"
+        assert described["level"] == "exact"
+        assert described["reduction"] == 0
+        assert described["width"] == WIDTH
+        assert described["images"] == described["indexed"] == 0
+        assert described["served"] is True
+        assert client.get("/v1/galleries/life").json()["name"] == "life"
+        listed = client.get("/v1/galleries")
+        GalleryList.model_validate_json(listed.content)
+        assert "life" in [one["name"] for one in listed.json()["galleries"]]
+        assert client.delete("/v1/galleries/life").status_code == 204
+        problem(client.get("/v1/galleries/life"), 404, "unknown-gallery")
+        problem(client.delete("/v1/galleries/life"), 404, "unknown-gallery")
+
+    def test_its_level_is_chosen_once(self, client: Remote) -> None:
+        assert create(client, "quick", level="fast")["reduction"] == 0.6
+        found = create(client, "own", reduction=0.45, model="dual")
+        assert (found["level"], found["reduction"]) == ("custom", 0.45)
+        (result,) = added(add(client, "quick", RED))
+        assert result["reduction"]["level"] == "fast"
+        (result,) = added(add(client, "own", RED))
+        assert result["reduction"]["level"] == "custom"
+        assert result["reduction"]["requested"] == 0.45
+
+    def test_a_form_will_do(self, client: Remote) -> None:
+        response = client.post("/v1/galleries", files={"name": (None, "form")})
+        assert response.status_code == 201
+
+    def test_what_cannot_be_created(self, client: Remote) -> None:
+        create(client, "twice")
+
+        def post(**fields: Any) -> Any:
+            return client.post("/v1/galleries", json=fields)
+
+        problem(post(name="twice"), 409, "gallery-exists")
+        problem(post(name="x", model="colours"), 404, "unknown-model")
+        problem(post(name="x", level="turbo"), 422, "unknown-level")
+        problem(post(name="x", level="fast", reduction=0.2), 422, "two-selectors")
+        problem(post(), 422, "invalid-request")
+        for name in ("", "A", "a/b", "..", "x" * 65, "a b"):
+            assert "name" in problem(post(name=name), 422, "invalid-request")
+
+
+class TestImages:
+    def test_by_content(self, client: Remote) -> None:
+        create(client, "content")
+        found = added(add(client, "content", RED, BLUE))
+        assert [one["status"] for one in found] == ["added", "added"]
+        assert [one["id"] for one in found] == [
+            hashlib.sha256(data).hexdigest() for data in (RED, BLUE)
+        ]
+        assert found[0]["reduction"]["tokens_in"] == 17
+        assert set(found[0]["timings_ms"]) >= {"decode", "queue", "infer"}
+        again = added(add(client, "content", BLUE, GREEN, BLUE))
+        assert [one["status"] for one in again] == ["unchanged", "added", "unchanged"]
+        assert "reduction" not in again[0]
+        assert client.get("/v1/galleries/content").json()["images"] == 3
+
+    def test_the_same_content_is_not_embedded_again(self, client: Remote) -> None:
+        create(client, "once")
+        add(client, "once", RED, GREEN, ids=["r", "g"])
+        before = client.sample("tokenfold_images_total", task="embed")
+        assert [
+            one["status"] for one in added(add(client, "once", RED, GREEN, ids=["r", "g"]))
+        ] == [*("unchanged", "unchanged")]
+        # Nor if something else is said of it.
+        found = added(add(client, "once", RED, ids=["r"], metadata=[{"stars": 5}]))
+        assert found[0]["status"] == "replaced"
+        assert client.sample("tokenfold_images_total", task="embed") == before
+        image = client.get("/v1/galleries/once/images/r").json()
+        assert image["metadata"] == {"stars": 5}
+        assert search(client, "once", text="red", top_k=1)["results"][0]["score"] > 0.9
+        # What is said stays until something else is.
+        assert added(add(client, "once", RED, ids=["r"]))[0]["status"] == "unchanged"
+        assert client.get("/v1/galleries/once/images/r").json()["metadata"] == {"stars": 5}
+
+    def test_other_content_replaces(self, client: Remote) -> None:
+        create(client, "replaced")
+        add(client, "replaced", RED, ids=["x"], metadata=[{"n": 1}])
+        (found,) = added(add(client, "replaced", BLUE, ids=["x"]))
+        assert found["status"] == "replaced"
+        image = client.get("/v1/galleries/replaced/images/x").json()
+        assert image["sha256"] == hashlib.sha256(BLUE).hexdigest()
+        assert image["metadata"] == {}
+        assert search(client, "replaced", text="blue")["results"][0]["score"] > 0.9
+
+    def test_metadata_of_each_or_of_all(self, client: Remote) -> None:
+        create(client, "said")
+        add(client, "said", RED, BLUE, ids=["a", "b"], metadata=[{"n": 1, "tags": ["x"]}, {}])
+        add(client, "said", GREEN, YELLOW, ids=["c", "d"], metadata=[{"n": 2}])
+        found = {one["id"]: one["metadata"] for one in page(client, "said")["images"]}
+        assert found == {"a": {"n": 1, "tags": ["x"]}, "b": {}, "c": {"n": 2}, "d": {"n": 2}}
+
+    def test_json(self, client: Remote) -> None:
+        create(client, "json")
+        one = base64.b64encode(RED).decode()
+        for body in (
+            {"image": one, "id": "a", "metadata": {"n": 1}},
+            {"image": [f"data:image/png;base64,{one}"], "id": ["b"], "metadata": [{"n": 1}]},
+        ):
+            response = client.post("/v1/galleries/json/images", json=body)
+            assert added(response)[0]["status"] == "added"
+        found = page(client, "json")["images"]
+        assert found[0]["sha256"] == found[1]["sha256"] == hashlib.sha256(RED).hexdigest()
+        assert [one["metadata"] for one in found] == [{"n": 1}] * 2
+
+    def test_a_bad_one_fails_alone(self, client: Remote) -> None:
+        create(client, "bad")
+        failed = "tokenfold_gallery_ingested_images_total"
+        before = client.sample(failed, status="failed")
+        found = added(add(client, "bad", RED, b"no image", BLUE[:60], GREEN))
+        assert found[1]["problem"]["status"] == 415
+        assert found[2]["problem"]["status"] == 422
+        assert [one.get("status") for one in found] == ["added", None, None, "added"]
+        assert client.get("/v1/galleries/bad").json()["images"] == 2
+        assert client.sample(failed, status="failed") == before + 2
+        problem(add(client, "bad", b"no image"), 415, "image-format")
+        response = add(client, "bad", b"no image", b"nor this")
+        problem(response, 415, "image-format")
+        assert len(response.json()["results"]) == 2
+        response = client.post("/v1/galleries/bad/images", json={"image": ["?", "?"]})
+        problem(response, 422, "bad-image")
+
+    def test_what_cannot_be_added(self, client: Remote) -> None:
+        create(client, "refused")
+
+        def refused(slug: str = "invalid-request", status: int = 422, **fields: Any) -> str:
+            return problem(add(client, "refused", RED, BLUE, **fields), status, slug)
+
+        assert "2 of image and 1 of id" in refused(ids=["a"])
+        assert "3 of metadata" in refused(metadata=[{}] * 3)
+        assert "id a" in refused(ids=["a", "a"])
+        for name in ("a/b", "", "..", "a b", "x" * 201, "ä"):
+            assert "id" in refused(ids=["ok", name])
+        for text in ("[1]", "{", "1", '{"x": NaN}', json.dumps({"x": "y" * 70_000})):
+            response = client.post(
+                "/v1/galleries/refused/images",
+                files=[("image", ("a.png", RED))],
+                data={"metadata": text},
+            )
+            assert "metadata" in problem(response, 422, "invalid-request")
+        assert "at most 8" in problem(add(client, "refused", *[RED] * 9), 422, "invalid-request")
+        problem(add(client, "missing", RED), 404, "unknown-gallery")
+        assert client.get("/v1/galleries/refused").json()["images"] == 0
+
+    def test_listed_by_pages(self, client: Remote) -> None:
+        create(client, "pages")
+        names = [f"i{at:02}" for at in range(12)]
+        pictures = [picture((at * 20, 0, 0), (8, 8)) for at in range(12)]  # type: ignore[arg-type]
+        for at in (0, 6):
+            metadata = [{"odd": bool(number % 2)} for number in range(at, at + 6)]
+            add(client, "pages", *pictures[at : at + 6], ids=names[at : at + 6], metadata=metadata)
+        found: list[str] = []
+        query: dict[str, Any] = {"limit": 5}
+        sizes = []
+        while True:
+            one = page(client, "pages", **query)
+            sizes.append(len(one["images"]))
+            found += [image["id"] for image in one["images"]]
+            if "next" not in one:
+                break
+            query["after"] = one["next"]
+        assert found == names
+        assert sizes == [5, 5, 2]
+        odd = page(client, "pages", filter='{"odd": true}')
+        assert [image["id"] for image in odd["images"]] == names[1::2]
+        images = "/v1/galleries/pages/images"
+        for bad in ("{", "[]", "1"):
+            problem(client.get(images, params={"filter": bad}), 422, "invalid-request")
+        problem(client.get(images, params={"filter": '{"odd": {"no": 1}}'}), 422, "invalid-filter")
+        problem(client.get(images, params={"limit": 0}), 422, "invalid-request")
+        problem(client.get("/v1/galleries/none/images"), 404, "unknown-gallery")
+
+    def test_fetched_and_deleted(self, client: Remote) -> None:
+        create(client, "fetched")
+        strange = "a.b_c~d:e@f+g=h-i"
+        added(add(client, "fetched", picture("red", (40, 30)), ids=[strange], metadata=[{"n": 1}]))
+        (listed,) = page(client, "fetched")["images"]
+        path = f"/v1/galleries/fetched/images/{strange}"
+        response = client.get(path)
+        GalleryImage.model_validate_json(response.content)
+        assert response.json() == listed
+        assert (listed["width"], listed["height"]) == (40, 30)
+        assert listed["metadata"] == {"n": 1}
+        vector = np.array(client.get(path, params={"include": "vector"}).json()["vector"])
+        assert vector.shape == (WIDTH,)
+        assert math.isclose(np.linalg.norm(vector), 1, abs_tol=1e-5)
+        problem(client.get(path, params={"include": "x"}), 422, "invalid-request")
+
+        thumbnail = client.get(listed["thumbnail"])
+        assert thumbnail.headers["content-type"] == "image/jpeg"
+        assert thumbnail.headers["x-content-type-options"] == "nosniff"
+        assert Image.open(io.BytesIO(thumbnail.content)).size == (40, 30)
+        tag = thumbnail.headers["etag"]
+        cached = client.get(listed["thumbnail"], headers={"if-none-match": tag})
+        assert (cached.status_code, cached.content) == (304, b"")
+        assert client.head(listed["thumbnail"]).status_code == 200
+
+        assert client.delete(path).status_code == 204
+        for missing in (client.delete(path), client.get(path), client.get(listed["thumbnail"])):
+            problem(missing, 404, "unknown-image")
+        assert client.get("/v1/galleries/fetched").json()["images"] == 0
+
+    def test_deleted_together(self, client: Remote) -> None:
+        create(client, "together")
+        add(client, "together", RED, GREEN, BLUE, ids=["r", "g", "b"])
+        path = "/v1/galleries/together/images/delete"
+        assert client.post(path, json={"ids": ["r", "b", "x"]}).json() == {"deleted": 2}
+        assert [one["id"] for one in page(client, "together")["images"]] == ["g"]
+        assert client.post(path, json={"ids": "g"}).json() == {"deleted": 1}
+        problem(client.post(path, json={"ids": []}), 422, "invalid-request")
+
+
+class TestModels:
+    def test_another_one_is_refused(self, client: Remote) -> None:
+        create(client, "mine", model="dual")
+        detail = problem(add(client, "mine", RED, model="other"), 409, "other-model")
+        assert "dual" in detail
+        added(add(client, "mine", RED, model="dual"))
+        body = {"text": "red", "model": "other"}
+        problem(client.post("/v1/galleries/mine/search", json=body), 409, "other-model")
+
+    def test_exported_anew_or_gone(self, tmp_path: Path) -> None:
+        data = str(tmp_path / "data")
+        dual_bundle(tmp_path / "old" / "a")
+        with galleries_at(tmp_path / "old", data_dir=data) as remote:
+            create(remote, "kept")
+            added(add(remote, "kept", RED, BLUE, WHITE, ids=["r", "b", "w"]))
+        dual_bundle(tmp_path / "new" / "a", red=0.5)
+        dual_bundle(tmp_path / "gone" / "a", name="other")
+        for root in ("new", "gone"):
+            with galleries_at(tmp_path / root, data_dir=data) as remote:
+                found = remote.get("/v1/galleries/kept").json()
+                assert (found["served"], found["images"]) == (False, 3)
+                path = "/v1/galleries/kept"
+                problem(add(remote, "kept", GREEN), 409, "other-model")
+                for by in ({"text": "red"}, {"image": base64.b64encode(RED).decode()}):
+                    problem(remote.post(f"{path}/search", json=by), 409, "other-model")
+                # It can still be read.
+                assert [one["id"] for one in page(remote, "kept")["images"]] == ["b", "r", "w"]
+                assert len(search(remote, "kept", id="r")["results"]) == 2
+                assert remote.get(f"{path}/images/r/thumbnail").status_code == 200
+        with galleries_at(tmp_path / "new", data_dir=data) as remote:
+            assert remote.delete("/v1/galleries/kept/images/w").status_code == 204
+        with galleries_at(tmp_path / "old", data_dir=data) as remote:
+            # The old one finds it as it was.
+            assert search(remote, "kept", text="red")["results"][0]["id"] == "r"
+            assert added(add(remote, "kept", RED, ids=["r"]))[0]["status"] == "unchanged"
+
+    def test_without_any(self, tmp_path: Path) -> None:
+        (tmp_path / "none").mkdir()
+        bundle(tmp_path / "none" / "a")
+        with galleries_at(tmp_path / "none") as remote:
+            problem(remote.post("/v1/galleries", json={"name": "x"}), 404, "unknown-model")
+            assert remote.get("/v1/galleries").json() == {"galleries": []}
+
+
+class TestStorage:
+    def test_it_is_there_after_a_restart(self, tmp_path: Path) -> None:
+        root = bundles(tmp_path / "bundles")
+        with galleries_at(root) as remote:
+            create(remote, "kept", level="fast")
+            added(add(remote, "kept", RED, BLUE, ids=["r", "b"], metadata=[{"n": 1}]))
+        with galleries_at(root) as remote:
+            assert remote.get("/v1/galleries/kept").json()["level"] == "fast"
+            assert search(remote, "kept", text="blue")["results"][0]["id"] == "b"
+            assert remote.sample("tokenfold_gallery_images", gallery="kept") == 2
+
+    def test_two_servers_share_it(self, tmp_path: Path) -> None:
+        root, data = bundles(tmp_path / "bundles"), str(tmp_path / "data")
+        with galleries_at(root, data_dir=data) as one, galleries_at(root, data_dir=data) as other:
+            create(one, "shared")
+            added(add(other, "shared", RED, ids=["r"]))
+            added(add(one, "shared", BLUE, ids=["b"]))
+            for remote in (one, other):
+                assert [image["id"] for image in page(remote, "shared")["images"]] == ["b", "r"]
+
+    def test_a_folder_that_cannot_be_used(self, tmp_path: Path) -> None:
+        root = bundles(tmp_path / "bundles")
+        (tmp_path / "file").write_text("no folder")
+        with galleries_at(root, data_dir=str(tmp_path / "file" / "data")) as remote:
+            for response in (
+                remote.get("/v1/galleries"),
+                remote.post("/v1/galleries", json={"name": "x"}),
+                add(remote, "x", RED),
+            ):
+                problem(response, 500, "storage-failed")
+            assert remote.classify(RED).status_code == 200
+            assert remote.get("/readyz").status_code == 200
+
+    def test_metrics(self, client: Remote) -> None:
+        create(client, "counted")
+        before = client.sample("tokenfold_gallery_ingest_duration_seconds_count")
+        kept = client.sample("tokenfold_gallery_ingested_images_total", status="added")
+        added(add(client, "counted", RED, GREEN, ids=["r", "g"]))
+        added(add(client, "counted", RED, GREEN, ids=["r", "g"]))
+        name = "tokenfold_gallery_images"
+        assert client.sample(name, gallery="counted") == 2
+        assert client.sample("tokenfold_gallery_ingest_duration_seconds_count") == before + 2
+        assert client.sample("tokenfold_gallery_ingested_images_total", status="added") == kept + 2
+        client.delete("/v1/galleries/counted/images/r")
+        assert client.sample(name, gallery="counted") == 1
+        client.delete("/v1/galleries/counted")
+        assert f'{name}{{gallery="counted"}}' not in client.get("/metrics").text

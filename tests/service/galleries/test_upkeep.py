@@ -1,0 +1,287 @@
+"""Upkeep: fewer files and an index, and the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.galleries import upkeep
+from service.galleries.failures import is_conflict
+from service.galleries.record import GalleryStats
+from service.galleries.store import Galleries
+from service.galleries.table import VECTOR_INDEX, Gallery
+from service.galleries.upkeep import Policy, Upkeep, crowded, index, optimize
+from tests.service.galleries.made import Vectors, assert_same, image, info, unit, vectors
+
+SMALL = Policy(index_from=300, partition=64)
+
+
+def with_galleries(place: Path, use: Callable[[Galleries], Awaitable[None]]) -> None:
+    async def run() -> None:
+        galleries = await Galleries.open(str(place))
+        await use(galleries)
+        await galleries.close()
+
+    asyncio.run(run())
+
+
+async def fill(gallery: Gallery, commits: int, each: int = 1, first: int = 0) -> None:
+    for begin in range(first, first + commits * each, each):
+        await gallery.put([image(f"{n:05}") for n in range(begin, begin + each)])
+
+
+def test_files_become_one_and_old_versions_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        await fill(gallery, 10, 3)
+        await gallery.delete(["00004"])
+        assert (await gallery.stats()).fragments == 10
+        monkeypatch.setattr(upkeep, "KEEP", timedelta(milliseconds=1))
+        await optimize(gallery)
+        stats = await gallery.stats()
+        assert (stats.images, stats.fragments) == (29, 1)
+        versions = await gallery.table.list_versions()  # type: ignore[no-untyped-call]
+        assert len(versions) <= 2
+        assert_same(await gallery.fetch("00007", vector=True), image("00007"))
+        # In order, there is nothing to do: two who look after one gallery come to rest.
+        await optimize(gallery)
+        version = await gallery.table.version()
+        await optimize(gallery)
+        assert await gallery.table.version() == version
+
+    with_galleries(tmp_path, use)
+
+
+def clustered(count: int, width: int, seed: int) -> Vectors:
+    """(count, width) around 40 directions, which are the same for every seed."""
+    centres = np.random.default_rng(7).standard_normal((40, width))
+    draw = np.random.default_rng(seed)
+    noise = draw.standard_normal((count, width))
+    return unit(centres[draw.integers(0, 40, count)] + 0.7 * noise)
+
+
+def between_kinds(count: int, width: int, seed: int) -> Vectors:
+    """Queries that lie apart from all images, as those of texts do."""
+    apart = np.random.default_rng(8).standard_normal(width)
+    return unit(clustered(count, width, seed) + 2.0 * unit(apart))
+
+
+@pytest.mark.parametrize("kind", ["clustered", "uniform", "between kinds"])
+def test_the_index_finds_what_exact_search_finds(tmp_path: Path, kind: str) -> None:
+    width, count = 64, 3000
+    given = vectors(count, width) if kind == "uniform" else clustered(count, width, 1)
+    queries = {"uniform": vectors, "clustered": clustered, "between kinds": between_kinds}[kind](
+        40, width, 2
+    )
+
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info(width=width))
+        rows = [image(f"{n}", vector=given[n], metadata={"even": n % 2 == 0}) for n in range(count)]
+        await gallery.put(rows[:2500])
+        await index(gallery, partition=128)
+        await gallery.put(rows[2500:])
+        stats = await gallery.stats()
+        assert (stats.images, stats.indexed) == (3000, 2500)
+        found = []
+        for filter in (None, {"even": True}):
+            for query in queries:
+                best = await gallery.search(query, top_k=10, filter=filter, exact=True)
+                near = await gallery.search(query, top_k=10, filter=filter)
+                found.append(len({hit.id for hit in best} & {hit.id for hit in near}) / 10)
+                assert [hit.score for hit in near] == sorted(
+                    (hit.score for hit in near), reverse=True
+                )
+        assert np.mean(found) >= 0.98
+        again = await gallery.search(given[2999], top_k=1)
+        assert again[0].id == "2999"
+        assert again[0].score == pytest.approx(1.0, abs=1e-6)
+
+    with_galleries(tmp_path, use)
+
+
+def test_an_index_follows_what_changes(tmp_path: Path) -> None:
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        await fill(gallery, 1, 400)
+        await index(gallery, 64)
+        await gallery.delete(["00001"])
+        assert await gallery.put([image("00002", content="other"), image("new")]) == [
+            "replaced",
+            "added",
+        ]
+        for _ in range(2):
+            assert (await gallery.search(image("00001").vector, top_k=1))[0].id != "00001"
+            (hit,) = await gallery.search(image("other").vector, top_k=1)
+            assert hit.id == "00002"
+            assert hit.score == pytest.approx(1.0, abs=1e-6)
+            assert (await gallery.search(image("new").vector, top_k=1))[0].id == "new"
+            assert set(await gallery.known(["00001", "00002", "new"])) == {"00002", "new"}
+            assert await gallery.put([image("00003"), image("new")]) == ["unchanged"] * 2
+            await optimize(gallery)
+        stats = await gallery.stats()
+        assert stats.images == stats.indexed == 400
+
+    with_galleries(tmp_path, use)
+
+
+def test_an_index_of_many_parts_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        await fill(gallery, 1, 300)
+        await index(gallery, 64)
+        for turn in range(4):
+            await fill(gallery, 1, 20, first=1000 * (turn + 1))
+            await optimize(gallery)
+        parts = await gallery.table.index_stats(VECTOR_INDEX)
+        assert parts is not None
+        assert (parts.num_indices or 1) > 2
+        monkeypatch.setattr(upkeep, "PARTS", 2)
+        await index(gallery, 64)
+        parts = await gallery.table.index_stats(VECTOR_INDEX)
+        assert parts is not None
+        assert (parts.num_indices, parts.num_unindexed_rows) == (1, 0)
+        await optimize(gallery)
+        assert (await gallery.stats()).fragments == 1
+
+    with_galleries(tmp_path, use)
+
+
+def test_a_round_does_what_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "FRAGMENTS", 8)
+
+    async def use(galleries: Galleries) -> None:
+        keeper = Upkeep(galleries, policy=SMALL)
+        few, many = await galleries.create(info("few")), await galleries.create(info("many"))
+        large = await galleries.create(info("large"))
+        await fill(few, 3)
+        await fill(many, 9)
+        await fill(large, 1, 300)
+        await keeper.round()
+        assert (await few.stats()).fragments == 3
+        assert (await many.stats()).fragments == 1
+        assert (await large.stats()).indexed == 300
+        monkeypatch.setattr(upkeep, "QUIET", (0.0, 0.0))
+        await fill(few, 1, first=100)
+        await keeper.round()
+        assert (await few.stats()).fragments == 1
+        version = await few.table.version()
+        await keeper.round()
+        assert await few.table.version() == version
+        await galleries.delete("few")
+        await keeper.round()
+
+    with_galleries(tmp_path, use)
+
+
+@pytest.mark.parametrize(
+    ("images", "indexed", "size", "fragments", "expected"),
+    [
+        (100, 0, 10**6, 63, False),
+        (100, 0, 10**6, 64, True),
+        (10**5, 0, 2**32, 100, False),
+        (10**5, 0, 2**32, 192, True),
+        (10**7, 10**7, 2**40, 1023, False),
+        (10**7, 10**7, 2**40, 1024, True),
+        (10**5, 95_000, 2**30, 1, False),
+        (10**5, 85_000, 2**30, 1, True),
+    ],
+)
+def test_crowded(images: int, indexed: int, size: int, fragments: int, expected: bool) -> None:
+    assert crowded(GalleryStats(images, indexed, size, fragments)) == expected
+
+
+def test_searches_and_puts_go_on_meanwhile(tmp_path: Path) -> None:
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        other = await (await Galleries.open(str(tmp_path))).get("holiday")
+        await fill(gallery, 5, 100)
+        working = True
+
+        async def work() -> None:
+            nonlocal working
+            for turn in range(4):
+                await asyncio.gather(keep(gallery), keep(other))
+                await fill(gallery, 3, 2, first=1000 * (turn + 1))
+            working = False
+
+        async def keep(which: Gallery) -> None:
+            # Of two at the same time one may be too late.
+            steps = optimize(which), index(which, 64)
+            found = await asyncio.gather(*steps, return_exceptions=True)
+            failed = [each for each in found if isinstance(each, Exception)]
+            assert all(is_conflict(each) for each in failed), failed
+
+        async def ask() -> int:
+            asked = 0
+            while working:
+                n = 7 * asked % 500
+                (hit,) = await gallery.search(image(f"{n:05}").vector, top_k=1)
+                assert hit.id == f"{n:05}"
+                assert await gallery.put([image(f"{n:05}", metadata={"asked": asked})]) != []
+                asked += 1
+                await asyncio.sleep(0)
+            return asked
+
+        _, asked = await asyncio.gather(work(), ask())
+        assert asked > 3
+        assert await gallery.count() == 500 + 4 * 6
+
+    with_galleries(tmp_path, use)
+
+
+def test_it_runs_in_the_background_until_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "FRAGMENTS", 2)
+
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        keeper = Upkeep(galleries, every=0.01)
+        await keeper.stop()
+        keeper.start()
+        await fill(gallery, 3)
+        begun = time.monotonic()
+        while (await gallery.stats()).fragments > 1:
+            assert time.monotonic() - begun < 60
+            await asyncio.sleep(0.01)
+        await keeper.stop()
+        await fill(gallery, 3, first=10)
+        await asyncio.sleep(0.1)
+        assert (await gallery.stats()).fragments == 4
+
+    with caplog.at_level(logging.INFO):
+        with_galleries(tmp_path, use)
+    assert "gallery holiday put in order" in caplog.text
+
+
+def test_a_failure_is_logged_and_the_others_are_looked_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(gallery: Gallery) -> None:
+        if gallery.info.name == "a":
+            raise RuntimeError("lance error: broken")
+        await optimize(gallery)
+
+    async def use(galleries: Galleries) -> None:
+        first, second = await galleries.create(info("a")), await galleries.create(info("b"))
+        await fill(first, 3)
+        await fill(second, 3)
+        monkeypatch.setattr(upkeep, "optimize", failing)
+        await Upkeep(galleries).round()
+        assert (await first.stats()).fragments == 3
+        assert (await second.stats()).fragments == 1
+
+    monkeypatch.setattr(upkeep, "FRAGMENTS", 2)
+    with_galleries(tmp_path, use)
+    assert "upkeep of gallery a failed: lance error: broken" in caplog.text
