@@ -11,7 +11,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
     # Here, so that a parent who imports this module loads no runtime of its own.
+    from export.dual_runtime import DualSession
     from export.runtime import Session
 
-    session = Session(bundle, threads=1)
+    answer: Callable[[Any, Sequence[int]], object]
+    if bundle.manifest.kind == "dual":
+        answer = DualSession(bundle, threads=1).embed_images
+    else:
+        answer = Session(bundle, threads=1).run
     image = synthetic(*bundle.manifest.preprocess.size)[None]
     for line in sys.stdin:
         order = json.loads(line)
         plan = bundle.manifest.levels[order.pop("level")].plan
 
         def run(plan: Sequence[int] = plan) -> None:
-            session.run(image, plan)
+            answer(image, plan)
 
         report = closed_loop([run] * options.callers, **order)
         print(json.dumps(report.as_json()), flush=True)

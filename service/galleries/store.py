@@ -6,13 +6,14 @@ import asyncio
 import builtins
 import contextlib
 import importlib
+import os
 import random
 import re
 import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
-from service.errors import GalleryExists, StorageFull, UnknownGallery
+from service.errors import GalleryExists, StorageFailed, StorageFull, UnknownGallery
 from service.galleries.columns import DELETED, PENDING, description, mark, marked, schema
 from service.galleries.failures import LanceError, is_missing, storage_error
 from service.galleries.record import GalleryInfo
@@ -54,6 +55,8 @@ class Galleries:
         Raises:
             StorageFailed: it cannot be used.
         """
+        # Its own lines on stderr are in no format of ours, and what fails is logged here.
+        os.environ.setdefault("LANCEDB_LOG", "error")
         # It takes a second, in which the loop has other things to do.
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
         place = f"{uri.rstrip('/')}/galleries"
@@ -99,7 +102,7 @@ class Galleries:
         raise GalleryExists(f"Others are creating a gallery '{info.name}' right now.")
 
     async def list(self) -> list[Gallery]:
-        """Every gallery, by name.
+        """Every gallery that can be read, by name.
 
         Raises:
             StorageFailed: they cannot be read.
@@ -110,7 +113,8 @@ class Galleries:
             raise storage_error(error, "listing the galleries") from error
         found = []
         for name in names:
-            with contextlib.suppress(UnknownGallery):
+            # One that cannot be read is in the log, and hides none of the others.
+            with contextlib.suppress(UnknownGallery, StorageFailed):
                 found.append(await self.get(name))
         return found
 

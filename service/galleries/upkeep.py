@@ -102,6 +102,8 @@ class Upkeep:
         for gallery in galleries:
             try:
                 await self._look_after(gallery)
+            except ApiError:
+                pass  # deleted meanwhile, or in the log
             except LanceError as error:
                 level = logging.INFO if is_conflict(error) else logging.WARNING
                 logger.log(level, "upkeep of gallery %s failed: %s", gallery.info.name, error)

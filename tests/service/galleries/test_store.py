@@ -170,6 +170,20 @@ def test_leftovers_are_no_galleries(tmp_path: Path) -> None:
     with_two(tmp_path, use)
 
 
+def test_a_broken_gallery_hides_no_other(tmp_path: Path) -> None:
+    async def use(one: Galleries, other: Galleries) -> None:
+        for name in ("broken", "whole"):
+            await (await one.create(info(name))).put([image("a")])
+        (broken,) = (tmp_path / "galleries").glob("*-broken.lance")
+        for manifest in (broken / "_versions").glob("*.manifest"):
+            manifest.write_bytes(b"no manifest")
+        assert await names(other) == ["whole"]
+        with pytest.raises(StorageFailed):
+            await other.get("broken")
+
+    with_two(tmp_path, use)
+
+
 def test_a_creation_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(one: Galleries, other: Galleries) -> None:
         await one._connection.create_table(f"{0:016}-holiday", schema=mark(PENDING))
