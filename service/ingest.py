@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console=console,
         )
     except Stop as error:
-        console.print(f"tokenfold ingest: {escape(str(error))}")
+        console.print(f"tokenfold ingest: {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from here.")
@@ -343,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         client.close()
     for path, reason in outcome.failed[:_LISTED]:
-        console.print(f"{escape(str(path))}: {escape(reason)}")
+        console.print(f"{escape(str(path))}: {escape(reason)}", soft_wrap=True)
     if len(outcome.failed) > _LISTED:
         console.print(f"and {len(outcome.failed) - _LISTED} more")
     return 1 if outcome.failed else 0

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from models.tasks import Task
 from service.app import create_app
+from service.gallery_schemas import SearchRequest
 from service.pair_schemas import EntailRequest, MatchRequest, ReasonRequest, VqaRequest
 from service.routes.page import FOLDER
 from tests.service import standin
@@ -60,9 +61,22 @@ def test_nothing_comes_from_elsewhere() -> None:
 
 def test_every_element_that_the_script_names_exists() -> None:
     html = (FOLDER / "index.html").read_text()
-    script = (FOLDER / "page.js").read_text()
-    for name in set(re.findall(r'\$\("(\w+)"\)', script)):
-        assert f'id="{name}"' in html, name
+    for script in FOLDER.glob("*.js"):
+        for name in set(re.findall(r'\$\("(\w+)"\)', script.read_text())):
+            assert f'id="{name}"' in html, name
+
+
+def test_what_it_searches_by_is_what_the_api_takes() -> None:
+    script = (FOLDER / "search.js").read_text()
+    sent = re.findall(r'\["(\w+)", [$sS N]', script) + re.findall(r'append\("(\w+)"', script)
+    assert {"text", "id", "image", "rerank", "reduction", "top_k"} == set(sent)
+    assert set(sent) <= set(SearchRequest.model_fields)
+
+
+def test_every_import_is_there() -> None:
+    for script in FOLDER.glob("*.js"):
+        for name in re.findall(r'from "\./([^"]+)"', script.read_text()):
+            assert (FOLDER / name).is_file(), name
 
 
 def test_a_level_between_whole_percents_can_be_chosen() -> None:
@@ -85,8 +99,10 @@ def test_a_level_between_whole_percents_can_be_chosen() -> None:
     ],
 )
 def test_names_reach_curl_whole(name: str, curl: str) -> None:
-    script = (FOLDER / "page.js").read_text()
-    functions = re.findall(r"^function (?:shell|field)\(.*?^}", script, re.DOTALL | re.MULTILINE)
+    script = (FOLDER / "curl.js").read_text()
+    functions = re.findall(
+        r"^export (function (?:shell|field)\(.*?^})", script, re.DOTALL | re.MULTILINE
+    )
     code = "\n".join(functions) + "\nconsole.log(shell(`image=@${field(process.argv[1])}`))"
     word = subprocess.check_output([NODE, "-e", code, "--", name], text=True).removesuffix("\n")
     printed = subprocess.check_output(["sh", "-c", f"printf %s {word}"], text=True)

@@ -194,7 +194,7 @@ class TestCommandLine:
         assert "tokenfold[export]" in done.stderr
 
     def test_the_other_commands_are_there(self) -> None:
-        for name in ("serve", "export", "bench"):
+        for name in ("serve", "export", "bench", "ingest"):
             done = run("-m", "tokenfold", name, "--help")
             assert done.returncode == 0, done.stderr
             assert f"tokenfold {name}" in done.stdout

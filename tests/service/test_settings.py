@@ -38,6 +38,19 @@ def test_environment_and_flags_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse().max_pixels == 1000
 
 
+def test_where_galleries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert parse().data_dir == "/home/x/.local/share/tokenfold"
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert parse().data_dir == "/data/tokenfold"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    assert parse().data_dir == "/home/x/.local/share/tokenfold"
+    monkeypatch.setenv("TOKENFOLD_DATA_DIR", "s3://bucket/galleries")
+    assert parse().data_dir == "s3://bucket/galleries"
+    assert parse("--data-dir=/here").data_dir == "/here"
+
+
 @pytest.mark.parametrize(
     "flag", ["--port=99999", "--workers=0", "--queue-limit=x", "--request-timeout=0"]
 )

@@ -1,0 +1,87 @@
+"""The sample gallery: there at once, once, and whole even after it was cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.engine import Engine
+from service.errors import OtherModel
+from service.galleries import sample
+from service.routes.galleries import describe
+from tests.service import standin
+from tests.service.galleries.served import galleries_at, search
+from tests.service.standin import bundle, until
+from tests.service.standin_dual import dual_bundle
+
+IMAGES = 40
+
+
+def engine_on(root: Path, **changes: object) -> Engine:
+    found: Engine = create_app(standin.settings(root, **changes)).state.engine
+    return found
+
+
+async def fill(engine: Engine, images: int) -> int:
+    """Images of the gallery after it was filled up to so many."""
+    engine.start()
+    try:
+        await sample.fill(engine, images=images)
+        gallery = await (await engine.keeper.galleries()).get(sample.NAME)
+        return (await describe(engine, gallery)).images
+    finally:
+        await engine.keeper.stop()
+        engine.stop()
+
+
+def test_it_is_filled_once_and_whole(tmp_path: Path) -> None:
+    dual_bundle(tmp_path / "a", name=sample.MODEL)
+    # The second time goes on where the first one was cut short, the third has nothing to do.
+    assert asyncio.run(fill(engine_on(tmp_path), 10)) == 10
+    assert asyncio.run(fill(engine_on(tmp_path), IMAGES)) == IMAGES
+    assert asyncio.run(fill(engine_on(tmp_path), IMAGES)) == IMAGES
+    with galleries_at(tmp_path) as remote:
+        answer = search(remote, sample.NAME, text="red", filter={"things": {"gte": 3}}, top_k=5)
+        assert len(answer["results"]) == 5
+        assert set(answer["results"][0]["metadata"]) == {"things", "colours", "shapes"}
+        assert all(one["metadata"]["things"] >= 3 for one in answer["results"])
+        assert remote.sample("tokenfold_gallery_images", gallery=sample.NAME) == IMAGES
+
+
+def test_a_server_fills_it_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "SEEDS", sample.SEEDS[:IMAGES])
+    dual_bundle(tmp_path / "a", name=sample.MODEL)
+    with galleries_at(tmp_path, sample_gallery=True) as remote:
+        path = f"/v1/galleries/{sample.NAME}"
+        until(lambda: remote.get(path).json().get("images") == IMAGES, 20)
+
+
+def test_without_its_model_the_server_serves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle(tmp_path / "a")
+    with galleries_at(tmp_path, sample_gallery=True) as remote:
+        until(lambda: "there is no complete gallery" in caplog.text)
+        assert remote.get("/v1/galleries").json() == {"galleries": []}
+
+
+def test_another_export_leaves_it_alone(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    for name, red in (("old", 1.0), ("new", 0.5)):
+        dual_bundle(tmp_path / name / "a", name=sample.MODEL, red=red)
+    asyncio.run(fill(engine_on(tmp_path / "old", data_dir=data), 5))
+    with pytest.raises(OtherModel):
+        asyncio.run(fill(engine_on(tmp_path / "new", data_dir=data), IMAGES))
+    assert asyncio.run(fill(engine_on(tmp_path / "old", data_dir=data), 5)) == 5
+
+
+def test_its_scenes_differ() -> None:
+    assert len(sample.SEEDS) == sample.IMAGES == 500
+    arrivals = sample._draw(sample.SEEDS[:20])
+    assert len({one.picture for one in arrivals}) == 20
+    assert len({one.id for one in arrivals}) == 20
