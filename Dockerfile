@@ -4,6 +4,8 @@
 #   docker run --rm -p 8000:8000 tokenfold
 # With bundles of your own:
 #   docker run --rm -p 8000:8000 -v "$PWD/bundles:/bundles:ro" tokenfold serve --bundles /bundles
+# Galleries that outlive the container:
+#   docker run --rm -p 8000:8000 -v tokenfold:/data tokenfold
 
 # Both stages are of one image: the ops and the virtual environment must find the libraries they were made for.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -32,7 +34,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM ${PYTHON_IMAGE} AS cpu
 RUN groupadd --gid 10001 tokenfold \
     && useradd --uid 10001 --gid tokenfold --no-create-home --home-dir /nonexistent \
-        --shell /usr/sbin/nologin tokenfold
+        --shell /usr/sbin/nologin tokenfold \
+    && install --directory --owner=10001 --group=10001 /data
 COPY --from=build /opt/tokenfold /opt/tokenfold
 # It takes the product's name for a secret, a "token".
 # hadolint ignore=DL3064
@@ -40,11 +43,14 @@ ENV PATH=/opt/tokenfold/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    TOKENFOLD_DATA_DIR=/data \
     TOKENFOLD_HOST=0.0.0.0 \
     TOKENFOLD_PORT=8000
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001:10001
 EXPOSE 8000
+# Galleries. A named volume begins with the owner that the folder has here.
+VOLUME /data
 # The slim image has no curl.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['TOKENFOLD_PORT'] + '/livez', timeout=2)"]

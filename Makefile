@@ -61,7 +61,8 @@ help:  ## list the targets
 serve:  ## serve the built-in models on PORT, 8000 by default
 	@# At the same time: one waits for the network while the other compiles.
 	@$(MAKE) -s -j2 .venv/.installed optional-plugins
-	exec .venv/bin/tokenfold serve --port $(PORT) $(ARGS)
+	export TOKENFOLD_DATA_DIR="$${TOKENFOLD_DATA_DIR:-$(build)/data}"; \
+	exec .venv/bin/tokenfold serve --port $(PORT) --sample-gallery $(ARGS)
 
 .PHONY: test
 test: .venv-test/.installed optional-plugins  ## check the style, the types, and that all tests pass

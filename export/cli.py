@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.bundle import Bundle, BundleError, Precision
+from export.bundle import Bundle, BundleError
 from export.machine import cores
+from export.manifest import Precision
 from export.pipeline import export_bundle
 from export.quality import DataError
 from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares, remarks

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from export.bundle import IMAGE, TEXT, TOKENIZER, Bundle, Manifest, Similarity, TextSpec
+from export.bundle import Bundle
 from export.dual_graph import ImageGraph, TextGraph
 from export.dual_quality import Scene, measure
 from export.dual_reference import Reference
 from export.dual_runtime import DualSession
 from export.dual_verify import verified_texts, verify
+from export.manifest import IMAGE, TEXT, TOKENIZER, Manifest, Similarity, TextSpec
 from export.matchers import matchers
 from export.profile import PROFILE
 from export.quality import profile

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.bundle import Manifest
 from export.dual_runtime import Embedder, Float, Int
 from export.items import read_items
+from export.manifest import Manifest
 from export.profile import LevelProfile, Metric
 from export.quality import DataError, Photos, quality
 from models.text import EmptyTextError, TextEncoder

@@ -71,7 +71,8 @@ class DualSession:
 
         Args:
             ids: (B, T), of any T up to the most tokens that the network takes.
-            size: (B, T), 1 for a token and 0 for padding, which is at the end and changes nothing.
+            size: (B, T), 1 for a token and 0 for padding, which is at the end and changes nothing;
+                of int8 graphs whatever shares a run moves a vector a little.
         """
         found: list[Any] = self._text.run(["vector"], {"input_ids": ids, "text_size": size})
         vectors: Float = found[0]

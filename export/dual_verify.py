@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.bundle import Level, Manifest
 from export.dual_runtime import Embedder, Float, ImageVectors, Int
+from export.manifest import Level, Manifest
 from export.random_texts import random_texts
 from export.verify import Images, VerificationError, judge
 from models.text import TextEncoder

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from export import pair_quality
-from export.bundle import JOINT, TOKENIZER, VISION, Bundle, Manifest, TextSpec
+from export.bundle import Bundle
+from export.manifest import JOINT, TOKENIZER, VISION, Manifest, TextSpec
 from export.pair_graph import JointGraph, VisionGraph
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession

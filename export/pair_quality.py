@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.bundle import Manifest
 from export.items import Line, read_items
+from export.manifest import Manifest
 from export.pair_runtime import Asked, Float, ask
 from export.profile import Metric, Quality
 from export.quality import DataError, Photos, quality

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from export.bundle import Manifest
+from export.manifest import Manifest
 from export.pair_runtime import Asked, Float, Int, PairOutput, ask
 from export.random_texts import random_texts
 from export.verify import VerificationError, judge, random_images

@@ -8,7 +8,8 @@ import torch
 
 from export import dual_pipeline, pair_pipeline, quality
 from export import graph as graphs
-from export.bundle import MODEL, Bundle, Manifest
+from export.bundle import Bundle
+from export.manifest import MODEL, Manifest
 from export.matchers import matchers
 from export.profile import PROFILE, LevelProfile
 from export.quantise import replace

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from export.bundle import Level
 from export.machine import machine, software
+from export.manifest import Level
 from export.profile import LevelProfile, Metric, Profile, Quality
 from export.runtime import Session
 from models.preprocess import Pixels, Preprocess, pixels

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from export.bundle import Level, Precision
 from export.document import Name, Share
+from export.manifest import Level, Precision
 from models.reduction.pair_workload import PairWorkload, Rates
 from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for, reach
 from models.reduction.workload import (

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.bundle import Level, Precision
+from export.manifest import Level, Precision
 from export.quality import Photos
 from export.runtime import Output, Session
 from models.checkpoints.checkpoint import Checkpoint

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.bundle import MANIFEST, BundleError, Manifest, StoredFile, read_document, sha256
+from export.bundle import BundleError, read_document, sha256
 from export.document import Document
+from export.manifest import MANIFEST, Manifest, StoredFile
 from export.profile import PROFILE, Profile
 
 

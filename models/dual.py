@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.operators import EAGER, Operators
 from models.reduction.matcher import Matcher
-from models.reduction.workload import DualWorkload, Method, TextWorkload
+from models.reduction.workload import DualWorkload, Method
 from models.text_tower import TextConfig, TextTower
 from models.vit import VisionConfig, VisionTransformer
 
@@ -48,14 +48,8 @@ class DualConfig(BaseModel):
 
     def workload(self, method: Method) -> DualWorkload:
         """What the schedule needs to know of this network: images are reduced, texts are not."""
-        text = TextWorkload(
-            depth=self.text.depth,
-            dim=self.text.dim,
-            mlp_dim=self.text.mlp_dim,
-            head=self.text.dim * self.text.classes,
-        )
         image = self.image.workload(method).model_dump(exclude={"kind"})
-        return DualWorkload.model_validate({**image, "text": text})
+        return DualWorkload.model_validate({**image, "text": self.text.workload})
 
 
 class DualEncoder(nn.Module):

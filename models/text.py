@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator
 from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 TOKENIZER = "tokenizer.json"
@@ -17,6 +18,16 @@ _CHARACTERS = 64
 _WORD = 100
 
 PADDING, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+def _fillable(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError(f"{template!r} does not hold one {{}}, which the label replaces")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_fillable)]
+"""What makes a text of a label, in place of its `{}`."""
 
 
 class Encoded(NamedTuple):

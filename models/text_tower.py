@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from models.blocks import Activation, Block
 from models.operators import EAGER, Eager, Operators, Tokens
+from models.reduction.workload import TextWorkload
 
 
 class TextConfig(BaseModel):
@@ -47,11 +48,12 @@ class TextConfig(BaseModel):
             raise ValueError(f"the width {self.dim} does not divide into {self.heads} heads")
         return self
 
-    def flops(self, tokens: int) -> int:
-        """Multiply-accumulates of one text of so many tokens."""
-        d = self.dim
-        layer = tokens * (4 * d * d + 2 * d * self.mlp_dim) + 2 * tokens * tokens * d
-        return self.depth * layer + d * self.classes
+    @property
+    def workload(self) -> TextWorkload:
+        """What decides the FLOPs of a text."""
+        return TextWorkload(
+            depth=self.depth, dim=self.dim, mlp_dim=self.mlp_dim, head=self.dim * self.classes
+        )
 
 
 class Causal(Eager):

@@ -66,15 +66,16 @@ def create_app(
         redoc_url=None,
     )
     app.state.engine = engine
-    for module in (
+    modules = (
         *(classify, embed, vqa, entail, reason, match),
         *(galleries, gallery_images, gallery_search),
         *(models, probes),
-    ):
+    )
+    for module in modules:
         app.include_router(module.router)
         _answer_head(app, module.router.routes)
     page.install(app)
-    errors.install(app)
+    errors.install(app, [route for module in modules for route in module.router.routes])
     openapi.install(app, engine)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.bodies_bytes)

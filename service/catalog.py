@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from export.bundle import GRAPHS, Bundle, BundleError
+from export.bundle import Bundle, BundleError
+from export.manifest import GRAPHS
 from models.reduction.pair_workload import MeterWorkload
 from models.reduction.workload import ImageWorkload
 from models.tasks import Task

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 MEDIA_TYPE = "application/problem+json"
 _MOST = 20  # errors of one request
@@ -403,8 +404,12 @@ def invalid(found: Iterable[Mapping[str, Any]]) -> InvalidRequest:
     return InvalidRequest(detail, errors=listed)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an app with a problem."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error of an app with a problem.
+
+    Args:
+        routes: those that FastAPI keeps within a router.
+    """
 
     async def on_api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -424,8 +429,8 @@ def install(app: FastAPI) -> None:
             405: f"{path} does not answer {short(request.method)}.",
         }
         headers = dict(error.headers or {})
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # a route of its own (app.py)
+        if "Allow" in headers:
+            headers["Allow"] = ", ".join(_methods(request, [*app.routes, *routes]))
         problem = Problem(
             type="about:blank",
             title=status.phrase,
@@ -437,3 +442,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
+
+
+def _methods(request: Request, routes: Iterable[BaseRoute]) -> list[str]:
+    """Those that a path answers: Starlette names those of the first of its routes alone."""
+    found = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return sorted(found)

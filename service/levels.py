@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from export.bundle import Level, Manifest
+from export.manifest import Level, Manifest
 from export.profile import Profile, Quality
 from models.reduction.pair_workload import PairWorkload
 from models.reduction.schedule import plan_for

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from export.bundle import Template
+from models.text import Template
 from service.errors import ItemProblem
 from service.levels import Selector
 from service.texts import readable
@@ -178,7 +178,7 @@ class ClassifyRequest(Asked):
         description="Classes of the request's own, with a dual encoder; by default those of the "
         "model.",
     )
-    template: Annotated[Template | None, optional] = Field(
+    template: Annotated[Annotated[Template, AfterValidator(readable)] | None, optional] = Field(
         None,
         max_length=512,
         pattern=r"\{\}",

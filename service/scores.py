@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.bundle import Scoring
+from export.manifest import Scoring
 from models.tasks import Task
 from service.catalog import Model
 from service.errors import InternalError

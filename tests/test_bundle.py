@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from export.bundle import (
+from export.bundle import Bundle, BundleError
+from export.manifest import (
     IMAGE,
     JOINT,
     MANIFEST,
@@ -22,8 +23,6 @@ from export.bundle import (
     TEXT,
     TOKENIZER,
     VISION,
-    Bundle,
-    BundleError,
     Level,
     Manifest,
     Similarity,
@@ -259,31 +258,6 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
         Manifest(**manifest.model_dump() | {"similarity": bundle.manifest.similarity})
     with pytest.raises(ValidationError, match="does not embed"):
         Manifest(**manifest.model_dump() | {"tasks": {"embed": ()}})
-
-
-@pytest.mark.parametrize("template", ["a photo", "{} and {}", ""])
-def test_a_template_holds_one_label(template: str) -> None:
-    with pytest.raises(ValidationError, match="does not hold one"):
-        Similarity(width=1, scale=1.0, scores="sigmoid", template=template)
-
-
-def test_fingerprints_are_of_what_vectors_depend_on(tmp_path: Path) -> None:
-    own = write_dual(tmp_path / "d").manifest
-    assert len(own.fingerprint) == 64
-    same = [
-        own.model_copy(update={"name": "other", "versions": {"a": "1"}, "default_level": "x"}),
-        write_dual(tmp_path / "e", extra=PROFILE[:-5] + ".txt").manifest,
-    ]
-    assert {one.fingerprint for one in same} == {own.fingerprint}
-    more = {**own.files, f"{IMAGE}.data": own.files[IMAGE]}
-    graph = {**own.files, TEXT: own.files[IMAGE]}
-    others = [
-        own.model_copy(update={"files": more}),
-        own.model_copy(update={"files": graph}),
-        own.model_copy(update={"preprocess": Preprocess(size=(32, 32), mean=(0.0, 0.0, 0.0))}),
-        own.model_copy(update={"text": TextSpec(most_tokens=9, padding=0)}),
-    ]
-    assert len({own.fingerprint, *(one.fingerprint for one in others)}) == 5
 
 
 def test_neighbours_are_of_galleries_at_a_level(tmp_path: Path) -> None:

@@ -257,9 +257,10 @@ def test_what_our_own_folder_cannot_be_is_told(tmp_path: Path) -> None:
     edit(tmp_path / "tokenfold.json", padding=999)
     with pytest.raises(CheckpointError, match="no token 999 to pad with"):
         load(str(tmp_path))
-    edit(tmp_path / "tokenfold.json", padding=0, template=5)
-    with pytest.raises(CheckpointError, match="template"):
-        load(str(tmp_path))
+    for template in (5, "it is", "{} or {}"):
+        edit(tmp_path / "tokenfold.json", padding=0, template=template)
+        with pytest.raises(CheckpointError, match="template"):
+            load(str(tmp_path))
 
 
 @pytest.mark.parametrize(

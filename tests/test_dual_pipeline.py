@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from export import dual_graph
-from export.bundle import IMAGE, TEXT, TOKENIZER, Bundle, Similarity, TextSpec
+from export.bundle import Bundle
 from export.cli import main
 from export.dual_reference import Reference
 from export.dual_runtime import DualSession
 from export.dual_verify import verified_texts, verify
+from export.manifest import IMAGE, TEXT, TOKENIZER, Similarity, TextSpec
 from export.pipeline import export_bundle
 from export.profile import PROFILE
 from export.recipe import Recipe

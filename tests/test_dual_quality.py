@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.bundle import Level, Manifest, Similarity, StoredFile, TextSpec
 from export.dual_quality import Scene, measure, nearest, neighbours
 from export.dual_runtime import Float, ImageVectors, Int
+from export.manifest import Level, Manifest, Similarity, StoredFile, TextSpec
 from export.quality import DataError
 from models.preprocess import Pixels
 from models.reduction.schedule import flops_ratio

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.bundle import AnyWorkload
+from export.manifest import AnyWorkload
 from export.pair_pipeline import export_bundle
 from export.recipe import Recipe, RecipeError
 from models.checkpoints.checkpoint import PairCheckpoint

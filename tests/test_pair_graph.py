@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import JOINT, TOKENIZER, VISION, Bundle, Level, Manifest, TextSpec
+from export.bundle import Bundle
+from export.manifest import JOINT, TOKENIZER, VISION, Level, Manifest, TextSpec
 from export.pair_graph import JointGraph, VisionGraph, counts, pair_matchers
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession, ask

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from export import pair_graph
-from export.bundle import JOINT, TOKENIZER, VISION, Bundle
+from export.bundle import Bundle
 from export.cli import main
+from export.manifest import JOINT, TOKENIZER, VISION
 from export.pair_reference import Reference
 from export.pair_runtime import PairSession
 from export.pair_verify import cases, verify

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Level, Manifest, StoredFile, TextSpec
+from export.manifest import Level, Manifest, StoredFile, TextSpec
 from export.pair_quality import GENERIC, Item, Items, measure
 from export.pair_reference import Reference
 from export.quality import DataError

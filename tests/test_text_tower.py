@@ -85,7 +85,7 @@ def test_flops_are_those_of_torch_s_counter(length: int) -> None:
         FlopCounterMode(display=False) as counter,
     ):
         model(ids(1, length))
-    assert counter.get_total_flops() == 2 * model.config.flops(length)
+    assert counter.get_total_flops() == 2 * model.config.workload.flops(length)
 
 
 @pytest.mark.parametrize(

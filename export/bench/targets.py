@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from export.bundle import Manifest
+from export.manifest import Manifest
 from models.reduction.pair_workload import PairWorkload, Rates
 from models.reduction.schedule import flops_ratio
 from models.reduction.workload import BaseWorkload, Plan

@@ -12,8 +12,9 @@ import torch
 
 from export.bench.measure import Subject
 from export.bench.subjects import Graphs, Images, Questions, random_inputs
-from export.bundle import Bundle, Kind, Manifest, Precision
+from export.bundle import Bundle
 from export.dual_reference import Reference as DualReference
+from export.manifest import Kind, Manifest, Precision
 from export.matchers import matchers
 from export.pair_reference import Reference
 from export.pair_runtime import Float, ask

@@ -24,7 +24,7 @@ from models.dual import DualConfig, DualEncoder
 from models.meter import Meter, MeterConfig
 from models.preprocess import Preprocess
 from models.tasks import PairTask
-from models.text import TOKENIZER, TextEncoder
+from models.text import TOKENIZER, Template, TextEncoder
 from models.vilt import Vilt, ViltConfig
 from models.vit import VisionConfig, VisionTransformer
 
@@ -84,7 +84,7 @@ class DualDescription(BaseModel):
     network: DualConfig
     preprocess: Preprocess
     padding: int | None
-    template: str
+    template: Template
 
 
 AnyDescription = Description | ViltDescription | MeterDescription | DualDescription

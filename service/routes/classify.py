@@ -99,6 +99,8 @@ async def _zero_shot(
     """By the classes that the request names."""
     model = engine.catalog.find(asked.model, "embed")
     track.model = model.name
+    # Chosen again once they are read: here only to refuse before a thousand texts are.
+    model.levels.choose(asked.selector, "embed")
     texts = await zero_shot.label_vectors(engine, model, asked.labels, asked.template, request)
 
     def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:

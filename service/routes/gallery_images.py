@@ -240,7 +240,7 @@ async def delete_image(request: Request, name: GalleryName, id: ImageName) -> Re
 
 
 @router.post(
-    "/v1/galleries/{name}/images/delete",
+    "/v1/galleries/{name}/delete-images",
     operation_id="deleteImages",
     summary="Delete images of a gallery",
     response_model=ImagesDeleted,

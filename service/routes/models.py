@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
-from export.bundle import Similarity
 from export.document import Name, Share
+from export.manifest import Similarity
 from export.profile import Latency, Quality
 from models.tasks import Task
 from service.catalog import Model

@@ -10,7 +10,7 @@ import pytest
 
 from export.bench import command
 from export.bench.memory import Peak
-from export.bundle import MODEL, Level, Manifest
+from export.manifest import MODEL, Level, Manifest
 from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess
 from models.reduction.workload import Method

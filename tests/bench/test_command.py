@@ -15,7 +15,8 @@ import pytest
 
 from export.bench import command
 from export.bench.memory import Peak
-from export.bundle import MODEL, Bundle
+from export.bundle import Bundle
+from export.manifest import MODEL
 from export.profile import LevelProfile, Profile, Quality
 from export.writing import write_profile
 from tests.bench.trivial import QUICK, Make, level

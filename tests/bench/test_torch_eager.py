@@ -16,7 +16,8 @@ import torch
 
 from export.bench import command, torch_eager
 from export.bench.subjects import ImageGraphs, random_batches
-from export.bundle import Bundle, Precision
+from export.bundle import Bundle
+from export.manifest import Precision
 from export.pipeline import export_bundle
 from export.recipe import Recipe
 from export.writing import write_manifest

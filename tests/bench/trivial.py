@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from export.bundle import Level
+from export.manifest import Level
 from models.reduction.schedule import flops_ratio
 from models.reduction.workload import Method, Plan
 from models.vit import VisionConfig

@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.bundle import MODEL, Level, Manifest
+from export.manifest import MODEL, Level, Manifest
 from export.profile import PROFILE, Latency, LevelProfile, Profile, Quality
 from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.bundle import IMAGE, TEXT, TOKENIZER, Level, Manifest, Scoring, Similarity, TextSpec
+from export.manifest import IMAGE, TEXT, TOKENIZER, Level, Manifest, Scoring, Similarity, TextSpec
 from export.profile import PROFILE, LevelProfile, Profile, Quality
 from export.writing import stored_files, write_manifest, writing
 from models.preprocess import Preprocess

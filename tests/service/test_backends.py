@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+import models
 from export.bundle import Bundle
 from models.tasks import PairTask
 from service.backends import onnxruntime
@@ -99,6 +101,22 @@ def test_texts_by_themselves_share_a_run(dual: Backend) -> None:
         (alone,) = dual.run([sample], READ, slots=False)
         assert_same(found, alone)
         assert np.linalg.norm(found["vector"]) == pytest.approx(1)
+
+
+def test_quantised_texts_run_alone() -> None:
+    shipped = Bundle.open(Path(models.__file__).parent / "demo" / "bundles" / "scenes-retrieval")
+    assert shipped.manifest.precision == "int8"
+    quantised = onnxruntime.load(shipped)
+    given = [{"input_ids": sample["input_ids"]} for sample in samples(1)]
+    together = quantised.run(given, READ, slots=False)
+    alone = [quantised.run([sample], READ, slots=False)[0] for sample in given]
+    # Else what a text becomes would depend on whose texts it happens to wait with.
+    moved = [
+        np.abs(found["vector"] - wanted["vector"]).max()
+        for found, wanted in zip(together, alone, strict=True)
+    ]
+    assert max(moved) > 1e-4
+    assert quantised.most(READ) == 1
 
 
 def test_vectors_of_images(dual: Backend) -> None:

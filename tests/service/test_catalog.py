@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle, BundleError, Level, Manifest
+from export.bundle import Bundle, BundleError
+from export.manifest import Level, Manifest
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import MeterWorkload, PairWorkload, even_widths
 from models.tasks import PairTask

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.bundle import JOINT, TOKENIZER, VISION, Level, Manifest, StoredFile
+from export.manifest import JOINT, TOKENIZER, VISION, Level, Manifest, StoredFile
 from export.profile import LevelProfile, Profile, Quality
 from models.preprocess import Preprocess
 from models.reduction.pair_workload import ViltWorkload

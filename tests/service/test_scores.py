@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.bundle import Bundle, Scoring
+from export.bundle import Bundle
+from export.manifest import Scoring
 from models.tasks import PairTask
 from service.catalog import Model
 from service.errors import InternalError

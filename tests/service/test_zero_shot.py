@@ -80,6 +80,27 @@ class TestLabels:
         response = client.ask("classify", RED, labels=["red"], template=template)
         assert "template" in problem(response, 422, "invalid-request")
 
+    def test_a_template_is_read_like_any_text(self, client: Remote) -> None:
+        refused = client.ask("classify", RED, labels=["red"], template="a \x07{}")
+        assert "template: holds U+0007" in problem(refused, 422, "invalid-request")
+
+    @pytest.mark.parametrize(
+        ("asked", "code", "status"),
+        [
+            ({"level": "turbo"}, "unknown-level", 422),
+            ({"level": "fast", "reduction": 0.5}, "two-selectors", 422),
+            ({"min_accuracy": 1}, "accuracy-budget", 409),
+            ({"max_latency_ms": 1e-6}, "latency-budget", 409),
+        ],
+    )
+    def test_a_level_that_is_none_costs_no_reading(
+        self, client: Remote, asked: dict[str, Any], code: str, status: int
+    ) -> None:
+        before = client.sample("tokenfold_texts_total")
+        refused = client.ask("classify", RED, labels=[f"a {code} circle"], **asked)
+        problem(refused, status, code)
+        assert client.sample("tokenfold_texts_total") == before
+
     def test_a_template_without_labels(self, client: Remote) -> None:
         problem(client.ask("classify", RED, template="a {}"), 422, "invalid-request")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def info(name: str) -> GalleryInfo:
         requested=0,
         plan=(0, 0),
         width=4,
-        created="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+        created=datetime(2026, 1, 1, tzinfo=UTC),
     )
 
 

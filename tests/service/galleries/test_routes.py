@@ -14,8 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
-from service.gallery_schemas import GalleryDescription, GalleryImage, GalleryList, ImagePage
+from service.gallery_schemas import (
+    GalleryCreate,
+    GalleryDescription,
+    GalleryImage,
+    GalleryList,
+    ImagePage,
+    ImagesAdd,
+    ImagesAdded,
+    ImagesDelete,
+    ImagesDeleted,
+    SearchRequest,
+    SearchResponse,
+)
 from tests.service.galleries.served import (
     BLUE,
     GREEN,
@@ -262,7 +275,7 @@ class TestImages:
     def test_deleted_together(self, client: Remote) -> None:
         create(client, "together")
         add(client, "together", RED, GREEN, BLUE, ids=["r", "g", "b"])
-        path = "/v1/galleries/together/images/delete"
+        path = "/v1/galleries/together/delete-images"
         assert client.post(path, json={"ids": ["r", "b", "x"]}).json() == {"deleted": 2}
         assert [one["id"] for one in page(client, "together")["images"]] == ["g"]
         assert client.post(path, json={"ids": "g"}).json() == {"deleted": 1}
@@ -360,3 +373,51 @@ class TestStorage:
         assert client.sample(name, gallery="counted") == 1
         client.delete("/v1/galleries/counted")
         assert f'{name}{{gallery="counted"}}' not in client.get("/metrics").text
+
+
+def test_the_document(client: Remote) -> None:
+    document = client.get("/openapi.json").json()
+    create(client, "holiday")
+    examples: dict[str, tuple[type[BaseModel], type[BaseModel], int]] = {
+        "": (GalleryCreate, GalleryDescription, 201),
+        "/{name}/images": (ImagesAdd, ImagesAdded, 200),
+        "/{name}/delete-images": (ImagesDelete, ImagesDeleted, 200),
+        "/{name}/search": (SearchRequest, SearchResponse, 200),
+    }
+    for path, (asked, answered, status) in examples.items():
+        operation = document["paths"][f"/v1/galleries{path}"]["post"]
+        content = operation["requestBody"]["content"]["application/json"]
+        example = content["examples"]["usual"]["value"]
+        asked.model_validate(example)
+        given = operation["responses"][str(status)]["content"]["application/json"]["example"]
+        answered.model_validate(given)
+        if path:  # else there is one of that name
+            if path.endswith("search"):
+                example = example | {"rerank": 8}
+            response = client.post(f"/v1/galleries{path}".format(name="holiday"), json=example)
+            assert response.status_code == status, response.text
+    schemas = document["components"]["schemas"]
+    metadata = schemas["ImagesAdd"]["properties"]["metadata"]
+    assert metadata["anyOf"][0]["type"] == "object"
+    form = schemas["ImagesAddForm"]["properties"]["metadata"]["items"]
+    assert form["contentMediaType"] == "application/json"
+    assert schemas["SearchRequestForm"]["properties"]["filter"]["type"] == "string"
+    assert schemas["SearchRequest"]["properties"]["rerank"]["maximum"] == 100
+    assert schemas["SearchRequest"]["properties"]["model"]["enum"] == ["dual", "other"]
+    assert "507" in document["paths"]["/v1/galleries/{name}/images"]["post"]["responses"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/galleries", "GET, HEAD, POST"),
+        ("/v1/galleries/x", "DELETE, GET, HEAD"),
+        ("/v1/galleries/x/images", "GET, HEAD, POST"),
+        ("/v1/galleries/x/images/y", "DELETE, GET, HEAD"),
+        ("/v1/galleries/x/search", "POST"),
+    ],
+)
+def test_what_a_path_answers(client: Remote, path: str, methods: str) -> None:
+    response = client.put(path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == methods
