@@ -14,7 +14,7 @@ from models.reduction.pair_workload import MeterWorkload, PairWorkload, ViltWork
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import DualWorkload, PlanError, Shape, Workload
 from models.tasks import PairTask, Task
-from models.text import TOKENIZER, Template
+from models.text import Template
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -22,6 +22,7 @@ VISION = "vision.onnx"
 JOINT = "joint.onnx"
 IMAGE = "image.onnx"
 TEXT = "text.onnx"
+TOKENIZER = "tokenizer.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 Scoring = Literal["softmax", "sigmoid"]

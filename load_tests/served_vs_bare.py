@@ -3,6 +3,7 @@
 python -m load_tests.served_vs_bare models/demo/bundles/cifar10
 
 The two take turns, so that whatever else the machine does touches both. Only one runs at a time.
+Of a dual encoder they embed images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rich.table import Table
 from export.bundle import Bundle, BundleError
 from load_tests.arguments import add_bounds, between
 from load_tests.bare import Bare, bare_session
-from load_tests.classify import load_classify
+from load_tests.classify import load_requests
+from load_tests.client import post
 from load_tests.images import jpeg, synthetic
 from load_tests.load import Report
 from load_tests.server import Service, serving
@@ -121,23 +123,27 @@ def take_turns(
     levels: Sequence[str],
     image: bytes,
     *,
+    path: str,
     model: str,
     rounds: int,
     seconds: float,
     warm_up: float,
     concurrency: int,
 ) -> dict[str, list[Round]]:
-    """Measure every level in each of some rounds; the two sides swap their order each time."""
+    """Measure every level in each of some rounds; the two sides swap their order each time.
+
+    Args:
+        path: of the route that takes images alone.
+    """
     found: dict[str, list[Round]] = {level: [] for level in levels}
     console = Console(stderr=True)
     for number in track(range(rounds), "rounds", console=console, disable=not console.is_terminal):
         for level in levels:
 
             def serve(level: str = level) -> Report:
-                return load_classify(
+                return load_requests(
                     service.target,
-                    [image],
-                    {"model": model, "level": level},
+                    [post(service.target, path, image, {"model": model, "level": level})],
                     concurrency=concurrency,
                     seconds=seconds,
                     warm_up=warm_up,
@@ -199,8 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         image = options.photo.read_bytes() if options.photo else prepared_jpeg(bundle)
     except (BundleError, OSError) as error:
         parser.error(str(error))
-    if bundle.manifest.text is not None:
-        parser.error(f"{options.bundle} sees images with texts; this compares image classifiers")
+    kind = bundle.manifest.kind
+    if kind == "pair":
+        parser.error(f"{options.bundle} sees images with texts; this compares networks of images")
     levels = options.levels or list(bundle.manifest.levels)
     if unknown := [level for level in levels if level not in bundle.manifest.levels]:
         parser.error(f"unknown levels {unknown}; the bundle has {list(bundle.manifest.levels)}")
@@ -213,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             service,
             levels,
             image,
+            path="/v1/embed" if kind == "dual" else "/v1/classify",
             model=bundle.manifest.name,
             rounds=options.rounds,
             seconds=options.seconds,

@@ -247,10 +247,13 @@ class Found(BaseModel):
 
     id: str = Field(examples=["beach-1"])
     score: float = Field(
-        description="The similarity; or, where it was ranked again, how well the text fits, 0 to 1."
+        description="What it is ranked by: the cosine, -1 to 1; plus `match`, if there is one."
     )
     similarity: float | None = Field(
-        None, description="Where it was ranked again: the cosine by which it was found."
+        None, description="Where it was looked at again: the cosine by which it was found."
+    )
+    match: float | None = Field(
+        None, ge=0, le=1, description="Where it was looked at again: how well the text fits."
     )
     metadata: dict[str, Any] = _METADATA
     width: int = Field(description="Of the original, in pixels.")

@@ -14,6 +14,7 @@ from models.checkpoints import hub
 from models.checkpoints.checkpoint import CheckpointError, DualCheckpoint
 from models.checkpoints.load import load
 from models.preprocess import Preprocess
+from models.text import word_level
 from tests import tiny
 from tests.published_dual import PIECES, OpenClip, write_clip_tokenizer, write_sentence_pieces
 
@@ -126,6 +127,15 @@ def test_a_name_that_does_not_say_it_is_refused(tmp_path: Path) -> None:
     write(tmp_path, quick=True, name="clip.pt")
     with pytest.raises(CheckpointError, match=r"GELU and with QuickGELU; put open_clip_config"):
         load(str(tmp_path / "clip.pt"))
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_told(tmp_path: Path) -> None:
+    write(tmp_path, quick=True, name="vit-openai.pt")
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).unlink()
+    word_level(("a", "photo"), 16).save(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="texts end in token 3, but the network looks for"):
+        load(str(tmp_path / "vit-openai.pt"))
 
 
 def test_openai_s_settings_give_it_away(tmp_path: Path) -> None:

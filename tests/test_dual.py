@@ -59,6 +59,9 @@ def test_reduced_images_stay_near_themselves(method: str) -> None:
         torch.testing.assert_close(model.embed_images(x, [0, 0, 0], chosen), plain)
         reduced = model.embed_images(x, [3, 2, 1], chosen)
         torch.testing.assert_close(reduced.norm(dim=1), torch.ones(3))
+        near = reduced @ plain.T
+        assert near.diagonal().min() > 0.9
+        assert near.argmax(1).tolist() == [0, 1, 2]
         assert (reduced - plain).abs().max() > 1e-6
 
 

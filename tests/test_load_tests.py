@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from load_tests import classify, pairs
+from load_tests import classify, pairs, served_vs_bare
 from load_tests.arguments import between
 from load_tests.client import Client, Target, TargetError, post
 from load_tests.images import jpeg, synthetic
@@ -28,6 +28,7 @@ from load_tests.server import ServiceError, free_port, serving
 from service.app import create_app
 from tests.service import standin
 from tests.service.standin import serving as service_serving
+from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import pair_bundle
 
 
@@ -291,6 +292,20 @@ def test_the_ratio_is_of_neighbours_in_time() -> None:
     assert found.bare_cpu_ms == pytest.approx(20.0)
     assert found.service_cpu_ms == pytest.approx(20.0)
     assert found.generator_cpu == pytest.approx(0.1)
+
+
+def test_a_dual_encoder_is_compared_by_its_vectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(dual_bundle(tmp_path / "dual")), "--levels", "fast", "--rounds=1", "--goal=0"]
+    assert served_vs_bare.main([*line, "--seconds=0.5", "--warm-up=0.1", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["levels"]
+    assert found["level"] == "fast"
+    assert not found["errors"]
+    assert found["served"] > 0
+    with pytest.raises(SystemExit):
+        served_vs_bare.main([str(pair_bundle(tmp_path / "pairs"))])
+    assert "sees images with texts" in capsys.readouterr().err
 
 
 def test_a_round_without_answers_is_no_comparison() -> None:

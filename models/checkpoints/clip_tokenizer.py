@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from models.checkpoints.checkpoint import CheckpointError
+from models.text import TextEncoder
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -60,6 +61,23 @@ def readable(tokenizer: Tokenizer) -> Tokenizer:
     """CLIP's, whose tokens would read `dog</w>`."""
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(WORD_END, " ")])
     return tokenizer
+
+
+def check_end(encoder: TextEncoder, end: int | None, where: str) -> None:
+    """CLIP's vector is that of the end of a text, which here is a text's last token.
+
+    Args:
+        end: the id by which the network finds it; None where it takes the highest one.
+
+    Raises:
+        CheckpointError: texts of this tokenizer end in another one.
+    """
+    ids = encoder.encode("a").ids.tolist()
+    wanted = max(ids) if end is None else end
+    if ids[-1] != wanted:
+        raise CheckpointError(
+            f"{where}: texts end in token {ids[-1]}, but the network looks for token {wanted}"
+        )
 
 
 def siglip(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:

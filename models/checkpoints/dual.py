@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints import dual_names, positions, processors, tokenizer
+from models.checkpoints import clip_tokenizer, dual_names, positions, processors, tokenizer
 from models.checkpoints.checkpoint import (
     CheckpointError,
     DualCheckpoint,
@@ -22,7 +22,6 @@ from models.checkpoints.families import Settings as VisionSettings
 from models.checkpoints.files import folder_weights, read_json
 from models.checkpoints.weight_names import shape, without
 from models.dual import DualConfig, DualEncoder
-from models.text import TextEncoder
 
 CONFIG = "config.json"
 
@@ -47,7 +46,7 @@ class TextSettings(BaseModel):
     max_position_embeddings: int = Field(ge=1)
     hidden_act: str
     layer_norm_eps: float = Field(gt=0)
-    eos_token_id: int | list[int] | None = 49407
+    eos_token_id: int = 49407
 
 
 class ImageSettings(VisionSettings):
@@ -142,7 +141,8 @@ def load(folder: Path) -> DualCheckpoint:
         siglip=kind is SIGLIP,
     )
     if kind is CLIP:
-        _check_end(encoder, text.eos_token_id, where)
+        end = None if text.eos_token_id == LEGACY_END else text.eos_token_id
+        clip_tokenizer.check_end(encoder, end, f"{where}: text_config.eos_token_id")
     return DualCheckpoint(model.eval(), preprocess, encoder, kind.template)
 
 
@@ -245,18 +245,3 @@ def _network(
         },
         scores=kind.scores,
     )
-
-
-def _check_end(encoder: TextEncoder, end: int | list[int] | None, where: str) -> None:
-    """CLIP's vector is that of the end of a text, which here is a text's last token.
-
-    Raises:
-        CheckpointError: the network looks for the end by another id than the tokenizer's.
-    """
-    ids = encoder.encode("a").ids.tolist()
-    wanted = max(ids) if end == LEGACY_END else end
-    if ids[-1] != wanted:
-        raise CheckpointError(
-            f"{where}: texts end in token {ids[-1]}, but the network looks for token {wanted} "
-            "(text_config.eos_token_id)"
-        )

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.blocks import Activation
 from models.checkpoints import (
     architectures,
+    clip_tokenizer,
     dual_names,
     files,
     open_clip_config,
@@ -111,6 +112,8 @@ def from_weights(weights: Mapping[str, Tensor], file: Path) -> DualCheckpoint:
             network.text.vocabulary,
             siglip=kind is SIGLIP,
         )
+        if kind is CLIP:
+            clip_tokenizer.check_end(text, None, "the tokenizer")
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     preprocess = _preprocess(kind, network, given)

@@ -57,13 +57,19 @@ class Ranked(NamedTuple):
     """An image that was found.
 
     Attributes:
-        score: how well the text fits, 0 to 1, where it was ranked again; else the cosine.
-        again: whether it was.
+        match: how well the text fits, 0 to 1, where it was looked at again.
     """
 
     hit: Hit
-    score: float
-    again: bool
+    match: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What it is ranked by: the cosine, -1 to 1; where it was looked at again, the match is
+        added, as in the evaluation of BLIP (Li et al. 2022). The match alone knows nothing of the
+        other images, and ranks worse than the cosine alone where texts are longer than it reads.
+        """
+        return self.hit.score + (self.match or 0.0)
 
 
 class Searched(NamedTuple):
@@ -107,7 +113,7 @@ async def search(
     hits = await _nearest(gallery, vector, query, rerank.candidates if rerank else 0)
     searched = time.perf_counter()
     timings = {"embed": embedded - begun, "search": searched - embedded}
-    ranked = [Ranked(hit, hit.score, again=False) for hit in hits]
+    ranked = [Ranked(hit) for hit in hits]
     told = None
     if rerank is not None:
         assert isinstance(query.sought, str)  # a text
@@ -169,7 +175,7 @@ async def _again(
     rerank: Rerank,
     request: Request | None,
 ) -> tuple[list[Ranked], dict[str, Any] | None]:
-    """The best in the order in which the text fits them; the others after them, as they were.
+    """The best in the order of their new scores; the others after them, as they were.
 
     Thumbnails are looked at: they are what there is of the images, and as large as the networks
     see. One that was deleted meanwhile, or fails, goes behind those that did not.
@@ -195,7 +201,7 @@ async def _again(
     }
     # Equal scores keep the order of their similarity.
     again = sorted(
-        (Ranked(one.hit, scores[one.hit.id], again=True) for one in best if one.hit.id in scores),
+        (Ranked(one.hit, scores[one.hit.id]) for one in best if one.hit.id in scores),
         key=lambda one: -one.score,
     )
     others = [one for one in ranked if one.hit.id not in scores]

@@ -149,7 +149,7 @@ function show({ results, reduction, rerank, timings_ms: times }) {
     .join(" ");
 }
 
-function hit({ id, score, similarity, metadata, width, height, thumbnail }) {
+function hit({ id, score, similarity, match, metadata, width, height, thumbnail }) {
   const item = element("li", "");
   const picture = element("img", "", { src: thumbnail, alt: id, loading: "lazy" });
   picture.title = `${id}, ${width} × ${height} pixels`;
@@ -159,9 +159,9 @@ function hit({ id, score, similarity, metadata, width, height, thumbnail }) {
     $("search").scrollIntoView({ behavior: "smooth" });
   };
   const scored =
-    similarity === undefined
+    match === undefined
       ? `similarity ${score.toFixed(3)}`
-      : `fits ${percent(score, 1)} · similarity ${similarity.toFixed(3)}`;
+      : `fits ${percent(match, 1)} · similarity ${similarity.toFixed(3)}`;
   const said = Object.entries(metadata).map(([name, value]) => {
     const shown = Array.isArray(value) ? value.join(", ") : value;
     return `${name}: ${typeof shown === "object" ? JSON.stringify(shown) : shown}`;

@@ -27,8 +27,9 @@ _EXAMPLE = {
     "results": [
         {
             "id": "beach-1",
-            "score": 0.981406,
+            "score": 1.394389,
             "similarity": 0.412983,
+            "match": 0.981406,
             "metadata": {"album": "2024", "stars": 4},
             "width": 4000,
             "height": 3000,
@@ -147,8 +148,9 @@ def _rerank(engine: Engine, asked: SearchRequest) -> Rerank | None:
 def _shown(gallery: Gallery, found: Ranked) -> dict[str, Any]:
     hit = found.hit
     shown: dict[str, Any] = {"id": hit.id, "score": round(found.score, 6)}
-    if found.again:
+    if found.match is not None:
         shown["similarity"] = round(hit.score, 6)
+        shown["match"] = round(found.match, 6)
     return shown | {
         "metadata": hit.metadata,
         "width": hit.width,

@@ -134,11 +134,12 @@ class TestRerank:
         assert [one["id"] for one in rest] == ids(plain)[3:]
         scores = [one["score"] for one in again]
         assert scores == sorted(scores, reverse=True)
-        assert all(0 <= score <= 1 for score in scores)
         similarity = {one["id"]: one["score"] for one in plain["results"]}
         for one in again:
             assert one["similarity"] == pytest.approx(similarity[one["id"]], abs=1e-6)
-        assert all("similarity" not in one for one in rest)
+            assert 0 <= one["match"] <= 1
+            assert one["score"] == pytest.approx(one["similarity"] + one["match"], abs=2e-6)
+        assert all(one.keys().isdisjoint({"similarity", "match"}) for one in rest)
         assert answer["rerank"]["model"] == "pairs"
         assert answer["rerank"]["candidates"] == 3
         assert answer["rerank"]["reduction"]["level"] == "fast"
