@@ -43,6 +43,10 @@ class Graph(nn.Module):
         self.proportional = proportional
 
     def forward(self, image: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        if config.cut_edges:  # a convolution leaves them out by itself, one matrix product does not
+            rows, columns = (side * config.patch_size for side in config.grid)
+            image = image[:, :rows, :columns]
         x = self.model.embed(self.stem(image))
         # An element of the plan stands where eager code has a number; Symbolic knows what to do.
         counts: Sequence[Any] | None = None if self.matchers is None else torch.split(plan, 1)

@@ -44,7 +44,7 @@ def _as_objects(value: Any) -> Any:
     listed = bounded(value) if isinstance(value, list) else [value]
     found = [_as_object(one) for one in listed]
     for one in found:
-        if len(json.dumps(one)) > LARGEST_METADATA:
+        if len(json.dumps(one, ensure_ascii=False)) > LARGEST_METADATA:
             raise ValueError(f"is longer than {LARGEST_METADATA} characters")
     return found
 
@@ -128,7 +128,7 @@ class ImagesAdd(BaseModel):
     metadata: Annotated[list[str | dict[str, Any]], BeforeValidator(_as_objects)] = Field(
         default=[],
         description="A JSON object for each image, in order; or one for all of them. By default "
-        "what is there stays.",
+        "an empty one; or, where the same content is there already, what is said of it stays.",
     )
     model: Annotated[str | None, optional] = Field(
         None, max_length=128, description="Refused if it is not the gallery's."
@@ -225,7 +225,7 @@ class SearchRequest(Selected):
     filter: Annotated[JsonObject | None, optional] = Field(
         None,
         description="Of the metadata. A value must be equal; an object says more: `ne`, `gt`, "
-        "`gte`, `lt`, `lte`, `in`, `exists`.",
+        "`gte`, `lt`, `lte`, `in`, `contains`, `exists`.",
         examples=[{"album": "2024", "stars": {"gte": 4}}],
     )
     exact: bool = Field(

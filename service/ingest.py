@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -82,7 +83,7 @@ class Client:
             timeout=httpx.Timeout(120.0, connect=10.0),
             limits=httpx.Limits(max_connections=None),
         )
-        self._path = f"/v1/galleries/{gallery}"
+        self._path = f"/v1/galleries/{quote(gallery, safe='')}"
         self._gallery = gallery
         self._stopping = threading.Event()
 

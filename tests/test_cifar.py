@@ -74,6 +74,7 @@ def test_a_broken_run_goes_on_as_if_nothing_had_happened(
     assert (said["epoch"], said["seed"]) == (2, 0)
     assert set(said["held_out"]) == {"exact", "high", "balanced", "fast", "fastest"}
     checkpoint = native.load(out)
+    assert isinstance(checkpoint, Checkpoint)
     assert checkpoint.labels == cifar.CLASSES
     assert checkpoint.preprocess == cifar.PREPROCESS
     once = tmp_path / "once"

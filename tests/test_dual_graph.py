@@ -79,3 +79,19 @@ def test_images_at_several_plans(checkpoint: DualCheckpoint, tmp_path: Path) -> 
                 wanted = checkpoint.model.embed_images(x, plan, own).numpy()
             np.testing.assert_allclose(vector, wanted, atol=1e-5)
             assert slots.max() + 1 == checkpoint.model.config.workload("tome").widths(plan)[-1]
+
+
+@pytest.mark.parametrize("siglip", [False, True])
+def test_edges_that_patches_do_not_tile_are_left_out(siglip: bool, tmp_path: Path) -> None:
+    size = (30, 37)  # of patches of 8, such as SigLIP's of 14 on 384 pixels
+    changes = {"image_size": size, "cut_edges": True}
+    model = tiny.dual(siglip=siglip, image=changes)
+    preprocess = tiny.PREPROCESS.model_copy(update={"size": size})
+    path = tmp_path / "image.onnx"
+    ImageGraph(model, preprocess, None, proportional=True).write(path)
+    images = random_images(size, 3)
+    feeds = {"image": images, "plan": np.zeros(3, np.int64)}
+    (vector,) = open_graph(path, threads=1, native=True)[0].run(["vector"], feeds)
+    with torch.inference_mode():
+        wanted = model.embed_images(normalised(images, preprocess)).numpy()
+    np.testing.assert_allclose(vector, wanted, atol=1e-5)

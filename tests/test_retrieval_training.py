@@ -7,8 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from models.checkpoints.checkpoint import DualCheckpoint
+from models.checkpoints.load import load
 from models.demo import scenes
 from models.training import scenes_retrieval
 from models.training.retrieval_data import FACTS, batch, encoded, held_out, write_held_out
@@ -72,7 +75,8 @@ def test_the_image_side_begins_as_the_vilt_s() -> None:
     torch.manual_seed(0)
     vilt = Vilt(VILT_CONFIG)
     model = initialised(vilt)
-    assert torch.equal(model.image.blocks[2].mlp.fc1.weight, vilt.blocks[2].mlp.fc1.weight)
+    weight = "blocks.2.mlp.fc1.weight"
+    assert torch.equal(model.image.get_parameter(weight), vilt.get_parameter(weight))
     wanted = vilt.pos_embed[:, 1:] + vilt.modality.weight[1]
     assert torch.equal(model.image.pos_embed, wanted)
 
@@ -99,5 +103,23 @@ def test_the_held_out_file_says_what_each_image_is(tmp_path: Path) -> None:
         assert len(archive.namelist()) == 4
 
 
-def test_phases_have_names() -> None:
-    assert list(scenes_retrieval.PHASES) == ["train", "checkpoint"]
+def test_a_run_becomes_what_export_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scenes_retrieval, "MEASURED", 2)
+    line = ["scenes_retrieval", "checkpoint", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", line)
+    scenes_retrieval.main()
+    loaded = load(str(tmp_path / "out" / "retrieval-checkpoint"))
+    assert isinstance(loaded, DualCheckpoint)
+    assert loaded.model.config == CONFIG
+    text = held_out(1).texts[0]
+    ids = encoded([text])[0][0]
+    assert loaded.text.encode(text).ids.tolist() == ids.tolist()
+    assert "{}" in loaded.template
+    with zipfile.ZipFile(tmp_path / "out" / "retrieval-held-out.zip") as archive:
+        assert len(archive.namelist()) == 3
+    monkeypatch.setattr("sys.argv", ["scenes_retrieval", "dance"])
+    with pytest.raises(SystemExit):
+        scenes_retrieval.main()
+    assert "train" in capsys.readouterr().err

@@ -47,7 +47,9 @@ class Backend(Protocol):
     def native(self) -> bool: ...
 
     def most(self, call: Call, /) -> int:
-        """Items of one run at most; 1 where runs beside each other beat batches."""
+        """Items of one run at most; 1 where runs beside each other beat batches, or where items of
+        one run would change each other.
+        """
         ...
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:

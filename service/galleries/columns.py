@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from service.errors import InvalidRequest
-from service.galleries.record import GalleryInfo, Hit, ImageRow
+from service.galleries.record import GalleryInfo, Hit, ImageRow, is_text
 
 # pyarrow takes a while to import, and a server without galleries does not need it.
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _check(value: Any) -> None:
         return
     if isinstance(value, int) and not _LOWEST <= value <= _HIGHEST:
         raise ValueError("a whole number has more than 64 bits")
-    if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+    if isinstance(value, str) and not is_text(value):
         raise ValueError("half a surrogate pair is no text")
     if isinstance(value, Mapping):
         for key, each in value.items():

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.errors import InvalidFilter, short
+from service.galleries.record import is_text
 
 COLUMN = "metadata"
 MOST_CONDITIONS = 32  # of one filter
-MOST_VALUES = 1000  # of one "in"
+MOST_VALUES = 1000  # of all "in" of one filter
 LONGEST_VALUE = 4096  # characters of a value, as JSON
 DEEPEST = 16  # names that dots join
 _WHOLE = 2**53  # up to here a double holds every whole number
@@ -37,6 +38,11 @@ def where(filter: Mapping[str, Any]) -> str | None:
     if len(conditions) > MOST_CONDITIONS:
         raise InvalidFilter(
             f"The filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed."
+        )
+    values = sum(len(asked.get("in", ())) for asked in filter.values() if isinstance(asked, Mapping))
+    if values > MOST_VALUES:
+        raise InvalidFilter(
+            f"The filter has {values} values in its lists; at most {MOST_VALUES} are allowed."
         )
     return " AND ".join(f"({condition})" for condition in conditions) or None
 
@@ -76,11 +82,7 @@ def _field(key: str) -> str:
 
 
 def _equal(key: str, field: str, value: Any) -> str:
-    text = f"json_extract({field}, '$')"
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _WHOLE:
-        # 2020, 2020.0 and 2.02e3 are one number, and three texts.
-        return f"{_number(field)} = {_double(key, value)}"
-    return f"{text} = {quoted(_literal(key, value))}"
+    return _within(key, field, [value])
 
 
 def _unequal(key: str, field: str, value: Any) -> str:
@@ -90,7 +92,15 @@ def _unequal(key: str, field: str, value: Any) -> str:
 def _within(key: str, field: str, value: Any) -> str:
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_VALUES:
         raise InvalidFilter(f"{_named(key)}: 'in' takes a list of 1 to {MOST_VALUES} values.")
-    return " OR ".join(f"({_equal(key, field, each)})" for each in value)
+    # 2020, 2020.0 and 2.02e3 are one number, and three texts.
+    numbers = [_double(key, each) for each in value if _is_exact(each)]
+    texts = [quoted(_literal(key, each)) for each in value if not _is_exact(each)]
+    # Looked up once for all values: it takes most of the time.
+    return " OR ".join(
+        f"{looked_up} IN ({', '.join(listed)})"
+        for looked_up, listed in ((_number(field), numbers), (_text(field), texts))
+        if listed
+    )
 
 
 def _exists(key: str, field: str, value: Any) -> str:
@@ -101,7 +111,7 @@ def _exists(key: str, field: str, value: Any) -> str:
 
 def _contains(key: str, field: str, value: Any) -> str:
     return (
-        f"json_extract({field}, '$') LIKE '[%' AND "
+        f"{_text(field)} LIKE '[%' AND "
         f"json_array_contains({field}, '$', {quoted(_literal(key, value))})"
     )
 
@@ -109,7 +119,7 @@ def _contains(key: str, field: str, value: Any) -> str:
 def _ordered(sign: str) -> Callable[[str, str, Any], str]:
     def compare(key: str, field: str, value: Any) -> str:
         if isinstance(value, str):
-            text = f"json_extract({field}, '$')"
+            text = _text(field)
             bound = _literal(key, value)
             # Without the closing quote, which would count as a character of the text.
             return (
@@ -135,9 +145,19 @@ _OPERATORS: dict[str, Callable[[str, str, Any], str]] = {
 }
 
 
+def _is_exact(value: Any) -> bool:
+    """Whether it is a number that a double holds, and not only nearly."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _WHOLE
+
+
+def _text(field: str) -> str:
+    """JSON; NULL where there is no such thing."""
+    return f"json_extract({field}, '$')"
+
+
 def _number(field: str) -> str:
     """NULL where it is no number: a text keeps its quotes, and does not cast."""
-    return f"TRY_CAST(json_extract({field}, '$') AS DOUBLE)"
+    return f"TRY_CAST({_text(field)} AS DOUBLE)"
 
 
 def _double(key: str, value: float) -> str:
@@ -165,7 +185,7 @@ def _literal(key: str, value: Any) -> str:
 
 
 def _clean(key: str, text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_text(text):
         raise InvalidFilter(f"{_named(key)}: half a surrogate pair is no text.")
     return text
 

@@ -77,13 +77,13 @@ async def ingest(
         request: whose caller is watched.
 
     Raises:
-        InvalidRequest: two different images with one id.
+        InvalidRequest: two different images with one id, or two things said of one image.
         StorageFull, StorageFailed, UnknownGallery: nothing was kept.
         ApiError: none can be embedded now.
     """
     begun = time.perf_counter()
     contents = await asyncio.to_thread(lambda: [_content(one) for one in arrivals])
-    first = _first_of_each(contents)
+    first = _first_of_each(contents, arrivals)
     known = await gallery.known(list(first))
     fresh = {
         at: content for name, (at, content) in first.items() if known.get(name) != content.sha256
@@ -136,19 +136,25 @@ def _content(arrival: Arrival) -> _Content | ApiError:
     return _Content(data, digest, arrival.id or digest)
 
 
-def _first_of_each(contents: Sequence[_Content | ApiError]) -> dict[str, tuple[int, _Content]]:
+def _first_of_each(
+    contents: Sequence[_Content | ApiError], arrivals: Sequence[Arrival]
+) -> dict[str, tuple[int, _Content]]:
     """By id, the first image that has it, and which one it is.
 
     Raises:
-        InvalidRequest: another one with that id has other content.
+        InvalidRequest: another one with that id has other content, or other metadata.
     """
     first: dict[str, tuple[int, _Content]] = {}
     for at, content in enumerate(contents):
         if isinstance(content, ApiError):
             continue
-        _, before = first.setdefault(content.id, (at, content))
+        origin, before = first.setdefault(content.id, (at, content))
         if before.sha256 != content.sha256:
             raise InvalidRequest(f"Two different images of this request have the id {content.id}.")
+        if arrivals[origin].metadata != arrivals[at].metadata:
+            raise InvalidRequest(
+                f"The image {content.id} comes twice in this request, with different metadata."
+            )
     return first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -11,6 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 LONGEST_ID = 512  # characters
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 Name = Annotated[str, Field(pattern=NAME)]
 ImageId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
@@ -103,3 +106,8 @@ class GalleryStats(NamedTuple):
     indexed: int
     bytes: int
     fragments: int
+
+
+def is_text(found: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    return _HALF.search(found) is None

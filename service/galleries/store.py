@@ -21,7 +21,7 @@ from service.galleries.table import Gallery
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from lancedb import AsyncConnection, AsyncTable
+    from lancedb import AsyncConnection, AsyncTable, Session
 
 _TABLE = re.compile(r"[0-9a-f]{16}-(.+)")
 _PAGE = 1000  # tables
@@ -30,6 +30,8 @@ _ATTEMPTS = 10
 PATIENCE = 60.0  # seconds
 # After so long nobody writes to a deleted gallery any more.
 FORGET = 600.0  # seconds
+# Of what LanceDB remembers of tables: by default a GiB, which thousands of small commits fill.
+MOST_REMEMBERED = 128 * 1024 * 1024  # bytes
 # Not zero: LanceDB warns that readers will fail then, which is the point here.
 _AT_ONCE = timedelta(milliseconds=1)
 
@@ -44,8 +46,9 @@ class Galleries:
     (LanceDB does not tell which of two came first that create one table: both succeed.)
     """
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, session: Session) -> None:
         self._connection = connection
+        self._session = session
         self._open: dict[str, Gallery] = {}
 
     @classmethod
@@ -61,9 +64,12 @@ class Galleries:
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
         place = f"{uri.rstrip('/')}/galleries"
         try:
+            session = lancedb.Session(metadata_cache_size_bytes=MOST_REMEMBERED)
             # Every read looks for what other processes have written.
-            connection = await lancedb.connect_async(place, read_consistency_interval=timedelta(0))
-            galleries = cls(connection)
+            connection = await lancedb.connect_async(
+                place, read_consistency_interval=timedelta(0), session=session
+            )
+            galleries = cls(connection, session)
             await galleries._names()
         except LanceError as error:
             raise storage_error(error, f"opening the galleries in {uri}") from error
@@ -76,6 +82,7 @@ class Galleries:
             GalleryExists: one has that name.
             StorageFull: there is no room for it.
         """
+        own = ""
         try:
             for attempt in range(_ATTEMPTS):
                 if attempt:
@@ -98,6 +105,10 @@ class Galleries:
                 gallery = self._open[info.name] = Gallery(info, table)
                 return gallery
         except LanceError as error:
+            # Else the next one to create it would wait for this one.
+            with contextlib.suppress(*LanceError):
+                if own:
+                    await self._connection.drop_table(own)
             raise storage_error(error, f"creating gallery {info.name}") from error
         raise GalleryExists(f"Others are creating a gallery '{info.name}' right now.")
 

@@ -118,7 +118,7 @@ class Gallery:
             query = query.where(" AND ".join(conditions))
         async with self._reading():
             found = await query.order_by([ColumnOrdering(column_name="id")]).to_arrow()
-        return hits(found)
+        return await asyncio.to_thread(hits, found)
 
     async def delete(self, ids: Sequence[str]) -> int:
         """Remove images; return how many of `ids` there were."""
@@ -181,10 +181,8 @@ class Gallery:
                 ):
                     break
                 asked = wanted + 4 * (asked - wanted)
-        found = found.append_column("score", [cosines(distances)])
-        order = np.lexsort((np.asarray(found["id"].to_pylist(), object), distances))
-        best = found.take(order[offset:wanted])
-        return hits(best, best["score"].to_pylist())
+        # Of metadata there may be many MiB.
+        return await asyncio.to_thread(_best, found, slice(offset, wanted))
 
     async def stats(self) -> GalleryStats:
         """How large it is."""
@@ -288,6 +286,13 @@ class Gallery:
 
     def _unknown(self) -> UnknownGallery:
         return UnknownGallery(f"Gallery '{self.info.name}' has been deleted.")
+
+
+def _best(found: pa.Table, places: slice) -> list[Hit]:
+    """Of rows with a `_distance`, those of some places: the nearest first, ties by id."""
+    distances = found["_distance"].to_numpy()
+    order = np.lexsort((np.asarray(found["id"].to_pylist(), object), distances))[places]
+    return hits(found.take(order), cosines(distances[order]).tolist())
 
 
 def _among(ids: Sequence[str]) -> str:

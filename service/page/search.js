@@ -79,6 +79,7 @@ function seek(what) {
   $("like").hidden = what.by === "text";
   if (what.by !== "text") {
     $("liked").textContent = what.by === "id" ? `More like ${what.id}` : `Like ${what.name}`;
+    URL.revokeObjectURL($("likeness").src); // of the one before, if it was a blob
     $("likeness").src = what.by === "id" ? what.thumbnail : URL.createObjectURL(what.blob);
   }
   showShare();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -88,12 +89,16 @@ async def add_images(request: Request, name: GalleryName) -> Response:
         gallery = await opened(request, name)
         model = own_model(engine.catalog, gallery.info, asked=asked.model)
         track.model, track.level = model.name, gallery.info.level
-        done = await ingest(engine, gallery, model, _arrivals(asked), request=request)
-        engine.metrics.galleries.ingested(
-            ["failed" if isinstance(one, ApiError) else one["status"] for one in done.results],
-            time.perf_counter() - begun,
-        )
-        engine.metrics.galleries.size(gallery.info.name, await gallery.count())
+        arrivals = _arrivals(asked)
+        statuses = ["failed"] * len(arrivals)
+        try:
+            done = await ingest(engine, gallery, model, arrivals, request=request)
+            statuses = [
+                "failed" if isinstance(one, ApiError) else one["status"] for one in done.results
+            ]
+        finally:
+            engine.metrics.galleries.ingested(statuses, time.perf_counter() - begun)
+        await _count(engine, gallery)
         refused = refusal(done.results, track)
         if refused is not None:
             return refused
@@ -262,8 +267,14 @@ async def delete_images(request: Request, name: GalleryName) -> Response:
 
 async def _delete(engine: Engine, gallery: Gallery, ids: Sequence[str]) -> int:
     deleted = await gallery.delete(ids)
-    engine.metrics.galleries.size(gallery.info.name, await gallery.count())
+    await _count(engine, gallery)
     return deleted
+
+
+async def _count(engine: Engine, gallery: Gallery) -> None:
+    # What is done is done: that it cannot be counted, or is deleted by now, changes no answer.
+    with contextlib.suppress(ApiError):
+        engine.metrics.galleries.size(gallery.info.name, await gallery.count())
 
 
 def _filter(text: str) -> dict[str, Any]:

@@ -127,6 +127,10 @@ class TestRefused:
         assert "--create" in capsys.readouterr().err
         assert run(folder, remote, "Not A Name", "--create") == 1
         assert "name" in capsys.readouterr().err
+        create(remote, "part")
+        for name in ("part?x", "part/images", "part#x", "part%"):
+            assert run(folder, remote, name) == 1
+            assert images(remote, "part") == {}
 
     def test_another_model_or_level(
         self, remote: Remote, folder: Path, capsys: pytest.CaptureFixture[str]

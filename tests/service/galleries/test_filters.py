@@ -164,6 +164,7 @@ def test_nothing_in_it_is_run(kept: tuple[asyncio.Runner, Gallery], filter: dict
         ({"year": {"in": "abc"}}, "1 to 1000"),
         ({"year": {"in": [1] * (MOST_VALUES + 1)}}, "1 to 1000"),
         ({"year": {"exists": 1}}, "true or false"),
+        ({"a": {"in": [1] * 600}, "b": {"in": ["x"] * 600}}, "1200 values"),
         ({"year": {"gte": True}}, "only numbers and texts"),
         ({"year": {"gte": None}}, "only numbers and texts"),
         ({"year": {"gte": 10**400}}, "out of range"),
@@ -179,3 +180,12 @@ def test_nothing_in_it_is_run(kept: tuple[asyncio.Runner, Gallery], filter: dict
 def test_says_what_is_wrong(filter: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidFilter, match=said):
         where(filter)
+
+
+def test_a_long_list_is_looked_up_once(kept: tuple[asyncio.Runner, Gallery]) -> None:
+    values: list[Any] = ["abc", 2020, None, True, *(f"v{n}" for n in range(MOST_VALUES - 4))]
+    condition = where({"year": {"in": values}})
+    assert condition is not None
+    assert condition.count("json_get") == 2  # of its numbers, and of the others
+    assert found(kept, {"year": {"in": values}}) == {"whole", "double", "word", "null", "true"}
+    assert found(kept, {"year": {"in": [*range(2019, 3019)]}}) == {"whole", "double"}

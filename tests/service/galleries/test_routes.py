@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
+from service.errors import StorageFailed
+from service.galleries.table import Gallery
 from service.gallery_schemas import (
     GalleryCreate,
     GalleryDescription,
@@ -161,6 +163,42 @@ class TestImages:
         add(client, "said", GREEN, YELLOW, ids=["c", "d"], metadata=[{"n": 2}])
         found = {one["id"]: one["metadata"] for one in page(client, "said")["images"]}
         assert found == {"a": {"n": 1, "tags": ["x"]}, "b": {}, "c": {"n": 2}, "d": {"n": 2}}
+
+    def test_the_length_of_metadata_is_that_of_its_text(self, client: Remote) -> None:
+        create(client, "long")
+        said = {"x": "ä" * 30_000}
+        written = json.dumps(said, ensure_ascii=False)
+        response = client.post(
+            "/v1/galleries/long/images",
+            files=[("image", ("a.png", RED))],
+            data={"id": "form", "metadata": written},
+        )
+        assert added(response)
+        body = {"image": base64.b64encode(RED).decode(), "id": "json", "metadata": said}
+        assert added(client.post("/v1/galleries/long/images", json=body))
+        assert [one["metadata"] for one in page(client, "long")["images"]] == [said] * 2
+        body["metadata"] = {"x": "ä" * 70_000}
+        response = client.post("/v1/galleries/long/images", json=body)
+        assert "65536" in problem(response, 422, "invalid-request")
+
+    def test_an_image_twice_in_a_request(self, client: Remote) -> None:
+        create(client, "double")
+        response = add(client, "double", RED, RED, metadata=[{"n": 1}, {"n": 2}])
+        assert "different metadata" in problem(response, 422, "invalid-request")
+        found = added(add(client, "double", RED, RED, metadata=[{"n": 1}, {"n": 1}]))
+        assert [one["status"] for one in found] == ["added", "unchanged"]
+        assert [one["metadata"] for one in page(client, "double")["images"]] == [{"n": 1}]
+
+    def test_what_was_done_is_told_even_if_it_cannot_be_counted(
+        self, client: Remote, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def failing(_: Gallery) -> int:
+            raise StorageFailed("Not now.")
+
+        create(client, "uncounted")
+        monkeypatch.setattr(Gallery, "count", failing)
+        assert added(add(client, "uncounted", RED, ids=["r"]))[0]["status"] == "added"
+        assert client.delete("/v1/galleries/uncounted/images/r").status_code == 204
 
     def test_json(self, client: Remote) -> None:
         create(client, "json")

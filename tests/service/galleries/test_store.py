@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from service.errors import ApiError, GalleryExists, StorageFailed, UnknownGallery
+from service.errors import ApiError, GalleryExists, StorageFailed, StorageFull, UnknownGallery
 from service.galleries import store
 from service.galleries.columns import PENDING, mark
 from service.galleries.store import Galleries
@@ -199,6 +200,41 @@ def test_a_creation_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.Monke
         assert await names(other) == ["holiday"]
 
     monkeypatch.setattr(store, "_ATTEMPTS", 3)
+    with_two(tmp_path, use)
+
+
+def test_one_that_failed_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(one: Galleries, other: Galleries) -> None:
+        make = one._connection.create_table
+
+        async def full(*names: Any, **options: Any) -> Any:
+            if "mode" in options:  # the second half
+                raise RuntimeError("No space left on device (os error 28)")
+            return await make(*names, **options)
+
+        monkeypatch.setattr(one._connection, "create_table", full)
+        with pytest.raises(StorageFull):
+            await one.create(info())
+        await other.create(info())
+        assert await names(one) == ["holiday"]
+
+    monkeypatch.setattr(store, "_ATTEMPTS", 1)
+    with_two(tmp_path, use)
+
+
+def test_small_commits_are_not_all_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(one: Galleries, _: Galleries) -> None:
+        gallery = await one.create(info())
+        for n in range(40):
+            await gallery.put([image(f"{n}")])
+        assert one._session.size_bytes < 2 * store.MOST_REMEMBERED
+        assert await gallery.count() == 40
+
+    monkeypatch.setattr(store, "MOST_REMEMBERED", 200_000)  # 40 versions are 1.4 MB
     with_two(tmp_path, use)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -238,6 +239,34 @@ def test_searches_and_puts_go_on_meanwhile(tmp_path: Path) -> None:
         assert await gallery.count() == 500 + 4 * 6
 
     with_galleries(tmp_path, use)
+
+
+def test_it_is_done_though_somebody_replaces_and_deletes_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def use(galleries: Galleries) -> None:
+        gallery = await galleries.create(info())
+        await fill(gallery, 40, 10)
+
+        async def replace() -> None:
+            turn = 0
+            while True:
+                turn += 1
+                rows = [image(f"{at:05}", content=f"{turn}-{at}") for at in range(0, 400, 10)]
+                await asyncio.gather(gallery.put(rows), gallery.delete([f"{turn % 400:05}"]))
+
+        writing = asyncio.create_task(replace())
+        keeper = Upkeep(galleries)
+        for _ in range(2):
+            await keeper.round()
+        writing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writing
+
+    monkeypatch.setattr(upkeep, "FRAGMENTS", 8)
+    with caplog.at_level(logging.INFO):
+        with_galleries(tmp_path, use)
+    assert "gallery holiday put in order" in caplog.text
 
 
 def test_it_runs_in_the_background_until_it_is_stopped(
