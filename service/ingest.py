@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -79,7 +80,7 @@ class Client:
 
     def __init__(self, server: str, gallery: str) -> None:
         self._http = httpx.Client(
-            base_url=server,
+            base_url=server if "://" in server else f"http://{server}",
             timeout=httpx.Timeout(120.0, connect=10.0),
             limits=httpx.Limits(max_connections=None),
         )
@@ -140,9 +141,9 @@ class Client:
             f"{self._path}/images",
             data={
                 "id": [picture.id for picture in pictures],
-                "metadata": [json.dumps({"path": picture.path.as_posix()}) for picture in pictures],
+                "metadata": [json.dumps({"path": written(picture.path)}) for picture in pictures],
             },
-            files=[("image", (picture.path.name, picture.content)) for picture in pictures],
+            files=[("image", (picture.id, picture.content)) for picture in pictures],
         )
         if response.status_code == 413 and len(pictures) > 1:
             # Together they are too large for one request; each by itself may not be.
@@ -187,6 +188,11 @@ class Client:
             if self._stopping.wait(pause):
                 raise Stop("stopped")
         raise AssertionError("the last try returns or raises")
+
+
+def written(path: Path) -> str:
+    """A path as text, whatever bytes its name has."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def walk(folder: Path, failed: list[Failure]) -> Iterator[Path]:
@@ -344,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         client.close()
     for path, reason in outcome.failed[:_LISTED]:
-        console.print(f"{escape(str(path))}: {escape(reason)}", soft_wrap=True)
+        console.print(f"{escape(written(path))}: {escape(reason)}", soft_wrap=True)
     if len(outcome.failed) > _LISTED:
         console.print(f"and {len(outcome.failed) - _LISTED} more")
     return 1 if outcome.failed else 0

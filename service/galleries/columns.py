@@ -149,6 +149,17 @@ def hits(found: pa.Table, scores: Sequence[float] | None = None) -> list[Hit]:
     ]
 
 
+def nearest(found: pa.Table, places: slice) -> list[Hit]:
+    """Of rows of the columns `SHOWN` and `_distance` those of some places.
+
+    Args:
+        places: in the order of their distance; ties are ordered by id.
+    """
+    distances = found["_distance"].to_numpy()
+    order = np.lexsort((np.asarray(found["id"].to_pylist(), object), distances))[places]
+    return hits(found.take(order), cosines(distances[order]).tolist())
+
+
 def image_row(found: Mapping[str, Any]) -> ImageRow:
     """A row of all columns, `vector` perhaps missing."""
     return ImageRow(

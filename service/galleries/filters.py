@@ -39,7 +39,9 @@ def where(filter: Mapping[str, Any]) -> str | None:
         raise InvalidFilter(
             f"The filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed."
         )
-    values = sum(len(asked.get("in", ())) for asked in filter.values() if isinstance(asked, Mapping))
+    values = sum(
+        len(asked.get("in", ())) for asked in filter.values() if isinstance(asked, Mapping)
+    )
     if values > MOST_VALUES:
         raise InvalidFilter(
             f"The filter has {values} values in its lists; at most {MOST_VALUES} are allowed."

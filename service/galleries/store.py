@@ -11,6 +11,7 @@ import random
 import re
 import secrets
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from service.errors import GalleryExists, StorageFailed, StorageFull, UnknownGallery
@@ -62,7 +63,9 @@ class Galleries:
         os.environ.setdefault("LANCEDB_LOG", "error")
         # It takes a second, in which the loop has other things to do.
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
-        place = f"{uri.rstrip('/')}/galleries"
+        # LanceDB would look for it at home, but make a folder of that name here too.
+        found = str(Path(uri).expanduser()) if uri.startswith("~") else uri
+        place = f"{found.rstrip('/')}/galleries"
         try:
             session = lancedb.Session(metadata_cache_size_bytes=MOST_REMEMBERED)
             # Every read looks for what other processes have written.

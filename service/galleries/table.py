@@ -16,11 +16,11 @@ import numpy.typing as npt
 from service.errors import UnknownGallery
 from service.galleries.columns import (
     SHOWN,
-    cosines,
     description,
     hits,
     image_row,
     metadata_text,
+    nearest,
     table,
 )
 from service.galleries.commits import Commits
@@ -182,7 +182,7 @@ class Gallery:
                     break
                 asked = wanted + 4 * (asked - wanted)
         # Of metadata there may be many MiB.
-        return await asyncio.to_thread(_best, found, slice(offset, wanted))
+        return await asyncio.to_thread(nearest, found, slice(offset, wanted))
 
     async def stats(self) -> GalleryStats:
         """How large it is."""
@@ -204,6 +204,12 @@ class Gallery:
             if is_missing(error):
                 return False
             raise storage_error(error, f"opening gallery {self.info.name}") from error
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nobody in this process writes meanwhile: what is put, or deleted, waits."""
+        async with self._writing:
+            yield
 
     async def settled(self) -> None:
         """Wait until what was put is done."""
@@ -286,13 +292,6 @@ class Gallery:
 
     def _unknown(self) -> UnknownGallery:
         return UnknownGallery(f"Gallery '{self.info.name}' has been deleted.")
-
-
-def _best(found: pa.Table, places: slice) -> list[Hit]:
-    """Of rows with a `_distance`, those of some places: the nearest first, ties by id."""
-    distances = found["_distance"].to_numpy()
-    order = np.lexsort((np.asarray(found["id"].to_pylist(), object), distances))[places]
-    return hits(found.take(order), cosines(distances[order]).tolist())
 
 
 def _among(ids: Sequence[str]) -> str:

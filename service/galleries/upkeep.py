@@ -76,6 +76,7 @@ class Upkeep:
         self._every = every
         self._policy = policy or Policy()
         self._seen: dict[str, Seen] = {}
+        self._late: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -99,14 +100,16 @@ class Upkeep:
         galleries = await self._galleries.list()
         names = {gallery.info.name for gallery in galleries}
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        self._late &= names
         for gallery in galleries:
+            name = gallery.info.name
             try:
                 await self._look_after(gallery)
             except ApiError:
                 pass  # deleted meanwhile, or in the log
             except LanceError as error:
                 level = logging.INFO if is_conflict(error) else logging.WARNING
-                logger.log(level, "upkeep of gallery %s failed: %s", gallery.info.name, error)
+                logger.log(level, "upkeep of gallery %s failed: %s", name, error)
 
     async def _run(self) -> None:
         while True:
@@ -129,12 +132,25 @@ class Upkeep:
         if seen.ordered < len(QUIET):
             stats = await gallery.stats()
             if passed > seen.ordered or crowded(stats):
-                await optimize(gallery)
+                await self._optimize(gallery)
                 stats = await gallery.stats()
             if stats.images >= self._policy.index_from:
                 await index(gallery, self._policy.partition)
         # What was added meanwhile is taken for a work of this round; the next change shows it.
         self._seen[name] = Seen(await gallery.table.version(), seen.since, passed)
+
+    async def _optimize(self, gallery: Gallery) -> None:
+        # Merging files is too late if any row of theirs is replaced, or deleted, meanwhile. Where
+        # that happened the last time, whoever writes is the one to wait.
+        name = gallery.info.name
+        try:
+            async with gallery.paused() if name in self._late else contextlib.nullcontext():
+                await optimize(gallery)
+        except LanceError as error:
+            if is_conflict(error):
+                self._late.add(name)
+            raise
+        self._late.discard(name)
 
 
 def crowded(stats: GalleryStats) -> bool:

@@ -118,6 +118,22 @@ class TestFolder:
         assert client.known() == set(images(remote, "pages"))
         client.close()
 
+    def test_a_name_that_is_no_text(
+        self, remote: Remote, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name, content in ((b"caf\xe9.png", noise(1)), (b"bad\xff.png", b"no image")):
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(content)
+        (tmp_path / "fine.png").write_bytes(noise(2))
+        assert run(tmp_path, remote, "names", "--create") == 1
+        assert "bad\ufffd.png: The file is no image" in capsys.readouterr().err
+        found = sorted(one["path"] for one in images(remote, "names").values())
+        assert found == ["caf\ufffd.png", "fine.png"]
+
+    def test_a_server_without_its_scheme(self, remote: Remote, folder: Path) -> None:
+        server = remote.url.removeprefix("http://")
+        assert main([str(folder), "--gallery=bare", f"--server={server}", "--create"]) == 0
+        assert len(images(remote, "bare")) == 3
+
 
 class TestRefused:
     def test_no_gallery(

@@ -165,6 +165,15 @@ def small_disk(place: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(file: Path) -> None:
+    """Take all the room that is left, to the last byte."""
+    with file.open("wb", 0) as written:
+        for size in (65_536, 1):
+            with contextlib.suppress(OSError):
+                while written.write(bytes(size)):
+                    pass
+
+
 @pytest.mark.parametrize("how", ["disk", "limit"])
 def test_a_full_disk(tmp_path: Path, how: str) -> None:
     root, data = tmp_path / "bundles", tmp_path / "data"
@@ -179,18 +188,18 @@ def test_a_full_disk(tmp_path: Path, how: str) -> None:
         def limit(size: int) -> None:
             resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-        def fill() -> None:
-            with ballast.open("wb", 0) as file, contextlib.suppress(OSError):
-                for size in (65_536, 1):
-                    with contextlib.suppress(OSError):
-                        while file.write(bytes(size)):
-                            pass
+        def full() -> None:
+            if how == "limit":
+                limit(0)
+            else:
+                fill(ballast)
 
-        full, empty = (
-            (fill, ballast.unlink)
-            if how == "disk"
-            else (lambda: limit(0), lambda: limit(resource.RLIM_INFINITY))
-        )
+        def empty() -> None:
+            if how == "limit":
+                limit(resource.RLIM_INFINITY)
+            else:
+                ballast.unlink()
+
         create(remote, "kept")
         added(add(remote, "kept", RED, BLUE, ids=["r", "b"], metadata=[{"n": 1}]))
         full()

@@ -203,9 +203,7 @@ def test_a_creation_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.Monke
     with_two(tmp_path, use)
 
 
-def test_one_that_failed_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_failed_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(one: Galleries, other: Galleries) -> None:
         make = one._connection.create_table
 
@@ -263,6 +261,23 @@ def test_more_galleries_than_a_page_lists(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("service.galleries.store._PAGE", 3)
     with_two(tmp_path, use)
+
+
+def test_a_place_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the ~ of --data-dir=~/data as it is."""
+
+    async def run() -> None:
+        galleries = await Galleries.open("~/data")
+        await galleries.create(info())
+        await galleries.close()
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    asyncio.run(run())
+    assert [each.name for each in (tmp_path / "home" / "data").iterdir()] == ["galleries"]
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:

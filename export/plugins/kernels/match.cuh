@@ -1,0 +1,250 @@
+// Which tokens of one image go where: the matchers, one block an image.
+//
+// They choose the slots that models/reduction and the ONNX bodies in export/plugins choose, ties and
+// absent tokens included; what differs is the rounding of cosines. Values are to be finite; with others
+// the slots mean nothing, but nothing is read or written out of bounds.
+#pragma once
+
+#include "cosines.cuh"
+#include "ranking.cuh"
+
+namespace tokenfold {
+
+// Scores below any cosine, see models/reduction/matcher.py.
+constexpr float kAbsent = -2.0f;
+constexpr float kProtected = -3.0f;
+// PiToMe's attraction counts in steps, see models/reduction/pitome.py.
+constexpr float kSteps = 4096.0f;
+
+// The block's shared memory: tiles, members, then arrays of one entry a token.
+struct Shared {
+  float* tiles;
+  Members members;
+  float* arrays;
+  int length;
+
+  __device__ __forceinline__ Shared(void* memory, int tokens)
+      : tiles(static_cast<float*>(memory)),
+        members{reinterpret_cast<unsigned*>(tiles + kTileFloats)},
+        arrays(tiles + kTileFloats + kWords),
+        length(round_up(tokens, 4)) {}
+
+  __device__ __forceinline__ float* floats(int array) const { return arrays + array * length; }
+  __device__ __forceinline__ int* integers(int array) const {
+    return reinterpret_cast<int*>(floats(array));
+  }
+};
+
+struct InOrder {
+  __device__ __forceinline__ int operator()(int i) const { return i; }
+};
+
+struct Permuted {
+  const int* order;
+  int first;
+  __device__ __forceinline__ int operator()(int i) const { return first + order[i]; }
+};
+
+// ToMe of `count` of n >= 2 tokens, 1 <= count <= (n - protected_tokens) / 2. `token` says where in
+// `unit` each is; size, score, place and slots are (n) in shared memory, size is given.
+template <typename Token>
+__device__ void merge(const float* unit, int pitch, const Shared& shared, int n, const Token& token,
+                      int count, int protected_tokens, const float* size, float* score, int* place,
+                      int* slots) {
+  const int sources = (n + 1) / 2, destinations = n / 2;
+  const bool pair = protected_tokens == 2;
+  const Members members = shared.members;
+  fold_cosines<Best>(
+      unit, pitch, shared.tiles, sources, [&](int i) { return token(2 * i); }, destinations,
+      [&](int j) { return token(2 * j + 1); },
+      [&](Best& best, int, int j, float cosine) {
+        if (size[2 * j + 1] == 0.0f) cosine = kAbsent;
+        if (pair && j == 0) cosine = kProtected;
+        best.add(cosine, j);
+      },
+      [&](int i, const Best& best) {
+        float own = best.score;
+        if (size[2 * i] == 0.0f) own = kAbsent;
+        if (protected_tokens > 0 && i == 0) own = kProtected;
+        score[i] = own;
+        slots[2 * i] = best.key == kNobody ? 0 : best.key;  // the partner, until slots are known
+      });
+  rank(score, sources, place);
+
+  // A source that stays keeps its order among those that stay; without a class token it goes by score.
+  clear(members);
+  for (int i = threadIdx.x; i < sources; i += kMatchThreads)
+    if (place[i] >= count) members.add(i);
+  __syncthreads();
+  const auto behind = [&](int j) { return pair && j == 0 ? 1 : sources - count + j; };
+  for (int i = threadIdx.x; i < sources; i += kMatchThreads) {
+    if (place[i] < count)
+      slots[2 * i] = behind(slots[2 * i]);
+    else if (protected_tokens == 0)
+      slots[2 * i] = place[i] - count;
+    else
+      slots[2 * i] = members.before(i) + (pair && i > 0 ? 1 : 0);
+  }
+  for (int j = threadIdx.x; j < destinations; j += kMatchThreads) slots[2 * j + 1] = behind(j);
+
+  // Slots without a present token come last.
+  clear(members);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads)
+    if (size[i] > 0.0f) members.add(slots[i]);
+  __syncthreads();
+  const int filled = members.before(n - count);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) {
+    const int slot = slots[i], ahead = members.before(slot);
+    slots[i] = members.has(slot) ? ahead : filled + slot - ahead;
+  }
+  __syncthreads();
+}
+
+// As `merge`, but of any count: nothing moves where nothing goes.
+template <typename Token>
+__device__ void merge_or_stay(const float* unit, int pitch, const Shared& shared, int n,
+                              const Token& token, int count, int protected_tokens,
+                              const float* size, float* score, int* place, int* slots) {
+  if (count > 0)
+    return merge(unit, pitch, shared, n, token, count, protected_tokens, size, score, place, slots);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) slots[i] = i;
+  __syncthreads();
+}
+
+template <typename T>
+__device__ void match_tome(const MatchArguments& a, void* memory) {
+  const int n = a.tokens, pitch = unit_pitch(a.head_dim);
+  const size_t image = blockIdx.x, first = image * n;
+  const Shared shared(memory, n);
+  float* size = shared.floats(0);
+  int* slots = shared.integers(3);
+  float* unit = a.unit + first * pitch;
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) size[i] = a.size[first + i];
+  if (a.count > 0)
+    unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads,
+                a.head_dim, unit);
+  __syncthreads();
+  merge_or_stay(unit, pitch, shared, n, InOrder{}, a.count, a.protected_tokens, size,
+                shared.floats(1), shared.integers(2), slots);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) a.slots[first + i] = slots[i];
+}
+
+template <typename T>
+__device__ void match_pitome(const MatchArguments& a, void* memory) {
+  const int n = a.tokens, pitch = unit_pitch(a.head_dim);
+  const size_t image = blockIdx.x, first = image * n;
+  long long* slots = a.slots + first;
+  if (a.count == 0) {
+    for (int i = threadIdx.x; i < n; i += kMatchThreads) slots[i] = i;
+    return;
+  }
+  const Shared shared(memory, n);
+  const Members members = shared.members;
+  float* size = shared.floats(0);
+  float* energy = shared.floats(1);
+  int* place = shared.integers(2);
+  int* order = shared.integers(3);
+  float* unit = a.unit + first * pitch;
+  unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads, a.head_dim,
+              unit);
+  clear(members);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) {
+    const float own = a.size[first + i];
+    size[i] = own;
+    order[i] = 0;
+    if (i >= a.protected_tokens && own > 0.0f) members.add(i);  // in play
+  }
+  __syncthreads();
+
+  const int in_play = members.before(n);
+  const float players = static_cast<float>(in_play > 0 ? in_play : 1);
+  fold_cosines<Total>(
+      unit, pitch, shared.tiles, n, InOrder{}, n, InOrder{},
+      [&](Total& total, int i, int j, float cosine) {
+        if (i == j || !members.has(j)) return;
+        const float above = cosine - a.margin;
+        total.sum += rintf((above > 0.0f ? above : expf(above) - 1.0f) * kSteps);
+      },
+      [&](int i, const Total& total) {
+        float own = total.sum / (players * kSteps);
+        if (size[i] == 0.0f) own = kAbsent;
+        if (i < a.protected_tokens) own = kProtected;
+        energy[i] = own;
+      });
+  rank(energy, n, place);
+
+  // Of the 2 * count first, even places merge into odd ones.
+  clear(members);
+  for (int i = threadIdx.x; i < n; i += kMatchThreads) {
+    const bool mergeable = place[i] < 2 * a.count;
+    if (mergeable) order[place[i]] = i;
+    if (!mergeable || place[i] % 2 == 1) members.add(i);  // stays
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += kMatchThreads)
+    if (members.has(i)) slots[i] = members.before(i);
+  fold_cosines<Best>(
+      unit, pitch, shared.tiles, a.count, [&](int k) { return order[2 * k]; }, a.count,
+      [&](int k) { return order[2 * k + 1]; },
+      [&](Best& best, int, int k, float cosine) {
+        const int j = order[2 * k + 1];
+        best.add(size[j] == 0.0f ? kAbsent : cosine, j);
+      },
+      [&](int k, const Best& best) {
+        slots[order[2 * k]] = members.before(best.key == kNobody ? 0 : best.key);
+      });
+}
+
+template <typename T>
+__device__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
+  const int n = a.tokens, text = a.text, patches = n - text, pitch = unit_pitch(a.head_dim);
+  const size_t image = blockIdx.x, first = image * n;
+  const Shared shared(memory, n);
+  float* size = shared.floats(0);
+  float* score = shared.floats(1);
+  int* place = shared.integers(2);
+  int* merged = shared.integers(3);
+  int* order = shared.integers(4);
+  int* rank_of = shared.integers(5);
+  float* unit = a.unit + first * pitch;
+  long long* slots = a.slots + first;
+  const int text_after = text - a.text_count;
+  const int keep = patches > a.pruned + 1 ? patches - a.pruned : 1;
+
+  if (a.text_count > 0 || a.count > 0)
+    unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads,
+                a.head_dim, unit);
+  for (int i = threadIdx.x; i < text; i += kMatchThreads) size[i] = a.size[first + i];
+  __syncthreads();
+  merge_or_stay(unit, pitch, shared, text, InOrder{}, a.text_count, 1, size, score, place, merged);
+  for (int i = threadIdx.x; i < text; i += kMatchThreads) slots[i] = merged[i];
+  if (patches == 0) return;
+  if (keep == patches && a.count == 0) {  // nothing goes, so nothing moves
+    for (int i = threadIdx.x; i < patches; i += kMatchThreads) slots[text + i] = i + text_after;
+    return;
+  }
+
+  // Those that stay, by falling importance; absent ones are behind all others and are not counted.
+  const float* patch_size = a.size + first + text;
+  clear(shared.members);
+  for (int i = threadIdx.x; i < patches; i += kMatchThreads) {
+    const bool present = patch_size[i] > 0.0f;
+    if (present) shared.members.add(i);
+    score[i] = present ? a.importance[first + text + i] : kAbsent;
+    order[i] = 0;
+  }
+  rank(score, patches, rank_of);
+  const int left = shared.members.before(patches) - a.pruned;
+  const int limit = left > 1 ? left : 1;
+  for (int i = threadIdx.x; i < patches; i += kMatchThreads) order[rank_of[i]] = i;
+  __syncthreads();
+  for (int i = threadIdx.x; i < keep; i += kMatchThreads)
+    size[i] = i < limit ? patch_size[order[i]] : 0.0f;
+  __syncthreads();
+  merge_or_stay(unit, pitch, shared, keep, Permuted{order, text}, a.count, 1, size, score, place,
+                merged);
+  for (int i = threadIdx.x; i < patches; i += kMatchThreads)
+    slots[text + i] = rank_of[i] < limit ? merged[rank_of[i]] + text_after : -1;
+}
+
+}  // namespace tokenfold

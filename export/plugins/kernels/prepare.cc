@@ -1,0 +1,191 @@
+// From what a caller gives to a launch: checks, clamped counts, geometry. No CUDA in here.
+
+#include <cstdio>
+#include <cstring>
+
+#include "arguments.cuh"
+#include "tokenfold_cuda.h"
+
+namespace {
+
+using namespace tokenfold;
+
+static_assert(sizeof(long long) == sizeof(int64_t), "kernels have 64 bits for a slot");
+
+// Sizes of a kernel are 32 bits wide, and so is a grid.
+constexpr int64_t kMostInt = 0x7FFFFFFF;
+
+const char* const kTypes[] = {"float32", "float16", "bfloat16"};
+
+bool is_type(int32_t type) { return type >= TOKENFOLD_FLOAT32 && type <= TOKENFOLD_BFLOAT16; }
+
+size_t bytes_of(int32_t type) { return type == TOKENFOLD_FLOAT32 ? 4 : 2; }
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
+int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
+  return most(0, least(r, (tokens - protected_tokens) / 2));
+}
+
+bool on(const void* pointer, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+template <typename Arguments>
+void fill(TokenfoldLaunch* launch, const char* op, int32_t type, int64_t blocks, int threads,
+          int shared_bytes, const Arguments& arguments) {
+  static_assert(sizeof(Arguments) <= sizeof(launch->arguments), "a launch holds its arguments");
+  *launch = TokenfoldLaunch{};
+  std::snprintf(launch->kernel, sizeof(launch->kernel), "tokenfold_%s_%s", op, kTypes[type]);
+  launch->blocks = static_cast<uint32_t>(blocks);
+  launch->threads = static_cast<uint32_t>(threads);
+  launch->shared_bytes = static_cast<uint32_t>(shared_bytes);
+  launch->argument_bytes = sizeof(Arguments);
+  std::memcpy(launch->arguments, &arguments, sizeof(Arguments));
+}
+
+// What all matchers check. An empty batch, or images without tokens, need no pointers.
+template <typename Of>
+int check_match(const Of& of) {
+  if (!is_type(of.type)) return TOKENFOLD_BAD_TYPE;
+  if (of.batch < 0 || of.tokens < 0 || of.heads < 1 || of.head_dim < 1) return TOKENFOLD_BAD_SHAPE;
+  if (of.heads > kMostInt || of.head_dim > kMostInt - 4) return TOKENFOLD_BAD_SHAPE;
+  if (of.tokens > kMostTokens) return TOKENFOLD_TOO_MANY_TOKENS;
+  if (of.batch > kMostInt) return TOKENFOLD_BATCH_TOO_LARGE;
+  if (of.batch == 0 || of.tokens == 0) return TOKENFOLD_OK;
+  if (!of.keys || !of.size || !of.slots) return TOKENFOLD_NO_POINTER;
+  if (!on(of.keys, bytes_of(of.type)) || !on(of.size, 4) || !on(of.slots, 8))
+    return TOKENFOLD_MISALIGNED;
+  const size_t needed = tokenfold_cuda_match_workspace(of.batch, of.tokens, of.head_dim);
+  if (!of.workspace || of.workspace_bytes < needed || !on(of.workspace, 16))
+    return TOKENFOLD_BAD_WORKSPACE;
+  return TOKENFOLD_OK;
+}
+
+int prepare_match(const char* op, const TokenfoldMatch& of, int most_protected, int arrays,
+                  TokenfoldLaunch* launch) {
+  if (const int code = check_match(of)) return code;
+  if (of.protected_tokens < 0 || of.protected_tokens > most_protected) return TOKENFOLD_BAD_PROTECTED;
+  MatchArguments arguments{};
+  arguments.keys = of.keys;
+  arguments.size = of.size;
+  arguments.slots = reinterpret_cast<long long*>(of.slots);
+  arguments.unit = static_cast<float*>(of.workspace);
+  arguments.tokens = static_cast<int>(of.tokens);
+  arguments.heads = static_cast<int>(of.heads);
+  arguments.head_dim = static_cast<int>(of.head_dim);
+  arguments.protected_tokens = static_cast<int>(of.protected_tokens);
+  arguments.count = static_cast<int>(clamp(of.r, of.tokens, of.protected_tokens));
+  arguments.margin = of.margin;
+  fill(launch, op, of.type, of.tokens ? of.batch : 0, kMatchThreads,
+       match_shared_bytes(arguments.tokens, arrays), arguments);
+  return TOKENFOLD_OK;
+}
+
+}  // namespace
+
+extern "C" {
+
+size_t tokenfold_cuda_match_workspace(int64_t batch, int64_t tokens, int64_t head_dim) {
+  if (batch < 0 || batch > kMostInt || tokens < 0 || tokens > kMostTokens || head_dim < 1 ||
+      head_dim > kMostInt - 4)
+    return 0;
+  size_t bytes = 0;
+  const size_t a_token = sizeof(float) * unit_pitch(static_cast<int>(head_dim));
+  if (__builtin_mul_overflow(a_token, static_cast<size_t>(batch * tokens), &bytes)) return 0;
+  return bytes;
+}
+
+int tokenfold_cuda_prepare_match_tome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
+  return prepare_match("match_tome", *of, 2, kToMeArrays, launch);
+}
+
+int tokenfold_cuda_prepare_match_pitome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
+  return prepare_match("match_pitome", *of, kMostInt, kPiToMeArrays, launch);
+}
+
+int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldLaunch* launch) {
+  if (const int code = check_match(*of)) return code;
+  if (of->batch && of->tokens && !of->importance) return TOKENFOLD_NO_POINTER;
+  if (!on(of->importance, 4)) return TOKENFOLD_MISALIGNED;
+  const int64_t text = most(0, least(of->text, of->tokens)), image = of->tokens - text;
+  const int64_t pruned = most(0, least(of->prune, image));
+  const int64_t keep = most(image - pruned, least(image, 1));
+  MatchPuMerArguments arguments{};
+  arguments.keys = of->keys;
+  arguments.size = of->size;
+  arguments.importance = of->importance;
+  arguments.slots = reinterpret_cast<long long*>(of->slots);
+  arguments.unit = static_cast<float*>(of->workspace);
+  arguments.tokens = static_cast<int>(of->tokens);
+  arguments.heads = static_cast<int>(of->heads);
+  arguments.head_dim = static_cast<int>(of->head_dim);
+  arguments.text = static_cast<int>(text);
+  arguments.text_count = static_cast<int>(clamp(of->merge_text, text, 1));
+  arguments.pruned = static_cast<int>(pruned);
+  arguments.count = static_cast<int>(clamp(of->merge, keep, 1));
+  fill(launch, "match_pumer", of->type, of->tokens ? of->batch : 0, kMatchThreads,
+       match_shared_bytes(arguments.tokens, kPuMerArrays), arguments);
+  return TOKENFOLD_OK;
+}
+
+int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* launch) {
+  if (!is_type(of->type)) return TOKENFOLD_BAD_TYPE;
+  if (of->batch < 0 || of->tokens < 0 || of->width < 0 || of->dim < 0 || of->patches < 0)
+    return TOKENFOLD_BAD_SHAPE;
+  // Room above, so that no index of a thread overflows.
+  const int64_t most_size = kMostInt / 4;
+  if (of->width > most_size || of->dim > most_size || of->patches > most_size)
+    return TOKENFOLD_BAD_SHAPE;
+  if (of->tokens > kMostReduceTokens) return TOKENFOLD_TOO_MANY_TOKENS;
+  const int width = static_cast<int>(of->width);
+  const int64_t blocks = of->width || of->patches ? reduce_blocks(width) : 0;
+  if (of->batch > kMostInt / most(blocks, 1)) return TOKENFOLD_BATCH_TOO_LARGE;
+  const bool moves = of->batch && of->tokens && of->width && of->dim;
+  if ((moves && (!of->x || !of->y)) || (of->batch && of->tokens && (!of->size || !of->slots)) ||
+      (of->batch && of->width && !of->new_size) ||
+      (of->batch && of->patches && (!of->trace || !of->new_trace)))
+    return TOKENFOLD_NO_POINTER;
+  const size_t element = bytes_of(of->type);
+  if (!on(of->x, element) || !on(of->y, element) || !on(of->size, 4) || !on(of->new_size, 4) ||
+      !on(of->slots, 8) || !on(of->trace, 8) || !on(of->new_trace, 8))
+    return TOKENFOLD_MISALIGNED;
+  ReduceArguments arguments{};
+  arguments.x = of->x;
+  arguments.size = of->size;
+  arguments.slots = reinterpret_cast<const long long*>(of->slots);
+  arguments.trace = reinterpret_cast<const long long*>(of->trace);
+  arguments.y = of->y;
+  arguments.new_size = of->new_size;
+  arguments.new_trace = reinterpret_cast<long long*>(of->new_trace);
+  arguments.tokens = static_cast<int>(of->tokens);
+  arguments.width = width;
+  arguments.dim = static_cast<int>(of->dim);
+  arguments.patches = static_cast<int>(of->patches);
+  // Else some rows begin between two times 16 bytes, and all are moved element by element.
+  arguments.vectors = of->dim * element % 16 == 0 && on(of->x, 16) && on(of->y, 16);
+  fill(launch, "reduce", of->type, of->batch * blocks, kReduceThreads,
+       reduce_shared_bytes(arguments.tokens), arguments);
+  return TOKENFOLD_OK;
+}
+
+const char* tokenfold_cuda_text(int code) {
+  switch (code) {
+    case TOKENFOLD_OK: return "no error";
+    case TOKENFOLD_BAD_TYPE: return "type is float32, float16 or bfloat16";
+    case TOKENFOLD_BAD_SHAPE: return "a size is negative, too large, or 0 heads or channels";
+    case TOKENFOLD_BAD_PROTECTED: return "protected tokens are 0 or more, for ToMe at most 2";
+    case TOKENFOLD_TOO_MANY_TOKENS:
+      return "an image has too many tokens: matching takes up to 1,024, reducing up to 32,768";
+    case TOKENFOLD_BATCH_TOO_LARGE: return "the batch is too large for one launch";
+    case TOKENFOLD_NO_POINTER: return "a pointer is null";
+    case TOKENFOLD_BAD_WORKSPACE:
+      return "the workspace is null, too small, or not on a multiple of 16 bytes";
+    case TOKENFOLD_MISALIGNED: return "a pointer is not aligned to its element";
+    default: return "an error of CUDA";
+  }
+}
+
+}  // extern "C"
