@@ -19,7 +19,7 @@ _COMMANDS = {
     "serve": _Command("service.server", "serve bundles over HTTP", "cpu"),
     "export": _Command("export.cli", "make a bundle from a checkpoint", "export"),
     "bench": _Command("export.bench.command", "measure a bundle's levels", "cpu"),
-    "ingest": _Command("service.ingest", "send a folder of images to a gallery", "cpu"),
+    "ingest": _Command("service.ingest.command", "send a folder of images to a gallery", "cpu"),
 }
 
 # Top-level modules that are this project's: their absence is a bug, not a missing extra.

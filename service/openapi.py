@@ -222,7 +222,8 @@ def _schema(
             del found["additionalProperties"]
     if "rerank" in properties:
         properties["rerank"]["maximum"] = engine.settings.max_rerank
-        del properties["level"]["enum"]  # it may be one of the network that ranks again
+        # It may be one of the network that ranks again.
+        properties["level"].pop("enum", None)
     selectors = [name for name in Selector._fields if name in properties]
     if len(selectors) > 1:
         schema["not"] = {"anyOf": [{"required": list(two)} for two in combinations(selectors, 2)]}

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.ingest import Client, Picture, Stop, batches, main, walk
+from service.ingest.client import Client, Stop
+from service.ingest.command import main
+from service.ingest.folder import Picture, batches, walk
 from tests.service.galleries.served import create
 from tests.service.standin import Remote, encoded, picture, process, until
 from tests.service.standin_dual import dual_bundle
@@ -286,7 +288,7 @@ class TestBusy:
             client.add(PICTURES)
 
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.ingest._TRIES", 2)
+        monkeypatch.setattr("service.ingest.client._TRIES", 2)
         client = Client("http://127.0.0.1:9", "x")
         with pytest.raises(Stop, match="does not answer"):
             client.known()

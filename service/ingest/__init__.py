@@ -1,0 +1,1 @@
+"""`tokenfold ingest`: a folder of images into a gallery of a running server."""
