@@ -32,7 +32,7 @@ demo := models/demo
 comma := ,
 plugins := export/plugins/onnxruntime
 library := $(plugins)/libtokenfold_ort.so
-sources := $(shell find export/plugins -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 tools := $(build)/tools
 cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
 
@@ -70,6 +70,35 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
 	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+# compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long.
+has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
+gpu_tests := .venv-test/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
+gpu_checks := $(gpu_tests) -p no:cacheprovider -k "ties_go or weighted_mean or pumer_agrees"
+gpu_times := .venv-test/bin/python -m tests.gpu.times
+
+.PHONY: test-gpu
+test-gpu:  ## check and time the CUDA kernels on a GPU, or say what that would run
+	@if $(PYTHON) -c '$(has_gpu)' 2>/dev/null; then \
+		$(MAKE) run-test-gpu; \
+	else \
+		printf '%s\n' 'Found no GPU. On a machine with one, this runs:' \
+			'  $(gpu_tests)' \
+			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and racecheck)' \
+			'  $(gpu_times)'; \
+	fi
+
+.PHONY: run-test-gpu
+run-test-gpu: .venv-test/.installed
+	$(gpu_tests)
+	@if command -v compute-sanitizer >/dev/null; then \
+		for tool in memcheck racecheck; do \
+			compute-sanitizer --error-exitcode 1 --tool $$tool $(gpu_checks) || exit; \
+		done; \
+	else \
+		echo 'NOTICE: compute-sanitizer is not installed, so memory and races are not checked.'; \
+	fi
+	$(gpu_times)
 
 .PHONY: format
 format: .venv-test/.installed  ## rewrite the Python code in the house's style
@@ -116,7 +145,7 @@ plugins: $(library)  ## compile the native ops for ONNX Runtime
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test $(build)/plugins $(tools) $(build)/onnxruntime-headers $(library)
+	rm -rf .venv .venv-test $(build)/plugins $(build)/cuda_host $(tools) $(build)/onnxruntime-headers $(library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
 .PHONY: optional-plugins

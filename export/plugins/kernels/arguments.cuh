@@ -12,8 +12,8 @@ namespace tokenfold {
 
 constexpr int kWarp = 32;
 
-// One block matches one image. 512 threads hide the latency of an SM that holds a single block, as at
-// batch 1, and two blocks fit even into the 1,024 threads of sm_75.
+// One block matches one image. 512 threads are to hide the latency of an SM that holds a single block,
+// as it does until there are more images than SMs.
 constexpr int kMatchThreads = 512;
 // Places, scores and members of one image stay in shared memory.
 constexpr int kMostTokens = 1024;
@@ -56,12 +56,19 @@ TOKENFOLD_BOTH constexpr int reduce_blocks(int width) {
   return width > kReduceSlots ? round_up(width, kReduceSlots) / kReduceSlots : 1;
 }
 
+// Types of keys, x and y; tokenfold_cuda.h has the same.
+constexpr int kFloat32 = 0;
+constexpr int kFloat16 = 1;
+constexpr int kBFloat16 = 2;
+
 // Floats from one token's unit metric to the next.
 TOKENFOLD_BOTH constexpr int unit_pitch(int head_dim) { return round_up(head_dim, 4); }
 
-// MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
+// MatchToMe and MatchPiToMe. The type of keys matters to a small part of the work, so a kernel takes all
+// of them: the compiler has a third to do, and a program a third to carry. keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
 // unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2.
 struct MatchArguments {
+  int type;
   const void* keys;
   const float* size;
   long long* slots;
@@ -77,6 +84,7 @@ struct MatchArguments {
 // MatchPuMer: the first `text` tokens are text, text_count of them merge; `pruned` of the others are
 // dropped and `count` of those that stay merge. importance (B, tokens).
 struct MatchPuMerArguments {
+  int type;
   const void* keys;
   const float* size;
   const float* importance;

@@ -68,7 +68,8 @@ __device__ __forceinline__ void load_tile(const float* unit, int pitch, int dept
 // done(i, state). `row` and `column` say which token each is; `unit` (.., pitch) on 16 bytes.
 //
 // The channels of a cosine are added in ascending order whatever its place in a tile: equal pairs of
-// tokens have equal cosines, either way round, so ties stay ties. All threads of the block call this.
+// tokens have equal cosines, either way round, so ties stay ties. All threads of the block call this,
+// and are waited for before anything is read.
 template <typename State, typename Row, typename Column, typename Add, typename Done>
 __device__ void fold_cosines(const float* unit, int pitch, float* tiles, int row_count,
                              const Row& row, int column_count, const Column& column, const Add& add,
@@ -117,7 +118,7 @@ __device__ void fold_cosines(const float* unit, int pitch, float* tiles, int row
 // The keys' mean over heads, scaled to length 1: (tokens, pitch), zeros behind head_dim. A warp does a
 // token, each in the same order of adding wherever it is: equal tokens have equal metrics.
 template <typename T>
-__device__ void unit_metric(const T* keys, int tokens, int heads, int head_dim, float* unit) {
+__device__ void unit_metric_of(const T* keys, int tokens, int heads, int head_dim, float* unit) {
   const int lane = threadIdx.x % kWarp, pitch = unit_pitch(head_dim);
   const float share = 1.0f / static_cast<float>(heads);
   for (int i = threadIdx.x / kWarp; i < tokens; i += kMatchThreads / kWarp) {
@@ -138,6 +139,19 @@ __device__ void unit_metric(const T* keys, int tokens, int heads, int head_dim, 
     const float length = fmaxf(sqrtf(squares), 1e-12f);
     for (int c = lane; c < pitch; c += kWarp) to[c] /= length;
   }
+}
+
+// Of the image of this block, from the arguments of any matcher.
+template <typename Arguments>
+__device__ void unit_metric(const Arguments& a, float* unit) {
+  const size_t first = static_cast<size_t>(blockIdx.x) * a.tokens * a.heads * a.head_dim;
+  if (a.type == kFloat32)
+    unit_metric_of(static_cast<const float*>(a.keys) + first, a.tokens, a.heads, a.head_dim, unit);
+  else if (a.type == kFloat16)
+    unit_metric_of(static_cast<const Half*>(a.keys) + first, a.tokens, a.heads, a.head_dim, unit);
+  else
+    unit_metric_of(static_cast<const BFloat16*>(a.keys) + first, a.tokens, a.heads, a.head_dim,
+                   unit);
 }
 
 }  // namespace tokenfold

@@ -3,18 +3,18 @@
 
 #include "arguments.cuh"
 
-// A matcher's block may be alone on its SM: told so, the compiler keeps all in registers.
-#define TOKENFOLD_MATCHER(name, arguments)                                         \
-  extern "C" __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)        \
-      name(tokenfold::arguments);
+// Told that one block an SM is enough, the compiler keeps all of a matcher in 80 to 110 registers; for
+// two it takes 64 and spills some. Which is faster where images outnumber SMs is not measured.
+#define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)
+#define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads)
 
-#define TOKENFOLD_ENTRIES(type)                                              \
-  TOKENFOLD_MATCHER(tokenfold_match_tome_##type, MatchArguments)             \
-  TOKENFOLD_MATCHER(tokenfold_match_pitome_##type, MatchArguments)           \
-  TOKENFOLD_MATCHER(tokenfold_match_pumer_##type, MatchPuMerArguments)       \
-  extern "C" __global__ void __launch_bounds__(tokenfold::kReduceThreads)    \
-      tokenfold_reduce_##type(tokenfold::ReduceArguments);
+extern "C" {
 
-TOKENFOLD_ENTRIES(float32)
-TOKENFOLD_ENTRIES(float16)
-TOKENFOLD_ENTRIES(bfloat16)
+TOKENFOLD_MATCHER tokenfold_match_tome(tokenfold::MatchArguments);
+TOKENFOLD_MATCHER tokenfold_match_pitome(tokenfold::MatchArguments);
+TOKENFOLD_MATCHER tokenfold_match_pumer(tokenfold::MatchPuMerArguments);
+TOKENFOLD_REDUCER tokenfold_reduce_float32(tokenfold::ReduceArguments);
+TOKENFOLD_REDUCER tokenfold_reduce_float16(tokenfold::ReduceArguments);
+TOKENFOLD_REDUCER tokenfold_reduce_bfloat16(tokenfold::ReduceArguments);
+
+}  // extern "C"

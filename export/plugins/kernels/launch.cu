@@ -20,41 +20,40 @@ static int start(void (*kernel)(Arguments), const TokenfoldLaunch& launch, Argum
 #endif
 
 template <typename Arguments, typename Of>
-static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*const (&kernels)[3])(Arguments),
-               const Of* of, void* stream) {
+static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*kernel)(Arguments), const Of* of,
+               void* stream) {
   TokenfoldLaunch launch;
   const int code = prepare(of, &launch);
   if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
   Arguments arguments;
   memcpy(&arguments, launch.arguments, sizeof(arguments));
-  return start(kernels[of->type], launch, arguments, stream);
+  return start(kernel, launch, arguments, stream);
 }
-
-#define TOKENFOLD_BY_TYPE(op) {op##_float32, op##_float16, op##_bfloat16}
 
 extern "C" {
 
 int tokenfold_cuda_match_tome(const TokenfoldMatch* of, void* stream) {
-  static void (*const kernels[])(tokenfold::MatchArguments) =
-      TOKENFOLD_BY_TYPE(tokenfold_match_tome);
-  return run(tokenfold_cuda_prepare_match_tome, kernels, of, stream);
+  return run(tokenfold_cuda_prepare_match_tome, tokenfold_match_tome, of, stream);
 }
 
 int tokenfold_cuda_match_pitome(const TokenfoldMatch* of, void* stream) {
-  static void (*const kernels[])(tokenfold::MatchArguments) =
-      TOKENFOLD_BY_TYPE(tokenfold_match_pitome);
-  return run(tokenfold_cuda_prepare_match_pitome, kernels, of, stream);
+  return run(tokenfold_cuda_prepare_match_pitome, tokenfold_match_pitome, of, stream);
 }
 
 int tokenfold_cuda_match_pumer(const TokenfoldMatchPuMer* of, void* stream) {
-  static void (*const kernels[])(tokenfold::MatchPuMerArguments) =
-      TOKENFOLD_BY_TYPE(tokenfold_match_pumer);
-  return run(tokenfold_cuda_prepare_match_pumer, kernels, of, stream);
+  return run(tokenfold_cuda_prepare_match_pumer, tokenfold_match_pumer, of, stream);
 }
 
 int tokenfold_cuda_reduce(const TokenfoldReduce* of, void* stream) {
-  static void (*const kernels[])(tokenfold::ReduceArguments) = TOKENFOLD_BY_TYPE(tokenfold_reduce);
-  return run(tokenfold_cuda_prepare_reduce, kernels, of, stream);
+  switch (of->type) {
+    case TOKENFOLD_FLOAT32:
+      return run(tokenfold_cuda_prepare_reduce, tokenfold_reduce_float32, of, stream);
+    case TOKENFOLD_FLOAT16:
+      return run(tokenfold_cuda_prepare_reduce, tokenfold_reduce_float16, of, stream);
+    case TOKENFOLD_BFLOAT16:
+      return run(tokenfold_cuda_prepare_reduce, tokenfold_reduce_bfloat16, of, stream);
+    default: return TOKENFOLD_BAD_TYPE;
+  }
 }
 
 }  // extern "C"

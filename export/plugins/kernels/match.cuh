@@ -1,8 +1,8 @@
 // Which tokens of one image go where: the matchers, one block an image.
 //
 // They choose the slots that models/reduction and the ONNX bodies in export/plugins choose, ties and
-// absent tokens included; what differs is the rounding of cosines. Values are to be finite; with others
-// the slots mean nothing, but nothing is read or written out of bounds.
+// absent tokens included; what differs is the rounding of cosines. Values are to be finite. With others
+// the slots mean nothing, but are slots: what is no number counts as the score of an absent token.
 #pragma once
 
 #include "cosines.cuh"
@@ -15,6 +15,9 @@ constexpr float kAbsent = -2.0f;
 constexpr float kProtected = -3.0f;
 // PiToMe's attraction counts in steps, see models/reduction/pitome.py.
 constexpr float kSteps = 4096.0f;
+
+// Places would be taken twice, and rows find no partner.
+__device__ __forceinline__ float ordered(float score) { return score == score ? score : kAbsent; }
 
 // The block's shared memory: tiles, members, then arrays of one entry a token.
 struct Shared {
@@ -46,7 +49,8 @@ struct Permuted {
 };
 
 // ToMe of `count` of n >= 2 tokens, 1 <= count <= (n - protected_tokens) / 2. `token` says where in
-// `unit` each is; size, score, place and slots are (n) in shared memory, size is given.
+// `unit` each is; size, score, place and slots are (n) in shared memory, size is given. All threads are
+// waited for before anything is read, and again at the end.
 template <typename Token>
 __device__ void merge(const float* unit, int pitch, const Shared& shared, int n, const Token& token,
                       int count, int protected_tokens, const float* size, float* score, int* place,
@@ -58,7 +62,7 @@ __device__ void merge(const float* unit, int pitch, const Shared& shared, int n,
       unit, pitch, shared.tiles, sources, [&](int i) { return token(2 * i); }, destinations,
       [&](int j) { return token(2 * j + 1); },
       [&](Best& best, int, int j, float cosine) {
-        if (size[2 * j + 1] == 0.0f) cosine = kAbsent;
+        cosine = size[2 * j + 1] == 0.0f ? kAbsent : ordered(cosine);
         if (pair && j == 0) cosine = kProtected;
         best.add(cosine, j);
       },
@@ -67,7 +71,7 @@ __device__ void merge(const float* unit, int pitch, const Shared& shared, int n,
         if (size[2 * i] == 0.0f) own = kAbsent;
         if (protected_tokens > 0 && i == 0) own = kProtected;
         score[i] = own;
-        slots[2 * i] = best.key == kNobody ? 0 : best.key;  // the partner, until slots are known
+        slots[2 * i] = best.key;  // the partner, until slots are known
       });
   rank(score, sources, place);
 
@@ -111,8 +115,7 @@ __device__ void merge_or_stay(const float* unit, int pitch, const Shared& shared
   __syncthreads();
 }
 
-template <typename T>
-__device__ void match_tome(const MatchArguments& a, void* memory) {
+__device__ __forceinline__ void match_tome(const MatchArguments& a, void* memory) {
   const int n = a.tokens, pitch = unit_pitch(a.head_dim);
   const size_t image = blockIdx.x, first = image * n;
   const Shared shared(memory, n);
@@ -120,17 +123,13 @@ __device__ void match_tome(const MatchArguments& a, void* memory) {
   int* slots = shared.integers(3);
   float* unit = a.unit + first * pitch;
   for (int i = threadIdx.x; i < n; i += kMatchThreads) size[i] = a.size[first + i];
-  if (a.count > 0)
-    unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads,
-                a.head_dim, unit);
-  __syncthreads();
+  if (a.count > 0) unit_metric(a, unit);
   merge_or_stay(unit, pitch, shared, n, InOrder{}, a.count, a.protected_tokens, size,
                 shared.floats(1), shared.integers(2), slots);
   for (int i = threadIdx.x; i < n; i += kMatchThreads) a.slots[first + i] = slots[i];
 }
 
-template <typename T>
-__device__ void match_pitome(const MatchArguments& a, void* memory) {
+__device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memory) {
   const int n = a.tokens, pitch = unit_pitch(a.head_dim);
   const size_t image = blockIdx.x, first = image * n;
   long long* slots = a.slots + first;
@@ -145,8 +144,7 @@ __device__ void match_pitome(const MatchArguments& a, void* memory) {
   int* place = shared.integers(2);
   int* order = shared.integers(3);
   float* unit = a.unit + first * pitch;
-  unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads, a.head_dim,
-              unit);
+  unit_metric(a, unit);
   clear(members);
   for (int i = threadIdx.x; i < n; i += kMatchThreads) {
     const float own = a.size[first + i];
@@ -166,7 +164,7 @@ __device__ void match_pitome(const MatchArguments& a, void* memory) {
         total.sum += rintf((above > 0.0f ? above : expf(above) - 1.0f) * kSteps);
       },
       [&](int i, const Total& total) {
-        float own = total.sum / (players * kSteps);
+        float own = ordered(total.sum / (players * kSteps));
         if (size[i] == 0.0f) own = kAbsent;
         if (i < a.protected_tokens) own = kProtected;
         energy[i] = own;
@@ -188,15 +186,14 @@ __device__ void match_pitome(const MatchArguments& a, void* memory) {
       [&](int k) { return order[2 * k + 1]; },
       [&](Best& best, int, int k, float cosine) {
         const int j = order[2 * k + 1];
-        best.add(size[j] == 0.0f ? kAbsent : cosine, j);
+        best.add(size[j] == 0.0f ? kAbsent : ordered(cosine), j);
       },
       [&](int k, const Best& best) {
-        slots[order[2 * k]] = members.before(best.key == kNobody ? 0 : best.key);
+        slots[order[2 * k]] = members.before(best.key);
       });
 }
 
-template <typename T>
-__device__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
+__device__ __forceinline__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
   const int n = a.tokens, text = a.text, patches = n - text, pitch = unit_pitch(a.head_dim);
   const size_t image = blockIdx.x, first = image * n;
   const Shared shared(memory, n);
@@ -211,11 +208,8 @@ __device__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
   const int text_after = text - a.text_count;
   const int keep = patches > a.pruned + 1 ? patches - a.pruned : 1;
 
-  if (a.text_count > 0 || a.count > 0)
-    unit_metric(static_cast<const T*>(a.keys) + first * a.heads * a.head_dim, n, a.heads,
-                a.head_dim, unit);
+  if (a.text_count > 0 || a.count > 0) unit_metric(a, unit);
   for (int i = threadIdx.x; i < text; i += kMatchThreads) size[i] = a.size[first + i];
-  __syncthreads();
   merge_or_stay(unit, pitch, shared, text, InOrder{}, a.text_count, 1, size, score, place, merged);
   for (int i = threadIdx.x; i < text; i += kMatchThreads) slots[i] = merged[i];
   if (patches == 0) return;
@@ -230,7 +224,7 @@ __device__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
   for (int i = threadIdx.x; i < patches; i += kMatchThreads) {
     const bool present = patch_size[i] > 0.0f;
     if (present) shared.members.add(i);
-    score[i] = present ? a.importance[first + text + i] : kAbsent;
+    score[i] = present ? ordered(a.importance[first + text + i]) : kAbsent;
     order[i] = 0;
   }
   rank(score, patches, rank_of);
@@ -240,7 +234,6 @@ __device__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
   __syncthreads();
   for (int i = threadIdx.x; i < keep; i += kMatchThreads)
     size[i] = i < limit ? patch_size[order[i]] : 0.0f;
-  __syncthreads();
   merge_or_stay(unit, pitch, shared, keep, Permuted{order, text}, a.count, 1, size, score, place,
                 merged);
   for (int i = threadIdx.x; i < patches; i += kMatchThreads)

@@ -10,12 +10,18 @@ namespace {
 
 using namespace tokenfold;
 
+static_assert(kFloat32 == TOKENFOLD_FLOAT32 && kFloat16 == TOKENFOLD_FLOAT16 &&
+                  kBFloat16 == TOKENFOLD_BFLOAT16,
+              "callers and kernels name types alike");
 static_assert(sizeof(long long) == sizeof(int64_t), "kernels have 64 bits for a slot");
 
-// Sizes of a kernel are 32 bits wide, and so is a grid.
-constexpr int64_t kMostInt = 0x7FFFFFFF;
+// A grid is 31 bits wide.
+constexpr int64_t kMostBlocks = 0x7FFFFFFF;
+// Sizes of a kernel are 32 bits wide; room above, so that no index of a thread overflows.
+constexpr int64_t kMostSize = 1 << 20;
 
-const char* const kTypes[] = {"float32", "float16", "bfloat16"};
+const char* const kReducers[] = {"tokenfold_reduce_float32", "tokenfold_reduce_float16",
+                                 "tokenfold_reduce_bfloat16"};
 
 bool is_type(int32_t type) { return type >= TOKENFOLD_FLOAT32 && type <= TOKENFOLD_BFLOAT16; }
 
@@ -34,11 +40,11 @@ bool on(const void* pointer, uintptr_t bytes) {
 }
 
 template <typename Arguments>
-void fill(TokenfoldLaunch* launch, const char* op, int32_t type, int64_t blocks, int threads,
-          int shared_bytes, const Arguments& arguments) {
+void fill(TokenfoldLaunch* launch, const char* kernel, int64_t blocks, int threads, int shared_bytes,
+          const Arguments& arguments) {
   static_assert(sizeof(Arguments) <= sizeof(launch->arguments), "a launch holds its arguments");
   *launch = TokenfoldLaunch{};
-  std::snprintf(launch->kernel, sizeof(launch->kernel), "tokenfold_%s_%s", op, kTypes[type]);
+  std::snprintf(launch->kernel, sizeof(launch->kernel), "%s", kernel);
   launch->blocks = static_cast<uint32_t>(blocks);
   launch->threads = static_cast<uint32_t>(threads);
   launch->shared_bytes = static_cast<uint32_t>(shared_bytes);
@@ -51,9 +57,9 @@ template <typename Of>
 int check_match(const Of& of) {
   if (!is_type(of.type)) return TOKENFOLD_BAD_TYPE;
   if (of.batch < 0 || of.tokens < 0 || of.heads < 1 || of.head_dim < 1) return TOKENFOLD_BAD_SHAPE;
-  if (of.heads > kMostInt || of.head_dim > kMostInt - 4) return TOKENFOLD_BAD_SHAPE;
+  if (of.heads > kMostSize || of.head_dim > kMostSize) return TOKENFOLD_BAD_SHAPE;
   if (of.tokens > kMostTokens) return TOKENFOLD_TOO_MANY_TOKENS;
-  if (of.batch > kMostInt) return TOKENFOLD_BATCH_TOO_LARGE;
+  if (of.batch > kMostBlocks) return TOKENFOLD_BATCH_TOO_LARGE;
   if (of.batch == 0 || of.tokens == 0) return TOKENFOLD_OK;
   if (!of.keys || !of.size || !of.slots) return TOKENFOLD_NO_POINTER;
   if (!on(of.keys, bytes_of(of.type)) || !on(of.size, 4) || !on(of.slots, 8))
@@ -64,11 +70,13 @@ int check_match(const Of& of) {
   return TOKENFOLD_OK;
 }
 
-int prepare_match(const char* op, const TokenfoldMatch& of, int most_protected, int arrays,
+int prepare_match(const char* kernel, const TokenfoldMatch& of, int most_protected, int arrays,
                   TokenfoldLaunch* launch) {
   if (const int code = check_match(of)) return code;
-  if (of.protected_tokens < 0 || of.protected_tokens > most_protected) return TOKENFOLD_BAD_PROTECTED;
+  if (of.protected_tokens < 0 || of.protected_tokens > most_protected)
+    return TOKENFOLD_BAD_PROTECTED;
   MatchArguments arguments{};
+  arguments.type = of.type;
   arguments.keys = of.keys;
   arguments.size = of.size;
   arguments.slots = reinterpret_cast<long long*>(of.slots);
@@ -79,7 +87,7 @@ int prepare_match(const char* op, const TokenfoldMatch& of, int most_protected, 
   arguments.protected_tokens = static_cast<int>(of.protected_tokens);
   arguments.count = static_cast<int>(clamp(of.r, of.tokens, of.protected_tokens));
   arguments.margin = of.margin;
-  fill(launch, op, of.type, of.tokens ? of.batch : 0, kMatchThreads,
+  fill(launch, kernel, of.tokens ? of.batch : 0, kMatchThreads,
        match_shared_bytes(arguments.tokens, arrays), arguments);
   return TOKENFOLD_OK;
 }
@@ -89,21 +97,19 @@ int prepare_match(const char* op, const TokenfoldMatch& of, int most_protected, 
 extern "C" {
 
 size_t tokenfold_cuda_match_workspace(int64_t batch, int64_t tokens, int64_t head_dim) {
-  if (batch < 0 || batch > kMostInt || tokens < 0 || tokens > kMostTokens || head_dim < 1 ||
-      head_dim > kMostInt - 4)
+  if (batch < 0 || batch > kMostBlocks || tokens < 0 || tokens > kMostTokens || head_dim < 1 ||
+      head_dim > kMostSize)
     return 0;
-  size_t bytes = 0;
-  const size_t a_token = sizeof(float) * unit_pitch(static_cast<int>(head_dim));
-  if (__builtin_mul_overflow(a_token, static_cast<size_t>(batch * tokens), &bytes)) return 0;
-  return bytes;
+  return sizeof(float) * unit_pitch(static_cast<int>(head_dim)) *
+         static_cast<size_t>(batch * tokens);
 }
 
 int tokenfold_cuda_prepare_match_tome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
-  return prepare_match("match_tome", *of, 2, kToMeArrays, launch);
+  return prepare_match("tokenfold_match_tome", *of, 2, kToMeArrays, launch);
 }
 
 int tokenfold_cuda_prepare_match_pitome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
-  return prepare_match("match_pitome", *of, kMostInt, kPiToMeArrays, launch);
+  return prepare_match("tokenfold_match_pitome", *of, kMostTokens, kPiToMeArrays, launch);
 }
 
 int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldLaunch* launch) {
@@ -114,6 +120,7 @@ int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldL
   const int64_t pruned = most(0, least(of->prune, image));
   const int64_t keep = most(image - pruned, least(image, 1));
   MatchPuMerArguments arguments{};
+  arguments.type = of->type;
   arguments.keys = of->keys;
   arguments.size = of->size;
   arguments.importance = of->importance;
@@ -126,7 +133,7 @@ int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldL
   arguments.text_count = static_cast<int>(clamp(of->merge_text, text, 1));
   arguments.pruned = static_cast<int>(pruned);
   arguments.count = static_cast<int>(clamp(of->merge, keep, 1));
-  fill(launch, "match_pumer", of->type, of->tokens ? of->batch : 0, kMatchThreads,
+  fill(launch, "tokenfold_match_pumer", of->tokens ? of->batch : 0, kMatchThreads,
        match_shared_bytes(arguments.tokens, kPuMerArrays), arguments);
   return TOKENFOLD_OK;
 }
@@ -135,14 +142,12 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
   if (!is_type(of->type)) return TOKENFOLD_BAD_TYPE;
   if (of->batch < 0 || of->tokens < 0 || of->width < 0 || of->dim < 0 || of->patches < 0)
     return TOKENFOLD_BAD_SHAPE;
-  // Room above, so that no index of a thread overflows.
-  const int64_t most_size = kMostInt / 4;
-  if (of->width > most_size || of->dim > most_size || of->patches > most_size)
+  if (of->width > kMostSize || of->dim > kMostSize || of->patches > kMostSize)
     return TOKENFOLD_BAD_SHAPE;
   if (of->tokens > kMostReduceTokens) return TOKENFOLD_TOO_MANY_TOKENS;
   const int width = static_cast<int>(of->width);
   const int64_t blocks = of->width || of->patches ? reduce_blocks(width) : 0;
-  if (of->batch > kMostInt / most(blocks, 1)) return TOKENFOLD_BATCH_TOO_LARGE;
+  if (of->batch > kMostBlocks / most(blocks, 1)) return TOKENFOLD_BATCH_TOO_LARGE;
   const bool moves = of->batch && of->tokens && of->width && of->dim;
   if ((moves && (!of->x || !of->y)) || (of->batch && of->tokens && (!of->size || !of->slots)) ||
       (of->batch && of->width && !of->new_size) ||
@@ -166,7 +171,7 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
   arguments.patches = static_cast<int>(of->patches);
   // Else some rows begin between two times 16 bytes, and all are moved element by element.
   arguments.vectors = of->dim * element % 16 == 0 && on(of->x, 16) && on(of->y, 16);
-  fill(launch, "reduce", of->type, of->batch * blocks, kReduceThreads,
+  fill(launch, kReducers[of->type], of->batch * blocks, kReduceThreads,
        reduce_shared_bytes(arguments.tokens), arguments);
   return TOKENFOLD_OK;
 }
@@ -175,8 +180,8 @@ const char* tokenfold_cuda_text(int code) {
   switch (code) {
     case TOKENFOLD_OK: return "no error";
     case TOKENFOLD_BAD_TYPE: return "type is float32, float16 or bfloat16";
-    case TOKENFOLD_BAD_SHAPE: return "a size is negative, too large, or 0 heads or channels";
-    case TOKENFOLD_BAD_PROTECTED: return "protected tokens are 0 or more, for ToMe at most 2";
+    case TOKENFOLD_BAD_SHAPE: return "a size is negative or above 2^20, or there are 0 heads or channels";
+    case TOKENFOLD_BAD_PROTECTED: return "protected tokens are 0 to 2 for ToMe, 0 to 1,024 for PiToMe";
     case TOKENFOLD_TOO_MANY_TOKENS:
       return "an image has too many tokens: matching takes up to 1,024, reducing up to 32,768";
     case TOKENFOLD_BATCH_TOO_LARGE: return "the batch is too large for one launch";

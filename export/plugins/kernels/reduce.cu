@@ -107,11 +107,14 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
 
 }  // namespace tokenfold
 
-#define TOKENFOLD_REDUCE(type, element)                                                             \
-  extern "C" __global__ void tokenfold_reduce_##type(const tokenfold::ReduceArguments arguments) {  \
-    tokenfold::reduce<element>(arguments, tokenfold_shared);                                        \
-  }
+extern "C" __global__ void tokenfold_reduce_float32(const tokenfold::ReduceArguments arguments) {
+  tokenfold::reduce<float>(arguments, tokenfold_shared);
+}
 
-TOKENFOLD_REDUCE(float32, float)
-TOKENFOLD_REDUCE(float16, tokenfold::Half)
-TOKENFOLD_REDUCE(bfloat16, tokenfold::BFloat16)
+extern "C" __global__ void tokenfold_reduce_float16(const tokenfold::ReduceArguments arguments) {
+  tokenfold::reduce<tokenfold::Half>(arguments, tokenfold_shared);
+}
+
+extern "C" __global__ void tokenfold_reduce_bfloat16(const tokenfold::ReduceArguments arguments) {
+  tokenfold::reduce<tokenfold::BFloat16>(arguments, tokenfold_shared);
+}

@@ -39,7 +39,7 @@ enum {
 typedef struct {
   int32_t type;
   int64_t batch, tokens, heads, head_dim;
-  int64_t protected_tokens; /* 0 to 2 for ToMe, 0 or more for PiToMe */
+  int64_t protected_tokens; /* 0 to 2 for ToMe, 0 to 1,024 for PiToMe */
   int64_t r;
   float margin; /* of PiToMe */
   const void* keys;

@@ -1,0 +1,113 @@
+"""The CUDA kernels compiled as C++, their threads run as fibres: correctness without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_host import interface
+
+HERE = Path(__file__).parent
+TOP = HERE.parent.parent
+KERNELS = TOP / "export" / "plugins" / "kernels"
+SOURCES = [
+    *(KERNELS / name for name in ("match.cu", "reduce.cu", "launch.cu", "prepare.cc")),
+    HERE / "fibres.cc",
+]
+HEADERS = [*sorted(KERNELS.glob("*.cuh")), *sorted(KERNELS.glob("*.h")), HERE / "cuda_host.h"]
+FLAGS = [
+    *("-std=c++17", "-O2", "-shared", "-fPIC"),
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),  # nvcc's are unknown
+]
+
+# Orders of a block's threads between two barriers: what depends on them is a race.
+ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
+
+
+def compiler() -> str | None:
+    """The C++ compiler, as make finds it, or None."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="found no C++ compiler")
+
+
+def build() -> Path:
+    """Compile, unless that was done before.
+
+    Raises:
+        subprocess.CalledProcessError: the sources do not compile; the compiler has said why.
+    """
+    found = compiler()
+    assert found is not None
+    contents = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
+    version = subprocess.run([found, "--version"], check=True, capture_output=True).stdout
+    key = hashlib.sha256(repr(FLAGS).encode() + version + contents).hexdigest()[:16]
+    out = TOP / "build" / "cuda_host" / f"kernels-{key}.so"
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: tests that run beside these must not load half a library.
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        command = [found, *FLAGS, f"-I{KERNELS}", f"-I{HERE}", "-include", "cuda_host.h"]
+        subprocess.run([*command, "-o", made, "-x", "c++", *SOURCES], check=True)
+        made.rename(out)
+    return out
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library, its functions declared."""
+    library = ctypes.CDLL(str(build()))
+    for op, structure in interface.OPS.items():
+        run = getattr(library, f"tokenfold_cuda_{op}")
+        run.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p]
+        prepare = getattr(library, f"tokenfold_cuda_prepare_{op}")
+        prepare.argtypes = [ctypes.POINTER(structure), ctypes.POINTER(interface.Launch)]
+    library.tokenfold_cuda_match_workspace.argtypes = [ctypes.c_int64] * 3
+    library.tokenfold_cuda_match_workspace.restype = ctypes.c_size_t
+    library.tokenfold_cuda_text.restype = ctypes.c_char_p
+    library.tokenfold_host_problem.restype = ctypes.c_char_p
+    library.tokenfold_host_order.argtypes = [ctypes.c_int, ctypes.c_uint]
+    return library
+
+
+def workspace_bytes(batch: int, tokens: int, head_dim: int) -> int:
+    """Bytes of workspace that a matcher asks for."""
+    return int(load().tokenfold_cuda_match_workspace(batch, tokens, head_dim))
+
+
+def text(code: int) -> str:
+    """What a code means."""
+    said: bytes = load().tokenfold_cuda_text(code)
+    return said.decode()
+
+
+def prepare(op: str, of: ctypes.Structure) -> tuple[int, interface.Launch]:
+    """The code, and the launch that goes with code 0."""
+    launch = interface.Launch()
+    code = getattr(load(), f"tokenfold_cuda_prepare_{op}")(of, launch)
+    return int(code), launch
+
+
+def run(op: str, of: ctypes.Structure, order: int = ASCENDING, seed: int = 0) -> None:
+    """Run an op's kernel on this machine's processor.
+
+    Raises:
+        RuntimeError: the op refuses its arguments, or its threads do what is undefined on a GPU.
+    """
+    library = load()
+    library.tokenfold_host_order(order, seed)
+    code = getattr(library, f"tokenfold_cuda_{op}")(of, None)
+    if code:
+        problem: bytes = library.tokenfold_host_problem()
+        raise RuntimeError(problem.decode() or text(code))

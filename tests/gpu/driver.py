@@ -1,0 +1,179 @@
+"""The CUDA driver through ctypes: memory, modules, launches and times. It needs no toolkit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_float,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_uint64,
+    c_void_p,
+    cast,
+)
+from functools import cache
+
+from tests.cuda_host import interface
+
+LIBRARY = "libcuda.so.1"
+
+# CUdevice_attribute and CUresult.
+_MAJOR, _MINOR = 75, 76
+UNSUPPORTED_PTX = 222
+
+_BUFFER_POINTER, _BUFFER_SIZE = 1, 2
+
+
+class DriverError(RuntimeError):
+    """A call of the driver failed.
+
+    Attributes:
+        code: CUresult.
+    """
+
+    def __init__(self, code: int, call: str) -> None:
+        super().__init__(f"{call} gave CUDA error {code}")
+        self.code = code
+
+
+def missing() -> str | None:
+    """Why no kernel can run here, or None."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return f"no GPU: found no {LIBRARY}"
+    code = library.cuInit(0)
+    return f"no GPU: the driver gives error {code}" if code else None
+
+
+class Device:
+    """The first GPU, in its primary context, which PyTorch uses too."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(LIBRARY)
+        self._call("cuInit", c_uint(0))
+        device, context = c_int(), c_void_p()
+        self._call("cuDeviceGet", byref(device), c_int(0))
+        self._device = device
+        self._call("cuDevicePrimaryCtxRetain", byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            raise DriverError(code, name)
+
+    def name(self) -> str:
+        text = ctypes.create_string_buffer(100)
+        self._call("cuDeviceGetName", text, c_int(100), self._device)
+        return text.value.decode()
+
+    def version(self) -> str:
+        """The newest CUDA that the driver knows, such as 13.0."""
+        number = c_int()
+        self._call("cuDriverGetVersion", byref(number))
+        return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+    def architecture(self) -> int:
+        """The compute capability, such as 90 for 9.0."""
+        values = []
+        for attribute in (_MAJOR, _MINOR):
+            value = c_int()
+            self._call("cuDeviceGetAttribute", byref(value), c_int(attribute), self._device)
+            values.append(value.value)
+        return 10 * values[0] + values[1]
+
+    def allocate(self, count: int) -> int:
+        """The address of count bytes, on a multiple of 256; 1 byte at least."""
+        address = c_uint64()
+        self._call("cuMemAlloc_v2", byref(address), c_size_t(max(count, 1)))
+        return address.value
+
+    def free(self, address: int) -> None:
+        self._call("cuMemFree_v2", c_uint64(address))
+
+    def upload(self, to: int, source: int, count: int) -> None:
+        """Copy count bytes from this machine's memory."""
+        if count:
+            self._call("cuMemcpyHtoD_v2", c_uint64(to), c_void_p(source), c_size_t(count))
+
+    def download(self, to: int, source: int, count: int) -> None:
+        """Copy count bytes to this machine's memory, when all launches have ended."""
+        if count:
+            self._call("cuMemcpyDtoH_v2", c_void_p(to), c_uint64(source), c_size_t(count))
+
+    def copy(self, to: int, source: int, count: int) -> None:
+        """Copy count bytes on the device, without waiting."""
+        self._call(
+            "cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(count), c_void_p()
+        )
+
+    def load(self, binary: bytes) -> c_void_p:
+        """The module of a cubin or of PTX."""
+        module = c_void_p()
+        self._call("cuModuleLoadData", byref(module), c_char_p(binary))
+        return module
+
+    def function(self, module: c_void_p, name: str) -> c_void_p:
+        found = c_void_p()
+        self._call("cuModuleGetFunction", byref(found), module, c_char_p(name.encode()))
+        return found
+
+    def launch(self, function: c_void_p, of: interface.Launch) -> None:
+        """Launch a kernel on the default stream, without waiting."""
+        size = c_size_t(of.argument_bytes)
+        extra = (c_void_p * 5)(
+            _BUFFER_POINTER,
+            ctypes.addressof(of) + interface.Launch.arguments.offset,
+            _BUFFER_SIZE,
+            cast(byref(size), c_void_p).value,
+            None,
+        )
+        one = c_uint(1)
+        self._call(
+            "cuLaunchKernel",
+            function,
+            *(c_uint(of.blocks), one, one),
+            *(c_uint(of.threads), one, one),
+            c_uint(of.shared_bytes),
+            c_void_p(),
+            POINTER(c_void_p)(),
+            extra,
+        )
+
+    def wait(self) -> None:
+        """Until all launches have ended; their errors are raised here."""
+        self._call("cuCtxSynchronize")
+
+    def seconds(self, work: Callable[[], object], *, repeats: int = 50, warmups: int = 5) -> float:
+        """How long the device takes for one of many calls in a row, on the default stream."""
+        events = [c_void_p(), c_void_p()]
+        for event in events:
+            self._call("cuEventCreate", byref(event), c_uint(0))
+        for _ in range(warmups):
+            work()
+        self._call("cuEventRecord", events[0], c_void_p())
+        for _ in range(repeats):
+            work()
+        self._call("cuEventRecord", events[1], c_void_p())
+        self.wait()
+        milliseconds = c_float()
+        self._call("cuEventElapsedTime", byref(milliseconds), *events)
+        for event in events:
+            self._call("cuEventDestroy_v2", event)
+        return milliseconds.value / 1000 / repeats
+
+
+@cache
+def device() -> Device:
+    """The first GPU.
+
+    Raises:
+        DriverError: there is none, see `missing`.
+    """
+    return Device()

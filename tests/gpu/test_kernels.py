@@ -1,0 +1,87 @@
+"""The CUDA kernels on a GPU: the tests that they pass as C++, and what only a GPU can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.cuda_host import library, nvrtc, ops
+from tests.gpu import device_ops, driver, times
+
+# Collected here, they run with the ops below put in place of those of `tests.cuda_host`.
+from tests.test_cuda_match import (  # noqa: F401
+    test_more_tokens_than_fit_are_a_clear_error,
+    test_padding_of_an_image_in_pumer,
+    test_pumer_agrees_with_pytorch,
+    test_pumer_at_the_sizes_of_real_networks,
+    test_random_inputs_agree_with_pytorch,
+    test_random_inputs_of_real_sizes,
+    test_ties_at_the_sizes_of_real_networks,
+    test_ties_go_to_the_lowest_index,
+    test_ties_of_pumer_go_to_the_lowest_index,
+    test_values_that_are_no_numbers_still_give_slots,
+)
+from tests.test_cuda_reduce import (  # noqa: F401
+    test_absent_tokens_may_hold_anything,
+    test_empty_tensors,
+    test_every_number_of_16_bits_survives,
+    test_means_round_to_the_nearest_even,
+    test_nothing_moved_is_bit_for_bit,
+    test_sizes_of_real_networks,
+    test_slots_out_of_range_drop_and_harm_nothing,
+    test_sums_of_halves_are_wide,
+    test_the_weighted_mean,
+    test_too_many_tokens_are_a_clear_error,
+)
+
+pytestmark = [
+    pytest.mark.skipif(driver.missing() is not None, reason=str(driver.missing())),
+    pytest.mark.skipif(nvrtc.find() is None, reason=f"found no NVRTC: pip install {nvrtc.WHEEL}"),
+    library.needs_compiler,
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_gpu() -> Iterator[None]:
+    """The tests above call these ops."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("match", "match_pumer", "reduce"):
+            patch.setattr(ops, name, getattr(device_ops, name))
+        yield
+
+
+def test_the_driver_loads_the_kernels_as_ptx() -> None:
+    for source in ("match.cu", "reduce.cu"):
+        compiled = nvrtc.compiled(library.KERNELS / source, "compute_75")
+        try:
+            device = driver.device()
+            module = device.load(compiled.binary)
+        except driver.DriverError as error:
+            if error.code != driver.UNSUPPORTED_PTX:
+                raise
+            pytest.skip(f"the driver, of CUDA {driver.device().version()}, is older than NVRTC")
+        name = "match_tome" if source == "match.cu" else "reduce_float16"
+        assert device.function(module, f"tokenfold_{name}")
+
+
+@pytest.mark.parametrize("op", ["match_tome", "match_pitome"])
+def test_a_batch_larger_than_the_gpu(op: str) -> None:
+    # More blocks than run at once: each image has its own part of the workspace.
+    draw = torch.Generator().manual_seed(0)
+    axes = torch.cat([torch.eye(16), -torch.eye(16)])
+    keys = axes[torch.randint(32, (700, 65), generator=draw)].half()
+    size = torch.ones(700, 65)
+    found = device_ops.match(op, keys, size, 16, heads=1, protected=1, margin=0.5)
+    for image in (0, 131, 699):
+        part = slice(image, image + 1)
+        alone = device_ops.match(op, keys[part], size[part], 16, heads=1, protected=1, margin=0.5)
+        assert torch.equal(found[part], alone)
+
+
+def test_every_kernel_can_be_timed() -> None:
+    # No speed is asked here, for the machine may be busy; `times` prints what it measures.
+    for row in times.measure(batches=(8,)):
+        assert row.seconds > 0
+        assert row.bound > 0
