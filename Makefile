@@ -69,12 +69,15 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
-	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	@# A file's tests stay together: they share servers and exports.
+	.venv-test/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
-# compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long.
+# compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long, and no test of the
+# others is late because of it.
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 gpu_tests := .venv-test/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
-gpu_checks := $(gpu_tests) -p no:cacheprovider -k "ties_go or weighted_mean or pumer_agrees"
+gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees"
+gpu_tools := memcheck initcheck synccheck racecheck
 gpu_times := .venv-test/bin/python -m tests.gpu.times
 
 .PHONY: test-gpu
@@ -84,7 +87,7 @@ test-gpu:  ## check and time the CUDA kernels on a GPU, or say what that would r
 	else \
 		printf '%s\n' 'Found no GPU. On a machine with one, this runs:' \
 			'  $(gpu_tests)' \
-			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and racecheck)' \
+			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and $(filter-out memcheck,$(gpu_tools)))' \
 			'  $(gpu_times)'; \
 	fi
 
@@ -92,11 +95,11 @@ test-gpu:  ## check and time the CUDA kernels on a GPU, or say what that would r
 run-test-gpu: .venv-test/.installed
 	$(gpu_tests)
 	@if command -v compute-sanitizer >/dev/null; then \
-		for tool in memcheck racecheck; do \
+		for tool in $(gpu_tools); do \
 			compute-sanitizer --error-exitcode 1 --tool $$tool $(gpu_checks) || exit; \
 		done; \
 	else \
-		echo 'NOTICE: compute-sanitizer is not installed, so memory and races are not checked.'; \
+		echo 'NOTICE: compute-sanitizer is not installed, so memory, barriers and races are not checked.'; \
 	fi
 	$(gpu_times)
 

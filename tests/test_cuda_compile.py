@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_host import nvrtc
-from tests.cuda_host.library import KERNELS
+from tests.cuda_host import interface, library, nvrtc
+from tests.cuda_host.library import KERNELS, needs_compiler
 
 ARCHITECTURES = [int(line) for line in (KERNELS / "architectures.txt").read_text().split()]
 SOURCES = ["match.cu", "reduce.cu"]
@@ -70,6 +71,21 @@ def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
     assert ".f64" not in ptx
     # A block reads what its own threads wrote: never by loads that may miss that.
     assert source == "reduce.cu" or "ld.global.nc" not in ptx
+
+
+@needs_compiler
+@needs_nvrtc
+def test_host_and_kernels_agree_on_the_arguments() -> None:
+    for source in SOURCES:
+        ptx = nvrtc.compiled(KERNELS / source, f"compute_{ARCHITECTURES[0]}").binary.decode()
+        found = re.findall(r"\.param \.align (\d+) \.b8 (tokenfold_\w+)_param_0\[(\d+)\]", ptx)
+        assert {name for _, name, _ in found} == ENTRIES[source]
+        for alignment, name, size in found:
+            op = re.sub("_b?float[0-9]+$", "", name.removeprefix("tokenfold_"))
+            _, launch = library.prepare(op, interface.OPS[op](heads=1, head_dim=1))
+            assert launch.argument_bytes == int(size)
+            # That of TokenfoldLaunch.arguments.
+            assert ctypes.alignment(ctypes.c_uint64) == int(alignment)
 
 
 @needs_nvrtc

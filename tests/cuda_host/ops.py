@@ -68,7 +68,7 @@ def _same(results: list[list[Tensor]]) -> list[Tensor]:
     return results[0]
 
 
-def _bytes(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
@@ -111,8 +111,8 @@ def match(
         protected_tokens=protected,
         r=r,
         margin=margin,
-        keys=_bytes(keys),
-        size=_bytes(size),
+        keys=_address(keys),
+        size=_address(size),
     )
     return _matched(op, of, batch, tokens, channels // heads)
 
@@ -134,9 +134,9 @@ def match_pumer(
         prune=prune,
         merge=merge,
         merge_text=merge_text,
-        keys=_bytes(keys),
-        size=_bytes(size),
-        importance=_bytes(importance),
+        keys=_address(keys),
+        size=_address(size),
+        importance=_address(importance),
     )
     return _matched("match_pumer", of, batch, tokens, channels // heads)
 
@@ -166,10 +166,10 @@ def reduce(
             width=width,
             dim=dim,
             patches=trace.shape[1],
-            x=_bytes(x),
-            size=_bytes(size),
-            slots=_bytes(slots),
-            trace=_bytes(trace),
+            x=_address(x),
+            size=_address(size),
+            slots=_address(slots),
+            trace=_address(trace),
             y=y.pointer,
             new_size=new_size.pointer,
             new_trace=new_trace.pointer,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.cuda_host import interface, library, nvrtc
 from tests.gpu.driver import device
 
-# What is written around an output, to see that no kernel writes there.
+# Bytes around an output, and what is written there to see that no kernel writes it.
 _GUARD = 256
 _PATTERN = 0xA5
 # Results must not depend on the order that the GPU chooses.
@@ -36,14 +36,20 @@ def _module(source: str) -> ctypes.c_void_p:
 
 
 class OnDevice:
-    """Memory of the GPU, guarded on both sides; as a context it is freed at the end."""
+    """Memory of the GPU that holds a tensor, until `free`."""
 
-    def __init__(self, like: Tensor, offset: int = 0) -> None:
-        """Holds a copy of the tensor, `offset` bytes behind a multiple of 256."""
+    def __init__(self, like: Tensor, offset: int = 0, guard: int = 0) -> None:
+        """Holds a copy of the tensor.
+
+        Args:
+            offset: bytes behind a multiple of 256 at which it starts.
+            guard: bytes on both sides that nothing may write, a multiple of 256. Without them
+                compute-sanitizer sees what is read beyond the tensor.
+        """
         self._like = like.contiguous()
-        self._start = _GUARD + offset
+        self._start = guard + offset
         self.bytes = self._like.numel() * self._like.itemsize
-        room = torch.full((2 * _GUARD + offset + self.bytes,), _PATTERN, dtype=torch.uint8)
+        room = torch.full((2 * guard + offset + self.bytes,), _PATTERN, dtype=torch.uint8)
         inside = self._like.flatten().view(torch.uint8)
         room[self._start : self._start + self.bytes] = inside
         self._room = len(room)
@@ -82,7 +88,9 @@ class Call:
         """
         offset = sizes.pop("offset", 0)
         self._moved = {
-            name: OnDevice(tensor, offset if name in {"x", "y"} else 0)
+            name: OnDevice(
+                tensor, offset if name in {"x", "y"} else 0, _GUARD if name in outputs else 0
+            )
             for name, tensor in {**inputs, **outputs}.items()
         }
         self._outputs = list(outputs)

@@ -151,7 +151,10 @@ class Device:
         self._call("cuCtxSynchronize")
 
     def seconds(self, work: Callable[[], object], *, repeats: int = 50, warmups: int = 5) -> float:
-        """How long the device takes for one of many calls in a row, on the default stream."""
+        """How long one of many calls in a row takes on the default stream.
+
+        That is the device's time, or that of launching from Python where the device is faster.
+        """
         events = [c_void_p(), c_void_p()]
         for event in events:
             self._call("cuEventCreate", byref(event), c_uint(0))

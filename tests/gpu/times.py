@@ -1,7 +1,8 @@
 """Times of the CUDA kernels against what their bytes cost: `python -m tests.gpu.times`.
 
 The bound of a kernel is its bytes, read once and written once, over the bandwidth that a copy on
-the same GPU reaches. What fits its caches can beat it. It prints a table for docs/gpu.md.
+the same GPU reaches. What fits its caches can beat it, and no kernel can be seen to take less than
+its launch from Python. It prints a table for docs/gpu.md.
 """
 
 from __future__ import annotations

@@ -64,9 +64,10 @@ constexpr int kBFloat16 = 2;
 // Floats from one token's unit metric to the next.
 TOKENFOLD_BOTH constexpr int unit_pitch(int head_dim) { return round_up(head_dim, 4); }
 
-// MatchToMe and MatchPiToMe. The type of keys matters to a small part of the work, so a kernel takes all
-// of them: the compiler has a third to do, and a program a third to carry. keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
-// unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2.
+// MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
+// unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2. The type of keys matters to a
+// small part of the work, so a kernel takes all of them: the compiler has a third to do, and a program
+// a third to carry.
 struct MatchArguments {
   int type;
   const void* keys;

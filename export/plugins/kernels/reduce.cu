@@ -80,9 +80,10 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
     members[word] = 0u;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kReduceThreads) {
-    const long long slot = slots[i], own = slot - first_slot;
-    if (own >= 0 && own < kReduceSlots && slot < a.width && size[i] > 0.0f)
-      atomicOr(members + own * words + i / kWarp, 1u << i % kWarp);
+    const long long slot = slots[i];
+    // Compared before anything is subtracted: a slot may be any 64 bits.
+    if (slot >= first_slot && slot < a.width && slot - first_slot < kReduceSlots && size[i] > 0.0f)
+      atomicOr(members + (slot - first_slot) * words + i / kWarp, 1u << i % kWarp);
   }
   for (int p = block * kReduceThreads + threadIdx.x; p < a.patches; p += blocks * kReduceThreads) {
     const long long old = a.trace[image * a.patches + p];

@@ -68,7 +68,7 @@ typedef struct {
  * (B, width), new_trace (B, patches). N is at most 32,768.
  *
  * Slots outside of 0..width-1 drop their token, a trace of N or more becomes -1: nothing is written
- * out of bounds, but no error can be told. x and y must not overlap. With 0 patches no trace is
+ * out of bounds, but no error can be told. No output may overlap an input. With 0 patches no trace is
  * needed. Rows that are a multiple of 16 bytes, on a multiple of 16, are moved 16 bytes at a time. */
 typedef struct {
   int32_t type;
