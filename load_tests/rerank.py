@@ -6,7 +6,6 @@ python -m load_tests.rerank --images 1000 --texts 200 --candidates 20
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import sys
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass
 
 import httpx
 import numpy as np
-from PIL import Image
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -94,9 +92,7 @@ def measure(client: httpx.Client, images: int, texts: int, candidates: int) -> I
 
 
 def _png(seed: int) -> tuple[str, bytes, str]:
-    file = io.BytesIO()
-    Image.fromarray(scenes.draw(scenes.scene(seed))).save(file, "PNG", compress_level=1)
-    return f"{seed}.png", file.getvalue(), "image/png"
+    return f"{seed}.png", scenes.png(scenes.scene(seed), compress_level=1), "image/png"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

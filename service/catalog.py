@@ -156,12 +156,14 @@ class Catalog:
         Raises:
             UnknownModel: it lists the known ones.
         """
-        try:
-            return self._models[name]
-        except KeyError:
-            raise UnknownModel(
-                f"There is no model {name!r}; known: {', '.join(self._models)}."
-            ) from None
+        model = self.named(name)
+        if model is None:
+            raise UnknownModel(f"There is no model {name!r}; known: {', '.join(self._models)}.")
+        return model
+
+    def named(self, name: str) -> Model | None:
+        """The model of a name, if there is one."""
+        return self._models.get(name)
 
     def find(self, name: str | None, task: Task) -> Model:
         """The model for a request of a task, the default one if it names none.

@@ -26,7 +26,7 @@ def check_model(catalog: Catalog, name: str | None, *, labels: bool) -> None:
     Raises:
         InvalidRequest: it cannot, but would the other way.
     """
-    model = None if name is None else next((one for one in catalog if one.name == name), None)
+    model = None if name is None else catalog.named(name)
     if model is None:
         return
     if labels and "classify" in model.tasks:

@@ -5,7 +5,6 @@ Batch number n of a seed is always the same, so that a run can go on where it st
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -135,8 +133,6 @@ def write_held_out(target: Path, gallery: Gallery) -> None:
     with zipfile.ZipFile(target, "w") as archive:
         for at, (scene, text) in enumerate(zip(*gallery, strict=True)):
             name = f"{at:05}.png"
-            with io.BytesIO() as file:
-                Image.fromarray(scenes.draw(scene)).save(file, "png")
-                archive.writestr(name, file.getvalue())
+            archive.writestr(name, scenes.png(scene))
             items.append({"task": "retrieve", "images": [name], "text": text})
         archive.writestr("items.jsonl", "".join(json.dumps(item) + "\n" for item in items))

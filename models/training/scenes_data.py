@@ -5,7 +5,6 @@ Batch number n of a seed is always the same, so that a run can go on where it st
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -239,9 +237,7 @@ def write_held_out(target: Path, texts: Mapping[PairTask, int] = MEASURED) -> No
     with zipfile.ZipFile(target, "w") as archive:
 
         def keep(scene: scenes.Scene, name: str) -> str:
-            with io.BytesIO() as file:
-                Image.fromarray(scenes.draw(scene)).save(file, "png")
-                archive.writestr(name, file.getvalue())
+            archive.writestr(name, scenes.png(scene))
             return name
 
         for task, count in texts.items():

@@ -40,7 +40,7 @@ def own_model(catalog: Catalog, info: GalleryInfo, *, asked: str | None = None) 
             f"The vectors of {info.name} are those of {info.model}: {asked!r} has no part in it. "
             f"Create another gallery for that model."
         )
-    model = next((one for one in catalog if one.name == info.model), None)
+    model = catalog.named(info.model)
     if model is None or "embed" not in model.tasks:
         raise OtherModel(
             f"The vectors of {info.name} are those of {info.model}, which is not served here. It "

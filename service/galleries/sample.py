@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from PIL import Image
-
-from models.demo.scenes import HELD_OUT, draw, scene
+from models.demo.scenes import HELD_OUT, png, scene
 from service.catalog import Model
 from service.embedding import choose
 from service.engine import Engine
@@ -116,12 +113,10 @@ def _draw(seeds: Sequence[int]) -> list[Arrival]:
     arrivals = []
     for seed in seeds:
         shown = scene(seed)
-        file = io.BytesIO()
-        Image.fromarray(draw(shown)).save(file, "PNG", compress_level=1)
         metadata = {
             "things": len(shown.things),
             "colours": sorted({thing.colour for thing in shown.things}),
             "shapes": sorted({thing.shape for thing in shown.things}),
         }
-        arrivals.append(Arrival(file.getvalue(), _id(seed), metadata))
+        arrivals.append(Arrival(png(shown, compress_level=1), _id(seed), metadata))
     return arrivals

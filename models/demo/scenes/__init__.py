@@ -4,7 +4,7 @@ Everything is a function of a seed: scenes of two to five things, their pixels, 
 them whose answers are known, in plain English.
 """
 
-from models.demo.scenes.drawing import cover, draw
+from models.demo.scenes.drawing import cover, draw, png
 from models.demo.scenes.language import (
     ANSWERS,
     LABELS,
@@ -49,6 +49,7 @@ __all__ = [
     "draw",
     "hypothesis",
     "pair",
+    "png",
     "question",
     "scene",
     "statement",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -61,6 +62,17 @@ def draw(scene: Scene) -> npt.NDArray[np.uint8]:
     strength = random.uniform(0, 12)
     canvas += random.standard_normal(canvas.shape, np.float32) * np.float32(strength)
     return canvas.clip(0, 255).astype(np.uint8)
+
+
+def png(scene: Scene, compress_level: int = 6) -> bytes:
+    """The scene as a file.
+
+    Args:
+        compress_level: of zlib, 0 to 9; the pixels are the same.
+    """
+    with io.BytesIO() as file:
+        Image.fromarray(draw(scene)).save(file, "PNG", compress_level=compress_level)
+        return file.getvalue()
 
 
 def cover(scene: Scene) -> npt.NDArray[np.int64]:
