@@ -21,6 +21,8 @@ from models.preprocess import Preprocess
 from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import DualWorkload, TextWorkload
 from models.text import word_level
+from tests.service.standin import bundle
+from tests.service.standin_pairs import pair_bundle
 
 SIDE, PATCH = 16, 4
 MOST_TOKENS = 12
@@ -108,6 +110,17 @@ def dual_bundle(
             ),
         )
     return out
+
+
+def every_kind(root: Path) -> Path:
+    """A folder with a classifier, two dual encoders (CLIP's and SigLIP's way), and a network for
+    images with texts.
+    """
+    bundle(root / "a")
+    dual_bundle(root / "b")
+    dual_bundle(root / "c", name="padded", scores="sigmoid", padded=True)
+    pair_bundle(root / "d")
+    return root
 
 
 def _profile() -> Profile:

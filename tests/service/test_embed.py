@@ -16,21 +16,15 @@ from service.app import create_app
 from service.embed_schemas import EmbedResponse
 from tests.service import standin
 from tests.service.gated import Gated
-from tests.service.standin import Remote, bundle, picture, problem, serving, until
-from tests.service.standin_dual import MOST_TOKENS, WIDTH, WORKLOAD, dual_bundle
-from tests.service.standin_pairs import pair_bundle
+from tests.service.standin import Remote, picture, problem, serving, until
+from tests.service.standin_dual import MOST_TOKENS, WIDTH, WORKLOAD, every_kind
 
 RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("bundles")
-    bundle(root / "a")
-    dual_bundle(root / "b")
-    dual_bundle(root / "c", name="padded", scores="sigmoid", padded=True)
-    pair_bundle(root / "d")
-    return root
+    return every_kind(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
