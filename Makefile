@@ -33,6 +33,11 @@ comma := ,
 plugins := export/plugins/onnxruntime
 library := $(plugins)/libtokenfold_ort.so
 sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+kernels := export/plugins/kernels
+cuda_library := $(plugins)/libtokenfold_ort_cuda.so
+cuda_sources := $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
+# Such as 90 for an H100: the library is built for this alone then, and much sooner.
+CUDA_ARCHITECTURES ?=
 tools := $(build)/tools
 cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
 
@@ -45,6 +50,16 @@ define make_venv
 endef
 pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
+# Compiles the ops for ONNX Runtime: build folder, options for CMake.
+define build_plugins
+	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
+	@include=$$($(plugins)/headers.sh $(build)) && \
+	$(cmake) -S $(plugins) -B $(1) -DORT_INCLUDE_DIR="$$include" $(2) && \
+	$(cmake) --build $(1) --parallel && \
+	$(cmake) --install $(1) --prefix $(plugins)
+	@touch $@
+endef
+
 # A trained network in fp32 and int8: its name, further arguments for export.
 define export_demo
 	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1) $(2)
@@ -55,7 +70,7 @@ endef
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve:  ## serve the built-in models on PORT, 8000 by default
@@ -146,9 +161,14 @@ demo-retrieval: .venv-test/.installed optional-plugins  ## train the built-in ne
 plugins: $(library)  ## compile the native ops for ONNX Runtime
 	@:
 
+.PHONY: plugins-cuda
+plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc and no GPU
+	@:
+
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test $(build)/plugins $(build)/cuda_host $(tools) $(build)/onnxruntime-headers $(library)
+	rm -rf .venv .venv-test $(build)/plugins $(build)/plugins-cuda $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
+	rm -f $(library) $(cuda_library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
 .PHONY: optional-plugins
@@ -169,12 +189,11 @@ optional-plugins:
 	@touch $@
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
-	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
-	@include=$$($(plugins)/headers.sh $(build)) && \
-	$(cmake) -S $(plugins) -B $(build)/plugins -DORT_INCLUDE_DIR="$$include" && \
-	$(cmake) --build $(build)/plugins --parallel && \
-	$(cmake) --install $(build)/plugins --prefix $(plugins)
-	@touch $@
+	$(call build_plugins,$(build)/plugins)
+
+$(cuda_library): $(plugins)/CMakeLists.txt $(kernels)/CMakeLists.txt $(sources) $(cuda_sources) $(filter $(tools)/%,$(cmake))
+	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
+	$(call build_plugins,$(build)/plugins-cuda,-DTOKENFOLD_WITH_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)')
 
 $(tools)/bin/cmake:
 	$(call make_venv,$(tools))

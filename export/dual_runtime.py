@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from export import hugepages
 from export.bundle import Bundle
-from export.runtime import open_graph
+from export.plugins.onnxruntime.library import Device
+from export.runtime import Feeds, Loaded, open_graph
 from models.preprocess import Pixels
 
 Float = npt.NDArray[np.float32]
@@ -38,18 +39,20 @@ class Embedder(Protocol):
         ...
 
 
-class DualSession:
+class DualSession(Loaded):
     """The two graphs of a bundle: one copy of the weights, any number of threads at once.
 
-    Attributes:
-        native: whether the compiled ops run, rather than their portable bodies.
+    What it inherits is of the images' graph.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+    ) -> None:
         """Load both graphs; see `export.runtime.open_graph`."""
-        self._image, self.native = open_graph(bundle.image, threads=threads, native=native)
-        self._text, _ = open_graph(bundle.text, threads=threads, native=native)
-        hugepages.collapse()
+        super().__init__(bundle.image, bundle, threads=threads, native=native, device=device)
+        self._text = open_graph(bundle.text, device=device, threads=threads, native=native)
+        if device == "cpu":
+            hugepages.collapse()
 
     def embed_images(
         self, images: Pixels, plan: Sequence[int], *, slots: bool = False
@@ -61,9 +64,9 @@ class DualSession:
             plan: tokens each layer removes.
             slots: whether to return the composed slots too.
         """
-        feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
+        feeds: Feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
         names = ["vector", "slots"] if slots else ["vector"]
-        found: list[Any] = self._image.run(names, feeds)
+        found = self.graph.run(names, feeds)
         return ImageVectors(found[0], found[1] if slots else None)
 
     def embed_texts(self, ids: Int, size: Float) -> Float:
@@ -74,6 +77,11 @@ class DualSession:
             size: (B, T), 1 for a token and 0 for padding, which is at the end and changes nothing;
                 of int8 graphs whatever shares a run moves a vector a little.
         """
-        found: list[Any] = self._text.run(["vector"], {"input_ids": ids, "text_size": size})
-        vectors: Float = found[0]
+        feeds: Feeds = {"input_ids": ids, "text_size": size}
+        vectors: Float = self._text.run(["vector"], feeds)[0]
         return vectors
+
+    def close(self) -> None:
+        """Give back what is on a GPU; later runs fail."""
+        super().close()
+        self._text.close()

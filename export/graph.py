@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from export import onnx_file
 from export.stems import stem
-from export.symbolic import Symbolic
+from export.symbolic import Symbolic, on_host
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
 from models.vit import VisionTransformer
@@ -44,6 +44,7 @@ class Graph(nn.Module):
 
     def forward(self, image: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
+        plan = on_host(plan, image)
         if config.cut_edges:  # a convolution leaves them out by itself, one matrix product does not
             rows, columns = (side * config.patch_size for side in config.grid)
             image = image[:, :rows, :columns]

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from export import onnx_file
 from export.stems import stem
-from export.symbolic import Symbolic
+from export.symbolic import Symbolic, on_host
 from models.meter import Meter
 from models.preprocess import Preprocess
 from models.reduction.matcher import Matcher
@@ -129,6 +129,7 @@ class JointGraph(nn.Module):
         other: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         # An element of the plan stands where eager code has a number; Symbolic knows what to do.
+        plan = on_host(plan, image_tokens)
         amounts: Any = counts(self.workload, tuple(torch.split(plan, 1)))  # type: ignore[arg-type]
         fused = self.model.fuse(
             image_tokens.to(self.dtype),

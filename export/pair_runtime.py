@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from export import hugepages
 from export.bundle import Bundle
-from export.runtime import open_graph
+from export.plugins.onnxruntime.library import Device
+from export.runtime import Loaded, open_graph
 from models.preprocess import Pixels
 from models.reduction.workload import Plan
 from models.tasks import PairTask
@@ -86,26 +87,26 @@ def ask(
     return found
 
 
-class PairSession:
+class PairSession(Loaded):
     """The two graphs of a bundle: one copy of the weights, any number of threads at once.
 
     A pair of images is reasoned about in two passes of `fuse`: the left one gives `pooled`, which
-    goes into the right one's as `other`.
-
-    Attributes:
-        native: whether the compiled ops run, rather than their portable bodies.
+    goes into the right one's as `other`. What it inherits is of `embed`, which takes no plan.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+    ) -> None:
         """Load both graphs; see `export.runtime.open_graph`."""
-        self._vision, _ = open_graph(bundle.vision, threads=threads, native=native)
-        self._joint, self.native = open_graph(bundle.joint, threads=threads, native=native)
-        self._inputs = {given.name: given for given in self._joint.get_inputs()}
-        hugepages.collapse()
+        super().__init__(bundle.vision, bundle, threads=threads, native=native, device=device)
+        self._joint = open_graph(bundle.joint, device=device, threads=threads, native=native)
+        self.native = self._joint.native
+        if device == "cpu":
+            hugepages.collapse()
 
     def embed(self, images: Pixels) -> Float:
         """Images (B, H, W, 3) uint8 -> image tokens (B, I, D), whatever they are asked then."""
-        found: list[Any] = self._vision.run(["image_tokens"], {"image": images})
+        found = self.graph.run(["image_tokens"], {"image": images})
         tokens: Float = found[0]
         return tokens
 
@@ -144,7 +145,7 @@ class PairSession:
             "text_size": text_size,
             "plan": np.asarray(plan, dtype=np.int64),
         }
-        if "second" in self._inputs:
+        if "second" in self._joint.inputs:
             feeds["second"] = np.array([second], dtype=np.int64)
             feeds["other"] = self._nobody(len(input_ids)) if other is None else other
         names = ["pooled"]
@@ -158,6 +159,17 @@ class PairSession:
             found.get(task), found["pooled"], found.get("text_slots"), found.get("image_slots")
         )
 
+    def warm(self, _: Iterable[Plan]) -> None:
+        """Prepare runs of `embed`: on a GPU they are recorded. `fuse` depends on texts too."""
+        self.graph.warm([()])
+
+    def close(self) -> None:
+        """Give back what is on a GPU; later runs fail."""
+        super().close()
+        self._joint.close()
+
     def _nobody(self, batch: int) -> Float:
         """What stands for the other image where there is none."""
-        return np.zeros((batch, self._inputs["other"].shape[1]), dtype=np.float32)
+        width = self._joint.inputs["other"][1]
+        assert isinstance(width, int)
+        return np.zeros((batch, width), dtype=np.float32)

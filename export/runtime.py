@@ -1,10 +1,11 @@
-"""Running an image classifier's graph in ONNX Runtime. No torch in here."""
+"""Running graphs in ONNX Runtime, and an image classifier's in particular. No torch in here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +15,132 @@ from export import hugepages
 from export.bundle import Bundle
 from export.machine import saturates
 from export.plugins.onnxruntime import library
+from export.plugins.onnxruntime.library import Device
+from models.reduction.workload import Plan
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
 
 
-def open_graph(path: Path, *, threads: int, native: bool) -> tuple[ort.InferenceSession, bool]:
-    """A graph, loaded to run on the CPU, and whether its ops are the compiled ones.
+class Graph(Protocol):
+    """A graph, loaded to run; from any number of threads at once. See `export.cuda.graph`."""
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled ops run, rather than their portable bodies."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """Items of one run; more are run in pieces."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int | str]]:
+        """The shape of each; a size that is free has a name instead of a number."""
+        ...
+
+    @property
+    def recorded(self) -> int:
+        """How many runs are recorded, so that one call launches all of their kernels."""
+        ...
+
+    def run(self, names: Sequence[str], feeds: Feeds, /) -> list[Any]:
+        """The outputs of these names."""
+        ...
+
+    def warm(self, plans: Iterable[Plan], /) -> None:
+        """Prepare runs of these plans."""
+        ...
+
+    def resident(self, images: Array, plan: Plan = (), /) -> Callable[[], None]:
+        """A run that copies nothing; see `CudaGraph.resident`."""
+        ...
+
+    def wait(self) -> None:
+        """Until all runs that were started are done."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is on a GPU."""
+        ...
+
+
+class CpuGraph:
+    """A graph, loaded to run on the CPU; see `Graph`."""
+
+    most = sys.maxsize
+    recorded = 0
+
+    def __init__(self, path: Path, *, threads: int = 1, native: bool = True) -> None:
+        """Load the graph; see `open_graph`."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; its warnings are advice on the graph
+        if saturates():
+            # Unsigned weights then; nearly half as fast, so not where it is not needed.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        plugin = library.find() if native else None
+        if plugin is not None:
+            options.register_custom_ops_library(str(plugin))
+        self.native = plugin is not None
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs: Mapping[str, Sequence[int | str]] = {
+            given.name: tuple(given.shape) for given in self._session.get_inputs()
+        }
+
+    def run(self, names: Sequence[str], feeds: Feeds, /) -> list[Any]:
+        """The outputs of these names."""
+        found: list[Any] = self._session.run(names, feeds)
+        return found
+
+    def warm(self, _: Iterable[Plan], /) -> None:
+        """Nothing to prepare."""
+
+    def resident(self, images: Array, plan: Plan = (), /) -> Callable[[], None]:
+        """A run: on a CPU everything is where it is."""
+        feeds: dict[str, Array] = {"image": images}
+        if "plan" in self.inputs:
+            feeds["plan"] = np.asarray(plan, dtype=np.int64)
+        names = [given.name for given in self._session.get_outputs()]
+
+        def start() -> None:
+            self._session.run(names, feeds)
+
+        return start
+
+    def wait(self) -> None:
+        """A run is done when it returns."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def open_graph(
+    path: Path,
+    *,
+    device: Device = "cpu",
+    size: tuple[int, int] | None = None,
+    threads: int = 1,
+    native: bool = True,
+) -> Graph:
+    """A graph, loaded to run.
 
     Args:
+        size: (height, width) of most images, in pixels, for a graph that takes several.
         threads: inside one run. On a CPU, one-thread runs side by side beat wider ones.
         native: whether to use the compiled ops where they are built.
+
+    Raises:
+        RuntimeError: there is no such device; see `export.cuda.session.missing`.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings are advice on the graph
-    if saturates():
-        # Unsigned weights then; nearly half as fast, so not where it is not needed.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    plugin = library.find() if native else None
-    if plugin is not None:
-        options.register_custom_ops_library(str(plugin))
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session, plugin is not None
+    if device == "cpu":
+        return CpuGraph(path, threads=threads, native=native)
+    # Only here: its packages are not on every machine.
+    from export.cuda.graph import CudaGraph
+
+    return CudaGraph(path, size=size, threads=threads, native=native)
 
 
 class Output(NamedTuple):
@@ -44,17 +150,56 @@ class Output(NamedTuple):
     slots: npt.NDArray[np.int64] | None
 
 
-class Session:
-    """One ONNX Runtime session of a bundle: one copy of the weights, any number of threads at once.
+class Loaded:
+    """The graph of a bundle that takes images, loaded on a device.
 
     Attributes:
+        graph: what runs.
         native: whether the compiled ops run, rather than their portable bodies.
+        most: items of one run; more are run in pieces.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, native: bool = True) -> None:
+    def __init__(
+        self, path: Path, bundle: Bundle, *, threads: int, native: bool, device: Device
+    ) -> None:
         """Load the graph; see `open_graph`."""
-        self._session, self.native = open_graph(bundle.model, threads=threads, native=native)
-        hugepages.collapse()
+        self.graph = open_graph(
+            path,
+            device=device,
+            size=bundle.manifest.preprocess.size,
+            threads=threads,
+            native=native,
+        )
+        self.native = self.graph.native
+        self.most = self.graph.most
+
+    def warm(self, plans: Iterable[Plan]) -> None:
+        """Prepare runs of images by these plans: on a GPU they are recorded."""
+        self.graph.warm(plans)
+
+    def resident(self, images: Array, plan: Plan = ()) -> Callable[[], None]:
+        """A run to measure, that copies nothing; see `CudaGraph.resident`."""
+        return self.graph.resident(images, plan)
+
+    def wait(self) -> None:
+        """Until all runs that `resident` started are done."""
+        self.graph.wait()
+
+    def close(self) -> None:
+        """Give back what is on a GPU; later runs fail."""
+        self.graph.close()
+
+
+class Session(Loaded):
+    """A bundle's graph in one session: one copy of the weights, any number of threads at once."""
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+    ) -> None:
+        """Load the graph; see `open_graph`."""
+        super().__init__(bundle.model, bundle, threads=threads, native=native, device=device)
+        if device == "cpu":
+            hugepages.collapse()
 
     def run(
         self, images: npt.NDArray[np.uint8], plan: Sequence[int], *, slots: bool = False
@@ -66,7 +211,7 @@ class Session:
             plan: tokens each layer removes.
             slots: whether to return the composed slots too.
         """
-        feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
+        feeds: Feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
         names = ["logits", "slots"] if slots else ["logits"]
-        found: list[Any] = self._session.run(names, feeds)
+        found = self.graph.run(names, feeds)
         return Output(found[0], found[1] if slots else None)

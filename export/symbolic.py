@@ -99,6 +99,28 @@ class Symbolic:
         return Tokens(y, new_size, new_trace, text)
 
 
+def on_host(plan: Tensor, batch: Tensor) -> Tensor:
+    """The same plan, as plan + 0 * len(batch).
+
+    On a GPU ONNX Runtime computes with integers on the host if they hang off what is there anyway,
+    such as a shape; a graph's input is nothing of that kind to it. Computed from the bare plan, the
+    counts would be on the GPU, and each would be copied back for the op that takes it: a wait in
+    every layer, and no CUDA graph.
+
+    Args:
+        plan: int64 (P,), an input of the graph.
+        batch: of any shape; an input of the graph.
+    """
+    length = torch.onnx.ops.symbolic(
+        "Shape", [batch], attrs={"start": 0, "end": 1}, dtype=torch.int64, shape=[1]
+    )
+    nothing = _whole("Mul", length, torch.tensor([0]))
+    same: Tensor = torch.onnx.ops.symbolic(
+        "Add", [plan, nothing], dtype=torch.int64, shape=plan.shape
+    )
+    return same
+
+
 def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Text tokens that are left, and how many tokens of both kinds go: int64 (1,) each.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -10,8 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service import errors, openapi
-from service.backends import onnxruntime
-from service.catalog import Load
+from service.backends.kinds import KINDS, Kind
 from service.engine import Engine
 from service.galleries import sample
 from service.middleware import BodyLimit, RequestContext
@@ -35,19 +34,20 @@ from service.settings import Settings
 def create_app(
     settings: Settings,
     *,
-    load: Load = onnxruntime.load,
+    kinds: Sequence[Kind] = KINDS,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """An app that loads its models when it is started.
 
     Args:
-        load: makes the backend of a bundle.
+        kinds: backends to choose from, the best first.
         on_failure: called, from another thread, when a model cannot be loaded.
 
     Raises:
         BundleError, UnknownLevel: the bundles cannot be served.
+        BackendError: not by the backend that the settings name.
     """
-    engine = Engine(settings, load=load, on_failure=on_failure)
+    engine = Engine(settings, kinds=kinds, on_failure=on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

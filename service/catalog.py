@@ -14,12 +14,12 @@ from models.reduction.pair_workload import MeterWorkload
 from models.reduction.workload import ImageWorkload
 from models.tasks import Task
 from models.text import EmptyTextError, TextEncoder
-from service.backends.backend import Backend
+from service.backends.fallback import Fallback
 from service.costs import Costs
 from service.errors import UnknownModel
 from service.levels import Levels
 
-Load = Callable[[Bundle], Backend]
+Load = Callable[[Bundle], Fallback]
 
 
 class Model:
@@ -37,11 +37,11 @@ class Model:
         self.costs = Costs()
         self.levels = Levels(bundle.manifest, bundle.profile, self.costs, default=default_level)
         self.ready = False
-        self._backend: Backend | None = None
+        self._backend: Fallback | None = None
         self._text: TextEncoder | None = None
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> Fallback:
         """What runs it."""
         if self._backend is None:
             raise RuntimeError(f"{self.name} is not loaded")

@@ -28,11 +28,14 @@ class Times(NamedTuple):
         runs: of one image, with its text where there is one, by FLOPs.
         embedding: of those that an image takes which several texts share.
         reading: of a text by itself, by FLOPs.
+        share: of an item's time alone that one more item of a run adds to it, on a busy device;
+            1 where batches gain nothing.
     """
 
     runs: Mapping[int, float]
     embedding: float = 0.0
     reading: Mapping[int, float] = {}
+    share: float = 1.0
 
 
 class _Curve:
@@ -75,8 +78,14 @@ class Costs:
         self._runs = _Curve({})
         self._reading = _Curve({})
         self._embedding = 0.0
+        self._share = 1.0
         self._drift = 1.0
         self._observed = clock()  # when the drift was that
+
+    @property
+    def share(self) -> float:
+        """See `Times`."""
+        return self._share
 
     def learn(self, at_rest: Times) -> None:
         """Take the warm-up's times."""
@@ -84,12 +93,15 @@ class Costs:
             self._runs = _Curve(at_rest.runs)
             self._reading = _Curve(at_rest.reading)
             self._embedding = at_rest.embedding
+            self._share = at_rest.share
             self._drift = 1.0
             self._observed = self._clock()
 
-    def observe(self, works: Works, seconds: float, step: Step = "answer") -> None:
-        """Correct the estimates by a run that took `seconds` for one item."""
-        expected = self._at_rest(works, step)
+    def observe(
+        self, works: Works, seconds: float, step: Step = "answer", *, items: int = 1
+    ) -> None:
+        """Correct the estimates by a run of some items like this one, that took `seconds`."""
+        expected = self._at_rest(works, step) * (1.0 + (items - 1) * self._share)
         if not expected:
             return
         # One stalled run must not shut out every budget for the next minute.

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import psutil  # type: ignore[import-untyped]
 
+from export.bundle import Bundle
 from service import warmup
-from service.backends import onnxruntime
+from service.backends import choice
 from service.backends.backend import Sample
-from service.catalog import Catalog, Load, Model
+from service.backends.fallback import Fallback
+from service.backends.kinds import KINDS, Kind
+from service.catalog import Catalog, Model
 from service.decoders import Decoders
 from service.errors import Draining, Starting, WorkerDied
 from service.galleries.keeper import Keeper
 from service.label_vectors import LabelVectors
 from service.metrics import Metrics
-from service.scheduler import Lane, Outcome, Scheduler
-from service.settings import Settings
+from service.queues import Lane
+from service.scheduler import Done, Outcome, Scheduler
+from service.settings import Settings, cores
 from service.work import Works
 
 logger = logging.getLogger(__name__)
@@ -40,16 +46,18 @@ class Engine:
         self,
         settings: Settings,
         *,
-        load: Load = onnxruntime.load,
+        kinds: Sequence[Kind] = KINDS,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the bundles; `start` loads them.
 
         Args:
+            kinds: backends to choose from, the best first.
             on_failure: called, from another thread, when loading fails.
 
         Raises:
             BundleError, UnknownLevel: a bundle is damaged or lacks the default level.
+            BackendError: the backend that the settings name cannot run them.
         """
         self.settings = settings
         self.catalog = Catalog.open(
@@ -57,8 +65,13 @@ class Engine:
             default=settings.default_model,
             default_level=settings.default_level,
         )
+        self._kinds = choice.usable(kinds, settings.backend)
+        for model in self.catalog:
+            choice.fitting(model.bundle, self._kinds)
         self.scheduler = Scheduler(
-            workers=settings.workers, limit=settings.queue_limit, observer=self._observe
+            workers=settings.workers or _workers(self._kinds),
+            limit=settings.queue_limit,
+            observer=self._observe,
         )
         self.metrics = Metrics(depth=lambda: self.scheduler.depth)
         self.decoders = Decoders(settings.decoders)
@@ -66,10 +79,10 @@ class Engine:
         self.keeper = Keeper(settings.data_dir, self.metrics.galleries)
         self.failed: BaseException | None = None
         self.on_failure = on_failure
-        self._load = load
         self._lanes: dict[int, Model] = {}
         self._loaded = threading.Event()
         self._loader: threading.Thread | None = None
+        self._learners: list[threading.Thread] = []
 
     @property
     def started(self) -> bool:
@@ -96,11 +109,25 @@ class Engine:
         return self.scheduler.stop()
 
     def join_loader(self, timeout: float = 5.0) -> bool:
-        """Wait for the models' loading to end, after `stop`. Whether it has."""
-        if self._loader is None:
-            return True
-        self._loader.join(timeout)
-        return not self._loader.is_alive()
+        """Wait for the models' loading to end, and their timing, after `stop`. Whether it has."""
+        threads = [*([] if self._loader is None else [self._loader]), *self._learners]
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def share(self, model: Model) -> float:
+        """Of its run's time that an item of a model takes from those behind it."""
+        if model.backend.at_once is None:
+            return 1.0 / self.scheduler.workers
+        return model.costs.share
+
+    def turns(self, model: Model, runs: int) -> float:
+        """How many times as long as one some runs of a model take that are asked for at once."""
+        if model.backend.at_once is None:
+            # Workers run beside each other, but not half a run each.
+            return math.ceil(runs / self.scheduler.workers)
+        return 1.0 + (runs - 1) * model.costs.share
 
     def check_open(self) -> None:
         """Whether requests are taken.
@@ -163,22 +190,30 @@ class Engine:
 
     def _load_one(self, model: Model) -> None:
         begun = time.perf_counter()
-        before = _resident()
-        model.load(self._load)
+        first = choice.fitting(model.bundle, self._kinds)[0]
+        before, before_gpu = _resident(), first.used()
+        model.load(partial(self._open, model))
         self._lanes[id(model.backend)] = model
-        times = warmup.times(model, self._run_on_every_worker)
+        times = warmup.times(model, self._run_queued, self.scheduler.workers)
         model.costs.learn(times)
         warmup.plan_ahead(model)
-        peak = max(0, _resident() - before)
-        self.metrics.memory(model.name, weights=model.weights, peak=peak)
+        kind = model.backend.kind
+        peak, after_gpu = max(0, _resident() - before), first.used()
+        gpu_peak = None
+        if kind is first and before_gpu is not None and after_gpu is not None:
+            gpu_peak = max(0, after_gpu - before_gpu)
+        self.metrics.memory(model.name, weights=model.weights, peak=peak, gpu_peak=gpu_peak)
         model.ready = True
         logger.info(
             "loaded %s",
             model.name,
             extra={
                 "seconds": round(time.perf_counter() - begun, 3),
+                "backend": kind.name,
+                "device": kind.device,
                 "native_ops": model.backend.native,
                 "peak_bytes": peak,
+                **({} if gpu_peak is None else {"gpu_peak_bytes": gpu_peak}),
                 "levels_ms": {
                     name: round(times.runs[model.levels.work(level.plan).flops] * 1000, 3)
                     for name, level in model.levels.levels.items()
@@ -186,10 +221,30 @@ class Engine:
             },
         )
 
-    def _run_on_every_worker(self, lane: Lane, sample: Sample, slots: bool) -> list[Outcome | None]:
-        """Run a sample as often as there are workers, which is how they run under load."""
+    def _open(self, model: Model, bundle: Bundle) -> Fallback:
+        def switched(backend: Fallback) -> None:
+            name = f"times-{model.name}-{backend.kind.name}"
+            learner = threading.Thread(target=self._learn, args=(model,), name=name, daemon=True)
+            self._learners.append(learner)
+            learner.start()
+
+        return choice.opened(bundle, self._kinds, metrics=self.metrics.backends, switched=switched)
+
+    def _learn(self, model: Model) -> None:
+        """Time a model again, on another backend than before, while it answers."""
+        try:
+            model.costs.learn(warmup.times(model, self._run_beside, self.scheduler.workers))
+        except Draining:
+            return
+        except Exception:
+            logger.exception("%s could not be timed again", model.name)
+
+    def _run_queued(
+        self, lane: Lane, sample: Sample, slots: bool, items: int
+    ) -> list[Outcome | None]:
+        """Run a sample several times, as under load."""
         settled = threading.Event()
-        items = min(self.scheduler.workers, self.settings.queue_limit)
+        items = min(items, self.settings.queue_limit)
         ticket = self.scheduler.admit([0.0] * items, within=float("inf"), done=settled.set)
         for index in range(items):
             ticket.submit(index, lane, sample, slots=slots)
@@ -198,14 +253,38 @@ class Engine:
             self.check_alive()
         return ticket.outcomes
 
+    def _run_beside(
+        self, lane: Lane, sample: Sample, slots: bool, items: int
+    ) -> list[Outcome | None]:
+        """Run a sample several times, past the queue.
+
+        Raises:
+            Draining: the server shuts down.
+        """
+        found: list[Outcome | None] = []
+        for _ in range(items):
+            if self.scheduler.draining:
+                raise Draining("The server is shutting down.", retry_after=1)
+            begun = time.perf_counter()
+            (output,) = lane.backend.run([sample], lane.call, slots=slots)
+            ended = time.perf_counter()
+            found.append(Done(output, 1, ended - begun, ended))
+        return found
+
     def _observe(self, lane: Lane, items: Sequence[Works], seconds: float) -> None:
         model = self._lanes[id(lane.backend)]
         if not model.ready:
             return  # the warm-up
         # Texts that share a run are read faster than those that a cost is asked of.
         if lane.call.step != "read" or len(items) == 1:
-            model.costs.observe(items[0], seconds / len(items), lane.call.step)
+            model.costs.observe(items[0], seconds, lane.call.step, items=len(items))
         self.metrics.run(lane, items)
+
+
+def _workers(kinds: Sequence[Kind]) -> int:
+    """One for each core; two at least where a GPU is to have two runs on their way."""
+    least = 1 if all(kind.device == "cpu" for kind in kinds) else 2
+    return max(cores(), least)
 
 
 def _resident() -> int:

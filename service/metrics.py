@@ -20,9 +20,11 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from models.tasks import Task
+from service.backends.metrics import BackendMetrics
 from service.errors import ApiError
 from service.galleries.metrics import GalleryMetrics
-from service.scheduler import Lane
+from service.gpus import GpuCollector
+from service.queues import Lane
 from service.work import Works
 
 Stage = Literal["decode", "queue", "infer", "post"]
@@ -63,6 +65,7 @@ class Metrics:
 
     Attributes:
         galleries: those of galleries.
+        backends: those of backends.
     """
 
     def __init__(self, depth: Callable[[], int]) -> None:
@@ -71,7 +74,9 @@ class Metrics:
         """
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(GpuCollector())
         self.galleries = GalleryMetrics(registry)
+        self.backends = BackendMetrics(registry)
         self._requests = Counter(
             "tokenfold_requests",
             "Requests, by how they ended.",
@@ -137,8 +142,8 @@ class Metrics:
         )
         self._memory = Gauge(
             "tokenfold_model_memory_bytes",
-            "Weights on disk, and growth of the process by loading the model and running its "
-            "levels on every worker at once.",
+            "Weights on disk; growth of the process by loading the model and running its levels on "
+            "every worker at once; and on a GPU of the GPU's used memory.",
             ["model", "kind"],
             registry=registry,
         )
@@ -192,10 +197,12 @@ class Metrics:
         done.spent.inc(spent - embedding if lane.call.step == "fuse" else spent)
         done.saved.inc(full - spent)
 
-    def memory(self, model: str, *, weights: int, peak: int) -> None:
+    def memory(self, model: str, *, weights: int, peak: int, gpu_peak: int | None = None) -> None:
         """Note a model's bytes."""
         self._memory.labels(model, "weights").set(weights)
         self._memory.labels(model, "peak").set(peak)
+        if gpu_peak is not None:
+            self._memory.labels(model, "gpu_peak").set(gpu_peak)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its media type, as the scraper accepts them."""

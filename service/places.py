@@ -27,7 +27,7 @@ class Places:
         self.running = 0
         self._limit = limit
         self._workers = workers
-        # Seconds of one worker.
+        # Seconds that they take from those behind them.
         self._waiting_cost = 0.0
         self._running_cost = 0.0
 
@@ -37,7 +37,7 @@ class Places:
         if not self.waiting and self.running < self._workers:
             return 0.0
         # What runs is half done, on average.
-        return (self._waiting_cost + self._running_cost / 2) / self._workers
+        return self._waiting_cost + self._running_cost / 2
 
     def check(self, items: int) -> None:
         """Whether there is room.
@@ -52,11 +52,12 @@ class Places:
                 retry_after=_whole(self.wait),
             )
 
-    def take(self, costs: Sequence[float], within: float) -> None:
+    def take(self, costs: Sequence[float], *, longest: float, within: float) -> None:
         """Let items wait.
 
         Args:
-            costs: expected seconds of each one's run; 1 or more.
+            costs: seconds that each one takes from those behind it; 1 or more.
+            longest: of their runs, in seconds.
             within: seconds that they have.
 
         Raises:
@@ -65,7 +66,7 @@ class Places:
         """
         self.check(len(costs))
         wait = self.wait
-        if wait + max(costs) > within:
+        if wait + longest > within:
             raise TooSlowNow(
                 f"The queue will take about {wait:.1f} s, and requests may take {within:g} s.",
                 retry_after=_whole(wait),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,12 +61,10 @@ def choose(engine: Engine, asking: Asking, selector: Selector, *, spent: float =
         raise InvalidRequest(
             f"The request needs {runs} runs of the model; at most {most} may wait."
         )
-    workers = engine.scheduler.workers
+    turns = engine.turns(asking.model, runs)
 
     def takes(choice: Choice) -> float:
-        # Workers run beside each other, but not half a run each.
-        costs = asking.costs(choice)
-        return math.ceil(runs / workers) * sum(costs) / runs
+        return turns * sum(asking.costs(choice)) / runs
 
     return asking.model.levels.choose(
         selector,
@@ -99,7 +96,12 @@ async def run(
     """
     seconds = engine.settings.request_timeout if within is None else within
     settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    ticket = engine.scheduler.admit(asking.costs(choice), within=seconds, done=_waker(settled))
+    ticket = engine.scheduler.admit(
+        asking.costs(choice),
+        within=seconds,
+        done=_waker(settled),
+        share=engine.share(asking.model),
+    )
     steps = Steps(asking, choice, ticket, slots=slots)
     try:
         steps.start(engine.decoders)

@@ -1,7 +1,8 @@
 """Which run comes next: bounded queues, one per model and call, feeding a few worker threads.
 
 A worker that is free takes the queue whose head's request came first, and as many items of it as
-the backend takes in one run. So batches form while a device is busy, and nobody waits for one.
+the backend takes in one run. So batches form while a device is busy, and nobody waits for one. A
+device that has as many runs on their way as it wants is passed over.
 
 Places are given out per request (a `Ticket`), before its images are decoded: a full server refuses
 without work. A cancelled ticket leaves the queues at once.
@@ -12,24 +13,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.backends.backend import Backend, Call, Sample
+from service.backends.backend import Sample
 from service.errors import ApiError, Draining, InternalError
 from service.places import Places
+from service.queues import Lane, Queues
 from service.work import Works
 
 logger = logging.getLogger(__name__)
-
-
-class Lane(NamedTuple):
-    """What may share a run: one model and one call."""
-
-    backend: Backend
-    call: Call
 
 
 class Done(NamedTuple):
@@ -73,6 +67,9 @@ class Ticket:
     def __init__(
         self, scheduler: Scheduler, costs: Sequence[float], done: Callable[[], None]
     ) -> None:
+        """Args:
+        costs: what each item adds to the wait of those behind it, in seconds.
+        """
         self.outcomes: list[Outcome | None] = [None] * len(costs)
         self._scheduler = scheduler
         self._costs = costs
@@ -129,10 +126,11 @@ class Scheduler:
         observer: told of each successful run, in the worker: lane, works of its items, seconds.
         """
         self._places = Places(limit=limit, workers=workers)
+        self._share = 1.0 / workers
         self._observer = observer
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
-        self._lanes: dict[Lane, deque[_Job]] = {}
+        self._queues: Queues[_Job] = Queues()
         self._order = 0
         self._draining = False
         self._stopped = False
@@ -215,13 +213,22 @@ class Scheduler:
         if self._draining:
             raise Draining("The server is shutting down.", retry_after=1)
 
-    def admit(self, costs: Sequence[float], *, within: float, done: Callable[[], None]) -> Ticket:
+    def admit(
+        self,
+        costs: Sequence[float],
+        *,
+        within: float,
+        done: Callable[[], None],
+        share: float | None = None,
+    ) -> Ticket:
         """Places for a request, or an error at once.
 
         Args:
             costs: expected seconds of each item's run; 1 or more.
             within: seconds that the request has.
             done: called once, from any thread, when every item is settled.
+            share: of its run's time that an item takes from those behind it, who may share the run
+                or run beside it; by default what one of the workers is among them.
 
         Raises:
             QueueFull: there is no room for all items.
@@ -230,8 +237,9 @@ class Scheduler:
         """
         with self._lock:
             self._check_open()
-            self._places.take(costs, within)
-            return Ticket(self, costs, done)
+            taken = [cost * (self._share if share is None else share) for cost in costs]
+            self._places.take(taken, longest=max(costs), within=within)
+            return Ticket(self, taken, done)
 
     def _submit(
         self,
@@ -251,12 +259,8 @@ class Scheduler:
                 ticket._order = self._order
             job = _Job(ticket, index, lane, sample, works, slots, then, ticket._order)
             ticket._queued.add(job)
-            queue = self._lanes.setdefault(lane, deque())
             # What follows from a run of its request goes before those that came after that.
-            at = len(queue)
-            while at and queue[at - 1].order > job.order:
-                at -= 1
-            queue.insert(at, job)
+            self._queues.add(job)
             self._ready.notify()
 
     def _fail(self, ticket: Ticket, index: int, error: ApiError) -> None:
@@ -275,10 +279,7 @@ class Scheduler:
                 return
             ticket._cancelled = True
             for job in ticket._queued:
-                queue = self._lanes[job.lane]
-                queue.remove(job)
-                if not queue:
-                    del self._lanes[job.lane]
+                self._queues.remove(job)
             ticket._queued.clear()
             for index in ticket._held:
                 self._places.leave(ticket._costs[index])
@@ -300,16 +301,13 @@ class Scheduler:
 
     def _take(self) -> list[_Job] | None:
         with self._lock:
-            while not self._lanes:
-                if self._stopped:
+            while not (batch := self._queues.next()):
+                if self._stopped and not self._queues:
                     return None
                 self._ready.wait()
-            lane = min(self._lanes, key=lambda lane: self._lanes[lane][0].order)
-            queue = self._lanes[lane]
-            most = lane.backend.most(lane.call)
-            batch = [queue.popleft() for _ in range(min(len(queue), most))]
-            if not queue:
-                del self._lanes[lane]
+            if self._queues:
+                # One end of a run may let several begin.
+                self._ready.notify()
             for job in batch:
                 job.ticket._queued.discard(job)
                 job.ticket._held.remove(job.index)
@@ -324,6 +322,13 @@ class Scheduler:
             # Even a worker that dies of something that is no Exception answers first.
             finished = []
             with self._lock:
+                self._queues.ended(batch[0].lane)
+                # What waited for its end is for another, should this worker die; and those that
+                # were told to stop wait for the last queue to be emptied.
+                if self._stopped:
+                    self._ready.notify_all()
+                elif self._queues:
+                    self._ready.notify()
                 for job, outcome in zip(batch, outcomes, strict=True):
                     self._places.end(job.ticket._costs[job.index])
                     if self._settle(job.ticket, job.index, outcome):

@@ -19,6 +19,7 @@ from pydantic_settings import CliApp
 from export.bundle import BundleError
 from service import logs
 from service.app import create_app
+from service.backends.choice import BackendError
 from service.engine import Engine
 from service.errors import ApiError
 from service.protocol import BoundedHead
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         app = create_app(settings, on_failure=on_failure)
-    except (BundleError, ApiError) as error:
+    except (BundleError, BackendError, ApiError) as error:
         print(f"tokenfold serve: {error}", file=sys.stderr)
         return 1
     engine: Engine = app.state.engine

@@ -75,11 +75,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
 
-    workers: int = Field(
-        default_factory=cores,
+    backend: Literal["auto", "cuda", "cpu"] = Field(
+        "auto",
+        description="What runs the models. By default the first of the others that is here and "
+        "answers as the CPU does; and where it fails later, the one after it. A named one runs all "
+        "models, or none.",
+    )
+    workers: int | None = Field(
+        None,
         ge=1,
         le=1024,
-        description="Threads that run the model, one image each. By default one per core.",
+        description="Threads that run the models; on a CPU one image each, on a GPU two of them "
+        "with a batch each. By default one per core, and two where there is a GPU.",
     )
     decoders: int = Field(
         default_factory=cores,

@@ -22,7 +22,8 @@ from service.catalog import Model
 from service.decoders import Decoders
 from service.errors import ApiError, InternalError
 from service.levels import Choice
-from service.scheduler import Lane, Outcome, Ticket
+from service.queues import Lane
+from service.scheduler import Outcome, Ticket
 from service.work import Size, Work, Works
 
 logger = logging.getLogger(__name__)

@@ -5,36 +5,46 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from export.bundle import BundleError
 from models.tasks import Task
-from service.backends.backend import PIXELS, Call, Sample, Step
+from service.backends import noise
+from service.backends.backend import Call, Sample, Step
 from service.catalog import Model
 from service.costs import Times
 from service.levels import Selector
-from service.scheduler import Done, Lane, Outcome
+from service.queues import Lane
+from service.scheduler import Done, Outcome
 from service.work import Size, Work
 
 # For each level: rounds that count, after one that does not, and their seconds.
 _ROUNDS = 5
 _PATIENCE = 1.0
-# Tokens of a short text.
-_SHORT = 8
+# More than any device takes at once.
+_ENDLESS = 1 << 20
+# A device whose runs are batches is full of work with so many of the largest for each that it has
+# on its way.
+_FULL = 2
 
-# Runs a sample on every worker at once, with slots or without.
-Run = Callable[[Lane, Sample, bool], list[Outcome | None]]
+# Runs a sample so many times, with slots or without, as under load.
+RunMany = Callable[[Lane, Sample, bool, int], list[Outcome | None]]
+_Run = Callable[[Lane, Sample, bool], list[Outcome | None]]
 
 
-def times(model: Model, run: Run) -> Times:
+def times(model: Model, run_many: RunMany, workers: int) -> Times:
     """Run every task once, and every level often enough to time it; texts also as short ones.
+
+    Args:
+        workers: how many run beside each other, where a run is one item.
 
     Raises:
         BundleError: it does not run, or its outputs are not those of its labels.
     """
+    together = workers if model.backend.at_once is None else 1
+
+    def run(lane: Lane, sample: Sample, slots: bool) -> list[Outcome | None]:
+        return run_many(lane, sample, slots, together)
+
     for task in model.tasks:
         _check(model, task, run)
     task = next(iter(model.tasks))
@@ -51,30 +61,44 @@ def times(model: Model, run: Run) -> Times:
     if model.levels.nominal is not None:
         lane, sample = _input(model, task, "embed", (), None)
         embedding = _time(model, lane, sample, run)
-    return Times(found, embedding, _reading(model, run))
+    return Times(found, embedding, _reading(model, run), _share(model, task, run_many))
 
 
-def _reading(model: Model, run: Run) -> dict[int, float]:
+def _share(model: Model, task: Task, run_many: RunMany) -> float:
+    """See `Times`."""
+    at_once = model.backend.at_once
+    if at_once is None:
+        return 1.0
+    choice = model.levels.choose(Selector(), task)
+    lane, sample = _input(model, task, "answer", choice.plan, model.levels.nominal)
+
+    def run(lane: Lane, sample: Sample, slots: bool) -> list[Outcome | None]:
+        return run_many(lane, sample, slots, 1)
+
+    alone = _time(model, lane, sample, run)
+    items = _FULL * at_once * model.backend.take(lane.call, _ENDLESS)
+    rounds = []
+    for _ in range(_ROUNDS):
+        begun = time.perf_counter()
+        done = [_done(model, outcome) for outcome in run_many(lane, sample, False, items)]
+        rounds.append((max(one.ended for one in done) - begun) / len(done))
+    return min(1.0, statistics.median(rounds) / alone)
+
+
+def _reading(model: Model, run: _Run) -> dict[int, float]:
     """Seconds of texts by themselves, by FLOPs; none where there are no such."""
     if model.manifest.kind != "dual":
         return {}
     found = {}
-    for tokens in _lengths(model):
+    for tokens in noise.lengths(model.manifest):
         lane, sample = _text(model, tokens)
         flops = Work.of_text(model.manifest.workload, tokens).flops
         found[flops] = _time(model, lane, sample, run)
     return found
 
 
-def _lengths(model: Model) -> set[int]:
-    """Tokens of texts by themselves: a short one and the longest, or what all of them have."""
-    most = model.text.most_tokens
-    return {most} if model.text.padding is not None else {min(_SHORT, most), most}
-
-
 def _text(model: Model, tokens: int) -> tuple[Lane, Sample]:
-    noise = np.random.default_rng(0)
-    sample = {"input_ids": noise.integers(0, model.text.vocabulary, tokens)}
+    sample = noise.sample(model.manifest, images=0, text=tokens, vocabulary=model.text.vocabulary)
     return Lane(model.backend, Call("read", "embed", (), ())), sample
 
 
@@ -95,27 +119,27 @@ def plan_ahead(model: Model) -> None:
 
 def _sizes(model: Model) -> list[Size | None]:
     nominal = model.levels.nominal
-    if nominal is None or nominal.text <= _SHORT:
+    if nominal is None or nominal.text <= noise.SHORT:
         return [nominal]
-    return [nominal, nominal._replace(text=_SHORT)]
+    return [nominal, nominal._replace(text=noise.SHORT)]
 
 
 def _input(
     model: Model, task: Task, step: Step, plan: tuple[int, ...], size: Size | None
 ) -> tuple[Lane, Sample]:
-    noise = np.random.default_rng(0)
-    shape = model.manifest.preprocess.size
-    images = 2 if task == "reason" and step != "embed" else 1
-    sample: dict[str, npt.NDArray[Any]] = {
-        name: noise.integers(0, 256, (*shape, 3), dtype=np.uint8) for name in PIXELS[:images]
-    }
-    if size is not None:
-        sample["input_ids"] = noise.integers(0, model.text.vocabulary, size.text)
+    images = noise.images_of(task, step)
+    sample = noise.sample(
+        model.manifest,
+        images=images,
+        text=None if size is None else size.text,
+        vocabulary=0 if size is None else model.text.vocabulary,
+    )
     plans = () if step == "embed" else (plan,) * images
-    return Lane(model.backend, Call(step, task, plans, (shape,) * images)), sample
+    shapes = (model.manifest.preprocess.size,) * images
+    return Lane(model.backend, Call(step, task, plans, shapes)), sample
 
 
-def _time(model: Model, lane: Lane, sample: Sample, run: Run) -> float:
+def _time(model: Model, lane: Lane, sample: Sample, run: _Run) -> float:
     """Median seconds."""
     runs: list[float] = []
     begun = time.perf_counter()
@@ -130,14 +154,17 @@ def _time(model: Model, lane: Lane, sample: Sample, run: Run) -> float:
     return statistics.median(runs)
 
 
-def _check(model: Model, task: Task, run: Run) -> None:
+def _check(model: Model, task: Task, run: _Run) -> None:
     """Whether a task answers, in as many numbers as it has labels."""
     choice = model.levels.choose(Selector(), task)
     lane, sample = _input(model, task, "answer", choice.plan, model.levels.nominal)
     similarity = model.manifest.similarity
     if similarity is not None:
         _check_vectors(
-            model, similarity.width, [(lane, sample), _text(model, max(_lengths(model)))], run
+            model,
+            similarity.width,
+            [(lane, sample), _text(model, max(noise.lengths(model.manifest)))],
+            run,
         )
         return
     expected = len(model.labels(task)) or 1
@@ -157,7 +184,7 @@ def _check(model: Model, task: Task, run: Run) -> None:
 
 
 def _check_vectors(
-    model: Model, width: int, asked: Sequence[tuple[Lane, Sample]], run: Run
+    model: Model, width: int, asked: Sequence[tuple[Lane, Sample]], run: _Run
 ) -> None:
     """Whether images and texts become vectors that can be compared."""
     for lane, sample in asked:

@@ -14,10 +14,25 @@ from tests.cuda_host import interface, library, nvrtc
 from tests.cuda_host.library import KERNELS, needs_compiler
 
 ARCHITECTURES = [int(line) for line in (KERNELS / "architectures.txt").read_text().split()]
-SOURCES = ["match.cu", "reduce.cu"]
 ENTRIES = {
     "match.cu": {f"tokenfold_match_{op}" for op in ("tome", "pitome", "pumer")},
     "reduce.cu": {f"tokenfold_reduce_{name}" for name in ("float32", "float16", "bfloat16")},
+    "attend.cu": {
+        f"tokenfold_attend_{name}_{width}"
+        for name in ("float16", "bfloat16")
+        for width in (32, 64, 80, 96, 128)
+    },
+    "attend_plain.cu": {f"tokenfold_attend_plain_{parts}" for parts in (1, 2, 4)},
+    "importance.cu": {f"tokenfold_importance_{part}" for part in ("heads", "mean")},
+}
+SOURCES = list(ENTRIES)
+# Of a block, at most.
+THREADS = {
+    "match.cu": {"512"},
+    "reduce.cu": {"256"},
+    "attend.cu": {"128", "256"},
+    "attend_plain.cu": {"128"},
+    "importance.cu": {"128", "256"},
 }
 # The header of an ELF file, whose machine is CUDA's.
 CUBIN = b"\x7fELF"
@@ -63,14 +78,14 @@ def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
     ptx = binary.rstrip(b"\0").decode()
     assert entries(ptx) == ENTRIES[source]
     threads = set(re.findall(r"\.maxntid (\d+)", ptx))
-    assert threads == {"512" if source == "match.cu" else "256"}
+    assert threads == THREADS[source]
     # In any order the same: no atomic operation but a bitwise or.
     atomics = set(re.findall(r"\b(?:atom|red)\.[\w.]+", ptx))
-    assert atomics
+    assert bool(atomics) == (source in {"match.cu", "reduce.cu"})
     assert all(".or.b32" in each for each in atomics)
     assert ".f64" not in ptx
     # A block reads what its own threads wrote: never by loads that may miss that.
-    assert source == "reduce.cu" or "ld.global.nc" not in ptx
+    assert source != "match.cu" or "ld.global.nc" not in ptx
 
 
 @needs_compiler
@@ -81,8 +96,8 @@ def test_host_and_kernels_agree_on_the_arguments() -> None:
         found = re.findall(r"\.param \.align (\d+) \.b8 (tokenfold_\w+)_param_0\[(\d+)\]", ptx)
         assert {name for _, name, _ in found} == ENTRIES[source]
         for alignment, name, size in found:
-            op = re.sub("_b?float[0-9]+$", "", name.removeprefix("tokenfold_"))
-            _, launch = library.prepare(op, interface.OPS[op](heads=1, head_dim=1))
+            op = next(op for op in interface.LAUNCHES if name.startswith(f"tokenfold_{op}"))
+            _, launch = library.prepare(op, interface.LAUNCHES[op](heads=1, head_dim=1))
             assert launch.argument_bytes == int(size)
             # That of TokenfoldLaunch.arguments.
             assert ctypes.alignment(ctypes.c_uint64) == int(alignment)
@@ -97,6 +112,22 @@ def test_rows_are_moved_16_bytes_at_a_time() -> None:
         # Four loads in flight a lane, and as many stores.
         assert len(re.findall(r"ld\.global(?:\.\w+)*\.v4\.\w+", kernel)) >= 4
         assert len(re.findall(r"st\.global(?:\.\w+)*\.v4\.\w+", kernel)) >= 4
+
+
+@needs_nvrtc
+def test_attention_runs_on_tensor_cores() -> None:
+    for architecture, shape in ((75, "m16n8k8"), (80, "m16n8k16"), (120, "m16n8k16")):
+        binary, _ = nvrtc.compiled(KERNELS / "attend.cu", f"compute_{architecture}")
+        for kernel in binary.decode().split(".entry ")[1:]:
+            products = set(re.findall(r"mma\.sync\.aligned\.[\w.]+", kernel))
+            if architecture == 75 and kernel.startswith("tokenfold_attend_bfloat16"):
+                assert not products
+                continue
+            assert len(products) == 1
+            type_ = "bf16" if kernel.startswith("tokenfold_attend_bfloat16") else "f16"
+            assert f"{shape}.row.col.f32.{type_}.{type_}.f32" in products.pop()
+            assert "ldmatrix.sync.aligned.m8n8.x4.trans" in kernel
+            assert ("cp.async.cg.shared.global" in kernel) == (architecture >= 80)
 
 
 @needs_nvrtc

@@ -9,12 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnxruntime import InferenceSession
 
 from export.dual_graph import ImageGraph, TextGraph
 from export.matchers import matchers
 from export.plugins.functions import DOMAIN
-from export.runtime import open_graph
+from export.runtime import Feeds, Graph, open_graph
 from export.verify import normalised, random_images
 from models.checkpoints.checkpoint import DualCheckpoint
 from models.dual import DualEncoder
@@ -29,10 +28,10 @@ def checkpoint(request: pytest.FixtureRequest) -> DualCheckpoint:
 
 
 @pytest.fixture(scope="module")
-def texts(checkpoint: DualCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> InferenceSession:
+def texts(checkpoint: DualCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     path = tmp_path_factory.mktemp("graphs") / "text.onnx"
     TextGraph(checkpoint.model).write(path)
-    return open_graph(path, threads=1, native=True)[0]
+    return open_graph(path, threads=1, native=True)
 
 
 def drawn(model: DualEncoder, lengths: Sequence[int]) -> dict[str, np.ndarray]:
@@ -44,7 +43,7 @@ def drawn(model: DualEncoder, lengths: Sequence[int]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("lengths", [(12,), (2,), (3, 12, 7), (5, 2), (4, 4)])
 def test_texts_of_any_length(
-    checkpoint: DualCheckpoint, texts: InferenceSession, lengths: tuple[int, ...]
+    checkpoint: DualCheckpoint, texts: Graph, lengths: tuple[int, ...]
 ) -> None:
     given = drawn(checkpoint.model, lengths)
     found = texts.run(["vector"], given)[0]
@@ -55,7 +54,7 @@ def test_texts_of_any_length(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_padding_changes_nothing(checkpoint: DualCheckpoint, texts: InferenceSession) -> None:
+def test_padding_changes_nothing(checkpoint: DualCheckpoint, texts: Graph) -> None:
     given = drawn(checkpoint.model, (3, 12, 7))
     together = texts.run(["vector"], given)[0]
     for row, length in enumerate((3, 12, 7)):
@@ -71,7 +70,7 @@ def test_images_at_several_plans(checkpoint: DualCheckpoint, tmp_path: Path) -> 
     images = random_images(tiny.SIZE, 3)
     x = normalised(images, checkpoint.preprocess)
     for native in (True, False):
-        session, _ = open_graph(path, threads=1, native=native)
+        session = open_graph(path, threads=1, native=native)
         for plan in ((0, 0, 0), (2, 2, 2), (4, 0, 1)):
             feeds = {"image": images, "plan": np.array(plan)}
             vector, slots = session.run(["vector", "slots"], feeds)
@@ -90,8 +89,8 @@ def test_edges_that_patches_do_not_tile_are_left_out(siglip: bool, tmp_path: Pat
     path = tmp_path / "image.onnx"
     ImageGraph(model, preprocess, None, proportional=True).write(path)
     images = random_images(size, 3)
-    feeds = {"image": images, "plan": np.zeros(3, np.int64)}
-    (vector,) = open_graph(path, threads=1, native=True)[0].run(["vector"], feeds)
+    feeds: Feeds = {"image": images, "plan": np.zeros(3, np.int64)}
+    (vector,) = open_graph(path, threads=1, native=True).run(["vector"], feeds)
     with torch.inference_mode():
         wanted = model.embed_images(normalised(images, preprocess)).numpy()
     np.testing.assert_allclose(vector, wanted, atol=1e-5)

@@ -16,18 +16,42 @@ needs_library = pytest.mark.skipif(
 )
 
 
-def test_the_variable_names_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+DEVICES: list[tuple[library.Device, str]] = [
+    ("cpu", library.VARIABLE),
+    ("cuda", library.CUDA_VARIABLE),
+]
+
+
+@pytest.mark.parametrize(("device", "variable"), DEVICES)
+def test_the_variable_names_a_file(
+    device: library.Device, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "ops.so"
     file.touch()
-    monkeypatch.setenv(library.VARIABLE, str(file))
-    assert library.find() == file
-    monkeypatch.setenv(library.VARIABLE, str(tmp_path / "other.so"))
-    with pytest.raises(FileNotFoundError, match=library.VARIABLE):
-        library.find()
+    monkeypatch.setenv(variable, str(file))
+    assert library.find(device) == file
+    monkeypatch.setenv(variable, str(tmp_path / "other.so"))
+    with pytest.raises(FileNotFoundError, match=variable):
+        library.find(device)
 
 
-def test_none_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "variable"), DEVICES)
+def test_none_does_without(
+    device: library.Device, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "none")
+    assert library.find(device) is None
+
+
+def test_a_device_does_not_take_the_other_ones_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "ops.so"
+    file.touch()
+    monkeypatch.setenv(library.CUDA_VARIABLE, str(file))
+    assert library.find() != file
     monkeypatch.setenv(library.VARIABLE, "none")
+    assert library.find("cuda") == file
     assert library.find() is None
     assert library.kernels() is None
 

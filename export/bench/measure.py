@@ -21,6 +21,8 @@ import numpy as np
 
 K = TypeVar("K")
 SEED = 0
+GUESSED = 4
+"""Runs of a queue from which its speed is guessed."""
 
 
 class Subject(NamedTuple):
@@ -34,6 +36,44 @@ class Subject(NamedTuple):
 
     run: Callable[[int], object]
     callers: int
+    batch: int = 1
+
+
+class Queue(NamedTuple):
+    """Something that is only started, many times in a row, and waited for once: a GPU's work.
+
+    Attributes:
+        launch: starts the next run, and returns before it has ended.
+        wait: until all that was started has ended.
+    """
+
+    launch: Callable[[], object]
+    wait: Callable[[], object]
+
+    def seconds(self, most: float) -> float:
+        """The time of one run among others, of as many as take about `most` seconds."""
+        # One to fill caches and raise clocks, some to see how many make a slice.
+        self._timed(1)
+        runs = self._timed(GUESSED)
+        return self._timed(max(GUESSED, round(most / runs)))
+
+    def _timed(self, runs: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(runs):
+            self.launch()
+        self.wait()
+        return (time.perf_counter() - begin) / runs
+
+
+class Timed(NamedTuple):
+    """Something that times its own slices, such as a queue, or another process.
+
+    Attributes:
+        seconds: of one run, on average over a slice of about so many seconds.
+        batch: images of one run.
+    """
+
+    seconds: Callable[[float], float]
     batch: int = 1
 
 
@@ -74,7 +114,7 @@ class Ratio(NamedTuple):
 
 
 def in_rounds(
-    subjects: Mapping[K, Subject],
+    subjects: Mapping[K, Subject | Timed],
     *,
     rounds: int,
     seconds: float,
@@ -94,7 +134,8 @@ def in_rounds(
     draw = random.Random(SEED)
     rates: dict[K, list[float]] = {key: [] for key in order}
     times: dict[K, list[float]] = {key: [] for key in order}
-    with ThreadPoolExecutor(max(subject.callers for subject in subjects.values())) as pool:
+    callers = [one.callers for one in subjects.values() if isinstance(one, Subject)]
+    with ThreadPoolExecutor(max(callers, default=1)) as pool:
         for at in range(rounds + 1):
             draw.shuffle(order)
             for key in order:
@@ -113,8 +154,10 @@ def slices(subjects: int, rounds: int) -> int:
     return subjects * (rounds + 1)
 
 
-def _slice(pool: ThreadPoolExecutor, subject: Subject, seconds: float) -> list[list[float]]:
-    """Durations of the runs of each caller, seconds."""
+def _slice(pool: ThreadPoolExecutor, subject: Subject | Timed, seconds: float) -> list[list[float]]:
+    """Durations of the runs of each caller, seconds; what times itself has their mean alone."""
+    if isinstance(subject, Timed):
+        return [[subject.seconds(seconds)]]
     turns = itertools.count()
     # Whatever ran before has left the caches to this one cold.
     list(pool.map(subject.run, [next(turns) for _ in range(subject.callers)]))

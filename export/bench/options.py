@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from export.machine import cores
+from models.reduction.pair_workload import Rates
+
+BenchBackend = Literal["cpu", "cuda"]
+
+TorchWay = Literal["eager", "blocks", "compiled", "autotuned"]
+"""How PyTorch runs: op by op, or compiled: each block once for all that it meets, or the whole
+network for each plan and batch by itself, that also with its matrix products tuned."""
+
+HOST = (1,)
+DEVICE = (1, 32, 128)
+"""Images of one run, where they are not said."""
 
 DESCRIPTION = """\
 Measure every level of a bundle: images per second, speedup over the unreduced network, efficiency
@@ -22,7 +33,13 @@ A network with texts is asked a text of the most tokens it takes about each imag
 anew. A dual encoder embeds images; its texts, which nothing reduces, are measured beside them, each
 of the most tokens. Peak memory is the largest resident set, while it runs, of a process that runs
 this level only, and working memory what of it came on top of what was resident right after loading;
-MB are 10^6 bytes."""
+MB are 10^6 bytes.
+
+On a GPU: images/s of runs one after the other with images that are there already, of runs from host
+memory by two callers as in the service, and the time of one run from host memory while nothing else
+runs. PyTorch has the same plans and matchers, normalised images that are there already, and the
+bundle's precision; of running it directly and as a CUDA graph the faster counts. Memory is what the
+device gives out to a process that runs this level only, at the largest batch."""
 
 
 class Options(NamedTuple):
@@ -30,21 +47,51 @@ class Options(NamedTuple):
 
     bundle: Path
     r: list[int]
-    rates: list[list[float]]
+    rates: list[Rates]
     levels: list[str] | None
     compare: Path | None
-    torch: bool
+    torch: list[TorchWay]
+    torch_levels: list[str] | None
+    torch_wait: float
     save: bool
     json: bool
+    out: Path | None
+    backend: BenchBackend
     threads: int
-    batch: int
+    batch: list[int]
+    memory: bool
     rounds: int
     seconds: float
+
+    @property
+    def images(self) -> int:
+        """Of one run, where there is one size of batch only."""
+        (batch,) = self.batch
+        return batch
 
 
 def parse(argv: Sequence[str] | None) -> Options:
     """Read the command line; exits with 2 and a message where it is wrong."""
-    return Options(**vars(_parser().parse_args(argv)))
+    parser = _parser()
+    given = parser.parse_args(argv)
+    on_gpu = given.backend == "cuda"
+    if given.torch == []:
+        given.torch = ["eager", "compiled"] if on_gpu else ["eager"]
+    given.torch = given.torch or []
+    given.batch = given.batch or list(DEVICE if on_gpu else HOST)
+    given.rounds = given.rounds or (5 if on_gpu else 15)
+    given.seconds = given.seconds or (0.15 if on_gpu else 0.5)
+    given.rates = [tuple(shares) for shares in given.rates]
+    if on_gpu and given.save:
+        parser.error("--save is for --backend cpu: a profile tells of the CPU")
+    if not on_gpu:
+        if len(given.batch) > 1:
+            parser.error("--batch takes several sizes with --backend cuda only")
+        if given.torch not in ([], ["eager"]):
+            parser.error(f"--torch {given.torch[-1]} is for --backend cuda")
+        if given.out is not None or given.torch_levels is not None or not given.memory:
+            parser.error("--out, --torch-levels and --no-memory are for --backend cuda")
+    return Options(**vars(given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,10 +129,34 @@ def _parser() -> argparse.ArgumentParser:
         "faster the first one is",
     )
     parser.add_argument(
+        "--backend",
+        choices=get_args(BenchBackend),
+        default="cpu",
+        help="where to run (default: %(default)s)",
+    )
+    parser.add_argument(
         "--torch",
-        action="store_true",
-        help="also run the checkpoint in eager PyTorch, fp32; of one run on all cores and one on "
-        "each, the faster is shown",
+        nargs="*",
+        choices=get_args(TorchWay),
+        metavar="WAY",
+        help="also run the checkpoint in PyTorch; on the CPU in fp32, eager: of one run on all "
+        "cores and one on each, the faster is shown. On a GPU in these ways (default: eager "
+        "compiled): eager; blocks, torch.compile of each block, once for all that it meets; "
+        "compiled, torch.compile of the network for each plan and batch; autotuned, that with mode "
+        "max-autotune",
+    )
+    parser.add_argument(
+        "--torch-levels",
+        nargs="+",
+        metavar="LEVEL",
+        help="compile PyTorch at these levels only, named as in the table, such as r=16",
+    )
+    parser.add_argument(
+        "--torch-wait",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="for PyTorch to compile; what takes longer is left out (default: %(default)g)",
     )
     parser.add_argument(
         "--save",
@@ -95,25 +166,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="on a GPU: also write the JSON here, anew whenever there is more of it",
+    )
+    parser.add_argument(
         "--threads",
         type=_at_least(1),
         default=cores(),
         help="runs at once (default: one per core, %(default)s)",
     )
     parser.add_argument(
-        "--batch", type=_at_least(1), default=1, help="images of one run (default: %(default)s)"
+        "--batch",
+        type=_at_least(1),
+        nargs="+",
+        metavar="IMAGES",
+        help="images of one run; several on a GPU (default: 1, and on a GPU 1 32 128)",
+    )
+    parser.add_argument(
+        "--no-memory",
+        dest="memory",
+        action="store_false",
+        help="on a GPU: leave out the processes whose memory is watched",
     )
     parser.add_argument(
         "--rounds",
         type=_at_least(1),
-        default=15,
-        help="slices of each level (default: %(default)s)",
+        help="slices of each level (default: 15, on a GPU 5)",
     )
     parser.add_argument(
         "--seconds",
         type=_seconds,
-        default=0.5,
-        help="length of a slice; a run that has begun is finished (default: %(default)s)",
+        help="length of a slice; a run that has begun is finished (default: 0.5, on a GPU 0.15)",
     )
     return parser
 

@@ -7,18 +7,20 @@ images are embedded; texts, of as many tokens too, are a subject of their own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from export.bench.measure import Subject
+from export.bench.measure import Queue, Subject
 from export.bundle import Bundle
 from export.dual_runtime import DualSession
 from export.pair_runtime import Asked, Float, Int, PairSession, ask
+from export.plugins.onnxruntime.library import Device
 from export.random_texts import random_texts
-from export.runtime import Session
+from export.runtime import Loaded, Session
 from models.reduction.workload import Plan
 from models.tasks import PairTask
 from models.text import TextEncoder
@@ -42,57 +44,101 @@ class Questions(NamedTuple):
     size: Float
 
 
-class Graphs(Protocol):
-    """An opened bundle of any kind."""
+class Graphs(ABC):
+    """An opened bundle of any kind.
 
-    native: bool
+    Attributes:
+        native: whether the compiled ops run.
+    """
 
-    def run(self, given: Any, plan: Plan) -> Float:
-        """The logits (B, classes) or vectors (B, width) of one of `random_inputs`."""
-        ...
-
-
-class ImageGraphs:
-    """Of a bundle that classifies images."""
+    session: Loaded
 
     def __init__(self, bundle: Bundle) -> None:
-        self.session = Session(bundle)
+        """Call it last."""
         self.native = self.session.native
+        self._size = bundle.manifest.preprocess.size
+
+    @abstractmethod
+    def run(self, given: Any, plan: Plan) -> Float:
+        """The logits (B, classes) or vectors (B, width) of one of `random_inputs`."""
+
+    def resident(self, given: Any, plan: Plan) -> Queue | None:
+        """One input again and again, on the GPU already; None where there is no such way."""
+        return Queue(self.session.resident(given, plan), self.session.wait)
+
+    def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:
+        """Record what a GPU is to run, so that no run that counts has to.
+
+        Returns:
+            How many runs are recorded; fewer than plans times batches where it cannot be.
+        """
+        # The largest first: the others find room in the memory that it took.
+        for batch in sorted(batches, reverse=True):
+            images = np.zeros((batch, *self._size, 3), dtype=np.uint8)
+            for plan in plans:
+                self.session.resident(images, plan)
+        return self.session.graph.recorded
+
+    def close(self) -> None:
+        """Give back what is on the GPU; it is of no use then."""
+        self.session.close()
+
+
+class ImageGraphs(Graphs):
+    """Of a bundle that classifies images."""
+
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        self.session: Session = Session(bundle, device=device)
+        super().__init__(bundle)
 
     def run(self, given: Images, plan: Plan) -> Float:
         """See `Graphs`."""
         return self.session.run(given, plan).logits
 
 
-class PairGraphs:
+class PairGraphs(Graphs):
     """Of a bundle that takes images with texts."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.session = PairSession(bundle)
-        self.native = self.session.native
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        self.session: PairSession = PairSession(bundle, device=device)
+        super().__init__(bundle)
 
     def run(self, given: Questions, plan: Plan) -> Float:
         """See `Graphs`."""
         return answer(self.session, given, plan)
 
+    def resident(self, given: Questions, plan: Plan) -> Queue | None:  # noqa: ARG002
+        """None: an answer takes two graphs, with the host between them."""
+        return None
 
-class DualGraphs:
+    def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:  # noqa: ARG002
+        """Of the graph that embeds images, which has no plan."""
+        return super().warm([()], batches)
+
+
+class DualGraphs(Graphs):
     """Of a dual encoder's bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.session = DualSession(bundle)
-        self.native = self.session.native
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        self.session: DualSession = DualSession(bundle, device=device)
+        super().__init__(bundle)
 
     def run(self, given: Images, plan: Plan) -> Float:
         """See `Graphs`."""
         return self.session.embed_images(given, plan).vectors
 
 
-def opened(bundle: Bundle) -> ImageGraphs | PairGraphs | DualGraphs:
-    """The graphs of a bundle, loaded."""
+def opened(bundle: Bundle, device: Device = "cpu") -> ImageGraphs | PairGraphs | DualGraphs:
+    """The graphs of a bundle, loaded.
+
+    Raises:
+        RuntimeError: the device cannot be used.
+    """
     if bundle.manifest.kind == "pair":
-        return PairGraphs(bundle)
-    return DualGraphs(bundle) if bundle.manifest.kind == "dual" else ImageGraphs(bundle)
+        return PairGraphs(bundle, device)
+    if bundle.manifest.kind == "dual":
+        return DualGraphs(bundle, device)
+    return ImageGraphs(bundle, device)
 
 
 def answer(network: Asked, given: Questions, plan: Plan) -> Float:
@@ -104,14 +150,19 @@ def answer(network: Asked, given: Questions, plan: Plan) -> Float:
     return logits
 
 
-def random_inputs(bundle: Bundle, batch: int) -> list[Any]:
-    """Different batches of noise for a bundle of any kind, for runs to take turns with."""
+def random_inputs(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Any]:
+    """Batches of noise for a bundle of any kind, for runs to take turns with.
+
+    Args:
+        batch: images of each.
+        different: so many batches.
+    """
     if bundle.manifest.kind == "pair":
-        return random_questions(bundle, batch)
-    return random_batches(bundle.manifest.preprocess.size, batch)
+        return random_questions(bundle, batch, different)
+    return random_batches(bundle.manifest.preprocess.size, batch, different)
 
 
-def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
+def random_batches(size: tuple[int, int], batch: int, different: int = DIFFERENT) -> list[Images]:
     """Different batches of noise, (batch, H, W, 3) each.
 
     Args:
@@ -119,29 +170,31 @@ def random_batches(size: tuple[int, int], batch: int) -> list[Images]:
     """
     draw = np.random.default_rng(SEED)
     shape = (batch, *size, 3)
-    return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(DIFFERENT)]
+    return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(different)]
 
 
-def random_questions(bundle: Bundle, batch: int) -> list[Questions]:
+def random_questions(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Questions]:
     """The same with texts; they are about one image where a task of the bundle is."""
     manifest = bundle.manifest
     task = min(manifest.pair_tasks, key=lambda task: task == "reason")
-    batches = random_batches(manifest.preprocess.size, batch)
+    batches = random_batches(manifest.preprocess.size, batch, different)
     return [
         # To reason, the next batch has the second images.
         Questions(task, (images, batches[at - 1]) if task == "reason" else (images,), *texts)
         for at, (images, texts) in enumerate(
-            zip(batches, longest_texts(bundle, batch), strict=True)
+            zip(batches, longest_texts(bundle, batch, different), strict=True)
         )
     ]
 
 
-def longest_texts(bundle: Bundle, batch: int) -> list[tuple[Int, Float]]:
+def longest_texts(
+    bundle: Bundle, batch: int, different: int = DIFFERENT
+) -> list[tuple[Int, Float]]:
     """Different batches of texts of the most tokens, as ids and sizes (batch, T)."""
     assert bundle.manifest.text is not None
     longest = bundle.manifest.text.most_tokens
     text = TextEncoder.open(bundle.tokenizer, longest)
-    return [random_texts(text, [longest] * batch, at) for at in range(DIFFERENT)]
+    return [random_texts(text, [longest] * batch, at) for at in range(different)]
 
 
 def of_graph(

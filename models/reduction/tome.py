@@ -28,10 +28,13 @@ class ToMe:
     Attributes:
         class_token: token 0 is never merged.
         distill_token: token 1 is never merged either; needs class_token.
+        padded: whether tokens may be absent. To find out is a question to the device, which has to
+            be waited for: off, it is not asked, and a CUDA graph can record the matcher.
     """
 
     class_token: bool = True
     distill_token: bool = False
+    padded: bool = True
 
     def __post_init__(self) -> None:
         if self.distill_token and not self.class_token:
@@ -64,7 +67,7 @@ class ToMe:
         slots = torch.empty(batch, tokens, dtype=torch.int64, device=metric.device)
         slots[:, ::2] = torch.where(merged, after[partner], kept)
         slots[:, 1::2] = after
-        return absent_last(slots, size, tokens - r)
+        return absent_last(slots, size, tokens - r) if self.padded else slots
 
     def _best(self, metric: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """For each source its best cosine and that destination's index: two (B, ceil(N/2))."""

@@ -41,14 +41,20 @@ class Backend(Protocol):
 
     Attributes:
         native: whether the compiled reduction ops run, rather than their portable bodies.
+        at_once: runs that may be on their way at a time; None where every worker may run one.
     """
 
     @property
     def native(self) -> bool: ...
 
-    def most(self, call: Call, /) -> int:
-        """Items of one run at most; 1 where runs beside each other beat batches, or where items of
-        one run would change each other.
+    @property
+    def at_once(self) -> int | None: ...
+
+    def take(self, call: Call, waiting: int, /) -> int:
+        """How many of the `waiting` items of one call, 1 or more, make the next run.
+
+        1 where runs beside each other beat batches, or where items of one run would change each
+        other.
         """
         ...
 
@@ -56,9 +62,10 @@ class Backend(Protocol):
         """Run one batch.
 
         Args:
-            samples: 1 to `most` items. Each has what `PIXELS` names, (H, W, 3) uint8, or to
-                fuse what `TOKENS` names, (I, D) float32; and with a text `input_ids`, (T,) int64.
-                Texts of one batch may differ in length: padding has size 0, and changes nothing.
+            samples: 1 item, or as many as `take` says. Each has what `PIXELS` names, (H, W, 3)
+                uint8, or to fuse what `TOKENS` names, (I, D) float32; and with a text `input_ids`,
+                (T,) int64. Texts of one batch may differ in length: padding has size 0, and changes
+                nothing.
             slots: whether to return the composed slots too.
 
         Returns:
@@ -67,4 +74,8 @@ class Backend(Protocol):
             an image with a text `text_slots`, (T,), and `image_slots`, (I,), and of a second image
             `second_text_slots` and `second_image_slots`. To embed `image_tokens`, (I, D).
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds. Nothing runs, and nothing will."""
         ...

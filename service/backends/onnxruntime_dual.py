@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, of dual encoders."""
+"""ONNX Runtime, of dual encoders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from export.bundle import Bundle
 from export.dual_runtime import DualSession
+from export.plugins.onnxruntime.library import Device
+from service.backends import batching
 from service.backends.backend import PIXELS, Call, Sample
 from service.backends.stacking import padded, stacked
 
@@ -19,8 +21,10 @@ _TEXTS = 16
 class OnnxRuntimeDual:
     """A bundle's two graphs in sessions of ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._session = DualSession(bundle)
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        self._device = device
+        self._session = DualSession(bundle, device=device)
+        self._session.warm(level.plan for level in bundle.manifest.levels.values())
         self._texts = 1 if bundle.manifest.precision == "int8" else _TEXTS
 
     @property
@@ -28,9 +32,15 @@ class OnnxRuntimeDual:
         """Whether the compiled reduction ops run."""
         return self._session.native
 
-    def most(self, call: Call, /) -> int:
-        """See `Backend.most`."""
-        return self._texts if call.step == "read" else 1
+    @property
+    def at_once(self) -> int | None:
+        """See `Backend.at_once`."""
+        return batching.at_once(self._device)
+
+    def take(self, call: Call, waiting: int, /) -> int:
+        """See `Backend.take`."""
+        beside = self._texts if call.step == "read" else 1
+        return batching.take(self._device, waiting, beside=beside, most=self._session.most)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
@@ -43,3 +53,7 @@ class OnnxRuntimeDual:
         if found is None:
             return [{"vector": row} for row in vectors]
         return [{"vector": row, "slots": one} for row, one in zip(vectors, found, strict=True)]
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session.close()

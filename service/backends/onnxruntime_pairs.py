@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, of networks that see an image, or two, with a text."""
+"""ONNX Runtime, of networks that see an image, or two, with a text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from export.bundle import Bundle
 from export.pair_runtime import Float, PairOutput, PairSession, ask
+from export.plugins.onnxruntime.library import Device
+from service.backends import batching
 from service.backends.backend import PIXELS, TOKENS, Call, Sample
 from service.backends.stacking import padded, stacked
 
@@ -16,17 +18,24 @@ from service.backends.stacking import padded, stacked
 class OnnxRuntimePairs:
     """A bundle's two graphs in sessions of ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._session = PairSession(bundle)
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        self._device = device
+        self._session = PairSession(bundle, device=device)
+        self._session.warm(level.plan for level in bundle.manifest.levels.values())
 
     @property
     def native(self) -> bool:
         """Whether the compiled reduction ops run."""
         return self._session.native
 
-    def most(self, _: Call, /) -> int:
-        """See `Backend.most`."""
-        return 1
+    @property
+    def at_once(self) -> int | None:
+        """See `Backend.at_once`."""
+        return batching.at_once(self._device)
+
+    def take(self, _: Call, waiting: int, /) -> int:
+        """See `Backend.take`."""
+        return batching.take(self._device, waiting, most=self._session.most)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
@@ -46,6 +55,10 @@ class OnnxRuntimePairs:
         if call.step == "fuse":
             return stacked(samples, TOKENS[at])
         return self._session.embed(stacked(samples, PIXELS[at]))
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session.close()
 
 
 def _output(sample: Sample, passes: Sequence[PairOutput], row: int) -> Sample:

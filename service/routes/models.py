@@ -98,6 +98,8 @@ class ModelInfo(BaseModel):
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     protected: int = Field(description="Leading tokens that are never merged.")
     weights_bytes: int
+    backend: str = Field(description="What runs it now.", examples=["cuda", "cpu"])
+    device: str = Field(description="What that runs on.", examples=["cuda", "cpu"])
     native_ops: bool = Field(description="Whether the compiled reduction ops run.")
     default_level: str
     levels: list[LevelInfo] = Field(description="From the least reduced to the most.")
@@ -168,6 +170,8 @@ def _describe(model: Model, *, labels: bool) -> ModelInfo:
         grid=model.grid,
         protected=model.protected,
         weights_bytes=model.weights,
+        backend=model.backend.kind.name,
+        device=model.backend.kind.device,
         native_ops=model.backend.native,
         default_level=model.levels.default,
         levels=[_level(model, name) for name in model.levels.levels],

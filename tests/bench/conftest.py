@@ -8,7 +8,7 @@ import onnx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from export.bench import command
+from export.bench import on_cpu
 from export.bench.memory import Peak
 from export.manifest import MODEL, Level, Manifest
 from export.writing import stored_files, write_manifest, writing
@@ -63,4 +63,4 @@ def at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the processes whose memory is watched."""
-    monkeypatch.setattr(command, "peak", lambda *_args, **_options: Peak(100.0, 40.0))
+    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0))

@@ -13,7 +13,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from export.bench import command
+from export.bench import command, on_cpu
 from export.bench.memory import Peak
 from export.bundle import Bundle
 from export.manifest import MODEL
@@ -108,7 +108,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(
 def test_a_peak_that_counts_loading_is_told_once(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
+    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
     assert command.main([str(make()), *QUICK, "--json"]) == 0
     assert capsys.readouterr().err.count("clear_refs cannot be written") == 1
 
@@ -183,7 +183,7 @@ def test_an_interrupt_ends_quietly(
     def interrupt(*_args: object, **_options: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "peak", interrupt)
+    monkeypatch.setattr(on_cpu, "peak", interrupt)
     assert command.main([str(make()), "--json"]) == 130
     assert capsys.readouterr().out == ""
 

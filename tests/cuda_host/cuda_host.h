@@ -1,13 +1,14 @@
 // The part of CUDA C++ that our kernels use, for a C++ compiler: included before the kernels' sources.
 //
-// Each thread of a block is a fibre that runs until a barrier or a warp operation, one at a time.
-// Between two of these the fibres run in an order that a test chooses; a result that depends on it is
-// a race. A barrier that not all threads reach is an error.
+// Each thread of a block, or of a cluster of blocks, is a fibre that runs until a barrier or a warp
+// operation, one at a time. Between two of these the fibres run in an order that a test chooses; a
+// result that depends on it is a race. A barrier that not all threads reach is an error.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "tokenfold_cuda.h"
@@ -35,21 +36,35 @@ namespace host {
 
 // All threads of the block wait for each other at one line of the source.
 void barrier(int line);
+// All threads of the cluster's blocks wait for each other.
+void cluster_barrier(int line);
+int cluster_count();
+// Of the block whose fibre runs.
+int cluster_rank();
+// The same place in the shared memory of another block of the cluster. The first block's is the array
+// that kernels declare.
+void* cluster_place(void* own, int rank);
+
+template <typename V>
+V* cluster_peer(V* own, int rank) {
+  return static_cast<V*>(cluster_place(own, rank));
+}
+
 // All lanes of the warp give a value; `all` is theirs, in order of lanes.
 const unsigned* exchange(unsigned value, int line);
 
 inline unsigned lane() { return threadIdx.x % 32; }
 
-inline float shuffled(float value, int mask, int line) {
+inline float shuffled(float value, int from, int line) {
   unsigned bits;
   std::memcpy(&bits, &value, 4);
-  bits = exchange(bits, line)[lane() ^ mask];
+  bits = exchange(bits, line)[from % 32];
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-inline int shuffled(int value, int mask, int line) {
-  return static_cast<int>(exchange(static_cast<unsigned>(value), line)[lane() ^ mask]);
+inline int shuffled(int value, int from, int line) {
+  return static_cast<int>(exchange(static_cast<unsigned>(value), line)[from % 32]);
 }
 
 inline unsigned ballot(bool value, int line) {
@@ -60,6 +75,8 @@ inline unsigned ballot(bool value, int line) {
 }
 
 using Body = void (*)(void*);
+// What tokenfold_cuda_spread is told of processors: 0, unless a test chooses.
+int processors();
 // Runs the body once for every thread of every block. A code of tokenfold_cuda.h, or 2000 if the
 // threads did what is undefined on a GPU; `tokenfold_host_problem` says what.
 int run(const TokenfoldLaunch& launch, Body body, void* user);
@@ -68,7 +85,8 @@ int run(const TokenfoldLaunch& launch, Body body, void* user);
 
 #define __syncthreads() host::barrier(__LINE__)
 // Our kernels only ever name all lanes.
-#define __shfl_xor_sync(all, value, mask) host::shuffled(value, mask, __LINE__)
+#define __shfl_sync(all, value, from) host::shuffled(value, from, __LINE__)
+#define __shfl_xor_sync(all, value, mask) host::shuffled(value, host::lane() ^ (mask), __LINE__)
 #define __ballot_sync(all, value) host::ballot(value, __LINE__)
 
 inline unsigned atomicOr(unsigned* to, unsigned bits) {
@@ -76,6 +94,9 @@ inline unsigned atomicOr(unsigned* to, unsigned bits) {
   *to |= bits;
   return old;
 }
+
+// A load that is not to stay in a cache.
+inline uint4 __ldcs(const uint4* from) { return *from; }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
@@ -107,11 +128,12 @@ inline unsigned short float_to_half(float wide) {
 
 // In place of launch.cu's start.
 template <typename Arguments>
-int start(void (*kernel)(Arguments), const TokenfoldLaunch& launch, Arguments& arguments, void*) {
+int start(void (*kernel)(Arguments), TokenfoldLaunch launch, Arguments& arguments, void*) {
   struct Call {
     void (*kernel)(Arguments);
     Arguments& arguments;
   } call{kernel, arguments};
+  tokenfold_cuda_spread(&launch, 90, host::processors());
   return host::run(
       launch,
       [](void* user) {
@@ -120,3 +142,5 @@ int start(void (*kernel)(Arguments), const TokenfoldLaunch& launch, Arguments& a
       },
       &call);
 }
+
+#include "matrices.h"

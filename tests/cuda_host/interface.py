@@ -13,6 +13,7 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 OK = 0
 BAD_TYPE, BAD_SHAPE, BAD_PROTECTED, TOO_MANY_TOKENS = 1, 2, 3, 4
 BATCH_TOO_LARGE, NO_POINTER, BAD_WORKSPACE, MISALIGNED = 5, 6, 7, 8
+HEAD_TOO_WIDE = 9
 
 MOST_TOKENS = 1024
 MOST_REDUCE_TOKENS = 32768
@@ -65,19 +66,55 @@ class Reduce(ctypes.Structure):
     ]
 
 
+class Attend(ctypes.Structure):
+    """TokenfoldAttend."""
+
+    _fields_: ClassVar[Fields] = [
+        ("type", c_int32),
+        *((name, c_int64) for name in ("batch", "queries", "tokens", "heads", "head_dim")),
+        *((name, c_int64) for name in ("q_stride", "k_stride", "v_stride")),
+        ("scale", c_float),
+        *((name, c_void_p) for name in ("q", "k", "v", "size", "out")),
+    ]
+
+
+class Importance(ctypes.Structure):
+    """TokenfoldImportance."""
+
+    _fields_: ClassVar[Fields] = [
+        ("type", c_int32),
+        *((name, c_int64) for name in ("batch", "queries", "tokens", "heads", "head_dim")),
+        *((name, c_int64) for name in ("q_stride", "k_stride", "asked")),
+        ("scale", c_float),
+        *((name, c_void_p) for name in ("q", "k", "size", "query_size", "importance")),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
+    ]
+
+
 class Launch(ctypes.Structure):
     """TokenfoldLaunch."""
 
     _fields_: ClassVar[Fields] = [
         ("kernel", c_char * 40),
         *((name, c_uint32) for name in ("blocks", "threads", "shared_bytes", "argument_bytes")),
+        *((name, c_uint32) for name in ("cluster", "most_cluster")),
         ("arguments", c_uint64 * 16),
     ]
 
 
+# What `tokenfold_cuda_OP` takes.
 OPS: dict[str, type[ctypes.Structure]] = {
     "match_tome": Match,
     "match_pitome": Match,
     "match_pumer": MatchPuMer,
     "reduce": Reduce,
+    "attend": Attend,
+    "importance": Importance,
+}
+# What `tokenfold_cuda_prepare_LAUNCH` takes.
+LAUNCHES: dict[str, type[ctypes.Structure]] = {
+    **{op: structure for op, structure in OPS.items() if op != "importance"},
+    "importance_heads": Importance,
+    "importance_mean": Importance,
 }

@@ -19,10 +19,11 @@ HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 KERNELS = TOP / "export" / "plugins" / "kernels"
 SOURCES = [
-    *(KERNELS / name for name in ("match.cu", "reduce.cu", "launch.cu", "prepare.cc")),
+    *sorted(KERNELS.glob("*.cu")),
+    *sorted(KERNELS.glob("*.cc")),
     HERE / "fibres.cc",
 ]
-HEADERS = [*sorted(KERNELS.glob("*.cuh")), *sorted(KERNELS.glob("*.h")), HERE / "cuda_host.h"]
+HEADERS = [path for folder in (KERNELS, HERE) for path in sorted(folder.glob("*.*h"))]
 FLAGS = [
     *("-std=c++17", "-O2", "-shared", "-fPIC"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),  # nvcc's are unknown
@@ -71,13 +72,23 @@ def load() -> ctypes.CDLL:
     for op, structure in interface.OPS.items():
         run = getattr(library, f"tokenfold_cuda_{op}")
         run.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p]
-        prepare = getattr(library, f"tokenfold_cuda_prepare_{op}")
+    for launch, structure in interface.LAUNCHES.items():
+        prepare = getattr(library, f"tokenfold_cuda_prepare_{launch}")
         prepare.argtypes = [ctypes.POINTER(structure), ctypes.POINTER(interface.Launch)]
     library.tokenfold_cuda_match_workspace.argtypes = [ctypes.c_int64] * 3
     library.tokenfold_cuda_match_workspace.restype = ctypes.c_size_t
+    library.tokenfold_cuda_importance_workspace.argtypes = [ctypes.c_int64] * 3
+    library.tokenfold_cuda_importance_workspace.restype = ctypes.c_size_t
     library.tokenfold_cuda_text.restype = ctypes.c_char_p
     library.tokenfold_host_problem.restype = ctypes.c_char_p
     library.tokenfold_host_order.argtypes = [ctypes.c_int, ctypes.c_uint]
+    library.tokenfold_host_processors.argtypes = [ctypes.c_int]
+    library.tokenfold_cuda_spread.argtypes = [
+        ctypes.POINTER(interface.Launch),
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
+    library.tokenfold_cuda_spread.restype = None
     return library
 
 
@@ -99,14 +110,25 @@ def prepare(op: str, of: ctypes.Structure) -> tuple[int, interface.Launch]:
     return int(code), launch
 
 
-def run(op: str, of: ctypes.Structure, order: int = ASCENDING, seed: int = 0) -> None:
+def spread(launch: interface.Launch, architecture: int, processors: int) -> None:
+    """Spread a prepared launch over clusters of blocks, for a GPU such as (90, 132)."""
+    load().tokenfold_cuda_spread(launch, architecture, processors)
+
+
+def run(
+    op: str, of: ctypes.Structure, order: int = ASCENDING, seed: int = 0, processors: int = 0
+) -> None:
     """Run an op's kernel on this machine's processor.
+
+    Args:
+        processors: those that the launch is spread over, as if a GPU of sm_90 had them.
 
     Raises:
         RuntimeError: the op refuses its arguments, or its threads do what is undefined on a GPU.
     """
     library = load()
     library.tokenfold_host_order(order, seed)
+    library.tokenfold_host_processors(processors)
     code = getattr(library, f"tokenfold_cuda_{op}")(of, None)
     if code:
         problem: bytes = library.tokenfold_host_problem()

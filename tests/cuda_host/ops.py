@@ -13,6 +13,9 @@ from tests.cuda_host import interface, library
 # Every order of threads that a call is run in.
 ORDERS = ((library.ASCENDING, 0), (library.DESCENDING, 0), (library.SHUFFLED, 7))
 
+# A matcher shares an image out among blocks: one, two, and as many as may be.
+CLUSTERS = (1, 2, 8)
+
 # Bytes behind and before each output that no kernel may write.
 _GUARD = 64
 _PATTERN = 0xA5
@@ -74,11 +77,11 @@ def _address(tensor: Tensor) -> int:
 
 def _matched(op: str, of: ctypes.Structure, batch: int, tokens: int, head_dim: int) -> Tensor:
     results = []
-    for order, seed in ORDERS:
+    for (order, seed), cluster in zip(ORDERS, CLUSTERS, strict=True):
         slots = Guarded((batch, tokens), torch.int64)
         space = Guarded((library.workspace_bytes(batch, tokens, head_dim),), torch.uint8)
         of.slots, of.workspace, of.workspace_bytes = slots.pointer, space.pointer, space.bytes
-        library.run(op, of, order, seed)
+        library.run(op, of, order, seed, processors=cluster * batch)
         space.result()
         results.append([slots.result()])
     return _same(results)[0]

@@ -16,15 +16,23 @@ from tests.gpu.driver import device
 # Bytes around an output, and what is written there to see that no kernel writes it.
 _GUARD = 256
 _PATTERN = 0xA5
-# Results must not depend on the order that the GPU chooses.
-_RUNS = 2
+
+
+# Where kernels are, by how their names begin; the longest beginning counts.
+_SOURCES = {
+    "tokenfold_match": "match.cu",
+    "tokenfold_reduce": "reduce.cu",
+    "tokenfold_attend": "attend.cu",
+    "tokenfold_attend_plain": "attend_plain.cu",
+    "tokenfold_importance": "importance.cu",
+}
 
 
 @cache
 def function(kernel: str) -> ctypes.c_void_p:
     """A kernel, compiled for this GPU."""
-    source = "reduce.cu" if "reduce" in kernel else "match.cu"
-    return device().function(_module(source), kernel)
+    beginning = max((each for each in _SOURCES if kernel.startswith(each)), key=len)
+    return device().function(_module(_SOURCES[beginning]), kernel)
 
 
 @cache
@@ -99,15 +107,22 @@ class Call:
             setattr(self.of, name, held.pointer)
         if "workspace" in self._moved:
             self.of.workspace_bytes = self._moved["workspace"].bytes
-        code, self._launch = library.prepare(op, self.of)
+        code, self._alone = library.prepare(op, self.of)
         if code:
             self.free()
             raise RuntimeError(library.text(code))
+        self._spread = interface.Launch.from_buffer_copy(self._alone)
+        library.spread(self._spread, device().architecture(), device().processors())
 
-    def __call__(self) -> None:
-        """Launch, without waiting."""
-        if self._launch.blocks:
-            device().launch(function(self._launch.kernel.decode()), self._launch)
+    def __call__(self, *, spread: bool = True) -> None:
+        """Launch, without waiting.
+
+        Args:
+            spread: over clusters of blocks where the GPU has room for them.
+        """
+        launch = self._spread if spread else self._alone
+        if launch.blocks:
+            device().launch(function(launch.kernel.decode()), launch)
 
     def results(self) -> dict[str, Tensor]:
         device().wait()
@@ -119,15 +134,15 @@ class Call:
 
 
 def _run(call: Call) -> dict[str, Tensor]:
-    """The outputs, the same in every run.
+    """The outputs, the same in every run and however the work is spread.
 
     Raises:
         AssertionError: they differ.
     """
     try:
         found = []
-        for _ in range(_RUNS):
-            call()
+        for spread in (True, False):
+            call(spread=spread)
             found.append(call.results())
         for name, tensor in found[0].items():
             if name != "workspace":

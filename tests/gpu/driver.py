@@ -1,4 +1,4 @@
-"""The CUDA driver through ctypes: memory, modules, launches and times. It needs no toolkit."""
+"""The CUDA driver through ctypes: memory, launches, graphs and times. It needs no toolkit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from ctypes import (
     c_size_t,
     c_uint,
     c_uint64,
+    c_ulonglong,
     c_void_p,
     cast,
 )
 from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 from tests.cuda_host import interface
 
 LIBRARY = "libcuda.so.1"
 
-# CUdevice_attribute and CUresult.
-_MAJOR, _MINOR = 75, 76
+# CUdevice_attribute, CUfunction_attribute and CUresult.
+_PROCESSORS, _MAJOR, _MINOR = 16, 75, 76
+_MOST_SHARED = 8
 UNSUPPORTED_PTX = 222
+
+# CUlaunchAttributeID and CUstreamCaptureMode.
+_CLUSTER = 4
+_THREAD_LOCAL = 1
+
+# What a kernel may have of shared memory without asking.
+_SHARED_BYTES = 48 * 1024
 
 _BUFFER_POINTER, _BUFFER_SIZE = 1, 2
 
@@ -41,6 +51,29 @@ class DriverError(RuntimeError):
         self.code = code
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of a cluster."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("id", c_int),
+        ("padding", c_uint),
+        ("cluster", c_uint * 16),
+    ]
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("blocks", c_uint * 3),
+        ("threads", c_uint * 3),
+        ("shared_bytes", c_uint),
+        ("stream", c_void_p),
+        ("attributes", POINTER(_Attribute)),
+        ("attribute_count", c_uint),
+    ]
+
+
 def missing() -> str | None:
     """Why no kernel can run here, or None."""
     try:
@@ -49,6 +82,12 @@ def missing() -> str | None:
         return f"no GPU: found no {LIBRARY}"
     code = library.cuInit(0)
     return f"no GPU: the driver gives error {code}" if code else None
+
+
+class Graph(NamedTuple):
+    """Launches to run together, many times."""
+
+    executable: c_void_p
 
 
 class Device:
@@ -62,6 +101,9 @@ class Device:
         self._device = device
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
         self._call("cuCtxSetCurrent", context)
+        # The one that does not wait for others cannot be captured.
+        self._stream = c_void_p()
+        self._call("cuStreamCreate", byref(self._stream), c_uint(0))
 
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._library, name)(*arguments)
@@ -81,12 +123,16 @@ class Device:
 
     def architecture(self) -> int:
         """The compute capability, such as 90 for 9.0."""
-        values = []
-        for attribute in (_MAJOR, _MINOR):
-            value = c_int()
-            self._call("cuDeviceGetAttribute", byref(value), c_int(attribute), self._device)
-            values.append(value.value)
-        return 10 * values[0] + values[1]
+        return 10 * self._attribute(_MAJOR) + self._attribute(_MINOR)
+
+    def processors(self) -> int:
+        """How many SMs it has."""
+        return self._attribute(_PROCESSORS)
+
+    def _attribute(self, attribute: int) -> int:
+        value = c_int()
+        self._call("cuDeviceGetAttribute", byref(value), c_int(attribute), self._device)
+        return value.value
 
     def allocate(self, count: int) -> int:
         """The address of count bytes, on a multiple of 256; 1 byte at least."""
@@ -110,7 +156,7 @@ class Device:
     def copy(self, to: int, source: int, count: int) -> None:
         """Copy count bytes on the device, without waiting."""
         self._call(
-            "cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(count), c_void_p()
+            "cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(count), self._stream
         )
 
     def load(self, binary: bytes) -> c_void_p:
@@ -125,7 +171,9 @@ class Device:
         return found
 
     def launch(self, function: c_void_p, of: interface.Launch) -> None:
-        """Launch a kernel on the default stream, without waiting."""
+        """Launch a kernel, without waiting."""
+        if of.shared_bytes > _SHARED_BYTES:
+            self._call("cuFuncSetAttribute", function, c_int(_MOST_SHARED), c_int(of.shared_bytes))
         size = c_size_t(of.argument_bytes)
         extra = (c_void_p * 5)(
             _BUFFER_POINTER,
@@ -134,36 +182,59 @@ class Device:
             cast(byref(size), c_void_p).value,
             None,
         )
-        one = c_uint(1)
-        self._call(
-            "cuLaunchKernel",
-            function,
-            *(c_uint(of.blocks), one, one),
-            *(c_uint(of.threads), one, one),
-            c_uint(of.shared_bytes),
-            c_void_p(),
-            POINTER(c_void_p)(),
-            extra,
+        cluster = _Attribute(_CLUSTER, 0, (of.cluster, 1, 1))
+        config = _Config(
+            (of.blocks, 1, 1),
+            (of.threads, 1, 1),
+            of.shared_bytes,
+            self._stream,
+            ctypes.pointer(cluster),
+            int(of.cluster > 1),
         )
+        nothing = POINTER(c_void_p)()
+        self._call("cuLaunchKernelEx", byref(config), function, nothing, extra)
+
+    def captured(self, work: Callable[[], object]) -> Graph:
+        """A graph of the launches and copies that some work asks for; none of them runs now."""
+        self._call("cuStreamBeginCapture_v2", self._stream, c_int(_THREAD_LOCAL))
+        graph, executable = c_void_p(), c_void_p()
+        try:
+            work()
+        finally:
+            self._call("cuStreamEndCapture", self._stream, byref(graph))
+        self._call("cuGraphInstantiateWithFlags", byref(executable), graph, c_ulonglong(0))
+        self._call("cuGraphDestroy", graph)
+        return Graph(executable)
+
+    def replay(self, graph: Graph) -> None:
+        """Run all of a graph, without waiting."""
+        self._call("cuGraphLaunch", graph.executable, self._stream)
+
+    def forget(self, graph: Graph) -> None:
+        """Free a graph."""
+        self._call("cuGraphExecDestroy", graph.executable)
 
     def wait(self) -> None:
         """Until all launches have ended; their errors are raised here."""
         self._call("cuCtxSynchronize")
 
     def seconds(self, work: Callable[[], object], *, repeats: int = 50, warmups: int = 5) -> float:
-        """How long one of many calls in a row takes on the default stream.
+        """How long one of many calls in a row takes on the device.
 
         That is the device's time, or that of launching from Python where the device is faster.
+
+        Args:
+            work: launches on this device's stream, or on the default stream, which it waits for.
         """
         events = [c_void_p(), c_void_p()]
         for event in events:
             self._call("cuEventCreate", byref(event), c_uint(0))
         for _ in range(warmups):
             work()
-        self._call("cuEventRecord", events[0], c_void_p())
+        self._call("cuEventRecord", events[0], self._stream)
         for _ in range(repeats):
             work()
-        self._call("cuEventRecord", events[1], c_void_p())
+        self._call("cuEventRecord", events[1], self._stream)
         self.wait()
         milliseconds = c_float()
         self._call("cuEventElapsedTime", byref(milliseconds), *events)

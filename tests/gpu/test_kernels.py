@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from models.reduction import slots as slotting
 from tests.cuda_host import library, nvrtc, ops
 from tests.gpu import device_ops, driver, times
 
@@ -78,6 +79,35 @@ def test_a_batch_larger_than_the_gpu(op: str) -> None:
         part = slice(image, image + 1)
         alone = device_ops.match(op, keys[part], size[part], 16, heads=1, protected=1, margin=0.5)
         assert torch.equal(found[part], alone)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_a_captured_launch_gives_the_same_bits(batch: int) -> None:
+    draw = torch.Generator().manual_seed(batch)
+    keys = torch.randn(batch, 197, 128, generator=draw).half()
+    size = torch.randint(1, 4, (batch, 197), generator=draw).float()
+    trace = slotting.identity(batch, 197).contiguous()
+    slots = device_ops.match("match_tome", keys, size, 16, heads=2, protected=1)
+    calls = [
+        device_ops.match_call("match_tome", keys, size, 16, heads=2, protected=1),
+        device_ops.match_call("match_pitome", keys, size, 16, heads=2, protected=1, margin=0.45),
+        device_ops.reduce_call(keys, size, slots, 181, trace),
+    ]
+    device = driver.device()
+    for call in calls:
+        before = call.results()
+        graph = device.captured(call)
+        # Nothing has run yet, then all has, as often as it is replayed.
+        for name, tensor in call.results().items():
+            assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
+        device.replay(graph)
+        device.replay(graph)
+        captured = call.results()
+        device.forget(graph)
+        call()
+        for name, tensor in call.results().items():
+            assert torch.equal(tensor.view(torch.uint8), captured[name].view(torch.uint8)), name
+        call.free()
 
 
 def test_every_kernel_can_be_timed() -> None:

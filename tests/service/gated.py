@@ -11,6 +11,7 @@ from export.bundle import Bundle
 from service.app import create_app
 from service.backends import onnxruntime
 from service.backends.backend import Call, Sample
+from service.backends.kinds import Kind
 from tests.service import standin
 
 
@@ -20,6 +21,7 @@ class Slow:
     def __init__(self, found: Bundle) -> None:
         self._inner = onnxruntime.load(found)
         self.native = self._inner.native
+        self.at_once = self._inner.at_once
         self.gate = threading.Event()
         self.gate.set()
         self.running = 0
@@ -27,8 +29,8 @@ class Slow:
         self.calls: list[Call] = []
         self.error: BaseException | None = None
 
-    def most(self, call: Call, /) -> int:
-        return self._inner.most(call)
+    def take(self, call: Call, waiting: int, /) -> int:
+        return self._inner.take(call, waiting)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         self.running += 1
@@ -40,6 +42,9 @@ class Slow:
         self.calls.append(call)
         return self._inner.run(samples, call, slots=slots)
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 class Gated:
     """A server on `Slow`."""
@@ -47,7 +52,8 @@ class Gated:
     def __init__(self, bundles: Path, **changes: Any) -> None:
         self.backends: list[Slow] = []
         self.app = create_app(
-            standin.settings(bundles, workers=1, decoders=1, **changes), load=self._load
+            standin.settings(bundles, workers=1, decoders=1, **changes),
+            kinds=[Kind("cpu", "cpu", self._load)],
         )
 
     def _load(self, found: Bundle) -> Slow:

@@ -26,6 +26,7 @@ from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
+from service.backends.kinds import Kind
 from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Times
 from service.protocol import BoundedHead
@@ -688,7 +689,7 @@ class TestStarting:
             gate.wait(10)
             return OnnxRuntime(found)
 
-        app = create_app(standin.settings(bundles), load=load)
+        app = create_app(standin.settings(bundles), kinds=[Kind("cpu", "cpu", load)])
         release = threading.Thread(target=self._probe, args=(app, gate))
         release.start()
         with serving(app) as remote:
@@ -720,7 +721,9 @@ class TestStarting:
         def load(_: Bundle) -> OnnxRuntime:
             raise RuntimeError("no such op")
 
-        app = create_app(standin.settings(bundles), load=load, on_failure=failed.set)
+        app = create_app(
+            standin.settings(bundles), kinds=[Kind("cpu", "cpu", load)], on_failure=failed.set
+        )
         with serving(app) as remote:
             assert failed.is_set()
             problem(remote.get("/readyz"), 503, "starting")

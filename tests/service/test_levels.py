@@ -398,3 +398,21 @@ def test_texts_by_themselves_take_their_own_time() -> None:
 def test_no_other_network_reads_texts_by_themselves() -> None:
     with pytest.raises(TypeError, match="dual encoders"):
         Work.of_text(VIT_S, 8)
+
+
+def test_runs_of_several_items() -> None:
+    costs, one = Costs(), works(0.0)
+    costs.learn(Times({one[0].flops: 1.0}, share=0.1))
+    assert costs.share == 0.1
+    # 1 s, and a tenth for each of the ten others.
+    for _ in range(100):
+        costs.observe(one, 2.0, items=11)
+    assert costs.seconds(one) == pytest.approx(1.0)
+    for _ in range(200):
+        costs.observe(one, 4.0, items=11)
+    assert costs.seconds(one) == pytest.approx(2.0, rel=0.01)
+    # Where batches gain nothing, a run takes as long as its items one after the other.
+    costs.learn(Times({one[0].flops: 1.0}))
+    for _ in range(100):
+        costs.observe(one, 3.0, items=3)
+    assert costs.seconds(one) == pytest.approx(1.0)

@@ -13,11 +13,13 @@ import pytest
 
 from models.reduction.schedule import plan_for
 from service.backends.backend import Call, Sample
+from service.backends.kinds import Kind
 from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Costs, Times
 from service.engine import Engine
 from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow, WorkerDied
-from service.scheduler import Done, Lane, Outcome, Scheduler, Ticket
+from service.queues import Lane
+from service.scheduler import Done, Outcome, Scheduler, Ticket
 from service.work import Work
 from tests.service.standin import WORKLOAD, bundle, settings, until
 
@@ -34,15 +36,16 @@ class Fake:
 
     native = False
 
-    def __init__(self, max_batch: int = 1) -> None:
+    def __init__(self, max_batch: int = 1, at_once: int | None = None) -> None:
         self._most = max_batch
+        self.at_once = at_once
         self.gate = threading.Event()
         self.ran: list[tuple[int, list[int]]] = []
         self.running = 0
         self.fails: dict[int, BaseException] = {}
 
-    def most(self, _: Call, /) -> int:
-        return self._most
+    def take(self, _: Call, waiting: int, /) -> int:
+        return min(waiting, self._most)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         numbers = [int(sample["number"]) for sample in samples]
@@ -54,6 +57,9 @@ class Fake:
             if number in self.fails:
                 raise self.fails[number]
         return [{**sample, **({"slots": np.zeros(1)} if slots else {})} for sample in samples]
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class Caller:
@@ -160,6 +166,59 @@ def test_workers_run_beside_each_other(start: Start) -> None:
     until(lambda: backend.running == 3)
     backend.gate.set()
     caller.wait(ticket)
+
+
+def test_a_device_has_no_more_runs_than_it_wants(start: Start) -> None:
+    caller, gpu, cpu = start(workers=4), Fake(max_batch=8, at_once=2), Fake()
+    tickets = [busy(caller, gpu), busy(caller, gpu)]
+    tickets += [caller.ask(gpu, at) for at in range(6)]
+    # It is passed over, and nobody waits behind it.
+    other = caller.ask(cpu, 1)
+    until(lambda: cpu.running == 1)
+    cpu.gate.set()
+    caller.wait(other)
+    assert gpu.running == 2
+    assert caller.scheduler.depth == 6
+    gpu.gate.set()
+    caller.wait(*tickets)
+    assert gpu.ran == [(1, [-1]), (1, [-1]), (1, [0, 1, 2, 3, 4, 5])]
+
+
+def test_every_worker_wakes_when_a_device_wants_more(start: Start) -> None:
+    caller, backend = start(workers=4), Fake(at_once=1)
+    tickets = [busy(caller, backend)]
+    tickets += [caller.ask(backend, at) for at in range(4)]
+    # As when a GPU is given up for the CPU.
+    backend.at_once = None
+    tickets.append(caller.ask(backend, 4))
+    until(lambda: backend.running == 4)
+    backend.gate.set()
+    caller.wait(*tickets)
+
+
+def test_stopping_empties_what_waits_for_a_device() -> None:
+    scheduler = Scheduler(workers=4, limit=9)
+    scheduler.start()
+    caller, backend = Caller(scheduler), Fake(at_once=1)
+    tickets = [busy(caller, backend), caller.ask(backend, 1, 2)]
+    threading.Timer(0.1, backend.gate.set).start()
+    begun = time.monotonic()
+    assert scheduler.stop()
+    assert time.monotonic() - begun < 4
+    assert tickets == caller.finished
+
+
+def test_a_share_of_a_run_is_waited_for(start: Start) -> None:
+    caller, backend = start(), Fake()
+    first = busy(caller, backend)
+    ticket = caller.scheduler.admit([1.0, 3.0], within=FOREVER, done=lambda: None, share=0.25)
+    assert caller.scheduler.wait == pytest.approx(1.005)
+    # The longest run still takes as long as it does.
+    with pytest.raises(TooSlowNow):
+        caller.scheduler.admit([3.0], within=4.0, done=lambda: None, share=0.25)
+    ticket.cancel()
+    backend.gate.set()
+    caller.wait(first)
 
 
 def test_the_queue_is_bounded(start: Start) -> None:
@@ -325,7 +384,11 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
         assert go_on.wait(10)
         return OnnxRuntime(*args, **kwargs)
 
-    engine = Engine(settings(tmp_path), load=load, on_failure=lambda: failures.append(None))
+    engine = Engine(
+        settings(tmp_path),
+        kinds=[Kind("cpu", "cpu", load)],
+        on_failure=lambda: failures.append(None),
+    )
     assert engine.join_loader()
     engine.start()
     assert begun.wait(10)

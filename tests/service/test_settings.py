@@ -20,7 +20,9 @@ def test_defaults() -> None:
     settings = parse()
     assert settings.bundles == DEMO
     assert settings.port == 8000
-    assert settings.workers == settings.decoders == cores()
+    assert settings.decoders == cores()
+    assert settings.workers is None
+    assert settings.backend == "auto"
 
 
 def test_flags() -> None:

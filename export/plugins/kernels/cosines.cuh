@@ -1,21 +1,25 @@
 // Cosines of many pairs of tokens at once, folded row by row and never stored.
 #pragma once
 
-#include "arguments.cuh"
-#include "numbers.cuh"
+#include "cluster.cuh"
 
 namespace tokenfold {
 
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+// A lane has kThreadTile x kThreadTile cosines. Lanes of a warp are 4 below each other and 8 side by
+// side, warps of a tile as well as fit.
 constexpr int kThreadTile = 4;
-// Threads side by side in a tile; they share its rows, and are lanes of one warp.
-constexpr int kSide = kTileColumns / kThreadTile;
+constexpr int kLanesAcross = 8;
+constexpr int kUnitRows = kThreadTile * kWarp / kLanesAcross;
+constexpr int kUnitColumns = kThreadTile * kLanesAcross;
+constexpr int kWarpsAcross = kTileColumns / kUnitColumns;
+// 16 bytes each: of a token's part of a tile, and of a tile, a thread's.
+constexpr int kQuads = kTileDepth / 4;
+constexpr int kThreadQuads = (kTileRows + kTileColumns) * kQuads / kMatchThreads;
 constexpr int kNobody = 0x7FFFFFFF;
 constexpr float kLowest = -3.0e38f;
 
-static_assert(kMatchThreads == (kTileRows / kThreadTile) * kSide, "a tile is one block's");
-static_assert(kMatchThreads * 4 == kTileRows * kTileDepth, "one load a thread fills the rows");
-static_assert(kWarp % kSide == 0, "the threads of a row are in one warp");
+static_assert(kMatchThreads / kWarp == kTileRows / kUnitRows * kWarpsAcross, "warps fill a tile");
+static_assert(kThreadQuads * kMatchThreads == (kTileRows + kTileColumns) * kQuads, "loads, too");
 
 // The highest score and its key; of equal ones the lowest key, whatever order they come in.
 struct Best {
@@ -28,11 +32,12 @@ struct Best {
       key = other_key;
     }
   }
-
-  __device__ __forceinline__ void join(int lane) {
-    const float other = __shfl_xor_sync(kAllLanes, score, lane);
-    const int other_key = __shfl_xor_sync(kAllLanes, key, lane);
-    add(other, other_key);
+  __device__ __forceinline__ void join(const Best& other) { add(other.score, other.key); }
+  __device__ __forceinline__ Best of_lane(int mask) const {
+    Best other;
+    other.score = __shfl_xor_sync(0xFFFFFFFFu, score, mask);
+    other.key = __shfl_xor_sync(0xFFFFFFFFu, key, mask);
+    return other;
   }
 };
 
@@ -40,118 +45,150 @@ struct Best {
 struct Total {
   float sum = 0.0f;
 
-  __device__ __forceinline__ void join(int lane) {
-    sum += __shfl_xor_sync(kAllLanes, sum, lane);
+  __device__ __forceinline__ void join(const Total& other) { sum += other.sum; }
+  __device__ __forceinline__ Total of_lane(int mask) const {
+    Total other;
+    other.sum = __shfl_xor_sync(0xFFFFFFFFu, sum, mask);
+    return other;
   }
 };
 
-// Copies kTileDepth channels of up to `count - start` rows into a tile, transposed; zeros beyond.
-template <typename Index>
-__device__ __forceinline__ void load_tile(const float* unit, int pitch, int depth, int start,
-                                          int count, const Index& index, int tile_rows, int stride,
-                                          float* tile) {
-  constexpr int kParts = kTileDepth / 4;
-  const int row = threadIdx.x / kParts, channel = threadIdx.x % kParts * 4;
-  if (row >= tile_rows) return;
-  float4 part = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (start + row < count && depth + channel < pitch) {
-    const size_t from = static_cast<size_t>(index(start + row)) * pitch + depth + channel;
-    part = *reinterpret_cast<const float4*>(unit + from);
+// kTileDepth channels of the rows and columns of a tile: loaded by all threads, then stored, so that the
+// loads of one tile are in flight while another is worked on.
+template <typename Row, typename Column>
+struct Tile {
+  const float* unit;
+  int pitch;
+  const Row& row;
+  const Column& column;
+  int row_end, column_end;
+  float4 held[kThreadQuads];
+
+  // Zeros where there is no token or no channel.
+  __device__ __forceinline__ void load(int top, int left, int depth) {
+    const int channel = depth + threadIdx.x % kQuads * 4;
+#pragma unroll
+    for (int q = 0; q < kThreadQuads; ++q) {
+      const int line = (threadIdx.x + q * kMatchThreads) / kQuads;
+      const bool is_row = line < kTileRows;
+      const int at = is_row ? top + line : left + line - kTileRows;
+      held[q] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (channel < pitch && at < (is_row ? row_end : column_end)) {
+        const size_t token = is_row ? row(at) : column(at);
+        held[q] = *reinterpret_cast<const float4*>(unit + token * pitch + channel);
+      }
+    }
   }
-  tile[channel * stride + row] = part.x;
-  tile[(channel + 1) * stride + row] = part.y;
-  tile[(channel + 2) * stride + row] = part.z;
-  tile[(channel + 3) * stride + row] = part.w;
+
+  __device__ __forceinline__ void store(float* tiles) const {
+#pragma unroll
+    for (int q = 0; q < kThreadQuads; ++q) {
+      const int place = threadIdx.x + q * kMatchThreads;
+      float* to = tiles + place / kQuads * kTilePitch + place % kQuads * 4;
+      *reinterpret_cast<float4*>(to) = held[q];
+    }
+  }
+};
+
+// Adds the products of 4 channels, in ascending order.
+__device__ __forceinline__ float add_products(const float4& a, const float4& b, float sum) {
+  sum += a.x * b.x;
+  sum += a.y * b.y;
+  sum += a.z * b.z;
+  sum += a.w * b.w;
+  return sum;
 }
 
 // Of each row i below row_count: add(state, i, j, cosine) for every column j below column_count, then
-// done(i, state). `row` and `column` say which token each is; `unit` (.., pitch) on 16 bytes.
+// done(i, state). `row` and `column` say which token each is; `unit` (.., pitch) on 16 bytes. Each block
+// of the cluster does some rows.
 //
 // The channels of a cosine are added in ascending order whatever its place in a tile: equal pairs of
-// tokens have equal cosines, either way round, so ties stay ties. All threads of the block call this,
-// and are waited for before anything is read.
+// tokens have equal cosines, either way round, so ties stay ties. All threads of the cluster call this,
+// and are waited for before anything is read, and at the end.
 template <typename State, typename Row, typename Column, typename Add, typename Done>
-__device__ void fold_cosines(const float* unit, int pitch, float* tiles, int row_count,
-                             const Row& row, int column_count, const Column& column, const Add& add,
-                             const Done& done) {
-  float* rows = tiles;
-  float* columns = tiles + kTileDepth * kRowStride;
-  const int across = threadIdx.x % kSide * kThreadTile, down = threadIdx.x / kSide * kThreadTile;
-  for (int top = 0; top < row_count; top += kTileRows) {
+__device__ void fold_cosines(const Cluster& cluster, const float* unit, int pitch, float* tiles,
+                             int row_count, const Row& row, int column_count, const Column& column,
+                             const Add& add, const Done& done) {
+  const int share = round_up((row_count + cluster.count - 1) / cluster.count, kUnitRows);
+  const int begin = cluster.rank * share;
+  const int end = begin + share < row_count ? begin + share : row_count;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp_down = warp / kWarpsAcross * kUnitRows;
+  const int warp_across = warp % kWarpsAcross * kUnitColumns;
+  // Neighbours take neighbouring rows and columns, so that their banks differ.
+  const int down = warp_down + lane / kLanesAcross, across = warp_across + lane % kLanesAcross;
+  constexpr int kDownStep = kWarp / kLanesAcross, kAcrossStep = kLanesAcross;
+  const float* rows = tiles + down * kTilePitch;
+  const float* columns = tiles + (kTileRows + across) * kTilePitch;
+  State* partial = reinterpret_cast<State*>(tiles);
+  Tile<Row, Column> tile{unit, pitch, row, column, end, column_count, {}};
+
+  cluster.wait();
+  for (int top = begin; top < end; top += kTileRows) {
     State states[kThreadTile];
-    for (int left = 0; left < column_count; left += kTileColumns) {
-      float sums[kThreadTile][kThreadTile] = {};
-      for (int depth = 0; depth < pitch; depth += kTileDepth) {
-        __syncthreads();  // the last tiles have been read
-        load_tile(unit, pitch, depth, top, row_count, row, kTileRows, kRowStride, rows);
-        load_tile(unit, pitch, depth, left, column_count, column, kTileColumns, kColumnStride,
-                  columns);
-        __syncthreads();
+    float sums[kThreadTile][kThreadTile] = {};
+    tile.load(top, 0, 0);
+    for (int left = 0, depth = 0; left < column_count;) {
+      const bool last = depth + kTileDepth >= pitch;
+      const int next_left = last ? left + kTileColumns : left;
+      const int next_depth = last ? 0 : depth + kTileDepth;
+      const bool busy = top + warp_down < end && left + warp_across < column_count;
+      __syncthreads();  // what was there has been read
+      tile.store(tiles);
+      __syncthreads();
+      if (next_left < column_count) tile.load(top, next_left, next_depth);
+      if (busy) {
+        const int channels = pitch - depth < kTileDepth ? pitch - depth : kTileDepth;
+#pragma unroll 2
+        for (int k = 0; k < channels; k += 4) {
+          float4 right[kThreadTile];
 #pragma unroll
-        for (int k = 0; k < kTileDepth; ++k) {
-          const float4 a = *reinterpret_cast<const float4*>(rows + k * kRowStride + down);
-          const float4 b = *reinterpret_cast<const float4*>(columns + k * kColumnStride + across);
-          const float left_factors[kThreadTile] = {a.x, a.y, a.z, a.w};
-          const float right_factors[kThreadTile] = {b.x, b.y, b.z, b.w};
+          for (int j = 0; j < kThreadTile; ++j)
+            right[j] = *reinterpret_cast<const float4*>(columns + j * kAcrossStep * kTilePitch + k);
 #pragma unroll
-          for (int i = 0; i < kThreadTile; ++i)
+          for (int i = 0; i < kThreadTile; ++i) {
+            const float4 own =
+                *reinterpret_cast<const float4*>(rows + i * kDownStep * kTilePitch + k);
 #pragma unroll
-            for (int j = 0; j < kThreadTile; ++j) sums[i][j] += left_factors[i] * right_factors[j];
+            for (int j = 0; j < kThreadTile; ++j)
+              sums[i][j] = add_products(own, right[j], sums[i][j]);
+          }
         }
       }
-#pragma unroll
-      for (int i = 0; i < kThreadTile; ++i)
+      if (busy && last) {
 #pragma unroll
         for (int j = 0; j < kThreadTile; ++j)
-          if (top + down + i < row_count && left + across + j < column_count)
-            add(states[i], top + down + i, left + across + j, sums[i][j]);
-    }
 #pragma unroll
-    for (int i = 0; i < kThreadTile; ++i) {
-      // All lanes take part, also those whose rows do not exist.
-      for (int lane = kSide / 2; lane > 0; lane /= 2) states[i].join(lane);
-      if (threadIdx.x % kSide == 0 && top + down + i < row_count) done(top + down + i, states[i]);
+          for (int i = 0; i < kThreadTile; ++i) {
+            const int own = top + down + i * kDownStep, other = left + across + j * kAcrossStep;
+            if (own < end && other < column_count) add(states[i], own, other, sums[i][j]);
+            sums[i][j] = 0.0f;
+          }
+      }
+      left = next_left;
+      depth = next_depth;
+    }
+
+    // Lanes join, then the warps across.
+#pragma unroll
+    for (int i = 0; i < kThreadTile; ++i)
+#pragma unroll
+      for (int mask = kLanesAcross / 2; mask > 0; mask /= 2) states[i].join(states[i].of_lane(mask));
+    __syncthreads();  // the tiles have been read
+    if (lane % kLanesAcross == 0)
+#pragma unroll
+      for (int i = 0; i < kThreadTile; ++i)
+        partial[warp % kWarpsAcross * kTileRows + down + i * kDownStep] = states[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kTileRows && top + i < end; i += kMatchThreads) {
+      State state = partial[i];
+      for (int other = 1; other < kWarpsAcross; ++other)
+        state.join(partial[other * kTileRows + i]);
+      done(top + i, state);
     }
   }
-}
-
-// The keys' mean over heads, scaled to length 1: (tokens, pitch), zeros behind head_dim. A warp does a
-// token, each in the same order of adding wherever it is: equal tokens have equal metrics.
-template <typename T>
-__device__ void unit_metric_of(const T* keys, int tokens, int heads, int head_dim, float* unit) {
-  const int lane = threadIdx.x % kWarp, pitch = unit_pitch(head_dim);
-  const float share = 1.0f / static_cast<float>(heads);
-  for (int i = threadIdx.x / kWarp; i < tokens; i += kMatchThreads / kWarp) {
-    const T* from = keys + static_cast<size_t>(i) * heads * head_dim;
-    float* to = unit + static_cast<size_t>(i) * pitch;
-    float squares = 0.0f;
-    for (int c = lane; c < pitch; c += kWarp) {
-      float sum = 0.0f;
-      if (c < head_dim)
-#pragma unroll 4
-        for (int h = 0; h < heads; ++h) sum += wide(from[static_cast<size_t>(h) * head_dim + c]);
-      const float mean = sum * share;
-      squares += mean * mean;
-      to[c] = mean;
-    }
-    for (int step = kWarp / 2; step > 0; step /= 2)
-      squares += __shfl_xor_sync(kAllLanes, squares, step);
-    const float length = fmaxf(sqrtf(squares), 1e-12f);
-    for (int c = lane; c < pitch; c += kWarp) to[c] /= length;
-  }
-}
-
-// Of the image of this block, from the arguments of any matcher.
-template <typename Arguments>
-__device__ void unit_metric(const Arguments& a, float* unit) {
-  const size_t first = static_cast<size_t>(blockIdx.x) * a.tokens * a.heads * a.head_dim;
-  if (a.type == kFloat32)
-    unit_metric_of(static_cast<const float*>(a.keys) + first, a.tokens, a.heads, a.head_dim, unit);
-  else if (a.type == kFloat16)
-    unit_metric_of(static_cast<const Half*>(a.keys) + first, a.tokens, a.heads, a.head_dim, unit);
-  else
-    unit_metric_of(static_cast<const BFloat16*>(a.keys) + first, a.tokens, a.heads, a.head_dim,
-                   unit);
+  cluster.wait();
 }
 
 }  // namespace tokenfold

@@ -6,7 +6,7 @@
 // Told that one block an SM is enough, the compiler keeps all of a matcher in 80 to 110 registers; for
 // two it takes 64 and spills some. Which is faster where images outnumber SMs is not measured.
 #define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)
-#define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads)
+#define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads, 3)
 
 extern "C" {
 

@@ -2,20 +2,60 @@
 
 #include <string.h>
 
+#include "attend_entries.cuh"
 #include "entries.cuh"
 #include "tokenfold_cuda.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
 
-template <typename Arguments>
-static int start(void (*kernel)(Arguments), const TokenfoldLaunch& launch, Arguments& arguments,
-                 void* stream) {
-  void* all[] = {&arguments};
-  const cudaError_t error = cudaLaunchKernel(
-      reinterpret_cast<const void*>(kernel), dim3(launch.blocks), dim3(launch.threads), all,
-      launch.shared_bytes, static_cast<cudaStream_t>(stream));
+// What every kernel may have without asking.
+constexpr size_t kSharedBytes = 48 * 1024;
+
+static int code_of(cudaError_t error) {
   return error == cudaSuccess ? TOKENFOLD_OK : TOKENFOLD_CUDA + static_cast<int>(error);
+}
+
+static cudaError_t spread(TokenfoldLaunch* launch) {
+  int device = 0, major = 0, minor = 0, processors = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device))
+    return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+    return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))
+    return error;
+  tokenfold_cuda_spread(launch, 10 * major + minor, processors);
+  return cudaSuccess;
+}
+
+template <typename Arguments>
+static int start(void (*kernel)(Arguments), TokenfoldLaunch launch, Arguments& arguments,
+                 void* stream) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (launch.most_cluster > 1)
+    if (const cudaError_t error = spread(&launch)) return code_of(error);
+  if (launch.shared_bytes > kSharedBytes)
+    if (const cudaError_t error =
+            cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(launch.shared_bytes)))
+      return code_of(error);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = launch.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(launch.blocks);
+  config.blockDim = dim3(launch.threads);
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = launch.cluster > 1 ? 1 : 0;
+  void* all[] = {&arguments};
+  return code_of(cudaLaunchKernelExC(&config, function, all));
 }
 #endif
 
@@ -29,6 +69,17 @@ static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*kernel)(Argum
   memcpy(&arguments, launch.arguments, sizeof(arguments));
   return start(kernel, launch, arguments, stream);
 }
+
+struct Attender {
+  const char* name;
+  void (*kernel)(tokenfold::AttendArguments);
+};
+
+#define ATTENDER(TYPE, WIDTH) {"tokenfold_attend_" #TYPE "_" #WIDTH, tokenfold_attend_##TYPE##_##WIDTH},
+#define PLAIN_ATTENDER(PARTS) {"tokenfold_attend_plain_" #PARTS, tokenfold_attend_plain_##PARTS},
+static const Attender kAttenders[] = {
+    TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, float16) TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, bfloat16)
+        TOKENFOLD_FOR_EVERY_PART(PLAIN_ATTENDER)};
 
 extern "C" {
 
@@ -54,6 +105,23 @@ int tokenfold_cuda_reduce(const TokenfoldReduce* of, void* stream) {
       return run(tokenfold_cuda_prepare_reduce, tokenfold_reduce_bfloat16, of, stream);
     default: return TOKENFOLD_BAD_TYPE;
   }
+}
+
+int tokenfold_cuda_attend(const TokenfoldAttend* of, void* stream) {
+  TokenfoldLaunch launch;
+  const int code = tokenfold_cuda_prepare_attend(of, &launch);
+  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
+  for (const Attender& each : kAttenders)
+    if (strcmp(each.name, launch.kernel) == 0)
+      return run(tokenfold_cuda_prepare_attend, each.kernel, of, stream);
+  return TOKENFOLD_BAD_SHAPE;
+}
+
+int tokenfold_cuda_importance(const TokenfoldImportance* of, void* stream) {
+  if (const int code = run(tokenfold_cuda_prepare_importance_heads, tokenfold_importance_heads, of,
+                           stream))
+    return code;
+  return run(tokenfold_cuda_prepare_importance_mean, tokenfold_importance_mean, of, stream);
 }
 
 }  // extern "C"

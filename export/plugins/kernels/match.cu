@@ -1,4 +1,4 @@
-// The matchers' kernels: one launch a batch, one block an image.
+// The matchers' kernels: one launch a batch, one block or one cluster of blocks an image.
 
 #include "entries.cuh"
 #include "match.cuh"

@@ -1,4 +1,4 @@
-// Which tokens of one image go where: the matchers, one block an image.
+// Which tokens of one image go where: the matchers, one block or one cluster of blocks an image.
 //
 // They choose the slots that models/reduction and the ONNX bodies in export/plugins choose, ties and
 // absent tokens included; what differs is the rounding of cosines. Values are to be finite. With others
@@ -7,6 +7,7 @@
 
 #include "cosines.cuh"
 #include "ranking.cuh"
+#include "unit_metric.cuh"
 
 namespace tokenfold {
 
@@ -19,15 +20,19 @@ constexpr float kSteps = 4096.0f;
 // Places would be taken twice, and rows find no partner.
 __device__ __forceinline__ float ordered(float score) { return score == score ? score : kAbsent; }
 
-// The block's shared memory: tiles, members, then arrays of one entry a token.
-struct Shared {
+// The image that a block works on, and its shared memory: tiles, members, then arrays of one entry a
+// token.
+struct Image {
+  Cluster cluster;
+  size_t index;
   float* tiles;
   Members members;
   float* arrays;
   int length;
 
-  __device__ __forceinline__ Shared(void* memory, int tokens)
-      : tiles(static_cast<float*>(memory)),
+  __device__ __forceinline__ Image(void* memory, int tokens)
+      : index(blockIdx.x / cluster.count),
+        tiles(static_cast<float*>(cluster.shared(memory))),
         members{reinterpret_cast<unsigned*>(tiles + kTileFloats)},
         arrays(tiles + kTileFloats + kWords),
         length(round_up(tokens, 4)) {}
@@ -35,6 +40,14 @@ struct Shared {
   __device__ __forceinline__ float* floats(int array) const { return arrays + array * length; }
   __device__ __forceinline__ int* integers(int array) const {
     return reinterpret_cast<int*>(floats(array));
+  }
+
+  // write(i) for i below n, shared out among the cluster's threads.
+  template <typename Write>
+  __device__ __forceinline__ void share_out(int n, const Write& write) const {
+    for (int i = cluster.rank * kMatchThreads + threadIdx.x; i < n;
+         i += cluster.count * kMatchThreads)
+      write(i);
   }
 };
 
@@ -50,16 +63,16 @@ struct Permuted {
 
 // ToMe of `count` of n >= 2 tokens, 1 <= count <= (n - protected_tokens) / 2. `token` says where in
 // `unit` each is; size, score, place and slots are (n) in shared memory, size is given. All threads are
-// waited for before anything is read, and again at the end.
+// waited for before anything is read, and again at the end. Every block of the cluster has all results.
 template <typename Token>
-__device__ void merge(const float* unit, int pitch, const Shared& shared, int n, const Token& token,
+__device__ void merge(const float* unit, int pitch, const Image& image, int n, const Token& token,
                       int count, int protected_tokens, const float* size, float* score, int* place,
                       int* slots) {
   const int sources = (n + 1) / 2, destinations = n / 2;
   const bool pair = protected_tokens == 2;
-  const Members members = shared.members;
+  const Members members = image.members;
   fold_cosines<Best>(
-      unit, pitch, shared.tiles, sources, [&](int i) { return token(2 * i); }, destinations,
+      image.cluster, unit, pitch, image.tiles, sources, [&](int i) { return token(2 * i); }, destinations,
       [&](int j) { return token(2 * j + 1); },
       [&](Best& best, int, int j, float cosine) {
         cosine = size[2 * j + 1] == 0.0f ? kAbsent : ordered(cosine);
@@ -70,8 +83,8 @@ __device__ void merge(const float* unit, int pitch, const Shared& shared, int n,
         float own = best.score;
         if (size[2 * i] == 0.0f) own = kAbsent;
         if (protected_tokens > 0 && i == 0) own = kProtected;
-        score[i] = own;
-        slots[2 * i] = best.key;  // the partner, until slots are known
+        image.cluster.everywhere(score + i, own);
+        image.cluster.everywhere(slots + 2 * i, best.key);  // the partner, until slots are known
       });
   rank(score, sources, place);
 
@@ -106,45 +119,47 @@ __device__ void merge(const float* unit, int pitch, const Shared& shared, int n,
 
 // As `merge`, but of any count: nothing moves where nothing goes.
 template <typename Token>
-__device__ void merge_or_stay(const float* unit, int pitch, const Shared& shared, int n,
+__device__ void merge_or_stay(const float* unit, int pitch, const Image& image, int n,
                               const Token& token, int count, int protected_tokens,
                               const float* size, float* score, int* place, int* slots) {
   if (count > 0)
-    return merge(unit, pitch, shared, n, token, count, protected_tokens, size, score, place, slots);
+    return merge(unit, pitch, image, n, token, count, protected_tokens, size, score, place, slots);
   for (int i = threadIdx.x; i < n; i += kMatchThreads) slots[i] = i;
   __syncthreads();
 }
 
 __device__ __forceinline__ void match_tome(const MatchArguments& a, void* memory) {
   const int n = a.tokens, pitch = unit_pitch(a.head_dim);
-  const size_t image = blockIdx.x, first = image * n;
-  const Shared shared(memory, n);
-  float* size = shared.floats(0);
-  int* slots = shared.integers(3);
+  const Image image(memory, n);
+  if (image.index >= static_cast<size_t>(a.batch)) return;
+  const size_t first = image.index * n;
+  float* size = image.floats(0);
+  int* slots = image.integers(3);
   float* unit = a.unit + first * pitch;
   for (int i = threadIdx.x; i < n; i += kMatchThreads) size[i] = a.size[first + i];
-  if (a.count > 0) unit_metric(a, unit);
-  merge_or_stay(unit, pitch, shared, n, InOrder{}, a.count, a.protected_tokens, size,
-                shared.floats(1), shared.integers(2), slots);
-  for (int i = threadIdx.x; i < n; i += kMatchThreads) a.slots[first + i] = slots[i];
+  if (a.count > 0) unit_metric(a, image.cluster, image.index, unit);
+  merge_or_stay(unit, pitch, image, n, InOrder{}, a.count, a.protected_tokens, size,
+                image.floats(1), image.integers(2), slots);
+  image.share_out(n, [&](int i) { a.slots[first + i] = slots[i]; });
 }
 
 __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memory) {
   const int n = a.tokens, pitch = unit_pitch(a.head_dim);
-  const size_t image = blockIdx.x, first = image * n;
+  const Image image(memory, n);
+  if (image.index >= static_cast<size_t>(a.batch)) return;
+  const size_t first = image.index * n;
   long long* slots = a.slots + first;
   if (a.count == 0) {
-    for (int i = threadIdx.x; i < n; i += kMatchThreads) slots[i] = i;
+    image.share_out(n, [&](int i) { slots[i] = i; });
     return;
   }
-  const Shared shared(memory, n);
-  const Members members = shared.members;
-  float* size = shared.floats(0);
-  float* energy = shared.floats(1);
-  int* place = shared.integers(2);
-  int* order = shared.integers(3);
+  const Members members = image.members;
+  float* size = image.floats(0);
+  float* energy = image.floats(1);
+  int* place = image.integers(2);
+  int* order = image.integers(3);
   float* unit = a.unit + first * pitch;
-  unit_metric(a, unit);
+  unit_metric(a, image.cluster, image.index, unit);
   clear(members);
   for (int i = threadIdx.x; i < n; i += kMatchThreads) {
     const float own = a.size[first + i];
@@ -157,7 +172,7 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
   const int in_play = members.before(n);
   const float players = static_cast<float>(in_play > 0 ? in_play : 1);
   fold_cosines<Total>(
-      unit, pitch, shared.tiles, n, InOrder{}, n, InOrder{},
+      image.cluster, unit, pitch, image.tiles, n, InOrder{}, n, InOrder{},
       [&](Total& total, int i, int j, float cosine) {
         if (i == j || !members.has(j)) return;
         const float above = cosine - a.margin;
@@ -167,7 +182,7 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
         float own = ordered(total.sum / (players * kSteps));
         if (size[i] == 0.0f) own = kAbsent;
         if (i < a.protected_tokens) own = kProtected;
-        energy[i] = own;
+        image.cluster.everywhere(energy + i, own);
       });
   rank(energy, n, place);
 
@@ -179,10 +194,11 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
     if (!mergeable || place[i] % 2 == 1) members.add(i);  // stays
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < n; i += kMatchThreads)
+  image.share_out(n, [&](int i) {
     if (members.has(i)) slots[i] = members.before(i);
+  });
   fold_cosines<Best>(
-      unit, pitch, shared.tiles, a.count, [&](int k) { return order[2 * k]; }, a.count,
+      image.cluster, unit, pitch, image.tiles, a.count, [&](int k) { return order[2 * k]; }, a.count,
       [&](int k) { return order[2 * k + 1]; },
       [&](Best& best, int, int k, float cosine) {
         const int j = order[2 * k + 1];
@@ -195,49 +211,51 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
 
 __device__ __forceinline__ void match_pumer(const MatchPuMerArguments& a, void* memory) {
   const int n = a.tokens, text = a.text, patches = n - text, pitch = unit_pitch(a.head_dim);
-  const size_t image = blockIdx.x, first = image * n;
-  const Shared shared(memory, n);
-  float* size = shared.floats(0);
-  float* score = shared.floats(1);
-  int* place = shared.integers(2);
-  int* merged = shared.integers(3);
-  int* order = shared.integers(4);
-  int* rank_of = shared.integers(5);
+  const Image image(memory, n);
+  if (image.index >= static_cast<size_t>(a.batch)) return;
+  const size_t first = image.index * n;
+  float* size = image.floats(0);
+  float* score = image.floats(1);
+  int* place = image.integers(2);
+  int* merged = image.integers(3);
+  int* order = image.integers(4);
+  int* rank_of = image.integers(5);
   float* unit = a.unit + first * pitch;
   long long* slots = a.slots + first;
   const int text_after = text - a.text_count;
   const int keep = patches > a.pruned + 1 ? patches - a.pruned : 1;
 
-  if (a.text_count > 0 || a.count > 0) unit_metric(a, unit);
+  if (a.text_count > 0 || a.count > 0) unit_metric(a, image.cluster, image.index, unit);
   for (int i = threadIdx.x; i < text; i += kMatchThreads) size[i] = a.size[first + i];
-  merge_or_stay(unit, pitch, shared, text, InOrder{}, a.text_count, 1, size, score, place, merged);
-  for (int i = threadIdx.x; i < text; i += kMatchThreads) slots[i] = merged[i];
+  merge_or_stay(unit, pitch, image, text, InOrder{}, a.text_count, 1, size, score, place, merged);
+  image.share_out(text, [&](int i) { slots[i] = merged[i]; });
   if (patches == 0) return;
   if (keep == patches && a.count == 0) {  // nothing goes, so nothing moves
-    for (int i = threadIdx.x; i < patches; i += kMatchThreads) slots[text + i] = i + text_after;
+    image.share_out(patches, [&](int i) { slots[text + i] = i + text_after; });
     return;
   }
 
   // Those that stay, by falling importance; absent ones are behind all others and are not counted.
   const float* patch_size = a.size + first + text;
-  clear(shared.members);
+  clear(image.members);
   for (int i = threadIdx.x; i < patches; i += kMatchThreads) {
     const bool present = patch_size[i] > 0.0f;
-    if (present) shared.members.add(i);
+    if (present) image.members.add(i);
     score[i] = present ? ordered(a.importance[first + text + i]) : kAbsent;
     order[i] = 0;
   }
   rank(score, patches, rank_of);
-  const int left = shared.members.before(patches) - a.pruned;
+  const int left = image.members.before(patches) - a.pruned;
   const int limit = left > 1 ? left : 1;
   for (int i = threadIdx.x; i < patches; i += kMatchThreads) order[rank_of[i]] = i;
   __syncthreads();
   for (int i = threadIdx.x; i < keep; i += kMatchThreads)
     size[i] = i < limit ? patch_size[order[i]] : 0.0f;
-  merge_or_stay(unit, pitch, shared, keep, Permuted{order, text}, a.count, 1, size, score, place,
+  merge_or_stay(unit, pitch, image, keep, Permuted{order, text}, a.count, 1, size, score, place,
                 merged);
-  for (int i = threadIdx.x; i < patches; i += kMatchThreads)
+  image.share_out(patches, [&](int i) {
     slots[text + i] = rank_of[i] < limit ? merged[rank_of[i]] + text_after : -1;
+  });
 }
 
 }  // namespace tokenfold

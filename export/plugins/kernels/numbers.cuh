@@ -69,18 +69,25 @@ struct Pack<float> {
   static __device__ __forceinline__ unsigned pack(const float* in) { return __float_as_uint(in[0]); }
 };
 
-// kWidth elements at once, or one by one where rows do not begin on 16 bytes.
+// kWidth elements at once, or one by one where rows do not begin on 16 bytes. `fetch` is for what is
+// read but once: it is the first to leave the caches.
 template <typename T, bool kVectors>
 struct Move;
 
 template <typename T>
 struct Move<T, false> {
   static constexpr int kWidth = 1;
-  static __device__ __forceinline__ void load(const T* row, int at, float* out) {
-    out[0] = wide(row[at]);
+  using Piece = T;
+  static __device__ __forceinline__ Piece nothing() { return T{}; }
+  static __device__ __forceinline__ Piece fetch(const T* row, int at) { return row[at]; }
+  static __device__ __forceinline__ void put(T* row, int at, const Piece& piece) { row[at] = piece; }
+  static __device__ __forceinline__ void widen(const Piece& piece, float* out) {
+    out[0] = wide(piece);
   }
-  static __device__ __forceinline__ void store(T* row, int at, const float* in) {
-    narrow(in[0], row[at]);
+  static __device__ __forceinline__ Piece narrowed(const float* in) {
+    Piece piece;
+    narrow(in[0], piece);
+    return piece;
   }
 };
 
@@ -88,20 +95,27 @@ template <typename T>
 struct Move<T, true> {
   static constexpr int kWidth = Pack<T>::kWidth;
   static constexpr int kInWord = kWidth / 4;
-  static __device__ __forceinline__ void load(const T* row, int at, float* out) {
-    const uint4 words = reinterpret_cast<const uint4*>(row)[at];
-    Pack<T>::unpack(words.x, out);
-    Pack<T>::unpack(words.y, out + kInWord);
-    Pack<T>::unpack(words.z, out + 2 * kInWord);
-    Pack<T>::unpack(words.w, out + 3 * kInWord);
+  using Piece = uint4;
+  static __device__ __forceinline__ Piece nothing() { return {0u, 0u, 0u, 0u}; }
+  static __device__ __forceinline__ Piece fetch(const T* row, int at) {
+    return __ldcs(reinterpret_cast<const uint4*>(row) + at);
   }
-  static __device__ __forceinline__ void store(T* row, int at, const float* in) {
-    uint4 words;
-    words.x = Pack<T>::pack(in);
-    words.y = Pack<T>::pack(in + kInWord);
-    words.z = Pack<T>::pack(in + 2 * kInWord);
-    words.w = Pack<T>::pack(in + 3 * kInWord);
-    reinterpret_cast<uint4*>(row)[at] = words;
+  static __device__ __forceinline__ void put(T* row, int at, const Piece& piece) {
+    reinterpret_cast<uint4*>(row)[at] = piece;
+  }
+  static __device__ __forceinline__ void widen(const Piece& piece, float* out) {
+    Pack<T>::unpack(piece.x, out);
+    Pack<T>::unpack(piece.y, out + kInWord);
+    Pack<T>::unpack(piece.z, out + 2 * kInWord);
+    Pack<T>::unpack(piece.w, out + 3 * kInWord);
+  }
+  static __device__ __forceinline__ Piece narrowed(const float* in) {
+    Piece piece;
+    piece.x = Pack<T>::pack(in);
+    piece.y = Pack<T>::pack(in + kInWord);
+    piece.z = Pack<T>::pack(in + 2 * kInWord);
+    piece.w = Pack<T>::pack(in + 3 * kInWord);
+    return piece;
   }
 };
 

@@ -1,10 +1,8 @@
 // From what a caller gives to a launch: checks, clamped counts, geometry. No CUDA in here.
 
-#include <cstdio>
-#include <cstring>
+#include "prepare.h"
 
 #include "arguments.cuh"
-#include "tokenfold_cuda.h"
 
 namespace {
 
@@ -15,41 +13,25 @@ static_assert(kFloat32 == TOKENFOLD_FLOAT32 && kFloat16 == TOKENFOLD_FLOAT16 &&
               "callers and kernels name types alike");
 static_assert(sizeof(long long) == sizeof(int64_t), "kernels have 64 bits for a slot");
 
-// A grid is 31 bits wide.
-constexpr int64_t kMostBlocks = 0x7FFFFFFF;
-// Sizes of a kernel are 32 bits wide; room above, so that no index of a thread overflows.
-constexpr int64_t kMostSize = 1 << 20;
-
 const char* const kReducers[] = {"tokenfold_reduce_float32", "tokenfold_reduce_float16",
                                  "tokenfold_reduce_bfloat16"};
-
-bool is_type(int32_t type) { return type >= TOKENFOLD_FLOAT32 && type <= TOKENFOLD_BFLOAT16; }
-
-size_t bytes_of(int32_t type) { return type == TOKENFOLD_FLOAT32 ? 4 : 2; }
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
 int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
   return most(0, least(r, (tokens - protected_tokens) / 2));
 }
 
-bool on(const void* pointer, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+// Whether every head of every token begins on 16 bytes, and lanes of one warp hold it.
+bool in_vectors(const void* keys, int32_t type, int64_t head_dim) {
+  const int64_t bytes = head_dim * static_cast<int64_t>(bytes_of(type));
+  return on(keys, 16) && bytes % 16 == 0 && bytes <= 16 * kWarp;
 }
 
-template <typename Arguments>
-void fill(TokenfoldLaunch* launch, const char* kernel, int64_t blocks, int threads, int shared_bytes,
-          const Arguments& arguments) {
-  static_assert(sizeof(Arguments) <= sizeof(launch->arguments), "a launch holds its arguments");
-  *launch = TokenfoldLaunch{};
-  std::snprintf(launch->kernel, sizeof(launch->kernel), "%s", kernel);
-  launch->blocks = static_cast<uint32_t>(blocks);
-  launch->threads = static_cast<uint32_t>(threads);
-  launch->shared_bytes = static_cast<uint32_t>(shared_bytes);
-  launch->argument_bytes = sizeof(Arguments);
-  std::memcpy(launch->arguments, &arguments, sizeof(Arguments));
+// Slots of a warp: as many as leave enough blocks, and fit.
+int reduce_rows(int64_t batch, int width, int64_t tokens) {
+  int rows = tokens > kMostRowsTokens ? 1 : kMostReduceRows;
+  while (rows > 1 && batch * reduce_blocks(width, rows) < kBusyBlocks) rows /= 2;
+  return rows;
 }
 
 // What all matchers check. An empty batch, or images without tokens, need no pointers.
@@ -87,8 +69,11 @@ int prepare_match(const char* kernel, const TokenfoldMatch& of, int most_protect
   arguments.protected_tokens = static_cast<int>(of.protected_tokens);
   arguments.count = static_cast<int>(clamp(of.r, of.tokens, of.protected_tokens));
   arguments.margin = of.margin;
+  arguments.vectors = in_vectors(of.keys, of.type, of.head_dim);
+  arguments.batch = static_cast<int>(of.batch);
   fill(launch, kernel, of.tokens ? of.batch : 0, kMatchThreads,
        match_shared_bytes(arguments.tokens, arrays), arguments);
+  launch->most_cluster = kMostCluster;
   return TOKENFOLD_OK;
 }
 
@@ -133,8 +118,11 @@ int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldL
   arguments.text_count = static_cast<int>(clamp(of->merge_text, text, 1));
   arguments.pruned = static_cast<int>(pruned);
   arguments.count = static_cast<int>(clamp(of->merge, keep, 1));
+  arguments.vectors = in_vectors(of->keys, of->type, of->head_dim);
+  arguments.batch = static_cast<int>(of->batch);
   fill(launch, "tokenfold_match_pumer", of->tokens ? of->batch : 0, kMatchThreads,
        match_shared_bytes(arguments.tokens, kPuMerArrays), arguments);
+  launch->most_cluster = kMostCluster;
   return TOKENFOLD_OK;
 }
 
@@ -146,7 +134,9 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
     return TOKENFOLD_BAD_SHAPE;
   if (of->tokens > kMostReduceTokens) return TOKENFOLD_TOO_MANY_TOKENS;
   const int width = static_cast<int>(of->width);
-  const int64_t blocks = of->width || of->patches ? reduce_blocks(width) : 0;
+  // More than fit are refused below; until then their number is not multiplied.
+  const int rows = reduce_rows(least(of->batch, kBusyBlocks), width, of->tokens);
+  const int64_t blocks = of->width || of->patches ? reduce_blocks(width, rows) : 0;
   if (of->batch > kMostBlocks / most(blocks, 1)) return TOKENFOLD_BATCH_TOO_LARGE;
   const bool moves = of->batch && of->tokens && of->width && of->dim;
   if ((moves && (!of->x || !of->y)) || (of->batch && of->tokens && (!of->size || !of->slots)) ||
@@ -171,9 +161,19 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
   arguments.patches = static_cast<int>(of->patches);
   // Else some rows begin between two times 16 bytes, and all are moved element by element.
   arguments.vectors = of->dim * element % 16 == 0 && on(of->x, 16) && on(of->y, 16);
+  arguments.rows = rows;
   fill(launch, kReducers[of->type], of->batch * blocks, kReduceThreads,
-       reduce_shared_bytes(arguments.tokens), arguments);
+       reduce_shared_bytes(arguments.tokens, rows), arguments);
   return TOKENFOLD_OK;
+}
+
+void tokenfold_cuda_spread(TokenfoldLaunch* launch, int architecture, int processors) {
+  if (architecture < 90) return;
+  while (2 * launch->cluster <= launch->most_cluster &&
+         2 * static_cast<int64_t>(launch->blocks) <= processors) {
+    launch->cluster *= 2;
+    launch->blocks *= 2;
+  }
 }
 
 const char* tokenfold_cuda_text(int code) {
@@ -189,6 +189,7 @@ const char* tokenfold_cuda_text(int code) {
     case TOKENFOLD_BAD_WORKSPACE:
       return "the workspace is null, too small, or not on a multiple of 16 bytes";
     case TOKENFOLD_MISALIGNED: return "a pointer is not aligned to its element";
+    case TOKENFOLD_HEAD_TOO_WIDE: return "attention takes heads of up to 256 channels";
     default: return "an error of CUDA";
   }
 }

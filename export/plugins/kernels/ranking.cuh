@@ -29,18 +29,35 @@ __device__ __forceinline__ void clear(const Members& members) {
   __syncthreads();
 }
 
-// Places in falling order of the scores, ties to the lowest index; both (n) in shared memory.
+__device__ __forceinline__ bool ahead(float other, int other_index, float own, int index) {
+  return other > own || (other == own && other_index < index);
+}
+
+// Threads side by side that compare one score with all.
+constexpr int kComparing = 4;
+
+// Places in falling order of the scores, ties to the lowest index; both (n) in shared memory, scores on
+// 16 bytes and readable up to a multiple of 4. All threads of the block call this, and are waited for
+// before anything is read, and at the end.
 __device__ __forceinline__ void rank(const float* scores, int n, int* places) {
+  constexpr int kAtOnce = kMatchThreads / kComparing;
+  const int part = threadIdx.x % kComparing;
   __syncthreads();
-  for (int i = threadIdx.x; i < n; i += kMatchThreads) {
-    const float own = scores[i];
+  // All lanes of a warp take part, also those whose score does not exist.
+  for (int first = 0; first < n; first += kAtOnce) {
+    const int i = first + threadIdx.x / kComparing;
+    const float own = i < n ? scores[i] : 0.0f;
     int place = 0;
-#pragma unroll 4
-    for (int j = 0; j < n; ++j) {
-      const float other = scores[j];
-      place += other > own || (other == own && j < i);
+    for (int j = part * 4; j < n; j += kComparing * 4) {
+      const float4 other = *reinterpret_cast<const float4*>(scores + j);
+      place += ahead(other.x, j, own, i);
+      place += j + 1 < n && ahead(other.y, j + 1, own, i);
+      place += j + 2 < n && ahead(other.z, j + 2, own, i);
+      place += j + 3 < n && ahead(other.w, j + 3, own, i);
     }
-    places[i] = place;
+    for (int step = kComparing / 2; step > 0; step /= 2)
+      place += __shfl_xor_sync(0xFFFFFFFFu, place, step);
+    if (part == 0 && i < n) places[i] = place;
   }
   __syncthreads();
 }

@@ -1,4 +1,4 @@
-// Moving tokens to their slots: one launch a batch, one warp a slot.
+// Moving tokens to their slots: one launch a batch, a few slots a warp.
 
 #include "entries.cuh"
 #include "numbers.cuh"
@@ -8,81 +8,174 @@ extern __shared__ uint4 tokenfold_shared[];
 namespace tokenfold {
 
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
-// Loads of 16 bytes in flight a lane: 1,024 halves or 512 floats of a row in one pass.
+// Slots that a warp copies at once, and loads of 16 bytes in flight a lane for each: 1,024 halves or 512
+// floats of a row in one pass.
+constexpr int kTogether = 2;
 constexpr int kLoads = 4;
 
-// visit(i) for each member in ascending order, by all lanes of a warp together.
+// The first members of a slot, -1 for none, and the size of all.
+struct Slot {
+  int first = -1;
+  int second = -1;
+  float total = 0.0f;
+};
+
+__device__ __forceinline__ Slot look_through(const unsigned* members, int words, const float* size) {
+  Slot slot;
+#pragma unroll 4
+  for (int word = 0; word < words; ++word)
+    for (unsigned bits = members[word]; bits != 0u; bits &= bits - 1u) {
+      const int i = word * kWarp + __ffs(static_cast<int>(bits)) - 1;
+      if (slot.first >= 0 && slot.second < 0) slot.second = i;
+      if (slot.first < 0) slot.first = i;
+      slot.total += size[i];
+    }
+  return slot;
+}
+
+// That of a lane, for all lanes.
+__device__ __forceinline__ Slot of_lane(const Slot& own, int lane) {
+  Slot slot;
+  slot.first = __shfl_sync(kWholeWarp, own.first, lane);
+  slot.second = __shfl_sync(kWholeWarp, own.second, lane);
+  slot.total = __shfl_sync(kWholeWarp, own.total, lane);
+  return slot;
+}
+
+// visit(i) for each member behind i, in ascending order.
 template <typename Visit>
-__device__ __forceinline__ void for_each_member(const unsigned* members, int words,
+__device__ __forceinline__ void for_each_behind(int i, const unsigned* members, int words,
                                                 const Visit& visit) {
-  const int lane = threadIdx.x % kWarp;
-  for (int first = 0; first < words; first += kWarp) {
-    unsigned some =
-        __ballot_sync(kWholeWarp, first + lane < words && members[first + lane] != 0u);
-    for (; some != 0u; some &= some - 1u) {
-      const int word = first + __ffs(static_cast<int>(some)) - 1;
-      for (unsigned bits = members[word]; bits != 0u; bits &= bits - 1u)
-        visit(word * kWarp + __ffs(static_cast<int>(bits)) - 1);
+  unsigned behind = ~((2u << i % kWarp) - 1u);
+  for (int word = i / kWarp; word < words; ++word) {
+    for (unsigned bits = members[word] & behind; bits != 0u; bits &= bits - 1u)
+      visit(word * kWarp + __ffs(static_cast<int>(bits)) - 1);
+    behind = ~0u;
+  }
+}
+
+// A part of a row, by one warp.
+template <typename T, bool kVectors>
+struct Part {
+  using Moves = Move<T, kVectors>;
+  using Pieces = typename Moves::Piece[kLoads];
+  static constexpr int kWidth = Moves::kWidth;
+  static constexpr int kPieces = kLoads * kWarp;
+
+  int first, count;  // pieces, of all lanes; some may lie beyond the row
+
+  __device__ __forceinline__ int at(int load) const {
+    return first + load * kWarp + threadIdx.x % kWarp;
+  }
+
+  __device__ __forceinline__ void fetch(const T* row, Pieces& pieces) const {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load)
+      pieces[load] = at(load) < count ? Moves::fetch(row, at(load)) : Moves::nothing();
+  }
+
+  __device__ __forceinline__ void put(T* row, const Pieces& pieces) const {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load)
+      if (at(load) < count) Moves::put(row, at(load), pieces[load]);
+  }
+
+  static __device__ __forceinline__ void add(float share, const Pieces& pieces,
+                                             float (&sums)[kLoads][kWidth]) {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      float part[kWidth];
+      Moves::widen(pieces[load], part);
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) sums[load][c] += share * part[c];
+    }
+  }
+};
+
+// What a warp moves: `count` slots in a row, each looked through by a lane.
+template <typename T>
+struct Moved {
+  const T* x;  // of the image
+  const float* size;
+  const unsigned* members;  // of the slots
+  int words;
+  int count;
+  int dim;
+  T* y;  // of the slots
+
+  __device__ __forceinline__ const T* from(int i) const { return x + static_cast<size_t>(i) * dim; }
+  __device__ __forceinline__ T* to(int slot) const { return y + static_cast<size_t>(slot) * dim; }
+};
+
+// Tokens that are alone in their slot, bit for bit as they are, and the zeros of slots without any.
+template <typename T, bool kVectors>
+__device__ __forceinline__ void copy(const Moved<T>& moved, const Slot& own) {
+  using Parts = Part<T, kVectors>;
+  const int pieces = moved.dim / Parts::kWidth;
+  for (int slot = 0; slot < moved.count; slot += kTogether) {
+    Slot some[kTogether];
+#pragma unroll
+    for (int s = 0; s < kTogether; ++s) some[s] = of_lane(own, slot + s);
+    for (Parts part{0, pieces}; part.first < pieces; part.first += Parts::kPieces) {
+      typename Parts::Pieces held[kTogether] = {};
+#pragma unroll
+      for (int s = 0; s < kTogether; ++s)
+        if (some[s].first >= 0 && some[s].second < 0) part.fetch(moved.from(some[s].first), held[s]);
+#pragma unroll
+      for (int s = 0; s < kTogether; ++s)
+        if (slot + s < moved.count && some[s].second < 0) part.put(moved.to(slot + s), held[s]);
     }
   }
 }
 
-// A row of the mean, by one warp. The sums begin at -0, to which adding anything leaves it bit for bit:
-// so a token alone comes out as it went in, for its share is 1.
+// The means of slots of several members, added in ascending order.
 template <typename T, bool kVectors>
-__device__ __forceinline__ void mean_row(const T* x, const float* size, const unsigned* members,
-                                         int words, float total, int dim, T* y) {
-  constexpr int kWidth = Move<T, kVectors>::kWidth;
-  const int lane = threadIdx.x % kWarp, count = dim / kWidth;
-  for (int first = 0; first < count; first += kLoads * kWarp) {
-    float sums[kLoads][kWidth];
+__device__ __forceinline__ void average(const Moved<T>& moved, const Slot& own) {
+  using Parts = Part<T, kVectors>;
+  const int pieces = moved.dim / Parts::kWidth;
+#pragma unroll 1
+  for (int s = 0; s < moved.count; ++s) {
+    const Slot slot = of_lane(own, s);
+    if (slot.second < 0) continue;
+    const float first_share = moved.size[slot.first] / slot.total;
+    const float second_share = moved.size[slot.second] / slot.total;
+    for (Parts part{0, pieces}; part.first < pieces; part.first += Parts::kPieces) {
+      typename Parts::Pieces first, second;
+      part.fetch(moved.from(slot.first), first);
+      part.fetch(moved.from(slot.second), second);
+      float sums[kLoads][Parts::kWidth] = {};
+      Parts::add(first_share, first, sums);
+      Parts::add(second_share, second, sums);
+      for_each_behind(slot.second, moved.members + s * moved.words, moved.words, [&](int i) {
+        part.fetch(moved.from(i), first);
+        Parts::add(moved.size[i] / slot.total, first, sums);
+      });
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load)
-#pragma unroll
-      for (int c = 0; c < kWidth; ++c) sums[load][c] = -0.0f;
-    for_each_member(members, words, [&](int i) {
-      const float share = size[i] / total;
-      const T* row = x + static_cast<size_t>(i) * dim;
-#pragma unroll
-      for (int load = 0; load < kLoads; ++load) {
-        const int at = first + load * kWarp + lane;
-        if (at >= count) continue;
-        float part[kWidth];
-        Move<T, kVectors>::load(row, at, part);
-#pragma unroll
-        for (int c = 0; c < kWidth; ++c) sums[load][c] += share * part[c];
-      }
-    });
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int at = first + load * kWarp + lane;
-      if (at >= count) continue;
-      if (!(total > 0.0f))
-#pragma unroll
-        for (int c = 0; c < kWidth; ++c) sums[load][c] = 0.0f;
-      Move<T, kVectors>::store(y, at, sums[load]);
+      for (int load = 0; load < kLoads; ++load) first[load] = Parts::Moves::narrowed(sums[load]);
+      part.put(moved.to(s), first);
     }
   }
 }
 
 template <typename T>
 __device__ void reduce(const ReduceArguments& a, void* memory) {
-  const int n = a.tokens, blocks = reduce_blocks(a.width), words = reduce_words(n);
+  const int n = a.tokens, blocks = reduce_blocks(a.width, a.rows), words = reduce_words(n);
+  const int block_slots = kReduceWarps * a.rows;
   const size_t image = blockIdx.x / blocks;
-  const int block = blockIdx.x % blocks, first_slot = block * kReduceSlots;
+  const int block = blockIdx.x % blocks, first_slot = block * block_slots;
   const long long* slots = a.slots + image * n;
   const float* size = a.size + image * n;
 
   // The members of the block's slots, a bit each: or-ing them is the same in any order. A token of size
   // 0 is none, and a slot that does not exist is as good as -1.
   unsigned* members = static_cast<unsigned*>(memory);
-  for (int word = threadIdx.x; word < kReduceSlots * words; word += kReduceThreads)
+  for (int word = threadIdx.x; word < block_slots * words; word += kReduceThreads)
     members[word] = 0u;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kReduceThreads) {
     const long long slot = slots[i];
     // Compared before anything is subtracted: a slot may be any 64 bits.
-    if (slot >= first_slot && slot < a.width && slot - first_slot < kReduceSlots && size[i] > 0.0f)
+    if (slot >= first_slot && slot < a.width && slot - first_slot < block_slots && size[i] > 0.0f)
       atomicOr(members + (slot - first_slot) * words + i / kWarp, 1u << i % kWarp);
   }
   for (int p = block * kReduceThreads + threadIdx.x; p < a.patches; p += blocks * kReduceThreads) {
@@ -91,19 +184,26 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
   }
   __syncthreads();
 
-  const int warp = threadIdx.x / kWarp, slot = first_slot + warp;
-  if (slot >= a.width) return;
-  const unsigned* own = members + warp * words;
-  float total = 0.0f;
-  for_each_member(own, words, [&](int i) { total += size[i]; });
-  const size_t row = image * a.width + slot;
-  if (threadIdx.x % kWarp == 0) a.new_size[row] = total;
+  // A lane looks through each slot of the warp, then all lanes move their rows.
+  const int lane = threadIdx.x % kWarp, warp_slot = threadIdx.x / kWarp * a.rows;
+  const int left = a.width - first_slot - warp_slot, count = left < a.rows ? left : a.rows;
+  if (count <= 0) return;
+  const unsigned* own = members + warp_slot * words;
+  const size_t row = image * a.width + first_slot + warp_slot;
+  Slot of_own;
+  if (lane < count) {
+    of_own = look_through(own + lane * words, words, size);
+    a.new_size[row + lane] = of_own.total;
+  }
   const T* x = static_cast<const T*>(a.x) + image * n * a.dim;
-  T* y = static_cast<T*>(a.y) + row * a.dim;
-  if (a.vectors)
-    mean_row<T, true>(x, size, own, words, total, a.dim, y);
-  else
-    mean_row<T, false>(x, size, own, words, total, a.dim, y);
+  const Moved<T> moved{x, size, own, words, count, a.dim, static_cast<T*>(a.y) + row * a.dim};
+  if (a.vectors) {
+    copy<T, true>(moved, of_own);
+    average<T, true>(moved, of_own);
+  } else {
+    copy<T, false>(moved, of_own);
+    average<T, false>(moved, of_own);
+  }
 }
 
 }  // namespace tokenfold

@@ -1,11 +1,11 @@
-// Attend and Importance.
+// Attend and Importance on a CPU.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "op.h"
+#include "inputs.h"
 
 namespace tokenfold {
 namespace {
@@ -15,32 +15,19 @@ inline void logarithms(const float* size, int64_t n, float* out) {
 }
 
 template <typename T>
-struct AttendKernel {
-  explicit AttendKernel(const OrtKernelInfo* raw) {
-    Ort::ConstKernelInfo info{raw};
-    heads = info.GetAttribute<int64_t>("heads");
-    scale = info.GetAttribute<float>("scale");
-    require(heads > 0, "Attend: heads is 1 or more");
-  }
+struct AttendKernel : AttentionAttributes {
+  using AttentionAttributes::AttentionAttributes;
 
   void Compute(OrtKernelContext* raw) const {
     Ort::KernelContext context{raw};
-    const auto q = context.GetInput(0), k = context.GetInput(1), v = context.GetInput(2);
-    const auto size = context.GetInput(3);
-    const auto dims = shape(q), key_dims = shape(k);
-    require(dims.size() == 3 && dims[2] % heads == 0, "Attend: q is (B, Q, heads * d)");
-    require(key_dims.size() == 3 && key_dims[0] == dims[0] && key_dims[2] == dims[2],
-            "Attend: k is (B, N, heads * d)");
-    require(shape(v) == key_dims, "Attend: k and v have one shape");
-    const int64_t batch = dims[0], queries = dims[1], n = key_dims[1], dim = dims[2];
-    require(n > 0, "Attend: there is a key");
-    require(shape(size) == std::vector<int64_t>({batch, n}), "Attend: size is (B, N)");
-    T* out = data<T>(context.GetOutput(0, dims));
-    const T *q_data = data<T>(q), *k_data = data<T>(k), *v_data = data<T>(v);
-    const float* size_data = data<float>(size);
+    const AttendInputs in{context, *this};
+    const int64_t queries = in.queries, n = in.tokens, dim = in.dim;
+    T* out = data<T>(context.GetOutput(0, in.dims));
+    const T *q_data = data<T>(in.q), *k_data = data<T>(in.k), *v_data = data<T>(in.v);
+    const float* size_data = data<float>(in.size);
     const Kernels& run = best();
 
-    for_each(context, batch * heads, [&](size_t job) {
+    for_each(context, in.batch * heads, [&](size_t job) {
       const int64_t image = job / heads, head = job % heads, d = dim / heads;
       const int64_t start = image * queries * dim + head * d, key_start = image * n * dim + head * d;
       float* room = scratch<float>(run.attend_scratch(n, d) + n);
@@ -53,37 +40,20 @@ struct AttendKernel {
         run.attend_half(of, own_q, own_k, own_v, out + start, room + n);
     });
   }
-
-  int64_t heads;
-  float scale;
 };
 
 template <typename T>
-struct ImportanceKernel {
-  explicit ImportanceKernel(const OrtKernelInfo* raw) {
-    Ort::ConstKernelInfo info{raw};
-    heads = info.GetAttribute<int64_t>("heads");
-    scale = info.GetAttribute<float>("scale");
-    require(heads > 0, "Importance: heads is 1 or more");
-  }
+struct ImportanceKernel : AttentionAttributes {
+  using AttentionAttributes::AttentionAttributes;
 
   void Compute(OrtKernelContext* raw) const {
     Ort::KernelContext context{raw};
-    const auto q = context.GetInput(0), k = context.GetInput(1);
-    const auto size = context.GetInput(2), query_size = context.GetInput(3);
-    const auto dims = shape(q), key_dims = shape(k);
-    require(dims.size() == 3 && dims[2] % heads == 0, "Importance: q is (B, Q, heads * d)");
-    require(key_dims.size() == 3 && key_dims[0] == dims[0] && key_dims[2] == dims[2],
-            "Importance: k is (B, N, heads * d)");
-    const int64_t batch = dims[0], given = dims[1], n = key_dims[1], dim = dims[2];
-    require(n > 0, "Importance: there is a key");
-    require(shape(size) == std::vector<int64_t>({batch, n}), "Importance: size is (B, N)");
-    require(shape(query_size) == std::vector<int64_t>({batch, given}),
-            "Importance: query_size is (B, Q)");
-    const int64_t queries = std::clamp<int64_t>(number(context.GetInput(4)), 0, given);
+    const ImportanceInputs in{context, *this};
+    const int64_t batch = in.batch, given = in.queries, queries = in.counted;
+    const int64_t n = in.tokens, dim = in.dim;
     float* out = data<float>(context.GetOutput(0, std::vector<int64_t>{batch, n}));
-    const T *q_data = data<T>(q), *k_data = data<T>(k);
-    const float *size_data = data<float>(size), *weights = data<float>(query_size);
+    const T *q_data = data<T>(in.q), *k_data = data<T>(in.k);
+    const float *size_data = data<float>(in.size), *weights = data<float>(in.query_size);
     const Kernels& run = best();
 
     // Of each image and head; added up afterwards, so that threads change no bit.
@@ -112,9 +82,6 @@ struct ImportanceKernel {
       }
     }
   }
-
-  int64_t heads;
-  float scale;
 };
 
 }  // namespace

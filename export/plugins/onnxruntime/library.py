@@ -5,34 +5,47 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import Literal
+
+Device = Literal["cpu", "cuda"]
 
 VARIABLE = "TOKENFOLD_ORT_LIBRARY"
-FILE = "libtokenfold_ort.so"
+CUDA_VARIABLE = "TOKENFOLD_ORT_CUDA_LIBRARY"
+
+_PLACES: dict[Device, tuple[str, str]] = {
+    "cpu": (VARIABLE, "libtokenfold_ort.so"),
+    "cuda": (CUDA_VARIABLE, "libtokenfold_ort_cuda.so"),
+}
 
 
-def find() -> Path | None:
+def find(device: Device = "cpu") -> Path | None:
     """The library to register, or None for the portable bodies.
 
-    `TOKENFOLD_ORT_LIBRARY` names a file, or is `none` to do without; by default the one that
-    `make plugins` leaves in this package.
+    A device's variable names a file, or is `none` to do without; by default it is the one that
+    `make plugins`, or `make plugins-cuda`, leaves in this package. The one for CUDA has the ops for
+    the CPU too, and loads where there is no GPU.
+
+    Args:
+        device: what the session runs on.
 
     Raises:
         FileNotFoundError: the variable names a file that is not there.
     """
-    named = os.environ.get(VARIABLE)
+    variable, file = _PLACES[device]
+    named = os.environ.get(variable)
     if named == "none":
         return None
     if named:
         path = Path(named)
         if not path.is_file():
-            raise FileNotFoundError(f"{VARIABLE} names {named}, which is no file")
+            raise FileNotFoundError(f"{variable} names {named}, which is no file")
         return path
-    built = Path(__file__).with_name(FILE)
+    built = Path(__file__).with_name(file)
     return built if built.is_file() else None
 
 
 def kernels() -> str | None:
-    """The instruction set that the library's kernels use here, or None without a library."""
+    """The instruction set that the library's kernels use on the CPU, or None without a library."""
     path = find()
     if path is None:
         return None

@@ -88,8 +88,15 @@ void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
 
 using Types = std::vector<ONNXTensorElementDataType>;
 
+// Where an op runs, and which of its inputs are on the host all the same.
+struct Place {
+  const char* provider = "CPUExecutionProvider";
+  std::vector<size_t> on_host;
+};
+
 inline OrtStatusPtr failed(const std::exception& error) {
-  return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+  const auto* own = dynamic_cast<const Ort::Exception*>(&error);
+  return Ort::GetApi().CreateStatus(own ? own->GetOrtErrorCode() : ORT_FAIL, error.what());
 }
 
 // What ONNX Runtime calls: no exception may cross into it.
@@ -110,8 +117,10 @@ struct Guarded : Kernel {
 // One op for one element type.
 template <typename Kernel>
 struct Op : Ort::CustomOpBase<Op<Kernel>, Guarded<Kernel>, true> {
-  Op(const char* name, Types inputs, Types outputs)
-      : name_(name), inputs_(std::move(inputs)), outputs_(std::move(outputs)) {}
+  Op(const char* name, Types inputs, Types outputs, Place place = {})
+      : name_(name), inputs_(std::move(inputs)), outputs_(std::move(outputs)),
+        place_(std::move(place)) {}
+
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     try {
       *kernel = new Guarded<Kernel>(info);
@@ -121,15 +130,21 @@ struct Op : Ort::CustomOpBase<Op<Kernel>, Guarded<Kernel>, true> {
     }
   }
   const char* GetName() const { return name_; }
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
+  const char* GetExecutionProviderType() const { return place_.provider; }
   size_t GetInputTypeCount() const { return inputs_.size(); }
   ONNXTensorElementDataType GetInputType(size_t i) const { return inputs_[i]; }
+  OrtMemType GetInputMemoryType(size_t i) const {
+    const auto& host = place_.on_host;
+    return std::find(host.begin(), host.end(), i) != host.end() ? OrtMemTypeCPUInput
+                                                                : OrtMemTypeDefault;
+  }
   size_t GetOutputTypeCount() const { return outputs_.size(); }
   ONNXTensorElementDataType GetOutputType(size_t i) const { return outputs_[i]; }
 
  private:
   const char* name_;
   Types inputs_, outputs_;
+  Place place_;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The ops of the `tokenfold` domain for ONNX Runtime on a CPU: types, shapes and threads. What they
-// compute is in kernels.cc; what they mean, in export/plugins/functions.py.
+// The ops of the `tokenfold` domain for ONNX Runtime: which there are, for which types, and where. What
+// they mean is said in export/plugins/functions.py; what computes them is in kernels.cc, and on CUDA in
+// export/plugins/kernels.
 
 #include <exception>
 
@@ -7,6 +8,9 @@
 #include "matching_ops.h"
 #include "onnxruntime_cxx_api.h"
 #include "reduce_op.h"
+#ifdef TOKENFOLD_WITH_CUDA
+#include "cuda_ops.h"
+#endif
 
 namespace tokenfold {
 namespace {
@@ -50,6 +54,9 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
       Ort::CustomOpDomain made{tokenfold::kDomain};
       tokenfold::add<float>(made);
       tokenfold::add<tokenfold::half>(made);
+#ifdef TOKENFOLD_WITH_CUDA
+      tokenfold::add_cuda_ops(made);
+#endif
       return made;
     }();
     Ort::UnownedSessionOptions options{raw_options};

@@ -1,48 +1,30 @@
-// Reduce.
+// Reduce on a CPU.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <vector>
 
-#include "op.h"
+#include "inputs.h"
 
 namespace tokenfold {
 namespace {
 
-// As `protected`: r is how many tokens go.
-constexpr int64_t kExact = -1;
-
 template <typename T>
-struct ReduceKernel {
-  explicit ReduceKernel(const OrtKernelInfo* raw) {
-    protected_tokens = Ort::ConstKernelInfo{raw}.GetAttribute<int64_t>("protected");
-    require(protected_tokens >= kExact, "Reduce: protected is -1 or more");
-  }
+struct ReduceKernel : ReduceAttributes {
+  using ReduceAttributes::ReduceAttributes;
 
   void Compute(OrtKernelContext* raw) const {
     Ort::KernelContext context{raw};
-    const auto x = context.GetInput(0), size = context.GetInput(1), slots = context.GetInput(2);
-    const auto trace = context.GetInput(4);
-    const auto dims = shape(x);
-    const auto trace_dims = shape(trace);
-    require(dims.size() == 3, "Reduce: x is (B, N, D)");
-    const int64_t batch = dims[0], n = dims[1], dim = dims[2];
-    const std::vector<int64_t> per_token{batch, n};
-    require(shape(size) == per_token && shape(slots) == per_token,
-            "Reduce: size and slots are (B, N)");
-    require(trace_dims.size() == 2 && trace_dims[0] == batch, "Reduce: trace is (B, P)");
-    const int64_t r = number(context.GetInput(3));
-    const bool exact = protected_tokens == kExact;
-    const int64_t width = n - (exact ? std::clamp<int64_t>(r, 0, n) : clamp(r, n, protected_tokens));
-    const int64_t patches = trace_dims[1];
+    const ReduceInputs in{context, *this};
+    const int64_t batch = in.batch, n = in.tokens, dim = in.dim;
+    const int64_t patches = in.patches, width = in.width;
     T* y = data<T>(context.GetOutput(0, std::vector<int64_t>{batch, width, dim}));
     float* new_size = data<float>(context.GetOutput(1, std::vector<int64_t>{batch, width}));
-    int64_t* new_trace = data<int64_t>(context.GetOutput(2, trace_dims));
-    const T* x_data = data<T>(x);
-    const float* size_data = data<float>(size);
-    const int64_t *slots_data = data<int64_t>(slots), *trace_data = data<int64_t>(trace);
+    int64_t* new_trace = data<int64_t>(context.GetOutput(2, in.trace_dims));
+    const T* x_data = data<T>(in.x);
+    const float* size_data = data<float>(in.size);
+    const int64_t *slots_data = data<int64_t>(in.slots), *trace_data = data<int64_t>(in.trace);
     const Kernels& run = best();
 
     std::atomic<bool> in_range{true};
@@ -80,8 +62,6 @@ struct ReduceKernel {
     });
     require(in_range, "Reduce: slots are -1 or below the new width, trace is -1 or below N");
   }
-
-  int64_t protected_tokens;
 };
 
 }  // namespace

@@ -1,0 +1,86 @@
+"""What one plan takes of the GPU's memory, in a process that runs nothing else.
+
+A process of its own for each plan: what a session's largest run took is never given back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from export.bench.memory import MemoryProbeError
+from export.bench.subjects import opened, random_inputs
+from export.bundle import Bundle
+from export.cuda import device
+from models.reduction.workload import Plan
+
+RUNS = 4
+
+
+class DevicePeak(NamedTuple):
+    """Bytes of the GPU's memory that are taken.
+
+    Attributes:
+        loaded: with the weights, before the first run.
+        peak: while it runs.
+    """
+
+    loaded: int
+    peak: int
+
+
+def device_peak(folder: Path, plan: Plan, *, batch: int) -> DevicePeak:
+    """Of a process that loads a bundle and runs one plan; nobody else may use the GPU meanwhile.
+
+    Args:
+        batch: images of one run.
+
+    Raises:
+        MemoryProbeError: the process failed.
+    """
+    before = taken()
+    command = [sys.executable, "-m", "export.bench.device_memory", str(folder)]
+    command += ["--plan", json.dumps(plan), "--batch", str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise MemoryProbeError(f"measuring the GPU's memory of {folder} failed: {said[-1]}")
+    loaded, peak = json.loads(done.stdout)
+    return DevicePeak(loaded - before, peak - before)
+
+
+def taken() -> int:
+    """Bytes of the GPU's memory that somebody uses."""
+    free, total = device.memory()
+    return total - free
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The watched process: load, run a few times, print what was taken."""
+    parser = argparse.ArgumentParser(prog="python -m export.bench.device_memory")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--plan", type=json.loads, required=True, help="a JSON list")
+    parser.add_argument("--batch", type=int, default=1)
+    options = parser.parse_args(arguments)
+    plan = tuple(options.plan)
+    bundle = Bundle.open(options.bundle)
+    graphs = opened(bundle, "cuda")
+    loaded = taken()
+    inputs = random_inputs(bundle, options.batch, 1)
+    graphs.warm([plan], [options.batch])
+    peak = loaded
+    for at in range(RUNS):
+        graphs.run(inputs[at % len(inputs)], plan)
+        # Nothing that a run has taken is given back when it ends, so this is what it took.
+        peak = max(peak, taken())
+    print(json.dumps(DevicePeak(loaded, peak)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""A session of ONNX Runtime on the GPU, all of whose work is in a stream of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from export.cuda import device
+from export.cuda.device import Stream
+from export.plugins.onnxruntime import library
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+def missing() -> str | None:
+    """Why this process cannot run a bundle's graphs on a GPU, or None where it can."""
+    if (why := device.missing()) is not None:
+        return why
+    if PROVIDER not in ort.get_available_providers():
+        return f"this onnxruntime has no {PROVIDER}: install onnxruntime-gpu in its place"
+    if library.find("cuda") is None:
+        return "the ops are not compiled for CUDA: make plugins-cuda"
+    return None
+
+
+def opened(
+    path: Path, stream: Stream, *, threads: int = 1, native: bool = True, profile: str | None = None
+) -> tuple[ort.InferenceSession, bool]:
+    """A graph, loaded to run on the GPU, and whether its ops are the compiled ones.
+
+    Args:
+        stream: must outlive the session.
+        threads: inside one run, for the few nodes that stay on the CPU.
+        native: whether to use the compiled ops where they are built.
+        profile: path prefix of a file that says which node ran where; see `end_profiling`.
+
+    Raises:
+        RuntimeError: ONNX Runtime cannot use the GPU.
+    """
+    # Finds the libraries of CUDA that come as packages, rather than with the system.
+    ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; its warnings are advice on the graph
+    # A pattern is made of one run's sizes and kept for the input's shapes. Sizes depend on the plan
+    # too; and the run after the first one would allocate anew, where it should be recorded.
+    options.enable_mem_pattern = False
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    plugin = library.find("cuda") if native else None
+    if plugin is not None:
+        options.register_custom_ops_library(str(plugin))
+    choices: dict[str, Any] = {
+        "device_id": "0",
+        "user_compute_stream": str(int(stream.handle)),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+    }
+    session = ort.InferenceSession(
+        path, options, providers=[(PROVIDER, choices), "CPUExecutionProvider"]
+    )
+    # It falls back to the CPU without an error.
+    if session.get_providers()[0] != PROVIDER:
+        raise RuntimeError(f"ONNX Runtime could not load its {PROVIDER}; its log says why")
+    session.disable_fallback()
+    return session, plugin is not None
+
+
+def unsynchronised() -> ort.RunOptions:
+    """For runs that return once their work is in the stream, rather than done."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

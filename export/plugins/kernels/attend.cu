@@ -1,0 +1,18 @@
+// Attention's kernels for tensor cores: one launch, a block for some queries of a head of an image.
+
+#include "attend.cuh"
+#include "attend_entries.cuh"
+
+extern __shared__ uint4 tokenfold_shared[];
+
+#define FLOAT16(_, WIDTH)                                                    \
+  extern "C" TOKENFOLD_ATTENDER(float16, WIDTH) {                            \
+    tokenfold::attend<tokenfold::Half, WIDTH>(arguments, tokenfold_shared);  \
+  }
+#define BFLOAT16(_, WIDTH)                                                      \
+  extern "C" TOKENFOLD_ATTENDER(bfloat16, WIDTH) {                              \
+    tokenfold::attend<tokenfold::BFloat16, WIDTH>(arguments, tokenfold_shared); \
+  }
+
+TOKENFOLD_FOR_EVERY_WIDTH(FLOAT16, )
+TOKENFOLD_FOR_EVERY_WIDTH(BFLOAT16, )

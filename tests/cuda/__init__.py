@@ -1,0 +1,1 @@
+"""Tests of `export.cuda`, most of them without a GPU."""

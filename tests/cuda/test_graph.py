@@ -1,0 +1,316 @@
+"""Runs on a GPU that is not there: lanes, padding, recordings, threads, failures."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from export.cuda import device, session
+from export.cuda.buckets import up_to
+from export.cuda.device import CudaError
+from export.cuda.graph import CudaGraph
+from export.cuda.lanes import IN_FLIGHT, Array
+from models.reduction.workload import Plan
+from tests.cuda import fake_session
+from tests.cuda.fake_runtime import FakeRuntime
+from tests.cuda.fake_session import SHAPE, FakeSession
+
+needs_fake = pytest.mark.usefixtures("fake")
+
+PLANS = ((0, 0), (1, 2), (3, 4))
+MOST = 8
+FILES = Path("model.onnx")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
+    """In place of CUDA. Whatever a test took is given back at its end."""
+    own = FakeRuntime()
+    monkeypatch.setattr(device, "runtime", own)
+    yield own
+    assert not +own.live
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
+    """Every session that was opened."""
+    return _sessions(monkeypatch)
+
+
+def _sessions(monkeypatch: pytest.MonkeyPatch, **kind: Any) -> list[FakeSession]:
+    opened: list[FakeSession] = []
+
+    def open_fake(_: Path, stream: device.Stream, **__: Any) -> tuple[FakeSession, bool]:
+        opened.append(FakeSession(stream, **kind))
+        return opened[-1], True
+
+    monkeypatch.setattr(session, "opened", open_fake)
+    return opened
+
+
+@pytest.fixture
+def graph(fake: FakeRuntime, sessions: list[FakeSession]) -> Iterator[CudaGraph]:
+    own = CudaGraph(FILES, most=MOST)
+    assert len(sessions) == 1
+    assert fake.live["stream"] == 2
+    yield own
+    own.close()
+
+
+def drawn(count: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def check(own: CudaGraph, images: Array, plan: Plan) -> None:
+    """A run gives what it should, whichever outputs are asked for."""
+    feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
+    (logits,) = own.run(["logits"], feeds)
+    np.testing.assert_array_equal(logits, fake_session.logits(images, plan))
+    slots, again = own.run(["slots", "logits"], feeds)
+    np.testing.assert_array_equal(slots, fake_session.slots(images, plan))
+    np.testing.assert_array_equal(again, logits)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 8, 9, 20])
+@pytest.mark.parametrize("warm", [False, True])
+def test_any_batch(graph: CudaGraph, count: int, warm: bool) -> None:
+    if warm:
+        graph.warm(PLANS[:1])
+    for seed, plan in enumerate(PLANS):
+        check(graph, drawn(count, seed), plan)
+
+
+def test_what_is_warm_is_launched(
+    graph: CudaGraph, fake: FakeRuntime, sessions: list[FakeSession]
+) -> None:
+    graph.warm(PLANS[1:])
+    assert graph.recorded == len(up_to(MOST)) * 2
+    before = sessions[0].runs
+    for plan in PLANS[1:]:
+        for count in (1, 5, 8):
+            check(graph, drawn(count), plan)
+    assert sessions[0].runs == before
+    assert fake.calls["cudaGraphLaunch"] == 12
+    check(graph, drawn(3), PLANS[0])
+    assert sessions[0].runs == before + 2
+    graph.warm(PLANS)
+    assert graph.recorded == len(up_to(MOST)) * 3
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_threads_share_a_graph(graph: CudaGraph, warm: bool) -> None:
+    if warm:
+        graph.warm(PLANS[:2])
+
+    def run(seed: int) -> None:
+        check(graph, drawn(1 + seed % 9, seed), PLANS[seed % 3])
+
+    with ThreadPoolExecutor(6) as pool:
+        if not warm:  # and recordings are made meanwhile
+            pool.submit(graph.warm, PLANS).result()
+        list(pool.map(run, range(60)))
+
+
+def test_images_are_copied_while_others_are_worked_on(graph: CudaGraph, fake: FakeRuntime) -> None:
+    gate, jobs = threading.Event(), IN_FLIGHT + 2
+    graph._work.handle.append(gate.wait)
+    before = fake.calls["cudaMemcpyAsync"]
+    with ThreadPoolExecutor(jobs) as pool:
+        made = [pool.submit(check, graph, drawn(2, seed), PLANS[0]) for seed in range(jobs)]
+        # Images in, on the GPU, and logits out, in each lane; the other runs wait for a lane.
+        while fake.calls["cudaMemcpyAsync"] < before + 3 * IN_FLIGHT:
+            threading.Event().wait(0.001)
+        graph._copies.wait()
+        assert fake.calls["cudaMemcpyAsync"] == before + 3 * IN_FLIGHT
+        assert not any(job.done() for job in made)
+        gate.set()
+        for job in made:
+            job.result()
+
+
+FAILING = (
+    "cudaMemcpyAsync",
+    "cudaEventRecord",
+    "cudaStreamWaitEvent",
+    "cudaGraphLaunch",
+    "cudaEventSynchronize",
+)
+
+
+@pytest.mark.parametrize("function", FAILING)
+def test_a_failed_call_is_one_failed_run(
+    graph: CudaGraph, fake: FakeRuntime, function: str
+) -> None:
+    graph.warm(PLANS[:1])
+    for _ in range(2 * IN_FLIGHT):
+        fake.failing[function] = 1
+        with pytest.raises(CudaError, match=f"{function}: fake .*LaunchFailure"):
+            check(graph, drawn(5), PLANS[0])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: check(graph, drawn(5, seed), PLANS[0]), range(8)))
+
+
+def test_failures_of_some_threads_leave_others_alone(graph: CudaGraph, fake: FakeRuntime) -> None:
+    graph.warm(PLANS[:2])
+    failed = []
+
+    def run(seed: int) -> None:
+        if seed % 5 == 0:
+            fake.failing[FAILING[seed % 4]] += 1
+        try:
+            check(graph, drawn(1 + seed % 9, seed), PLANS[seed % 3])
+        except CudaError as error:
+            failed.append(error)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(60)))
+    assert 1 <= len(failed) <= 12
+    fake.failing.clear()
+    check(graph, drawn(8), PLANS[0])
+
+
+def test_a_run_that_cannot_start(graph: CudaGraph) -> None:
+    for _ in range(2 * IN_FLIGHT):
+        with pytest.raises(AssertionError):
+            check(graph, drawn(2), (1, 2, 3))
+    check(graph, drawn(2), PLANS[0])
+
+
+@needs_fake
+@pytest.mark.parametrize("grows", [1, 2, 3])
+def test_a_run_that_still_takes_memory_is_recorded_later(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    grows: int,
+) -> None:
+    (opened,) = (_sessions(monkeypatch, grows=grows),)
+    own = CudaGraph(FILES, most=1)
+    own.warm(PLANS[:1])
+    assert own.recorded == 1
+    assert opened[0].runs <= 5
+    check(own, drawn(1), PLANS[0])
+    assert not caplog.records
+    own.close()
+
+
+@needs_fake
+@pytest.mark.parametrize("kind", [{"grows": 10**6}, {"host": True}])
+def test_what_cannot_be_recorded_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: dict[str, Any],
+) -> None:
+    _sessions(monkeypatch, **kind)
+    own = CudaGraph(FILES, most=MOST)
+    own.warm(PLANS)
+    assert own.recorded == 0
+    check(own, drawn(5), PLANS[0])
+    own.resident(drawn(2), PLANS[0])()
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "no CUDA graphs" in warning.getMessage()
+    own.close()
+
+
+@needs_fake
+def test_a_graph_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = _sessions(monkeypatch, plan=False)
+    own = CudaGraph(FILES, most=2)
+    own.warm([()])
+    assert own.recorded == 2
+    before = opened[0].runs
+    (logits,) = own.run(["logits"], {"image": drawn(3)})
+    np.testing.assert_array_equal(logits, fake_session.logits(drawn(3), ()))
+    assert opened[0].runs == before
+    own.close()
+
+
+@needs_fake
+def test_images_of_other_sizes_run_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _sessions(monkeypatch, free=True)
+    own = CudaGraph(FILES, size=SHAPE[:2], most=2)
+    own.warm(PLANS)
+    assert own.recorded == 6
+    other = np.ones((3, 2, 5, 3), np.uint8)
+    for images in (drawn(3), other):
+        check(own, images, PLANS[0])
+    with pytest.raises(ValueError, match="own size"):
+        own.resident(other, PLANS[0])
+    own.close()
+
+
+@needs_fake
+@pytest.mark.parametrize("kind", [{"texts": True}, {"free": True}])
+def test_graphs_that_take_more(monkeypatch: pytest.MonkeyPatch, kind: dict[str, bool]) -> None:
+    _sessions(monkeypatch, **kind)
+    own = CudaGraph(FILES, most=2)
+    own.warm(PLANS)
+    assert own.recorded == 0
+    check(own, drawn(3), PLANS[0])
+    own.close()
+    with pytest.raises(CudaError, match="closed"):
+        check(own, drawn(3), PLANS[0])
+
+
+def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
+    images = drawn(5)
+    start = graph.resident(images, PLANS[1])
+    before = fake.calls["cudaMemcpyAsync"]
+    for _ in range(3):
+        start()
+    graph.wait()
+    assert fake.calls["cudaMemcpyAsync"] == before
+    assert fake.calls["cudaGraphLaunch"] == 3
+    rows: Sequence[float] = fake_session.logits(images, PLANS[1])[:, 0].tolist()
+    assert graph._session._shared[:5].tolist() == rows
+    for count in (0, MOST + 1):
+        with pytest.raises(ValueError, match="own size"):
+            graph.resident(drawn(count), PLANS[1])
+
+
+@needs_fake
+@pytest.mark.usefixtures("sessions")
+def test_a_closed_graph_ends_its_runs_first() -> None:
+    own = CudaGraph(FILES, most=MOST)
+    own.warm(PLANS)
+    done: list[int] = []
+
+    def run(seed: int) -> NoReturn:
+        while True:
+            check(own, drawn(3, seed), PLANS[seed % 3])
+            done.append(seed)
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(run, seed) for seed in range(4)]
+        while len(done) < 8:
+            threading.Event().wait(0.001)
+        own.close()
+        for job in made:
+            with pytest.raises(CudaError, match="closed"):
+                job.result(10)
+    own.close()
+
+
+@needs_fake
+def test_no_session_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no provider")
+
+    monkeypatch.setattr(session, "opened", broken)
+    with pytest.raises(RuntimeError, match="no provider"):
+        CudaGraph(FILES)
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaEventCreateWithFlags"])
+def test_not_enough_memory(fake: FakeRuntime, function: str) -> None:
+    fake.failing[function] = 1
+    with pytest.raises(CudaError, match=function):
+        CudaGraph(FILES)

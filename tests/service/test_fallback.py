@@ -1,0 +1,384 @@
+"""Backends that fail while they serve: whoever asked is answered, by the next one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from export.bundle import Bundle
+from models.tasks import Task
+from service.app import create_app
+from service.backends.backend import Backend, Call, Sample
+from service.backends.fallback import Fallback
+from service.backends.kinds import CPU, Kind
+from service.backends.metrics import BackendMetrics
+from tests.service import standin
+from tests.service.second import MOST, Seconds, is_dark
+from tests.service.standin import Remote, bundle, picture, problem, serving, until
+from tests.service.standin_dual import dual_bundle, every_kind
+
+FAILURES = "tokenfold_backend_failures_total"
+COLOURS = {"red": "red", "lime": "green", "blue": "blue"}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundles")
+    bundle(root / "a")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as found:
+        yield found
+
+
+def app(bundles: Path, *kinds: Kind, **changes: Any) -> Any:
+    return create_app(standin.settings(bundles, **{"workers": 4} | changes), kinds=kinds)
+
+
+def backend(remote: Remote, model: str = "colours") -> str:
+    return str(remote.get(f"/v1/models/{model}").json()["backend"])
+
+
+def failures(remote: Remote, name: str = "cuda", model: str = "colours") -> float:
+    return remote.sample(FAILURES, model=model, backend=name)
+
+
+def ask(remote: Remote, pool: ThreadPoolExecutor, count: int = 60) -> None:
+    """Many requests at once, each of which must be answered right."""
+    names = [list(COLOURS)[at % len(COLOURS)] for at in range(count)]
+    levels = ["exact", "balanced", "fast"]
+    futures = [
+        pool.submit(remote.classify, picture(name), level=levels[at % 3])
+        for at, name in enumerate(names)
+    ]
+    for future, name in zip(futures, names, strict=True):
+        response = future.result()
+        assert response.status_code == 200, response.text
+        (found,) = response.json()["results"]
+        assert found["predictions"][0]["label"] == COLOURS[name]
+
+
+class TestThroughTheServer:
+    def test_it_fails_at_the_first_request(
+        self, bundles: Path, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        second = Seconds()
+        with serving(app(bundles, second.kind, CPU)) as remote:
+            assert backend(remote) == "cuda"
+            assert failures(remote) == 0
+            second.fails = lambda _: True
+            ask(remote, pool)
+            assert backend(remote) == "cpu"
+            assert failures(remote) == 1
+            labels = {"model": "colours"}
+            assert remote.sample("tokenfold_model_backend", backend="cuda", **labels) == 0
+            assert remote.sample("tokenfold_model_backend", backend="cpu", **labels) == 1
+            (made,) = second.made
+            until(lambda: made.closed == 1)
+            # For good: it is not asked again.
+            second.fails = lambda _: False
+            ran = len(made.ran)
+            ask(remote, pool, 10)
+            assert len(made.ran) == ran
+        said = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+        assert said == [
+            "colours: backend cuda failed and is given up; cpu takes over: the device is gone"
+        ]
+
+    def test_it_fails_in_the_middle_of_many(self, bundles: Path, pool: ThreadPoolExecutor) -> None:
+        second = Seconds()
+        with serving(app(bundles, second.kind, CPU)) as remote:
+            (made,) = second.made
+            enough = len(made.ran) + 12
+            second.fails = lambda _: len(made.ran) > enough
+            ask(remote, pool, 200)
+            assert backend(remote) == "cpu"
+            assert failures(remote) == 1
+            until(lambda: made.closed == 1)
+            assert remote.get("/readyz").status_code == 200
+
+    def test_two_batches_fail_at_once(self, bundles: Path, pool: ThreadPoolExecutor) -> None:
+        second = Seconds()
+        with serving(app(bundles, second.kind, CPU)) as remote:
+            both = threading.Barrier(2)
+
+            def fails(_: Sequence[Sample]) -> bool:
+                both.wait(10)
+                return True
+
+            second.fails = fails
+            futures = [pool.submit(remote.classify, picture("blue")) for _ in range(2)]
+            assert [future.result().status_code for future in futures] == [200, 200]
+            assert failures(remote) == 1
+            until(lambda: second.made[0].closed == 1)
+
+    def test_a_bad_item_fails_alone_and_moves_nothing(
+        self, bundles: Path, pool: ThreadPoolExecutor
+    ) -> None:
+        first, last = Seconds(), Seconds("cpu", device="cpu")
+        for seconds in (first, last):
+            seconds.fails = lambda samples: any(map(is_dark, samples))
+        with serving(app(bundles, first.kind, last.kind)) as remote:
+            futures = [pool.submit(remote.classify, picture("black")) for _ in range(4)]
+            ask(remote, pool, 30)
+            for future in futures:
+                assert "gone" not in problem(future.result(), 500, "internal")
+            mixed = remote.classify(picture("red"), picture("black"), picture("blue")).json()
+            assert ["predictions" in one for one in mixed["results"]] == [True, False, True]
+            assert backend(remote) == "cuda"
+            assert failures(remote) == 0
+            # Loaded once, to be held against; then it waits.
+            assert last.loaded == 1
+            # And where the first one is at fault, it takes over still.
+            first.fails = lambda _: True
+            ask(remote, pool, 30)
+            assert backend(remote) == "cpu"
+            assert last.loaded == 1
+
+    def test_there_is_nothing_to_fall_back_to(self, bundles: Path) -> None:
+        second = Seconds()
+        with serving(app(bundles, second.kind, CPU, backend="cuda")) as remote:
+            second.fails = lambda _: True
+            problem(remote.classify(picture()), 500, "internal")
+            assert backend(remote) == "cuda"
+            second.fails = lambda _: False
+            assert remote.classify(picture()).status_code == 200
+
+    def test_what_comes_next_cannot_be_loaded(
+        self, bundles: Path, pool: ThreadPoolExecutor
+    ) -> None:
+        first, middle = Seconds(), Seconds("middle")
+        middle.error = MemoryError("no memory")
+        with serving(app(bundles, first.kind, middle.kind, CPU)) as remote:
+            first.fails = lambda _: True
+            ask(remote, pool, 30)
+            assert backend(remote) == "cpu"
+            assert failures(remote) == failures(remote, "middle") == 1
+            assert middle.loaded == 1
+
+    def test_a_device_that_takes_the_next_backend_with_it(
+        self, bundles: Path, pool: ThreadPoolExecutor
+    ) -> None:
+        first, middle = Seconds("first"), Seconds("middle")
+        with serving(app(bundles, first.kind, middle.kind, CPU)) as remote:
+            first.fails = middle.fails = lambda _: True
+            ask(remote, pool, 60)
+            assert backend(remote) == "cpu"
+            assert failures(remote, "first") == failures(remote, "middle") == 1
+            until(lambda: all(made.closed == 1 for made in first.made + middle.made))
+
+    def test_budgets_follow_the_backend(self, bundles: Path) -> None:
+        second = Seconds()
+        found = app(bundles, second.kind, CPU)
+        with serving(found) as remote:
+            engine = found.state.engine
+            (model,) = engine.catalog
+            assert engine.share(model) == model.costs.share
+            assert engine.turns(model, 5) == 1 + 4 * model.costs.share
+            second.fails = lambda _: True
+            assert remote.classify(picture()).status_code == 200
+            assert engine.share(model) == 1 / 4
+            assert engine.turns(model, 5) == 2
+            until(lambda: model.costs.share == 1.0)
+            assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
+
+    def test_every_kind_of_network(self, tmp_path: Path) -> None:
+        every_kind(tmp_path)
+        asked: dict[Task, dict[str, Any]] = {
+            "vqa": {"question": "what colour is it"},
+            "entail": {"hypothesis": "it is red"},
+            "match": {"text": ["it is red", "it is blue"]},
+            "embed": {"include": "slots"},
+            "reason": {"statement": "the left is red"},
+        }
+
+        def answers(remote: Remote) -> dict[str, Any]:
+            found = {}
+            for task, fields in asked.items():
+                images = [picture("red"), picture("blue")][: 2 if task == "reason" else 1]
+                response = remote.ask(task, *images, level="balanced", **fields)
+                assert response.status_code == 200, response.text
+                found[task] = response.json()["results"]
+                for one in found[task]:
+                    del one["timings_ms"], one["batch_size"]
+            response = remote.post("/v1/embed", json={"text": ["a red circle"]})
+            assert response.status_code == 200, response.text
+            found["text"] = response.json()["results"][0]["vector"]
+            return found
+
+        second = Seconds()
+        with serving(app(tmp_path, second.kind, CPU)) as remote:
+            before = answers(remote)
+            second.fails = lambda _: True
+            assert answers(remote) == before
+            names = {model["name"] for model in remote.get("/v1/models").json()["models"]}
+            fallen = {name for name in names if failures(remote, model=name)}
+            assert fallen
+            assert {name for name in names if backend(remote, name) == "cpu"} == fallen
+
+
+class Plain:
+    """A backend of numbers, three a run at most."""
+
+    native = False
+    at_once = None
+
+    def __init__(self, change: Callable[[float], float] = lambda number: number) -> None:
+        self._change = change
+        self.ran: list[int] = []
+        self.closed = 0
+
+    def take(self, _: Call, waiting: int, /) -> int:
+        return min(waiting, 3)
+
+    def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
+        assert (call, slots) == (CALL, True)
+        self.ran.append(len(samples))
+        return [{"logits": np.array(self._change(float(one["image"])))} for one in samples]
+
+    def close(self) -> None:
+        self.closed += 1
+        raise OSError("not even that")
+
+
+CALL = Call("answer", "classify", ((0,),), ((1, 1),))
+
+
+def gone(_: float) -> float:
+    raise RuntimeError("first")
+
+
+class TestAlone:
+    def _fallback(self, found: Bundle, first: Backend, *rest: Backend) -> Fallback:
+        kinds = [Kind(f"rest-{at}", "cpu", lambda _, one=one: one) for at, one in enumerate(rest)]
+        return Fallback(
+            found,
+            Kind("first", "cuda", lambda _: first),
+            first,
+            kinds,
+            metrics=BackendMetrics(CollectorRegistry()),
+            switched=lambda one: self.switched.append(one.kind.name),
+        )
+
+    def setup_method(self) -> None:
+        self.switched: list[str] = []
+
+    def test_a_batch_is_cut_as_the_next_one_likes(self, bundles: Path) -> None:
+        found = Bundle.open(bundles / "a")
+        first, after = Plain(gone), Plain(lambda number: 2 * number)
+        fallback = self._fallback(found, first, after)
+        samples = [{"image": np.array(float(at))} for at in range(8)]
+        outputs = fallback.run(samples, CALL, slots=True)
+        assert [float(one["logits"]) for one in outputs] == [2.0 * at for at in range(8)]
+        assert after.ran == [3, 3, 2]
+        assert self.switched == ["rest-0"]
+        assert first.closed == 1
+        assert fallback.take(CALL, 9) == 3
+        fallback.close()
+        assert after.closed == 1
+
+    def test_the_first_error_is_told(self, bundles: Path) -> None:
+        found = Bundle.open(bundles / "a")
+
+        def other(_: float) -> float:
+            raise ValueError("second")
+
+        first = Plain(gone)
+        fallback = self._fallback(found, first, Plain(other))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="first"):
+                fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        assert fallback.kind.name == "first"
+        assert self.switched == []
+        assert not first.closed
+
+    def test_outputs_that_are_too_few_are_a_failure(self, bundles: Path) -> None:
+        class Short(Plain):
+            def run(self, *_: object, **__: object) -> Sequence[Sample]:
+                return []
+
+        fallback = self._fallback(Bundle.open(bundles / "a"), Plain(gone), Short())
+        with pytest.raises(RuntimeError, match="first"):
+            fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+
+    def test_it_is_closed_when_the_last_run_has_left(self, bundles: Path) -> None:
+        go_on = threading.Event()
+        inside = threading.Event()
+
+        def slow_or_gone(number: float) -> float:
+            if number:
+                return gone(number)
+            inside.set()
+            assert go_on.wait(10)
+            return number
+
+        first, after = Plain(slow_or_gone), Plain()
+        fallback = self._fallback(Bundle.open(bundles / "a"), first, after)
+        slow: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: slow.extend(fallback.run([{"image": np.array(0.0)}], CALL, slots=True))
+        )
+        thread.start()
+        assert inside.wait(10)
+        fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        assert not first.closed
+        go_on.set()
+        thread.join(10)
+        assert first.closed == 1
+        assert len(slow) == 1
+
+    def test_many_threads_load_the_next_one_once(self, bundles: Path) -> None:
+        second = Seconds()
+        found = Bundle.open(bundles / "a")
+        registry = CollectorRegistry()
+        first = Plain(gone)
+        fallback = Fallback(
+            found,
+            Kind("first", "cuda", lambda _: first),
+            first,
+            [second.kind],
+            metrics=BackendMetrics(registry),
+        )
+        call = Call("answer", "classify", (found.manifest.workload.unreduced,), ((16, 16),))
+        sample = {"image": np.zeros((16, 16, 3), np.uint8)}
+
+        class Now(Plain):
+            def run(self, *_: object, **__: object) -> Sequence[Sample]:
+                together.wait(10)
+                raise RuntimeError("first")
+
+        together = threading.Barrier(6)
+        fallback._current = Now()
+        with ThreadPoolExecutor(6) as pool:
+            futures = [
+                pool.submit(fallback.run, [sample] * (MOST + 1), call, slots=False)
+                for _ in range(6)
+            ]
+            assert [len(future.result()) for future in futures] == [MOST + 1] * 6
+        assert second.loaded == 1
+        labels = {"model": "colours", "backend": "first"}
+        assert registry.get_sample_value(FAILURES, labels) == 1
+
+
+def test_galleries_go_on(tmp_path: Path) -> None:
+    dual_bundle(tmp_path / "b")
+    second = Seconds()
+    with serving(app(tmp_path, second.kind, CPU)) as remote:
+        made = remote.post("/v1/galleries", json={"name": "g", "model": "dual"})
+        assert made.status_code == 201, made.text
+        second.fails = lambda _: True
+        files = [("image", ("a.png", picture(name))) for name in ("red", "blue")]
+        added = remote.post("/v1/galleries/g/images", files=files)
+        assert added.status_code == 200, added.text
+        assert backend(remote, "dual") == "cpu"
