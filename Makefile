@@ -36,7 +36,8 @@ sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' 
 kernels := export/plugins/kernels
 cuda_library := $(plugins)/libtokenfold_ort_cuda.so
 cuda_sources := $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
-# Such as 90 for an H100: the library is built for this alone then, and much sooner.
+# Such as 90 for an H100: the library is built for this alone then, and much sooner. After another value,
+# `make -B plugins-cuda`.
 CUDA_ARCHITECTURES ?=
 tools := $(build)/tools
 cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
@@ -91,9 +92,9 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 # others is late because of it.
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 gpu_tests := .venv-test/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
-gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees"
+gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees or packed or zeros"
 gpu_tools := memcheck initcheck synccheck racecheck
-gpu_times := .venv-test/bin/python -m tests.gpu.times
+gpu_times := .venv-test/bin/python -m tests.gpu.times && .venv-test/bin/python -m tests.gpu.attend_times
 
 .PHONY: test-gpu
 test-gpu:  ## check and time the CUDA kernels on a GPU, or say what that would run
@@ -167,7 +168,7 @@ plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc an
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test $(build)/plugins $(build)/plugins-cuda $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
+	rm -rf .venv .venv-test $(build)/plugins $(build)/plugins-cuda $(build)/plugins-cuda-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
 	rm -f $(library) $(cuda_library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.

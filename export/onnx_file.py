@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export import linear
 from export.plugins.functions import DOMAIN, OPSET, functions
 
 EXTERNAL_ABOVE = 1_500_000_000
@@ -51,6 +52,7 @@ def write(
         )
     assert program is not None
     model = program.model_proto
+    linear.fuse(model)
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     del model.functions[:]
     model.functions.extend(body for kind, body in functions().items() if kind in used)

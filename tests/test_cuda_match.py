@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -128,6 +129,25 @@ def test_random_inputs_of_real_sizes(op: str, tokens: int) -> None:
         # Among half a million cosines some are nearly equal; see test_ops.
         if op == "MatchToMe" or r < tokens:
             assert (found == wanted).float().mean() > 0.95
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(2, 40),
+    heads=st.integers(1, 17),
+    head_dim=st.sampled_from([1, 6, 8, 16, 20, 24, 32, 64, 72, 80, 96, 128, 256, 264]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_unit_metric(tokens: int, heads: int, head_dim: int, dtype: torch.dtype, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    keys = torch.randn(2, tokens, heads * head_dim, generator=draw).to(dtype)
+    keys[:, tokens // 2] = keys[0, 0]
+    found = ops.unit_metric(keys, heads=heads)
+    wanted = F.normalize(keys.float().unflatten(2, (heads, -1)).mean(2), dim=2)
+    torch.testing.assert_close(found[..., :head_dim], wanted, rtol=0, atol=1e-5)
+    assert not found[..., head_dim:].any()
+    assert torch.equal(found[:, tokens // 2], found[0, 0].expand(2, -1))
 
 
 @pytest.mark.parametrize("op", MATCHERS)

@@ -77,6 +77,17 @@ def test_sizes_of_real_networks(tokens: int, width: int, dim: int, dtype: torch.
     check(x, size, slots, width, torch.arange(tokens)[None])
 
 
+@pytest.mark.parametrize(("dim", "dtype"), [(8, torch.float16), (3, torch.float32)])
+@pytest.mark.parametrize("batch", [90, 140])
+def test_many_images(batch: int, dim: int, dtype: torch.dtype) -> None:
+    # A warp then has two slots, or four.
+    draw = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, 50, dim, generator=draw).to(dtype)
+    size = torch.randint(0, 4, (batch, 50), generator=draw).float()
+    slots = torch.randint(-1, 37, (batch, 50), generator=draw)
+    check(x, size, slots, 37, torch.arange(50).expand(batch, -1))
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_nothing_moved_is_bit_for_bit(dtype: torch.dtype) -> None:
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0)).to(dtype)

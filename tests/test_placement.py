@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from onnx import ModelProto
 from export.dual_graph import ImageGraph, TextGraph
 from export.graph import Graph, export
 from export.pair_graph import JointGraph, VisionGraph
-from export.plugins.functions import DOMAIN
+from export.plugins.functions import DOMAIN, functions
 from export.plugins.onnxruntime import library
 from models.reduction.pair_workload import PairMethod
 from models.reduction.pitome import PiToMe
 from models.reduction.tome import ToMe
 from tests import placement, tiny
+from tests.cuda_host.library import TOP
 
 GRAPHS: dict[str, Callable[[Path], None]] = {}
 """Each writes one graph, of tiny networks of every kind."""
@@ -181,3 +183,12 @@ def test_an_input_that_both_sides_want_is_copied() -> None:
         {MATCH}"""
     )
     assert placement.copies(model) == ["plan for Cast "]
+
+
+def test_the_rule_knows_what_our_ops_want_on_the_host() -> None:
+    source = (TOP / "export" / "plugins" / "onnxruntime" / "cuda_ops.cc").read_text()
+    declared = re.findall(r'"(\w+)", \{x,[^;]*?cuda\((?:\{([\d, ]+)\})?\)', source)
+    assert {kind for kind, _ in declared} == set(functions())
+    for kind, counts in declared:
+        wanted = {int(at) for at in counts.split(",") if at}
+        assert placement.HOST_INPUTS.get(f"{DOMAIN}::{kind}", set()) == wanted

@@ -21,7 +21,7 @@ import numpy as np
 
 K = TypeVar("K")
 SEED = 0
-GUESSED = 4
+GUESSED = 2
 """Runs of a queue from which its speed is guessed."""
 
 

@@ -7,6 +7,7 @@ reported, and last the memory: who is interrupted has all that was measured unti
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> l
         Asked(way, level, target.plan, batch)
         for way in options.torch
         for level, target in targets.items()
-        if way == "eager" or level in compiled
+        if way in ("eager", "blocks") or level in compiled
         for batch in options.batch
     ]
 
@@ -107,8 +108,12 @@ def _loaded(
     def graphs_of(one: Bundle, plans: Sequence[Plan]) -> Graphs:
         found = opened(one, "cuda")
         held.callback(found.close)
-        if found.warm(plans, options.batch) == 0:
-            notice("nothing was recorded as a CUDA graph; runs are launched kernel by kernel")
+        begin = time.monotonic()
+        recorded = found.warm(plans, options.batch)
+        took = time.monotonic() - begin
+        notice(f"{one.manifest.name}: {recorded} runs recorded as CUDA graphs in {took:.1f} s")
+        if recorded < len(set(plans)) * len(options.batch):
+            notice("runs that could not be recorded are launched kernel by kernel")
         return found
 
     graphs = graphs_of(bundle, [target.plan for target in targets.values()])

@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     given = parser.parse_args(argv)
     on_gpu = given.backend == "cuda"
     if given.torch == []:
-        given.torch = ["eager", "compiled"] if on_gpu else ["eager"]
+        given.torch = ["eager", "blocks"] if on_gpu else ["eager"]
     given.torch = given.torch or []
     given.batch = given.batch or list(DEVICE if on_gpu else HOST)
     given.rounds = given.rounds or (5 if on_gpu else 15)
@@ -141,15 +141,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WAY",
         help="also run the checkpoint in PyTorch; on the CPU in fp32, eager: of one run on all "
         "cores and one on each, the faster is shown. On a GPU in these ways (default: eager "
-        "compiled): eager; blocks, torch.compile of each block, once for all that it meets; "
-        "compiled, torch.compile of the network for each plan and batch; autotuned, that with mode "
-        "max-autotune",
+        "blocks): eager; blocks, torch.compile of each block, once for all that it meets; "
+        "compiled, torch.compile of the network for each plan and batch, a minute each; autotuned, "
+        "that with mode max-autotune",
     )
     parser.add_argument(
         "--torch-levels",
         nargs="+",
         metavar="LEVEL",
-        help="compile PyTorch at these levels only, named as in the table, such as r=16",
+        help="compile whole networks at these levels only, named as in the table, such as r=16",
     )
     parser.add_argument(
         "--torch-wait",

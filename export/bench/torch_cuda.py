@@ -37,6 +37,9 @@ from models.vit import VisionTransformer
 WARM_UPS = 3
 """Runs before one is recorded: libraries set themselves up in the first."""
 
+RECOMPILES = 64
+"""Programs of a block that may be kept, so that none runs eager."""
+
 GUESS = 0.02
 """Seconds that each of two ways is tried for, to keep the faster one."""
 
@@ -80,7 +83,8 @@ class Network(NamedTuple):
             (pixels,) = random_batches(manifest.preprocess.size, batch, 1)
             return normalised(pixels, manifest.preprocess).to(device, dtype).contiguous()
 
-        return cls(model.to(device, dtype), found, manifest.proportional, images)
+        model = model.to(device, dtype).requires_grad_(False)
+        return cls(model, found, manifest.proportional, images)
 
     def run(self, plan: Plan) -> Callable[[Tensor], Tensor]:
         """Normalised images (B, 3, H, W) -> logits (B, classes)."""
@@ -99,7 +103,10 @@ class Network(NamedTuple):
         """The same, compiled when it first runs; of `blocks` every run from now on is."""
         if way == "blocks":
             for block in self.model.blocks:
-                block.compile()
+                # Tokens, images and how many go are unknowns: all plans and batches share a few
+                # programs, but for those with sizes of 1. Asked for twice, nothing would be shared.
+                if block._compiled_call_impl is None:
+                    block.compile(dynamic=True)
         if way in ("eager", "blocks"):
             return self.run(plan)
         mode = "max-autotune-no-cudagraphs" if way == "autotuned" else "default"
@@ -122,7 +129,8 @@ class Row:
             ValueError: compiled, it gives other logits.
         """
         self._images = network.images(batch)
-        eager = network.run(plan)(self._images)
+        with torch.compiler.set_stance("force_eager"):
+            eager = network.run(plan)(self._images)
         self._run = network.compiled(way, plan)
         found = self._run(self._images)
         off = float((found - eager).norm() / eager.norm())
@@ -173,18 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=json.loads, required=True, help="[[way, plan, batch], ...]")
     options = parser.parse_args(arguments)
     # What compiles may print; only answers go where they are read.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
 
-    def answer(what: Any) -> None:
-        print(json.dumps(what), file=answers, flush=True)
+        def answer(what: Any) -> None:
+            print(json.dumps(what), file=answers, flush=True)
 
-    # fp32 is fp32, as in the bundle's session.
-    torch.backends.cudnn.allow_tf32 = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bundle = Bundle.open(options.bundle)
-    with torch.no_grad():
-        network = Network.of(bundle, device)
+        # Blocks with few tokens left are programs of their own.
+        torch._dynamo.config.recompile_limit = RECOMPILES
+        # fp32 is fp32, as in the bundle's session.
+        torch.backends.cudnn.allow_tf32 = False
+        network = Network.of(
+            Bundle.open(options.bundle), "cuda" if torch.cuda.is_available() else "cpu"
+        )
         made = [Row(network, way, tuple(plan), batch) for way, plan, batch in options.rows]
         answer({"torch": torch.__version__, "logits": [row.logits for row in made]})
         for line in sys.stdin:

@@ -151,20 +151,11 @@ class Workers:
     """All that was asked of PyTorch. Ends its processes when the block is left."""
 
     def __init__(self, bundle: Path, asked: Sequence[Asked]) -> None:
-        """Start them, a few at a time.
-
-        What is eager goes into one process, for it is soon ready. Each compiled row has its own.
-        """
-        eager = [one for one in asked if one.way == "eager"]
-        groups = [[one] for one in asked if one.way != "eager"]
-        # What takes longest first: large batches take no longer to compile, more layers that differ
-        # do, and those come with reduction.
-        groups.sort(key=lambda group: not any(group[0].plan))
-        at_once = max(1, cores() // 2)
+        """Start them, a few at a time."""
+        groups = _groups(asked)
+        at_once = max(1, min(len(groups), cores() // 2))
         threads = max(1, cores() // at_once)
-        self._workers = [
-            Worker(bundle, group, threads=threads) for group in ([eager] if eager else []) + groups
-        ]
+        self._workers = [Worker(bundle, group, threads=threads) for group in groups]
         self._pool = ThreadPoolExecutor(at_once)
         self._starting: dict[Future[None], Worker] = {
             self._pool.submit(one.start): one for one in self._workers
@@ -217,3 +208,20 @@ class Workers:
                 notice(f"{what}: ready after {time.monotonic() - begin:.0f} s")
             step()
         return found, lost
+
+
+def _groups(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Which rows share a process, what takes longest first.
+
+    A compiled network has its own. Blocks compile once for plans that reduce and once for those
+    that do not, and again for single images; nothing is compiled of what is eager.
+    """
+    groups: dict[object, list[Asked]] = {}
+    for one in asked:
+        kind: object = one
+        if one.way == "blocks":
+            kind = one.way, any(one.plan), one.batch == 1
+        elif one.way == "eager":
+            kind = one.way
+        groups.setdefault(kind, []).append(one)
+    return sorted(groups.values(), key=lambda group: not any(group[0].plan))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -13,7 +13,7 @@ import onnxruntime as ort
 from export.cuda import session
 from export.cuda.buckets import MOST, bucket, largest, up_to
 from export.cuda.device import CudaError, Stream, kept
-from export.cuda.lanes import Array, Lanes, Rows
+from export.cuda.lanes import Array, Lane, Lanes, Rows
 from export.cuda.program import Program
 from models.reduction.workload import Plan
 
@@ -55,6 +55,7 @@ class CudaGraph:
             RuntimeError: ONNX Runtime cannot use it.
         """
         self.most = largest(most)
+        self._program: Program | None = None
         self._lock = Lock()
         self._closed = False
         with ExitStack() as held:
@@ -62,7 +63,7 @@ class CudaGraph:
             self._session, self.native = session.opened(
                 path, self._work, threads=threads, native=native
             )
-            held.callback(delattr, self, "_session")
+            held.callback(self._forget)
             self.inputs = {given.name: tuple(given.shape) for given in self._session.get_inputs()}
             self._image = _image(self.inputs, size)
             # Given back before the session, whose memory recordings use.
@@ -72,14 +73,13 @@ class CudaGraph:
                 common = (self._image, outputs, self.most)
                 self._program = Program(self._session, self._work, *common, recordings)
                 self._lanes = Lanes(*common, held)
-                held.callback(self._rest)
-                held.callback(self._lanes.close)
+            held.callback(self._rest)
             self._held = held.pop_all()
 
     @property
     def recorded(self) -> int:
         """How many runs, each of a plan and a bucket, are recorded as CUDA graphs."""
-        return 0 if self._image is None else self._program.recorded
+        return 0 if self._program is None else self._program.recorded
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
         """The outputs of these names, like a session's of ONNX Runtime.
@@ -89,9 +89,7 @@ class CudaGraph:
         """
         images = feeds.get("image")
         if images is None or not self._fits(images):
-            with self._lock:
-                if self._closed:
-                    raise CudaError("the graph was closed")
+            with self._opened():
                 return list(self._session.run(list(names), dict(feeds)))
         plan = _plan(feeds.get("plan", ()))
         pieces = [
@@ -107,14 +105,13 @@ class CudaGraph:
 
         Runs go on meanwhile. Without this the first of each bucket take memory and load kernels.
         """
-        if self._image is None:
-            return
         wanted = [_plan(plan) for plan in plans]
         # The largest first: the others find room in the memory that it took.
         for size in reversed(up_to(self.most)):
             for plan in wanted:
-                with self._lock:
-                    self._program.record(plan, size)
+                with self._opened():
+                    if self._program is not None:
+                        self._program.record(plan, size)
 
     def resident(self, images: Array, plan: Plan = ()) -> Callable[[], None]:
         """A run of these images that copies nothing, to be started any number of times.
@@ -131,34 +128,60 @@ class CudaGraph:
         if not self._fits(images) or len(images) > self.most:
             raise ValueError(f"expected up to {self.most} images of the graph's own size")
         own, size = _plan(plan), bucket(len(images))
-        with self._lanes.one() as lane:
-            try:
-                sent = lane.send(images, self._copies)
-                with self._lock:
-                    self._work.wait_for(lane.arrived)
-                    self._work.move(self._program.image, lane.staging, sent)
-                    self._program.record(own, size)
-            finally:
-                self._settle()
+        with self._lane() as (lane, program):
+            sent = lane.send(images, self._copies)
+            with self._lock:
+                self._work.wait_for(lane.arrived)
+                self._work.move(program.image, lane.staging, sent)
+                program.record(own, size)
+            self._settle()
 
         def start() -> None:
-            with self._lock:
+            with self._opened():
+                assert self._program is not None
                 self._program.start(own, size)
 
         return start
 
     def wait(self) -> None:
         """Until all runs that were started are done."""
-        with self._lock:
+        with self._opened():
             self._work.wait()
 
     def close(self) -> None:
-        """Give back what is on the GPU, once runs in flight are done. Later runs fail."""
+        """Give back what is on the GPU, once runs in flight are done. Later ones fail."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self._held.close()
+        if self._program is not None:
+            self._lanes.close()
+        with self._lock:
+            self._held.close()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Alone with the stream.
+
+        Raises:
+            CudaError: the graph was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise CudaError("the graph was closed")
+            yield
+
+    @contextmanager
+    def _lane(self) -> Iterator[tuple[Lane, Program]]:
+        """A lane, in which nothing is under way at the end even if something failed."""
+        with self._lanes.one() as lane:
+            # As long as there are lanes.
+            assert self._program is not None
+            try:
+                yield lane, self._program
+            except BaseException:
+                self._settle()
+                raise
 
     def _fits(self, images: Array) -> bool:
         """Whether images can run in lanes."""
@@ -172,21 +195,17 @@ class CudaGraph:
 
     def _piece(self, names: Sequence[str], images: Array, plan: Plan) -> list[Array]:
         """Run up to `most` images in a lane."""
-        with self._lanes.one() as lane:
-            try:
-                sent = lane.send(images, self._copies)
-                with self._lock:
-                    self._work.wait_for(lane.arrived)
-                    # The rest of the bucket is whatever images were there before.
-                    self._work.move(self._program.image, lane.staging, sent)
-                    self._program.start(plan, bucket(len(images)))
-                    for name in names:
-                        lane.fetch(name, self._program.outputs[name], len(images), self._work)
-                    self._work.record(lane.done)
-                lane.done.wait()
-            except BaseException:
-                self._settle()
-                raise
+        with self._lane() as (lane, program):
+            sent = lane.send(images, self._copies)
+            with self._lock:
+                self._work.wait_for(lane.arrived)
+                # The rest of the bucket is whatever images were there before.
+                self._work.move(program.image, lane.staging, sent)
+                program.start(plan, bucket(len(images)))
+                for name in names:
+                    lane.fetch(name, program.outputs[name], len(images), self._work)
+                self._work.record(lane.done)
+            lane.done.wait()
             return [lane.found(name, len(images)) for name in names]
 
     def _settle(self) -> None:
@@ -200,6 +219,11 @@ class CudaGraph:
         for stream in (self._copies, self._work):
             with suppress(CudaError):
                 stream.wait()
+
+    def _forget(self) -> None:
+        """Let the session go, before the stream that it works in."""
+        self._program = None
+        del self._session
 
 
 def _image(inputs: Mapping[str, Sequence[int | str]], size: tuple[int, int] | None) -> Rows | None:

@@ -18,11 +18,17 @@ def missing() -> str | None:
     """Why this process cannot run a bundle's graphs on a GPU, or None where it can."""
     if (why := device.missing()) is not None:
         return why
-    if PROVIDER not in ort.get_available_providers():
-        return f"this onnxruntime has no {PROVIDER}: install onnxruntime-gpu in its place"
+    if (why := _without_provider()) is not None:
+        return why
     if library.find("cuda") is None:
         return "the ops are not compiled for CUDA: make plugins-cuda"
     return None
+
+
+def _without_provider() -> str | None:
+    if PROVIDER in ort.get_available_providers():
+        return None
+    return f"this onnxruntime has no {PROVIDER}: install onnxruntime-gpu in its place"
 
 
 def opened(
@@ -39,6 +45,8 @@ def opened(
     Raises:
         RuntimeError: ONNX Runtime cannot use the GPU.
     """
+    if (why := _without_provider()) is not None:
+        raise RuntimeError(why)
     # Finds the libraries of CUDA that come as packages, rather than with the system.
     ort.preload_dlls()
     options = ort.SessionOptions()

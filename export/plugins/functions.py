@@ -9,10 +9,13 @@ functions it uses, so that it runs without our library.
     MatchPiToMe  keys, size, r -> slots
     MatchPuMer   keys, size, importance, text, counts -> slots
     Reduce       x, size, slots, r, trace -> y, size', trace'
+    Linear       x, w, bias -> x w + bias
+    LinearGelu   x, w, bias -> GELU(x w + bias)
+    LinearAdd    x, w, bias, residual -> residual + x w + bias
 
-with q (B, Q, D) and k, v, keys, x (B, N, D) of any float type, size and importance (B, N) and
-query_size (B, Q) float32, slots (B, N) and trace (B, P) int64, and whole numbers that are int64 of
-one element. Values are finite, and some token is present.
+with q (B, Q, D) and k, v, keys, x and residual (B, N, D), w (D, E) and bias (E) of any float type,
+size and importance (B, N) and query_size (B, Q) float32, slots (B, N) and trace (B, P) int64, and
+whole numbers that are int64 of one element. Values are finite, and some token is present.
 
 `Attend` is an op beside matcher and reducer because the bias of log size that ONNX Runtime's own
 attention would need costs more than matching and reducing together (measured at 197 tokens: 60
@@ -39,6 +42,7 @@ import onnx.parser
 from onnx import FunctionProto, NodeProto
 
 from export.plugins.attention import ATTEND, IMPORTANCE
+from export.plugins.linear import LINEAR, LINEAR_ADD, LINEAR_GELU
 from export.plugins.matching import (
     CONSTANTS,
     COUNTS,
@@ -148,6 +152,9 @@ def functions() -> dict[str, FunctionProto]:
             match + MATCH_PITOME,
         ),
         "MatchPuMer": _match_pumer(),
+        "Linear": _function("Linear(x, w, bias) => (y)", LINEAR),
+        "LinearGelu": _function("LinearGelu(x, w, bias) => (y)", LINEAR_GELU),
+        "LinearAdd": _function("LinearAdd(x, w, bias, residual) => (y)", LINEAR_ADD),
         "Reduce": _function(
             "Reduce<protected>(x, size, slots, r, trace) => (y, new_size, new_trace)",
             CONSTANTS + PROTECTED_TOKENS + _REDUCED + _REDUCE,

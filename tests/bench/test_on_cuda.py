@@ -93,9 +93,7 @@ def test_what_there_is_is_kept_and_told_at_once(
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_memory_is_of_the_largest_batch(
-    exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_is_of_the_largest_batch(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unreduced, most = run(capsys, exported)["memory"]
     assert (unreduced["batch"], unreduced["level"], unreduced["working_ratio"]) == (2, "exact", 1.0)
     assert (most["peak_mb"], most["working_mb"], most["working_ratio"]) == (0.0006, 0.0005, 0.5)
@@ -134,10 +132,10 @@ def test_what_torch_cannot_do_is_left_out_and_told(
 ) -> None:
     broken = (sys.executable, "-c", "import sys; sys.exit('out of luck')")
     monkeypatch.setattr(workers, "COMMAND", broken)
-    found = run(capsys, exported, "--torch", "blocks", "--torch-levels", "most", "--no-memory")
+    found = run(capsys, exported, "--torch", "compiled", "--torch-levels", "most", "--no-memory")
     assert found["torch"] == []
     assert found["lost"] == [
-        f"PyTorch blocks, most, batch {batch}: out of luck" for batch in (1, 2)
+        f"PyTorch compiled, most, batch {batch}: out of luck" for batch in (1, 2)
     ]
     slow = (sys.executable, "-c", "import time; time.sleep(60)")
     monkeypatch.setattr(workers, "COMMAND", slow)

@@ -103,8 +103,8 @@ class FakeSession:
         self.runs += 1
         images, plan = feeds["image"], tuple(feeds.get("plan", np.zeros(0)).tolist())
         self._stream.wait()
-        made = {"logits": logits, "slots": slots}
-        return [made[name](images, plan) for name in names]
+        made: dict[str, Array] = {"logits": logits(images, plan), "slots": slots(images, plan)}
+        return [made[name] for name in names]
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -276,10 +277,10 @@ def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
 
 
 @needs_fake
-@pytest.mark.usefixtures("sessions")
-def test_a_closed_graph_ends_its_runs_first() -> None:
+def test_a_closed_graph_ends_its_runs_first(sessions: list[FakeSession]) -> None:
     own = CudaGraph(FILES, most=MOST)
-    own.warm(PLANS)
+    own.warm(PLANS[:1])
+    start = own.resident(drawn(2), PLANS[0])
     done: list[int] = []
 
     def run(seed: int) -> NoReturn:
@@ -287,15 +288,26 @@ def test_a_closed_graph_ends_its_runs_first() -> None:
             check(own, drawn(3, seed), PLANS[seed % 3])
             done.append(seed)
 
-    with ThreadPoolExecutor(4) as pool:
-        made = [pool.submit(run, seed) for seed in range(4)]
+    def warm() -> NoReturn:
+        while True:
+            own.warm([(len(done), 0)])
+
+    with ThreadPoolExecutor(5) as pool:
+        made = [pool.submit(warm), *(pool.submit(run, seed) for seed in range(4))]
         while len(done) < 8:
             threading.Event().wait(0.001)
         own.close()
         for job in made:
             with pytest.raises(CudaError, match="closed"):
                 job.result(10)
+    for call in (start, own.wait):
+        with pytest.raises(CudaError, match="closed"):
+            call()
+    assert own.recorded == 0
     own.close()
+    # The weights are gone with the session.
+    session_left = weakref.ref(sessions.pop())
+    assert session_left() is None
 
 
 @needs_fake

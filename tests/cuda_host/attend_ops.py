@@ -1,4 +1,4 @@
-"""Attend and Importance on tensors of this machine, in several orders of threads that must agree."""
+"""Attend and Importance on tensors of this machine, in orders of threads that must agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def importance_bytes(batch: int, tokens: int, heads: int) -> int:
 
 
 def rows(tensor: Tensor, gap: int = 0, offset: int = 0) -> tuple[Tensor, int]:
-    """A copy of (B, N, C) whose rows lie `gap` elements further apart, all no number, and its stride.
+    """A copy of (B, N, C) whose rows lie `gap` elements, no numbers, further apart; its stride.
 
     Args:
         offset: bytes behind a multiple of 16 at which it starts.
@@ -28,14 +28,12 @@ def rows(tensor: Tensor, gap: int = 0, offset: int = 0) -> tuple[Tensor, int]:
     return aligned(wide, offset), channels + gap
 
 
-def attend_of(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor, strides: tuple[int, int, int], heads: int
-) -> interface.Attend:
+def attend_of(q: Tensor, k: Tensor, strides: tuple[int, int, int], heads: int) -> interface.Attend:
     """The structure, without pointers.
 
     Args:
-        q: (B, Q, C); k, v: (B, N, C).
-        strides: elements from row to row of each.
+        q: (B, Q, C); k: (B, N, C).
+        strides: elements from row to row of q, k and v.
     """
     batch, queries, channels = q.shape
     head_dim = channels // heads
@@ -89,7 +87,7 @@ def attend(
     (own_q, q_stride), (own_k, k_stride), (own_v, v_stride) = (
         rows(tensor, gap, offset) for tensor, gap in zip((q, k, v), gaps, strict=True)
     )
-    of = attend_of(q, k, v, size, (q_stride, k_stride, v_stride), heads)
+    of = attend_of(q, k, (q_stride, k_stride, v_stride), heads)
     size = size.contiguous()
     _point(of, q=own_q, k=own_k, v=own_v, size=size)
     results = []

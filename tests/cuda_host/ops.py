@@ -75,16 +75,19 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _matched(op: str, of: ctypes.Structure, batch: int, tokens: int, head_dim: int) -> Tensor:
+def _matched(
+    op: str, of: ctypes.Structure, batch: int, tokens: int, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """The slots, and the bytes of the workspace."""
     results = []
     for (order, seed), cluster in zip(ORDERS, CLUSTERS, strict=True):
         slots = Guarded((batch, tokens), torch.int64)
         space = Guarded((library.workspace_bytes(batch, tokens, head_dim),), torch.uint8)
         of.slots, of.workspace, of.workspace_bytes = slots.pointer, space.pointer, space.bytes
         library.run(op, of, order, seed, processors=cluster * batch)
-        space.result()
-        results.append([slots.result()])
-    return _same(results)[0]
+        results.append([slots.result(), space.result()])
+    slots_found, space_found = _same(results)
+    return slots_found, space_found
 
 
 def match(
@@ -103,8 +106,28 @@ def match(
         keys: (B, N, heads * D) of float32, float16 or bfloat16.
         size: (B, N) float32.
     """
-    batch, tokens, channels = keys.shape
     keys, size = keys.contiguous(), size.contiguous()
+    return _match(op, keys, size, r, heads, protected, margin)[0]
+
+
+def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
+    """What a matcher compares: the keys' mean over heads, scaled to length 1.
+
+    Args:
+        keys: (B, N, heads * D), of N >= 2 tokens.
+
+    Returns:
+        (B, N, D rounded up to a multiple of 4) float32.
+    """
+    size = torch.ones(keys.shape[:2])
+    space = _match("match_tome", keys.contiguous(), size, 1, heads, 0, 0.0)[1]
+    return space.view(torch.float32).reshape(*size.shape, -1)
+
+
+def _match(
+    op: str, keys: Tensor, size: Tensor, r: int, heads: int, protected: int, margin: float
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = keys.shape
     of = interface.Match(
         type=interface.TYPES[keys.dtype],
         batch=batch,
@@ -141,7 +164,7 @@ def match_pumer(
         size=_address(size),
         importance=_address(importance),
     )
-    return _matched("match_pumer", of, batch, tokens, channels // heads)
+    return _matched("match_pumer", of, batch, tokens, channels // heads)[0]
 
 
 def reduce(

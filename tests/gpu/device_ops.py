@@ -145,9 +145,8 @@ def _run(call: Call) -> dict[str, Tensor]:
             call(spread=spread)
             found.append(call.results())
         for name, tensor in found[0].items():
-            if name != "workspace":
-                other = found[1][name]
-                assert torch.equal(tensor.view(torch.uint8), other.view(torch.uint8)), "a race"
+            other = found[1][name]
+            assert torch.equal(tensor.view(torch.uint8), other.view(torch.uint8)), "a race"
         return found[0]
     finally:
         call.free()
@@ -189,6 +188,13 @@ def match(
     """As `tests.cuda_host.ops.match`."""
     call = match_call(op, keys, size, r, heads=heads, protected=protected, margin=margin)
     return _run(call)["slots"]
+
+
+def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
+    """As `tests.cuda_host.ops.unit_metric`."""
+    size = torch.ones(keys.shape[:2])
+    space = _run(match_call("match_tome", keys, size, 1, heads=heads, protected=0))["workspace"]
+    return space.view(torch.float32).reshape(*size.shape, -1)
 
 
 def match_pumer(

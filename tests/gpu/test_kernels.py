@@ -22,12 +22,14 @@ from tests.test_cuda_match import (  # noqa: F401
     test_ties_at_the_sizes_of_real_networks,
     test_ties_go_to_the_lowest_index,
     test_ties_of_pumer_go_to_the_lowest_index,
+    test_unit_metric,
     test_values_that_are_no_numbers_still_give_slots,
 )
 from tests.test_cuda_reduce import (  # noqa: F401
     test_absent_tokens_may_hold_anything,
     test_empty_tensors,
     test_every_number_of_16_bits_survives,
+    test_many_images,
     test_means_round_to_the_nearest_even,
     test_nothing_moved_is_bit_for_bit,
     test_sizes_of_real_networks,
@@ -48,7 +50,7 @@ pytestmark = [
 def on_the_gpu() -> Iterator[None]:
     """The tests above call these ops."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("match", "match_pumer", "reduce"):
+        for name in ("match", "match_pumer", "unit_metric", "reduce"):
             patch.setattr(ops, name, getattr(device_ops, name))
         yield
 

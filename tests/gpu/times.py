@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,16 @@ class Row(NamedTuple):
     torch: float | None
 
 
+class Launched(Protocol):
+    """An op with its memory on the GPU."""
+
+    def __call__(self) -> None:
+        """Launch, without waiting."""
+
+    def free(self) -> None:
+        """Free its memory."""
+
+
 def bandwidth() -> float:
     """Bytes per second that a copy reads and writes on the device."""
     device = driver.device()
@@ -58,7 +68,7 @@ def bandwidth() -> float:
     return 2 * _COPIED / seconds
 
 
-def _seconds(calls: Sequence[device_ops.Call], launches: int = _LAUNCHES) -> float:
+def graph_seconds(calls: Sequence[Launched], launches: int = _LAUNCHES) -> float:
     """Of one launch of many in a graph, the calls by turns; frees them."""
     device = driver.device()
     rounds = -(-launches // len(calls))
@@ -81,15 +91,15 @@ def launch_seconds() -> float:
     """Of a kernel that has hardly anything to do: what the GPU needs from one to the next."""
     one = torch.zeros(1, 1, dtype=torch.int64)
     call = device_ops.reduce_call(torch.ones(1, 1, 8).half(), torch.ones(1, 1), one, 1, one)
-    return _seconds([call])
+    return graph_seconds([call])
 
 
-def _sets(read: int) -> int:
+def sets(read: int) -> int:
     """How many inputs of so many bytes take turns."""
     return max(1, min(_MOST_SETS, -(-_OUT_OF_CACHE // read)))
 
 
-def _of_torch(work: Callable[..., object], *tensors: Tensor) -> float | None:
+def torch_seconds(work: Callable[..., object], *tensors: Tensor) -> float | None:
     if not torch.cuda.is_available():
         return None
     moved = [tensor.cuda() for tensor in tensors]
@@ -122,30 +132,28 @@ def measure(batches: Sequence[int] = (1, 32, 128)) -> Iterator[Row]:
         for op, own in matchers.items():
             calls = [
                 device_ops.match_call(op, keys, size, R, heads=HEADS, protected=1, margin=MARGIN)
-                for _ in range(_sets(read))
+                for _ in range(sets(read))
             ]
-            seconds = _seconds(calls)
+            seconds = graph_seconds(calls)
 
             def by_torch(k: Tensor, s: Tensor, own: Matcher = own) -> Tensor:
                 return own(k.unflatten(2, (HEADS, -1)).float().mean(2), s, R)
 
             bound = (read + size.numel() * 8) / speed
-            yield Row(op, batch, seconds, bound, _of_torch(by_torch, keys, size))
+            yield Row(op, batch, seconds, bound, torch_seconds(by_torch, keys, size))
 
         metric = keys.float().unflatten(2, (HEADS, -1)).mean(2)
         slots, width = ToMe()(metric, size, R), TOKENS - R
         trace = slotting.identity(batch, TOKENS).contiguous()
-        calls = [
-            device_ops.reduce_call(keys, size, slots, width, trace) for _ in range(_sets(read))
-        ]
-        seconds = _seconds(calls)
+        calls = [device_ops.reduce_call(keys, size, slots, width, trace) for _ in range(sets(read))]
+        seconds = graph_seconds(calls)
 
         def moved(x: Tensor, s: Tensor, to: Tensor, t: Tensor, width: int = width) -> object:
             return slotting.reduce(x, s, to, width), slotting.compose(t, to)
 
         tokens = keys.numel() * 2 + batch * width * DIM * 2
         bound = (tokens + batch * (TOKENS * (4 + 8 + 16) + width * 4)) / speed
-        yield Row("reduce", batch, seconds, bound, _of_torch(moved, keys, size, slots, trace))
+        yield Row("reduce", batch, seconds, bound, torch_seconds(moved, keys, size, slots, trace))
 
 
 def main() -> int:

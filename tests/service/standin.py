@@ -270,10 +270,11 @@ def until(condition: Any, seconds: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI, **options: Any) -> Iterator[Remote]:
+def serving(app: FastAPI, *, patience: float = 10.0, **options: Any) -> Iterator[Remote]:
     """Serve an app from a thread of this process, on a free port.
 
     Args:
+        patience: seconds to wait until the models are loaded.
         options: for uvicorn.
     """
     options = {"log_config": None, "ws": "none", "timeout_graceful_shutdown": 5} | options
@@ -285,7 +286,7 @@ def serving(app: FastAPI, **options: Any) -> Iterator[Remote]:
         until(lambda: server.started or not thread.is_alive())
         port = app.state.port = server.servers[0].sockets[0].getsockname()[1]
         with Remote(f"http://127.0.0.1:{port}") as client:
-            until(lambda: app.state.engine.started or app.state.engine.failed)
+            until(lambda: app.state.engine.started or app.state.engine.failed, patience)
             yield client
     finally:
         server.should_exit = True

@@ -204,7 +204,7 @@ class TestThroughTheServer:
         }
 
         def answers(remote: Remote) -> dict[str, Any]:
-            found = {}
+            found: dict[str, Any] = {}
             for task, fields in asked.items():
                 images = [picture("red"), picture("blue")][: 2 if task == "reason" else 1]
                 response = remote.ask(task, *images, level="balanced", **fields)
@@ -259,9 +259,13 @@ def gone(_: float) -> float:
     raise RuntimeError("first")
 
 
+def always(one: Backend) -> Callable[[Bundle], Backend]:
+    return lambda _: one
+
+
 class TestAlone:
     def _fallback(self, found: Bundle, first: Backend, *rest: Backend) -> Fallback:
-        kinds = [Kind(f"rest-{at}", "cpu", lambda _, one=one: one) for at, one in enumerate(rest)]
+        kinds = [Kind(f"rest-{at}", "cpu", always(one)) for at, one in enumerate(rest)]
         return Fallback(
             found,
             Kind("first", "cuda", lambda _: first),
@@ -335,8 +339,7 @@ class TestAlone:
         assert not first.closed
         go_on.set()
         thread.join(10)
-        assert first.closed == 1
-        assert len(slow) == 1
+        assert [first.closed, len(slow)] == [1, 1]
 
     def test_many_threads_load_the_next_one_once(self, bundles: Path) -> None:
         second = Seconds()

@@ -20,7 +20,8 @@ def test_an_item_of_each_kind(tmp_path: Path) -> None:
     found = manifest(tmp_path)
     one = noise.sample(found, images=1)
     assert set(one) == {"image"}
-    assert (one["image"].shape, one["image"].dtype) == ((SIDE, SIDE, 3), np.uint8)
+    assert one["image"].shape == (SIDE, SIDE, 3)
+    assert one["image"].dtype == np.uint8
     two = noise.sample(found, images=2, text=5, vocabulary=7)
     assert set(two) == {"image", "second_image", "input_ids"}
     assert two["input_ids"].shape == (5,)

@@ -114,8 +114,8 @@ struct MatchPuMerArguments {
 };
 
 // x (B, tokens, dim), size and slots (B, tokens), trace (B, patches) -> y (B, width, dim),
-// new_size (B, width), new_trace (B, patches). `vectors`: every row begins on 16 bytes. `rows`: the slots
-// of a warp.
+// new_size (B, width), new_trace (B, patches). `vectors`: every row begins on 16 bytes. `rows`: slots of
+// a warp.
 struct ReduceArguments {
   const void* x;
   const float* size;

@@ -10,6 +10,9 @@
 
 namespace tokenfold {
 
+// Rows that a thread asks the size of before it copies any of them.
+constexpr int kBatch = 4;
+
 // What a warp knows of its queries after some keys; a lane has rows g and g + 8 as in tensor.cuh.
 template <int kWidth>
 struct Attended {
@@ -22,7 +25,7 @@ struct Attended {
 __device__ __forceinline__ float no_score() { return -__uint_as_float(0x7F800000u); }
 
 // The bias of a token, as an exponent of 2; an absent one cannot be chosen.
-__device__ __forceinline__ float bias_of(float size) { return size > 0.0f ? log2f(size) : no_score(); }
+__device__ __forceinline__ float bias_of(float size) { return size > 0.0f ? log2_of(size) : no_score(); }
 
 __device__ __forceinline__ float highest_of_row(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
@@ -132,7 +135,9 @@ __device__ __forceinline__ void write_means(Attended<kWidth>& state, T* room, T*
 // Heads of up to kWidth channels, a multiple of 8.
 template <typename T, int kWidth>
 __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
-  constexpr int kKeys = attend_keys(kWidth), kPitch = attend_pitch(kWidth), kPieces = kWidth / 8;
+  constexpr int kKeys = attend_keys(kWidth), kPitch = attend_pitch(kWidth);
+  // Threads that copy a row, a divisor of a warp: some do nothing where a row has fewer pieces.
+  constexpr int kCopiers = kWidth > 64 ? 16 : kWidth / 8;
   // Keys and values of one tile.
   constexpr int kTile = 2 * kKeys * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, threads = a.warps * kWarp;
@@ -147,34 +152,55 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   T* tiles = static_cast<T*>(memory);
   float* biases = reinterpret_cast<float*>(tiles + 2 * kTile);
 
+  // Each thread copies 16 bytes of some rows, always of the same channels.
+  const int own_row = threadIdx.x / kCopiers, own_channel = threadIdx.x % kCopiers * 8;
+  const int rows_at_once = threads / kCopiers;
+  const bool copies = own_channel < kWidth, inside = own_channel < a.head_dim;
+  const T* own_key = k + own_channel;
+  const T* own_value = v + own_channel;
   const auto fetch = [&](int number) {
-    const int first = number * kKeys, last = n - first;
-    T* keys = tiles + number % 2 * kTile;
-    T* values = keys + kKeys * kPitch;
-    for (int at = threadIdx.x; at < kKeys * kPieces; at += threads) {
-      const int row = at / kPieces, channel = at % kPieces * 8;
-      const bool there = row < last && channel < a.head_dim && size[first + row] > 0.0f;
-      const size_t token = there ? first + row : 0;
-      const int from = there ? channel : 0;
-      copy_16(keys + row * kPitch + channel, k + token * a.k_stride + from, there);
-      copy_16(values + row * kPitch + channel, v + token * a.v_stride + from, there);
-    }
+    const int first = number * kKeys, left = n - first;
+    const float* sizes = size + first;
+    T* to = tiles + number % 2 * kTile + own_channel;
+    if (copies)
+      for (int row = own_row; row < kKeys; row += kBatch * rows_at_once) {
+        // All of these first, for a copy depends on them: what is absent comes as zeros.
+        float weights[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int at = row + i * rows_at_once;
+          weights[i] = at < left ? sizes[at] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int at = row + i * rows_at_once;
+          if (at >= kKeys) break;
+          const bool there = inside && weights[i] > 0.0f;
+          const size_t token = first + at;
+          copy_16(to + at * kPitch, own_key + token * a.k_stride, there);
+          copy_16(to + (kKeys + at) * kPitch, own_value + token * a.v_stride, there);
+        }
+      }
     for (int row = threadIdx.x; row < kKeys; row += threads)
-      biases[number % 2 * kKeys + row] = row < last ? bias_of(size[first + row]) : no_score();
+      biases[number % 2 * kKeys + row] = row < left ? bias_of(sizes[row]) : no_score();
     end_copies();
   };
 
   // Queries first come to where the second tile will be.
   T* queries = tiles + kTile;
-  for (int at = threadIdx.x; at < a.warps * kWarpQueries * kPieces; at += threads) {
-    const int row = at / kPieces, channel = at % kPieces * 8;
-    const bool there = block_query + row < a.queries && channel < a.head_dim;
-    const size_t token = there ? block_query + row : 0;
-    copy_16(queries + row * kPitch + channel, q + token * a.q_stride + (there ? channel : 0), there);
-  }
+  if (copies)
+    for (int row = own_row; row < a.warps * kWarpQueries; row += rows_at_once) {
+      const size_t token = block_query + row;
+      copy_16(queries + row * kPitch + own_channel, q + token * a.q_stride + own_channel,
+              inside && block_query + row < a.queries);
+    }
   end_copies();
-  fetch(0);
-  wait_for_copies<1>();
+  if (n > 0) {
+    fetch(0);
+    wait_for_copies<1>();
+  } else {
+    wait_for_copies<0>();
+  }
   __syncthreads();
   unsigned own[kWidth / 16][4];
   const T* query = queries + (warp * kWarpQueries + lane % 16) * kPitch + lane / 16 * 8;

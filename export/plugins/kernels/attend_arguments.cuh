@@ -5,6 +5,8 @@
 
 namespace tokenfold {
 
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
 constexpr int kMostHeadDim = 256;
 
 // On tensor cores a warp has 16 queries. Up to this width of a head a block has up to 8 warps and a tile

@@ -3,8 +3,9 @@
 
 #include "arguments.cuh"
 
-// Told that one block an SM is enough, the compiler keeps all of a matcher in 80 to 110 registers; for
-// two it takes 64 and spills some. Which is faster where images outnumber SMs is not measured.
+// Told that one block an SM is enough, the compiler keeps all of a matcher in 128 registers; for two it
+// takes 64 and spills some. Which is faster where images outnumber SMs is not measured. Three blocks of
+// the reducer have enough loads in flight for the memory.
 #define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)
 #define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads, 3)
 

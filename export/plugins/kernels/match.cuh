@@ -72,8 +72,8 @@ __device__ void merge(const float* unit, int pitch, const Image& image, int n, c
   const bool pair = protected_tokens == 2;
   const Members members = image.members;
   fold_cosines<Best>(
-      image.cluster, unit, pitch, image.tiles, sources, [&](int i) { return token(2 * i); }, destinations,
-      [&](int j) { return token(2 * j + 1); },
+      image.cluster, unit, pitch, image.tiles, sources, [&](int i) { return token(2 * i); },
+      destinations, [&](int j) { return token(2 * j + 1); },
       [&](Best& best, int, int j, float cosine) {
         cosine = size[2 * j + 1] == 0.0f ? kAbsent : ordered(cosine);
         if (pair && j == 0) cosine = kProtected;
@@ -84,7 +84,8 @@ __device__ void merge(const float* unit, int pitch, const Image& image, int n, c
         if (size[2 * i] == 0.0f) own = kAbsent;
         if (protected_tokens > 0 && i == 0) own = kProtected;
         image.cluster.everywhere(score + i, own);
-        image.cluster.everywhere(slots + 2 * i, best.key);  // the partner, until slots are known
+        // The partner, until slots are known.
+        image.cluster.everywhere(slots + 2 * i, best.key);
       });
   rank(score, sources, place);
 

@@ -8,8 +8,6 @@
 
 namespace tokenfold {
 
-constexpr unsigned kEveryLane = 0xFFFFFFFFu;
-
 // Rows of one head in device memory.
 struct HeadRows {
   const void* base;
@@ -137,7 +135,7 @@ struct Running {
       float top = scores[row];
 #pragma unroll
       for (int mask = 1; mask < kWarp; mask *= 2)
-        top = fmaxf(top, __shfl_xor_sync(kEveryLane, top, mask));
+        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
       const float before = highest[row];
       highest[row] = fmaxf(before, top);
       shrink[row] = exp2f(before - origin(row));
@@ -150,7 +148,7 @@ struct Running {
   __device__ __forceinline__ float total(int row) const {
     float sum = weights[row];
 #pragma unroll
-    for (int mask = 1; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(kEveryLane, sum, mask);
+    for (int mask = 1; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
     return sum;
   }
 };

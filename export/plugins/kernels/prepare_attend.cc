@@ -61,11 +61,12 @@ int width_of(int64_t head_dim) {
   return 0;
 }
 
-// Warps of a block: as many as leave enough blocks, and no more than the tiles of rows need.
+// Warps of a block: as many as leave enough blocks, if two do, and no more than the rows need. One alone
+// would take long to copy keys and values.
 int warps_of(int64_t heads, int64_t queries, int width) {
   const int64_t rows = divided(queries, kWarpQueries);
   int64_t warps = attend_warps(width);
-  while (warps > 1 && heads * divided(rows, warps) < kBusyAttendBlocks) warps /= 2;
+  while (warps > 2 && heads * divided(rows, warps) < kBusyAttendBlocks) warps /= 2;
   return static_cast<int>(divided(rows, divided(rows, warps)));
 }
 

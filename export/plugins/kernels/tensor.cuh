@@ -7,11 +7,10 @@
 // columns 2t and 2t + 1 of row g, then of row g + 8.
 #pragma once
 
+#include "attend_arguments.cuh"
 #include "numbers.cuh"
 
 namespace tokenfold {
-
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 #if !defined(__CUDACC__)
 
@@ -31,6 +30,7 @@ inline void wait_for_copies() {
 }
 
 inline float exp2_of(float x) { return std::exp2(x); }
+inline float log2_of(float x) { return std::log2(x); }
 
 template <typename T>
 inline unsigned packed(float low, float high) {
@@ -176,6 +176,12 @@ __device__ __forceinline__ void load_transposed(unsigned (&out)[4], const void* 
 __device__ __forceinline__ float exp2_of(float x) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+__device__ __forceinline__ float log2_of(float x) {
+  float out;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attributes.h"
+#include "cuda_place.h"
 #include "inputs.h"
 #include "tokenfold_cuda.h"
 #include "workspace.h"
@@ -165,10 +166,6 @@ struct CudaReduce : ReduceAttributes {
     succeed("Reduce", tokenfold_cuda_reduce(&of, stream_of(context)));
   }
 };
-
-Place cuda(std::vector<size_t> counts = {}) {
-  return {"CUDAExecutionProvider", std::move(counts)};
-}
 
 template <ONNXTensorElementDataType x>
 void add(Ort::CustomOpDomain& domain) {

@@ -8,4 +8,7 @@ namespace tokenfold {
 // For float32, float16 and bfloat16.
 void add_cuda_ops(Ort::CustomOpDomain& domain);
 
+// Linear layers, for float16 and bfloat16.
+void add_linear_ops(Ort::CustomOpDomain& domain);
+
 }  // namespace tokenfold

@@ -56,6 +56,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
       tokenfold::add<tokenfold::half>(made);
 #ifdef TOKENFOLD_WITH_CUDA
       tokenfold::add_cuda_ops(made);
+      tokenfold::add_linear_ops(made);
 #endif
       return made;
     }();

@@ -1,0 +1,80 @@
+#include "linear.h"
+
+#include "workspace.h"
+
+namespace tokenfold {
+namespace {
+
+using namespace cublas_lt;
+
+// What NVIDIA recommends for Hopper; others need less.
+constexpr size_t kWorkspace = size_t{32} << 20;
+
+// One for the process: a handle is for all streams, and cheap to share.
+Handle handle(const Library& with) {
+  static const Handle made = [&] {
+    Handle found = nullptr;
+    return with.create(&found) == 0 ? found : nullptr;
+  }();
+  return made;
+}
+
+}  // namespace
+
+Linear::~Linear() {
+  const Library* const with = ways_.empty() ? nullptr : Library::find();
+  for (auto& [rows, way] : ways_) {
+    with->product_destroy(way.product);
+    for (const Layout layout : {way.w, way.x, way.y}) with->layout_destroy(layout);
+  }
+}
+
+// cuBLASLt reads columns first, to which a row-major (rows, columns) is (columns, rows): so it is asked
+// for y^T = w^T x^T, and the bias runs along its rows, as it wants it.
+const char* Linear::choose(const Library& with, const Of& of, Way* way) {
+  const int epilogue = of.gelu ? kGeluBias : kBias;
+  if (with.product_create(&way->product, kComputeFloat32, kFloat32) ||
+      with.product_set(way->product, kEpilogue, &epilogue, sizeof(epilogue)) ||
+      with.product_set(way->product, kBiasPointer, &of.bias, sizeof(of.bias)) ||
+      with.layout_create(&way->w, of.type, of.out, of.in, of.out) ||
+      with.layout_create(&way->x, of.type, of.in, of.rows, of.in) ||
+      with.layout_create(&way->y, of.type, of.out, of.rows, of.out))
+    return "cuBLASLt does not take these sizes";
+  way->bias = of.bias;
+  Preference preference = nullptr;
+  if (with.preference_create(&preference)) return "cuBLASLt has no memory left";
+  Heuristic found{};
+  int count = 0;
+  const bool asked = with.preference_set(preference, kMostWorkspace, &kWorkspace,
+                                         sizeof(kWorkspace)) == 0 &&
+                     with.heuristic(handle(with), way->product, way->w, way->x, way->y, way->y,
+                                    preference, 1, &found, &count) == 0;
+  with.preference_destroy(preference);
+  if (!asked || count == 0) return "cuBLASLt knows no way to multiply these sizes";
+  way->algorithm = found.algorithm;
+  return nullptr;
+}
+
+const char* Linear::run(const Of& of, cudaStream_t stream) {
+  const Library* const with = Library::find();
+  if (!with || !handle(*with)) return "found no cuBLASLt";
+  void* room = nullptr;
+  if (workspace(stream, kWorkspace, &room) != cudaSuccess) return "no memory for a workspace is left";
+  const std::lock_guard<std::mutex> held(lock_);
+  Way& way = ways_[of.rows];
+  if (!way.y)
+    if (const char* const problem = choose(*with, of, &way)) return problem;
+  if (way.bias != of.bias) {
+    if (with->product_set(way.product, kBiasPointer, &of.bias, sizeof(of.bias)))
+      return "cuBLASLt refuses the bias";
+    way.bias = of.bias;
+  }
+  const float one = 1.0f, beta = of.residual ? 1.0f : 0.0f;
+  const void* const added = of.residual ? of.residual : of.y;
+  if (with->multiply(handle(*with), way.product, &one, of.w, way.w, of.x, way.x, &beta, added, way.y,
+                     of.y, way.y, &way.algorithm, room, kWorkspace, stream))
+    return "cuBLASLt failed";
+  return nullptr;
+}
+
+}  // namespace tokenfold

@@ -1,0 +1,71 @@
+"""The GPU's memory of a process that runs one plan, where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from export.bench import device_memory
+from export.bench.device_memory import DevicePeak, device_peak
+from export.bench.memory import MemoryProbeError
+from export.bench.subjects import ImageGraphs, Images, opened
+from export.cuda import device
+from export.cuda.device import MemoryInfo
+from export.pair_runtime import Float
+from models.reduction.workload import Plan
+from tests.bench.trivial import Make
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that are taken whenever somebody looks; the last one stays."""
+    found = [50]
+
+    def memory() -> MemoryInfo:
+        return MemoryInfo(1000 - (found.pop(0) if len(found) > 1 else found[0]), 1000)
+
+    monkeypatch.setattr(device, "memory", memory)
+    return found
+
+
+def test_the_watched_process(
+    make: Make,
+    taken: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[int] = []
+    run = ImageGraphs.run
+
+    def watched(self: ImageGraphs, given: Images, plan: Plan) -> Float:
+        ran.append(len(given))
+        return run(self, given, plan)
+
+    monkeypatch.setattr(ImageGraphs, "run", watched)
+    monkeypatch.setattr(device_memory, "opened", lambda bundle, _device: opened(bundle))
+    taken[:] = [300, 700, 750]
+    assert device_memory.main([str(make()), "--plan", "[1, 1]", "--batch", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == [300, 750]
+    assert ran == [3] * device_memory.RUNS
+
+
+def test_what_others_take_does_not_count(
+    taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *_args, **_options: SimpleNamespace(returncode=0, stdout="[300, 750]", stderr=""),
+    )
+    assert device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
+    assert taken == [50]
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_failing_probe_says_why(tmp_path: Path) -> None:
+    with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
+        device_peak(tmp_path, (0, 0), batch=1)

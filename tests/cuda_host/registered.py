@@ -1,0 +1,53 @@
+"""The ops that ONNX Runtime runs on CUDA, built to run on this machine's processor."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.cuda_host import library
+from tests.cuda_host.library import FLAGS, HERE, KERNELS, TOP
+
+PLUGINS = TOP / "export" / "plugins" / "onnxruntime"
+SOURCES = [PLUGINS / "cuda_ops.cc", PLUGINS / "workspace.cc", HERE / "registered.cc"]
+DEFINED = ["-DORT_API_MANUAL_INIT", '-DTOKENFOLD_CUDA_PROVIDER="CPUExecutionProvider"']
+
+
+def headers() -> str:
+    """The folder of ONNX Runtime's headers.
+
+    Raises:
+        subprocess.CalledProcessError: it is not to be had.
+    """
+    script = str(PLUGINS / "headers.sh")
+    found = subprocess.run(["bash", script], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def build() -> Path:
+    """Compile, unless that was done before.
+
+    Raises:
+        subprocess.CalledProcessError: there are no headers, or the sources do not compile.
+    """
+    compiler = library.compiler()
+    assert compiler is not None
+    kernels = library.build()
+    runtime = HERE / "runtime"
+    read = [*SOURCES, *sorted(PLUGINS.glob("*.h")), *sorted(runtime.iterdir())]
+    contents = b"".join(path.read_bytes() for path in read)
+    key = hashlib.sha256(repr((FLAGS, DEFINED, kernels.name)).encode() + contents).hexdigest()
+    out = kernels.with_name(f"registered-{key[:16]}.so")
+    if out.is_file():
+        return out
+    folders = [f"-I{PLUGINS}", f"-I{KERNELS}", f"-I{runtime}", "-isystem", headers()]
+    # Under another name first: tests that run beside these must not load half a library.
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        files: list[str | Path] = ["-o", made, *SOURCES, kernels]
+        command = [compiler, *FLAGS, *DEFINED, *folders, *files]
+        subprocess.run(command, check=True)
+        made.rename(out)
+    return out

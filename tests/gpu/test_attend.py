@@ -1,0 +1,85 @@
+"""Attention and importance on a GPU: the tests that they pass as C++, and capture and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.cuda_host import attend_ops, library, nvrtc
+from tests.gpu import attend_device, attend_times, driver
+
+# Collected here, they run with the ops below put in place of those of `tests.cuda_host`.
+from tests.test_cuda_attend import (  # noqa: F401
+    check,
+    inputs,
+    test_absent_tokens_may_hold_anything,
+    test_an_image_without_tokens_gives_zeros,
+    test_attention_with_sizes,
+    test_empty_tensors,
+    test_heads_and_rows_that_tensor_cores_cannot_read,
+    test_importance_of_tokens,
+    test_one_launch_may_be_of_any_length,
+    test_rows_of_one_packed_tensor,
+    test_scores_of_any_magnitude,
+    test_sizes_of_real_networks,
+)
+
+pytestmark = [
+    pytest.mark.skipif(driver.missing() is not None, reason=str(driver.missing())),
+    pytest.mark.skipif(nvrtc.find() is None, reason=f"found no NVRTC: pip install {nvrtc.WHEEL}"),
+    library.needs_compiler,
+]
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_gpu() -> Iterator[None]:
+    """The tests above call these ops."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("attend", "importance"):
+            patch.setattr(attend_ops, name, getattr(attend_device, name))
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("head_dim", [32, 64, 72, 80, 96, 128])
+def test_whole_layers(head_dim: int, dtype: torch.dtype) -> None:
+    for queries, tokens in ((197, 197), (40, 577), (577, 40), (133, 133)):
+        check(*inputs(3, queries, tokens, 12 * head_dim, dtype, tokens), 12)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_an_image_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    # One image is spread over more blocks than each of many is.
+    q, k, v, size = inputs(40, 197, 197, 768, dtype, 0)
+    found = attend_device.attend(q, k, v, size, heads=12)
+    alone = attend_device.attend(q[7:8], k[7:8], v[7:8], size[7:8], heads=12)
+    assert torch.equal(found[7:8], alone)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_a_captured_launch_gives_the_same_bits(batch: int) -> None:
+    q, k, v, size = inputs(batch, 50, 197, 128, torch.float16, batch)
+    weights = torch.ones(batch, 50)
+    calls = [
+        attend_device.attend_call(q, k, v, size, heads=2),
+        attend_device.importance_call(q, k, size, weights, 40, heads=2),
+    ]
+    device = driver.device()
+    for call in calls:
+        graph = device.captured(call)
+        device.replay(graph)
+        device.replay(graph)
+        captured = call.result()
+        device.forget(graph)
+        assert torch.equal(attend_device.run(call), captured)
+
+
+def test_every_kernel_can_be_timed() -> None:
+    # No speed is asked here, for the machine may be busy; `attend_times` prints what it measures.
+    for row in attend_times.measure(batches=(8,)):
+        assert row.seconds > 0
+        assert row.bound > 0

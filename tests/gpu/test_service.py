@@ -1,0 +1,134 @@
+"""The service on a GPU: the shipped models answer as on the CPU, in batches, and when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from load_tests.images import jpeg, synthetic
+from service.app import create_app
+from service.backends.kinds import CUDA
+from service.engine import Engine
+from service.settings import DEMO
+from tests.service import standin
+from tests.service.standin import Remote, serving, until
+
+MISSING = CUDA.missing()
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+# Seconds that all models may take to be loaded, tested and recorded.
+PATIENCE = 120.0
+
+PHOTOS = [jpeg(synthetic(64, 64, seed)) for seed in range(8)]
+
+
+def server(root: Path, backend: str) -> Any:
+    return create_app(
+        standin.settings(DEMO, backend=backend, workers=None, data_dir=str(root / backend))
+    )
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Remote]]:
+    app = server(tmp_path_factory.mktemp("gpu"), "auto")
+    with serving(app, patience=PATIENCE) as remote:
+        assert app.state.engine.failed is None
+        yield app.state.engine, remote
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    app = server(tmp_path_factory.mktemp("cpu"), "cpu")
+    with serving(app, patience=PATIENCE) as remote:
+        yield remote
+
+
+def results(remote: Remote, task: str, level: str, **fields: Any) -> list[dict[str, Any]]:
+    response = remote.ask(task, *PHOTOS, level=level, **fields)
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()["results"]
+    return found
+
+
+def test_each_model_runs_where_it_should(on_gpu: tuple[Engine, Remote]) -> None:
+    engine, remote = on_gpu
+    for model in remote.get("/v1/models").json()["models"]:
+        wanted = "cpu" if model["precision"] == "int8" else "cuda"
+        assert (model["name"], model["backend"]) == (model["name"], wanted)
+        assert model["native_ops"]
+    for model in engine.catalog:
+        failed = {"model": model.name, "backend": "cuda"}
+        assert remote.sample("tokenfold_backend_failures_total", **failed) == 0
+        if model.backend.kind is CUDA:
+            peak = {"model": model.name, "kind": "gpu_peak"}
+            assert remote.sample("tokenfold_model_memory_bytes", **peak) > 0
+
+
+def test_images_are_classified_alike(on_gpu: tuple[Engine, Remote], on_cpu: Remote) -> None:
+    for level in ("exact", "high"):
+        both = (
+            results(remote, "classify", level, model="cifar10", top_k=10)
+            for remote in (on_gpu[1], on_cpu)
+        )
+        for found, wanted in zip(*both, strict=True):
+            scores = {one["label"]: one["score"] for one in wanted["predictions"]}
+            for one in found["predictions"]:
+                # Tokens that are nearly as much alike may merge another way.
+                close = 1e-4 if level == "exact" else 0.1
+                assert one["score"] == pytest.approx(scores[one["label"]], abs=close)
+
+
+def test_questions_are_answered_alike(on_gpu: tuple[Engine, Remote], on_cpu: Remote) -> None:
+    asked = {"model": "scenes", "question": "What colour is the circle?"}
+    both = [results(remote, "vqa", "exact", **asked) for remote in (on_gpu[1], on_cpu)]
+    for found, wanted in zip(*both, strict=True):
+        scores = {one["answer"]: one["score"] for one in wanted["answers"]}
+        likeliest = found["answers"][0]
+        assert likeliest["score"] == pytest.approx(scores[likeliest["answer"]], abs=1e-3)
+
+
+def test_many_at_once_share_runs(on_gpu: tuple[Engine, Remote]) -> None:
+    _, remote = on_gpu
+    levels = ["exact", "balanced", "fast"]
+    with ThreadPoolExecutor(32) as pool:
+        futures = [
+            pool.submit(results, remote, "classify", levels[at % 3], model="cifar10")
+            for at in range(96)
+        ]
+        found = [future.result() for future in futures]
+    assert max(one["batch_size"] for answer in found for one in answer) > len(PHOTOS)
+    first = [one["predictions"][0]["label"] for one in found[0]]
+    for answer in found[::3]:
+        assert [one["predictions"][0]["label"] for one in answer] == first
+
+
+def test_gpus_are_watched(on_gpu: tuple[Engine, Remote]) -> None:
+    pytest.importorskip("pynvml")
+    _, remote = on_gpu
+    memory = {kind: {"gpu": "0", "kind": kind} for kind in ("used", "total")}
+    used, total = (
+        remote.sample("tokenfold_gpu_memory_bytes", **memory[kind]) for kind in ("used", "total")
+    )
+    assert 0 < used <= total
+    assert "tokenfold_gpu_utilization_ratio{" in remote.get("/metrics").text
+
+
+def test_a_session_that_is_gone_loses_no_request(tmp_path: Path) -> None:
+    app = server(tmp_path, "auto")
+    with serving(app, patience=PATIENCE) as remote, ThreadPoolExecutor(16) as pool:
+        model = app.state.engine.catalog.get("cifar10")
+        futures = [
+            pool.submit(results, remote, "classify", "balanced", model="cifar10") for _ in range(40)
+        ]
+        model.backend._current.close()
+        for future in futures:
+            assert len(future.result()) == len(PHOTOS)
+        until(lambda: model.backend.kind.name == "cpu")
+        failed = {"model": "cifar10", "backend": "cuda"}
+        assert remote.sample("tokenfold_backend_failures_total", **failed) == 1
+        # The others stay where they are.
+        assert app.state.engine.catalog.get("scenes").backend.kind is CUDA

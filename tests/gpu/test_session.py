@@ -1,0 +1,298 @@
+"""Bundles on a GPU: the same answers as on the CPU, plainly and recorded, from several threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pytest
+
+from export.bundle import Bundle
+from export.cuda import device, session
+from export.cuda.buckets import up_to
+from export.cuda.graph import CudaGraph
+from export.dual_runtime import DualSession
+from export.dual_verify import verified_texts
+from export.manifest import Precision
+from export.pair_runtime import PairSession
+from export.pair_verify import cases, verify
+from export.pipeline import export_bundle
+from export.plugins.onnxruntime.library import Device
+from export.recipe import Recipe
+from export.runtime import Array, Loaded, Session
+from export.verify import judge, random_images
+from models.checkpoints.checkpoint import AnyCheckpoint
+from models.reduction.workload import Plan
+from models.text import TextEncoder
+from tests import tiny
+
+MISSING = session.missing()
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+# The same kernels, but other ones for other batches.
+CLOSE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
+RUNS = 200
+
+
+class Images(NamedTuple):
+    """An image to what it is: logits or a vector, and slots."""
+
+    found: Array
+    slots: Array
+
+
+class Kind(NamedTuple):
+    """A kind of bundle whose first graph takes images and a plan.
+
+    Attributes:
+        make: its checkpoint.
+        method: of the recipe.
+        open: its session on a device.
+        run: images of one batch.
+    """
+
+    make: Callable[[], AnyCheckpoint]
+    method: str
+    open: Callable[[Bundle, Device], Loaded]
+    run: Callable[[Any, Array, Plan], Images]
+
+
+def _classify(own: Session, images: Array, plan: Plan) -> Images:
+    output = own.run(images, plan, slots=True)
+    assert output.slots is not None
+    return Images(output.logits, output.slots)
+
+
+def _embed(own: DualSession, images: Array, plan: Plan) -> Images:
+    output = own.embed_images(images, plan, slots=True)
+    assert output.slots is not None
+    return Images(output.vectors, output.slots)
+
+
+def _classifier(bundle: Bundle, where: Device) -> Loaded:
+    return Session(bundle, device=where)
+
+
+def _dual(bundle: Bundle, where: Device) -> Loaded:
+    return DualSession(bundle, device=where)
+
+
+KINDS = {
+    "tome": Kind(tiny.checkpoint, "tome", _classifier, _classify),
+    "pitome": Kind(tiny.checkpoint, "pitome", _classifier, _classify),
+    "clip": Kind(tiny.dual_checkpoint, "tome", _dual, _embed),
+    "siglip": Kind(partial(tiny.dual_checkpoint, siglip=True), "tome", _dual, _embed),
+}
+IMAGES: list[tuple[str, Precision]] = [
+    ("tome", "fp32"),
+    ("tome", "fp16"),
+    ("pitome", "fp16"),
+    ("clip", "fp32"),
+    ("siglip", "fp16"),
+]
+PAIRS: list[tuple[str, Precision]] = [
+    ("vilt", "fp32"),
+    ("vilt", "fp16"),
+    ("vilt-tome", "fp32"),
+    ("meter", "fp16"),
+]
+LEVELS = {"exact": 0, "half": 0.3, "least": 0.5}
+WITH_TEXTS: dict[str, tuple[Callable[[], AnyCheckpoint], str]] = {
+    "vilt": (tiny.pair_checkpoint, "pumer"),
+    "vilt-tome": (tiny.pair_checkpoint, "tome"),
+    "meter": (tiny.meter_checkpoint, "pumer"),
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precision], Bundle]:
+    """Exports, each once: they take longer than the tests."""
+
+    @cache
+    def exported(name: str, precision: Precision) -> Bundle:
+        fields: dict[str, Any] = {"name": name, "precision": precision}
+        if name in KINDS:
+            make, fields["method"] = KINDS[name].make, KINDS[name].method
+        else:
+            make, fields["method"] = WITH_TEXTS[name]
+        recipe = Recipe.model_validate({**fields, "levels": LEVELS})
+        return export_bundle(make(), "a test", tmp_path_factory.mktemp(name) / "tiny", recipe)
+
+    return exported
+
+
+class Opened(NamedTuple):
+    """A bundle, on both devices."""
+
+    kind: Kind
+    precision: Precision
+    bundle: Bundle
+    cpu: Loaded
+    gpu: Loaded
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [level.plan for level in self.bundle.manifest.levels.values()]
+
+    def run(self, images: Array, plan: Plan) -> Images:
+        return self.kind.run(self.gpu, images, plan)
+
+
+@pytest.fixture(scope="module", params=IMAGES, ids="-".join)
+def opened(
+    request: pytest.FixtureRequest, bundles: Callable[[str, Precision], Bundle]
+) -> Iterator[Opened]:
+    name, precision = request.param
+    kind, bundle = KINDS[name], bundles(name, precision)
+    gpu = kind.open(bundle, "cuda")
+    yield Opened(kind, precision, bundle, kind.open(bundle, "cpu"), gpu)
+    gpu.close()
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_answers_are_the_cpus(opened: Opened, batch: int) -> None:
+    assert opened.gpu.native
+    images = random_images(tiny.SIZE, batch, seed=batch)
+    for name, level in opened.bundle.manifest.levels.items():
+        wanted = opened.kind.run(opened.cpu, images, level.plan)
+        found = opened.run(images, level.plan)
+        assert found.slots.min() >= -1
+        assert found.slots.max() < level.tokens_out
+        moved = (found.slots != wanted.slots).any(1)
+        reduced = any(level.plan)
+        # Of very few, one near tie is a large share.
+        if batch > 5 or not moved.any():
+            judge(name, opened.precision, found.found, wanted.found, moved, reduced=reduced)
+        assert np.isfinite(found.found).all()
+
+
+def test_images_do_not_know_their_batch(opened: Opened) -> None:
+    images = random_images(tiny.SIZE, 7)
+    limit = CLOSE[opened.precision]
+    (plan, *_) = opened.plans
+    together = opened.run(images, plan)
+    for at in range(len(images)):
+        alone = opened.run(images[at : at + 1], plan)
+        np.testing.assert_allclose(alone.found[0], together.found[at], rtol=limit, atol=limit)
+
+
+def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
+    images = random_images(tiny.SIZE, 130, seed=1)
+    jobs = [(plan, count) for plan in opened.plans[:3] for count in (1, 3, 11, 130)]
+    fresh = opened.kind.open(opened.bundle, "cuda")
+    plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
+    assert fresh.graph.recorded == 0
+    fresh.warm(opened.plans[:3])
+    assert fresh.graph.recorded == 3 * len(up_to(fresh.most))
+    for _ in range(2):
+        for (plan, count), wanted in zip(jobs, plain, strict=True):
+            found = opened.kind.run(fresh, images[-count:], plan)
+            np.testing.assert_array_equal(found.found, wanted.found)
+            np.testing.assert_array_equal(found.slots, wanted.slots)
+    fresh.close()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_threads_share_a_session(opened: Opened, warm: bool) -> None:
+    if warm:
+        opened.gpu.warm(opened.plans[:2])
+    images = random_images(tiny.SIZE, 24, seed=2)
+    jobs = [
+        (images[at : at + 1 + at % 5], opened.plans[at % len(opened.plans)]) for at in range(20)
+    ]
+    alone = [opened.run(*job) for job in jobs]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda job: opened.run(*job), jobs * 5))
+    for at, found in enumerate(together):
+        np.testing.assert_array_equal(found.found, alone[at % len(jobs)].found)
+        np.testing.assert_array_equal(found.slots, alone[at % len(jobs)].slots)
+
+
+def test_memory_stays(opened: Opened) -> None:
+    images = random_images(tiny.SIZE, 128, seed=3)
+    for count in reversed(up_to(128)):
+        for plan in opened.plans:
+            opened.run(images[:count], plan)
+    before = device.memory().free
+    for at in range(RUNS):
+        opened.run(images[: 1 + at * 37 % 128], opened.plans[at % len(opened.plans)])
+    assert before - device.memory().free < 2**21
+
+
+def test_texts_are_embedded(opened: Opened) -> None:
+    if not isinstance(opened.gpu, DualSession):
+        pytest.skip("takes no texts")
+    cpu = cast(DualSession, opened.cpu)
+    limit = 10 * CLOSE[opened.precision]
+    assert opened.bundle.manifest.text is not None
+    encoder = TextEncoder.open(opened.bundle.tokenizer, opened.bundle.manifest.text.most_tokens)
+    for ids, size in verified_texts(encoder):
+        wanted, found = (one.embed_texts(ids, size) for one in (cpu, opened.gpu))
+        np.testing.assert_allclose(found, wanted, atol=limit)
+
+
+@pytest.mark.parametrize(("name", "precision"), PAIRS)
+def test_answers_about_images_are_the_cpus(
+    bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
+) -> None:
+    with_texts = bundles(name, precision)
+    manifest = with_texts.manifest
+    assert manifest.text is not None
+    text = TextEncoder.open(with_texts.tokenizer, manifest.text.most_tokens)
+    cpu, gpu = PairSession(with_texts), PairSession(with_texts, device="cuda")
+    free = isinstance(cpu.graph.inputs["image"][1], str)
+    given = cases(text, tiny.SIZE, patch=8 if free else None)
+    verify(manifest, cpu, [gpu], given)
+    gpu.warm([])
+    assert gpu.graph.recorded == len(up_to(gpu.most))
+    verify(manifest, cpu, [gpu], given)
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:
+            job.result()
+    gpu.close()
+
+
+@pytest.mark.parametrize(("name", "precision"), IMAGES + PAIRS)
+def test_nothing_is_copied_inside_a_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundles: Callable[[str, Precision], Bundle],
+    name: str,
+    precision: Precision,
+) -> None:
+    """A copy to the host waits for it, and cannot be recorded."""
+    plain = session.opened
+    profiled: list[Any] = []
+
+    def opened_with_profile(*arguments: Any, **named: Any) -> Any:
+        prefix = str(tmp_path / f"profile{len(profiled)}")
+        profiled.append(plain(*arguments, **named, profile=prefix))
+        return profiled[-1]
+
+    monkeypatch.setattr(session, "opened", opened_with_profile)
+    bundle = bundles(name, precision)
+    images = random_images(tiny.SIZE, 2)
+    gpu: Loaded
+    if name in KINDS:
+        gpu = KINDS[name].open(bundle, "cuda")
+        KINDS[name].run(gpu, images, bundle.manifest.levels["half"].plan)
+    else:
+        gpu = pairs = PairSession(bundle, device="cuda")
+        text = TextEncoder.open(bundle.tokenizer, tiny.vilt().config.most_text)
+        verify(bundle.manifest, PairSession(bundle), [pairs], cases(text, tiny.SIZE, patch=None))
+    assert isinstance(gpu.graph, CudaGraph)
+    for one, native in profiled:
+        assert native
+        events = json.loads(Path(one.end_profiling()).read_text())
+        copies = {
+            event["name"]
+            for event in events
+            if "Memcpy" in str(event.get("args", {}).get("op_name"))
+        }
+        assert not copies
+    gpu.close()
