@@ -144,7 +144,9 @@ class _Graph:
         if len(node.output) != 1 or node.output[0] in self._outputs:
             return None
         users = self._users.get(node.output[0], [])
-        return users[0] if len(users) == 1 else None
+        # Two layers that are added to each other share that node: the first has it.
+        free = len(users) == 1 and self._at[users[0].output[0]] not in self._gone
+        return users[0] if free else None
 
     def _is_half(self, name: str, *, dimensions: int) -> bool:
         weight = self._weights.get(name)

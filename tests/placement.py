@@ -35,7 +35,7 @@ HOST_INPUTS: dict[str, set[int]] = {
     f"{DOMAIN}::MatchPuMer": {3, 4},
     f"{DOMAIN}::Reduce": {3},
 }
-"""Inputs that the kernels for CUDA want on the host; those of our ops as cuda_ops.cc has them."""
+"""Inputs that the kernels for CUDA want on the host; of our ops as their sources say."""
 
 ON_HOST = {"Shape", "Size"}
 """Ops whose kernels for CUDA leave what they compute on the host."""

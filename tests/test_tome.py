@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -135,6 +136,12 @@ def test_absent_tokens_change_no_present_one(layer: Tokens, matcher: ToMe) -> No
     other = torch.randn_like(metric)
     disturbed = matcher(torch.where((size == 0).unsqueeze(-1), other, metric), size, r)
     assert torch.equal(slots[size > 0], disturbed[size > 0])
+
+
+@given(layers(absent=False), st.sampled_from(MATCHERS))
+def test_where_nothing_is_absent_nobody_needs_to_look(layer: Tokens, matcher: ToMe) -> None:
+    sure = replace(matcher, padded=False)
+    assert torch.equal(sure(*layer), matcher(*layer))
 
 
 @given(layers(absent=False), st.sampled_from(MATCHERS), st.integers(1, 5))

@@ -12,7 +12,7 @@ import pytest
 from export.bench import command, on_cuda, workers
 from export.bench.cuda_report import CudaReport, GpuMachine
 from export.bench.device_memory import DevicePeak
-from export.bench.subjects import opened
+from export.bench.subjects import ImageGraphs, random_batches
 from export.bundle import Bundle
 from export.cuda import session
 from export.pipeline import export_bundle
@@ -41,7 +41,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the CPU be the GPU."""
     peaks = iter([DevicePeak(100, 1100), DevicePeak(100, 600)] * 2)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(on_cuda, "opened", lambda bundle, _device: opened(bundle))
+    monkeypatch.setattr(on_cuda, "opened", lambda bundle, _device: ImageGraphs(bundle))
     monkeypatch.setattr(on_cuda, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
     monkeypatch.setattr(on_cuda, "device_peak", lambda *_args, **_options: next(peaks))
 
@@ -141,16 +141,40 @@ def test_what_torch_cannot_do_is_left_out_and_told(
     monkeypatch.setattr(workers, "COMMAND", slow)
     found = run(capsys, exported, "--torch", "eager", "--torch-wait", "0.2", "--no-memory")
     assert "not ready within 0.2 s" in found["lost"][0]
-    answers = '{"torch": "1", "logits": [[[9, 9, 9, 9, 9]], [[0]], [[0]], [[0]]]}'
-    dies = (sys.executable, "-c", f"print('{answers}')")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_another_network_is_not_measured(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = '{"torch": "1", "logits": [[[9, 9, 9, 9, 9]], [[0]], [[NaN]], [[0]]]}'
+    other = (sys.executable, "-c", f"import time; print('{answer}', flush=True); time.sleep(60)")
+    monkeypatch.setattr(workers, "COMMAND", other)
+    found = run(capsys, exported, "--torch", "eager", "--no-memory")
+    assert found["torch"] == []
+    assert len(found["lost"]) == 4
+    assert all("its logits are off by" in one for one in found["lost"])
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_where_torch_dies_the_rest_is_measured(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(exported)
+    logits = [
+        ImageGraphs(bundle)
+        .run(random_batches(bundle.manifest.preprocess.size, batch, 1)[0], plan)
+        .tolist()
+        for plan in [level.plan for level in bundle.manifest.levels.values()]
+        for batch in (1, 2)
+    ]
+    answer = json.dumps({"torch": "1", "logits": logits})
+    dies = (sys.executable, "-c", f"import sys; print('{answer}', flush=True); sys.exit('gone')")
     monkeypatch.setattr(workers, "COMMAND", dies)
     found = run(capsys, exported, "--torch", "eager", "--no-memory")
-    assert [one.partition(":")[0] for one in found["lost"][-2:]] == [
-        "PyTorch, batch 1",
-        "PyTorch, batch 2",
-    ]
+    assert found["lost"] == ["PyTorch, batch 1: gone", "PyTorch, batch 2: gone"]
     assert len(found["rows"]) == 4
-    assert "logits are off by" in found["lost"][0]
+    assert found["torch"] == []
 
 
 @pytest.mark.usefixtures("stand_in")
