@@ -11,7 +11,7 @@ import numpy.typing as npt
 from export import hugepages
 from export.bundle import Bundle
 from export.plugins.onnxruntime.library import Device
-from export.runtime import Feeds, Loaded, open_graph
+from export.runtime import Feeds, Loaded
 from models.preprocess import Pixels
 
 Float = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ class DualSession(Loaded):
     ) -> None:
         """Load both graphs; see `export.runtime.open_graph`."""
         super().__init__(bundle.image, bundle, threads=threads, native=native, device=device)
-        self._text = open_graph(bundle.text, device=device, threads=threads, native=native)
+        self._text = self._another(bundle.text, threads=threads, native=native, device=device)
         if device == "cpu":
             hugepages.collapse()
 

@@ -2,18 +2,26 @@
 
 Only those whose weights are float16: what is exported in another precision is for CPUs, whose
 quantiser and runtime look for plain matrix products.
+
+Queries, keys and values come out of one layer, side by side in each token. Nothing copies them
+apart where all that takes them can read them as they are: that is an op `Packed` then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.plugins.functions import DOMAIN, PLUGIN_ATTRIBUTES
+
+MATCHERS = ("MatchToMe", "MatchPiToMe")
+"""Ops that look at keys alone."""
+
+
+_PACKED = {"Attend": "AttendPacked", **{kind: f"{kind}Packed" for kind in MATCHERS}}
 
 
 class _Found(NamedTuple):
@@ -31,18 +39,14 @@ class _Found(NamedTuple):
 
 
 def fuse(model: onnx.ModelProto) -> None:
-    """Replace the linear layers in float16 of a graph, where it stands.
-
-    A layer whose outcome is split into equal parts, as that for queries, keys and values is,
-    becomes as many layers: nothing is to be copied apart then.
-    """
+    """Replace the linear layers in float16 of a graph, where it stands."""
     graph = _Graph(model.graph)
     for product in [node for node in model.graph.node if node.op_type == "MatMul"]:
         found = graph.layer(product)
-        if found is None:
-            continue
-        parts = graph.parts(found)
-        graph.replace(found, found.nodes[-1].output if parts is None else parts.output, parts)
+        if found is not None:
+            graph.replace(found)
+    for split in [node for node in model.graph.node if node.op_type == "Split"]:
+        graph.pack(split)
     graph.finish()
 
 
@@ -59,7 +63,9 @@ class _Graph:
                 self._users.setdefault(name, []).append(node)
         self._at = {node.output[0]: at for at, node in enumerate(graph.node)}
         self._gone: set[int] = set()
-        self._new: dict[int, list[NodeProto]] = {}
+        self._layers: set[str] = set()  # by their outcome
+        self._new: dict[int, NodeProto] = {}
+        self._plugin = [helper.make_attribute(*one) for one in PLUGIN_ATTRIBUTES.items()]
 
     def layer(self, product: NodeProto) -> _Found | None:
         """The linear layer that begins with a matrix product, if one does."""
@@ -83,42 +89,46 @@ class _Graph:
                 return _Found([product, add, user], "LinearAdd", [*found.inputs, residual])
         return found
 
-    def parts(self, found: _Found) -> NodeProto | None:
-        """The node that splits a layer's outcome along its channels, if only one does, evenly."""
-        if found.kind != "Linear":
-            return None
-        user = self._only_user(found.nodes[-1])
-        if user is None or user.op_type != "Split":
-            return None
-        attributes = {one.name: helper.get_attribute_value(one) for one in user.attribute}
-        width = self._weights[found.inputs[2]].dims[0]
-        if attributes.get("axis", 0) not in (-1, 2) or width % len(user.output):
-            return None
-        if len(user.input) > 1:
-            sizes = self._weights.get(user.input[1])
-            if sizes is None or len(set(numpy_helper.to_array(sizes).tolist())) != 1:
-                return None
-        return user
+    def replace(self, found: _Found) -> None:
+        """Put one op where the last of the layer's nodes was."""
+        last = found.nodes[-1].output[0]
+        self._put(last, found.kind, found.inputs)
+        self._layers.add(last)
+        self._gone |= {self._at[node.output[0]] for node in found.nodes}
 
-    def replace(self, found: _Found, outputs: Iterable[str], split: NodeProto | None) -> None:
-        """Put one op for each output where the last of the layer's nodes was."""
-        outputs = list(outputs)
-        inputs = [found.inputs] if split is None else self._divided(found.inputs, len(outputs))
-        gone = found.nodes if split is None else [*found.nodes, split]
-        self._new[self._at[gone[-1].output[0]]] = [
-            helper.make_node(
-                found.kind, given, [output], domain=DOMAIN, name=output, **PLUGIN_ATTRIBUTES
-            )
-            for given, output in zip(inputs, outputs, strict=True)
-        ]
-        self._gone |= {self._at[node.output[0]] for node in gone}
+    def pack(self, split: NodeProto) -> None:
+        """Let attention and matchers read a token's queries, keys and values as they lie."""
+        whole, own = split.input[0], list(split.output)
+        if whole not in self._layers or len(own) != 3:
+            return
+        if len(split.input) > 1 and not self._is_even(split.input[1]):
+            return
+        axis = {one.name: helper.get_attribute_value(one) for one in split.attribute}.get("axis", 0)
+        users = [node for name in own for node in self._users.get(name, [])]
+        attention = [node for node in users if node.op_type == "Attend"]
+        matchers = [node for node in users if node.op_type in MATCHERS]
+        if (
+            axis not in (-1, 2)
+            or any(name in self._outputs for name in own)
+            or len(attention) != 3
+            or list(attention[0].input[:3]) != own
+            or len(users) != 3 + len(matchers)
+            or any(node.input[0] != own[1] for node in matchers)
+        ):
+            return
+        self._gone.add(self._at[own[0]])
+        for node, taken in ((attention[0], 3), *((node, 1) for node in matchers)):
+            inputs = [whole, *node.input[taken:]]
+            self._put(node.output[0], _PACKED[node.op_type], inputs, node.attribute)
 
     def finish(self) -> None:
         """Write the nodes, and drop weights that nobody uses any more."""
-        nodes = []
+        kept = []
         for at, node in enumerate(self._graph.node):
-            nodes += self._new.get(at, [] if at in self._gone else [node])
-        kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            if at in self._new or at not in self._gone:
+                copy = NodeProto()
+                copy.CopyFrom(self._new.get(at, node))
+                kept.append(copy)
         del self._graph.node[:]
         self._graph.node.extend(kept)
         used = {name for node in kept for name in node.input} | self._outputs
@@ -126,18 +136,22 @@ class _Graph:
         for name in unused:
             self._graph.initializer.remove(self._weights[name])
 
-    def _divided(self, inputs: list[str], count: int) -> list[list[str]]:
-        x, w, bias = inputs
-        named = []
-        for at in range(count):
-            own = [x]
-            for name in (w, bias):
-                part = np.split(numpy_helper.to_array(self._weights[name]), count, axis=-1)[at]
-                tensor = numpy_helper.from_array(np.ascontiguousarray(part), f"{name}.{at}")
-                self._graph.initializer.append(tensor)
-                own.append(tensor.name)
-            named.append(own)
-        return named
+    def _put(
+        self,
+        output: str,
+        kind: str,
+        inputs: Sequence[str],
+        attributes: Iterable[onnx.AttributeProto] = (),
+    ) -> None:
+        """One of our ops where the node was that gave `output`."""
+        node = helper.make_node(kind, inputs, [output], domain=DOMAIN, name=output)
+        node.attribute.extend(attributes or self._plugin)
+        self._new[self._at[output]] = node
+
+    def _is_even(self, sizes: str) -> bool:
+        """Whether a constant has one number, however often."""
+        found = self._weights.get(sizes)
+        return found is not None and len(set(numpy_helper.to_array(found).tolist())) == 1
 
     def _only_user(self, node: NodeProto) -> NodeProto | None:
         """What alone takes a node's only output."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from export import hugepages
 from export.bundle import Bundle
 from export.plugins.onnxruntime.library import Device
-from export.runtime import Loaded, open_graph
+from export.runtime import Loaded
 from models.preprocess import Pixels
 from models.reduction.workload import Plan
 from models.tasks import PairTask
@@ -99,7 +99,7 @@ class PairSession(Loaded):
     ) -> None:
         """Load both graphs; see `export.runtime.open_graph`."""
         super().__init__(bundle.vision, bundle, threads=threads, native=native, device=device)
-        self._joint = open_graph(bundle.joint, device=device, threads=threads, native=native)
+        self._joint = self._another(bundle.joint, threads=threads, native=native, device=device)
         self.native = self._joint.native
         if device == "cpu":
             hugepages.collapse()
@@ -161,7 +161,7 @@ class PairSession(Loaded):
 
     def warm(self, _: Iterable[Plan]) -> None:
         """Prepare runs of `embed`: on a GPU they are recorded. `fuse` depends on texts too."""
-        self.graph.warm([()])
+        super().warm([()])
 
     def close(self) -> None:
         """Give back what is on a GPU; later runs fail."""

@@ -174,8 +174,16 @@ class Loaded:
         self.most = self.graph.most
 
     def warm(self, plans: Iterable[Plan]) -> None:
-        """Prepare runs of images by these plans: on a GPU they are recorded."""
-        self.graph.warm(plans)
+        """Prepare runs of images by these plans: on a GPU they are recorded.
+
+        Raises:
+            Exception: a run failed, for want of memory perhaps; then all is closed.
+        """
+        try:
+            self.graph.warm(plans)
+        except BaseException:
+            self.close()
+            raise
 
     def resident(self, images: Array, plan: Plan = ()) -> Callable[[], None]:
         """A run to measure, that copies nothing; see `CudaGraph.resident`."""
@@ -188,6 +196,14 @@ class Loaded:
     def close(self) -> None:
         """Give back what is on a GPU; later runs fail."""
         self.graph.close()
+
+    def _another(self, path: Path, *, threads: int, native: bool, device: Device) -> Graph:
+        """One more graph; where it cannot be loaded, the first one is given back."""
+        try:
+            return open_graph(path, device=device, threads=threads, native=native)
+        except BaseException:
+            self.graph.close()
+            raise
 
 
 class Session(Loaded):

@@ -37,7 +37,7 @@ class Symbolic:
         """Sizes of 1, made once for all keys of a shape."""
         shape = str(k.shape[:2])
         if shape not in self._ones:
-            self._ones[shape] = torch.ones_like(k[:, :, 0], dtype=torch.float32)
+            self._ones[shape] = torch.ones(k.shape[:2], dtype=torch.float32)
         return self._ones[shape]
 
     def importance(

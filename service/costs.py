@@ -104,10 +104,13 @@ class Costs:
         expected = self._at_rest(works, step) * (1.0 + (items - 1) * self._share)
         if not expected:
             return
-        # One stalled run must not shut out every budget for the next minute.
-        ratio = min(seconds / expected, 10.0)
         with self._lock:
             drift, now = self._faded()
+            if self._share < 1.0:
+                # Batches follow each other on their device: one has waited for that before it.
+                seconds = min(seconds, now - self._observed)
+            # One stalled run must not shut out every budget for the next minute.
+            ratio = min(seconds / expected, 10.0)
             self._drift = drift + _WEIGHT * (ratio - drift)
             self._observed = now
 

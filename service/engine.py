@@ -194,10 +194,13 @@ class Engine:
         before, before_gpu = _resident(), first.used()
         model.load(partial(self._open, model))
         self._lanes[id(model.backend)] = model
-        times = warmup.times(model, self._run_queued, self.scheduler.workers)
+        while True:
+            kind = model.backend.kind
+            times = warmup.times(model, self._run_queued, self.scheduler.workers)
+            if model.backend.kind is kind:
+                break  # else it has failed meanwhile, and the times are of two backends
         model.costs.learn(times)
         warmup.plan_ahead(model)
-        kind = model.backend.kind
         peak, after_gpu = max(0, _resident() - before), first.used()
         gpu_peak = None
         if kind is first and before_gpu is not None and after_gpu is not None:

@@ -5,6 +5,7 @@ Asked at each scrape. Where the library or a driver is missing there are no such
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
@@ -26,13 +27,14 @@ class Gpu(NamedTuple):
     Attributes:
         number: as the management library counts, whatever CUDA_VISIBLE_DEVICES says.
         used, total: bytes of memory, of all processes.
-        utilisation: share of the last moments in which anything ran, 0 to 1.
+        utilisation: share of the last moments in which anything ran, 0 to 1; None where that is
+            not measured, as of a GPU that is divided (MIG).
     """
 
     number: int
     used: int
     total: int
-    utilisation: float
+    utilisation: float | None
 
 
 class Gpus:
@@ -67,8 +69,10 @@ class Gpus:
     def _gpu(self, number: int) -> Gpu:
         handle = self._library.nvmlDeviceGetHandleByIndex(number)
         memory = self._library.nvmlDeviceGetMemoryInfo(handle)
-        busy = self._library.nvmlDeviceGetUtilizationRates(handle).gpu
-        return Gpu(number, int(memory.used), int(memory.total), busy / 100.0)
+        utilisation = None
+        with contextlib.suppress(Exception):
+            utilisation = self._library.nvmlDeviceGetUtilizationRates(handle).gpu / 100.0
+        return Gpu(number, int(memory.used), int(memory.total), utilisation)
 
 
 class GpuCollector(Collector):
@@ -99,6 +103,7 @@ class GpuCollector(Collector):
         for gpu in gpus:
             memory.add_metric([str(gpu.number), "used"], gpu.used)
             memory.add_metric([str(gpu.number), "total"], gpu.total)
-            utilisation.add_metric([str(gpu.number)], gpu.utilisation)
+            if gpu.utilisation is not None:
+                utilisation.add_metric([str(gpu.number)], gpu.utilisation)
         yield memory
         yield utilisation

@@ -17,7 +17,8 @@ from service.queues import Lane
 from service.scheduler import Done, Outcome
 from service.work import Size, Work
 
-# For each level: rounds that count, after one that does not, and their seconds.
+# For each level, after a round that does not count, and for full batches: rounds at most, and
+# their seconds.
 _ROUNDS = 5
 _PATIENCE = 1.0
 # More than any device takes at once.
@@ -77,8 +78,9 @@ def _share(model: Model, task: Task, run_many: RunMany) -> float:
 
     alone = _time(model, lane, sample, run)
     items = _FULL * at_once * model.backend.take(lane.call, _ENDLESS)
-    rounds = []
-    for _ in range(_ROUNDS):
+    rounds: list[float] = []
+    started = time.perf_counter()
+    while len(rounds) < _ROUNDS and time.perf_counter() - started < _PATIENCE:
         begun = time.perf_counter()
         done = [_done(model, outcome) for outcome in run_many(lane, sample, False, items)]
         rounds.append((max(one.ended for one in done) - begun) / len(done))

@@ -15,7 +15,10 @@ from tests.cuda_host.library import KERNELS, needs_compiler
 
 ARCHITECTURES = [int(line) for line in (KERNELS / "architectures.txt").read_text().split()]
 ENTRIES = {
-    "match.cu": {f"tokenfold_match_{op}" for op in ("tome", "pitome", "pumer")},
+    "match.cu": {
+        f"tokenfold_match_{op}"
+        for op in ("tome", "pitome", "pumer", "tome_resident", "pitome_resident", "nothing")
+    },
     "reduce.cu": {f"tokenfold_reduce_{name}" for name in ("float32", "float16", "bfloat16")},
     "attend.cu": {
         f"tokenfold_attend_{name}_{width}"
@@ -23,7 +26,10 @@ ENTRIES = {
         for width in (32, 64, 80, 96, 128)
     },
     "attend_plain.cu": {f"tokenfold_attend_plain_{parts}" for parts in (1, 2, 4)},
-    "importance.cu": {f"tokenfold_importance_{part}" for part in ("heads", "mean")},
+    "importance.cu": {
+        f"tokenfold_importance_{part}"
+        for part in ("heads", "heads_float16", "heads_bfloat16", "mean")
+    },
 }
 SOURCES = list(ENTRIES)
 # Of a block, at most.

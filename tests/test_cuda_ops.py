@@ -28,13 +28,14 @@ SHAPES: dict[str, tuple[str | int, ...]] = {
     **dict.fromkeys(("k", "v", "keys", "x"), ("B", "N", "D")),
     **dict.fromkeys(("size", "importance"), ("B", "N")),
     "q": ("B", "Q", "D"),
+    "qkv": ("B", "N", "W"),
     "query_size": ("B", "Q"),
     "trace": ("B", "P"),
     **dict.fromkeys(("r", "queries", "text"), (1,)),
     "counts": (3,),
 }
-ROUNDED = {"q", "k", "v", "keys", "x", "out", "y"}
-WHOLES = {"trace", "r", "queries", "text", "counts", "slots", "new_trace"}
+ROUNDED = {"q", "k", "v", "qkv", "keys", "x", "out", "y"}
+WHOLES = {"trace", "r", "queries", "text", "counts", "slots", "other_slots", "new_trace"}
 
 
 def attention() -> list[NodeProto]:
@@ -54,10 +55,20 @@ def reducing(kind: str, inputs: list[str], left: int, **attributes: float) -> li
     ]
 
 
+def packed() -> list[NodeProto]:
+    matching = ["qkv", "size", "r"]
+    return [
+        node("AttendPacked", ["qkv", "size"], ["out"], heads=2, scale=0.3),
+        node("MatchToMePacked", matching, ["slots"], heads=2, protected=1),
+        node("MatchPiToMePacked", matching, ["other_slots"], heads=2, protected=1, margin=0.4),
+    ]
+
+
 GRAPHS = {
     "attention": attention(),
     "tome": reducing("MatchToMe", ["r"], 1, protected=1),
     "pitome": reducing("MatchPiToMe", ["r"], 2, protected=2, margin=0.4),
+    "packed": packed(),
     "pumer": reducing("MatchPuMer", ["importance", "text", "counts"], EXACT),
 }
 
@@ -108,7 +119,7 @@ def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
 def drawn(graph: str, *, batch: int = 2, tokens: int = 23, **counts: list[int]) -> Feeds:
     """Inputs of a graph; the last image has two absent tokens."""
     draw = np.random.default_rng(tokens)
-    axes = {"B": batch, "N": tokens, "Q": 9, "D": 32, "P": 30}
+    axes = {"B": batch, "N": tokens, "Q": 9, "D": 32, "W": 96, "P": 30}
     feeds: Feeds = {}
     for each in session(graph, "float32", cuda=False).get_inputs():
         shape = [axes[axis] if isinstance(axis, str) else axis for axis in SHAPES[each.name]]
@@ -132,6 +143,12 @@ def check(graph: str, kind: str, feeds: Feeds) -> None:
             np.testing.assert_array_equal(own, other)
         else:
             np.testing.assert_allclose(own, other, atol=TOLERANCES[kind])
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("r", [0, 5])
+def test_packed_tokens(kind: str, r: int) -> None:
+    check("packed", kind, drawn("packed", r=[r]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,6 +26,8 @@ WEIGHTS = {
     "bias_of_8": (8,),
     "square": (8, 8),
     "row": (1, 1, 12),
+    "w_of_24": (8, 24),
+    "bias_of_24": (24,),
 }
 
 
@@ -62,13 +64,18 @@ def answers(model: onnx.ModelProto) -> list[np.ndarray]:
     return found
 
 
+def with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    del model.functions[:]
+    model.functions.extend(body for kind, body in functions().items() if kind in used)
+    return model
+
+
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its linear layers fused, which answers as before."""
-    before = answers(model)
+    before = answers(with_bodies(model))
     linear.fuse(model)
-    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    model.functions.extend(body for kind, body in functions().items() if kind in used)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(with_bodies(model))
     for old, new in zip(before, answers(model), strict=True):
         np.testing.assert_allclose(new, old, rtol=2e-3, atol=2e-3)
     return model
@@ -106,26 +113,41 @@ def test_what_is_a_linear_layer(body: str, expected: dict[str, int]) -> None:
     assert kinds(fused(made(body))) == expected
 
 
-def test_parts_of_a_layer_become_layers() -> None:
-    body = "p = MatMul(x, w) q = Add(p, bias) a, b, y = Split<axis = -1, num_outputs = 3>(q)"
-    model = fused(made(body, output="float16[b, n, e] a, float16[b, n, e] b, float16[b, n, e] y"))
-    assert kinds(model) == {"Linear": 3}
-    names = {weight.name for weight in model.graph.initializer}
-    assert names == {f"{name}.{part}" for name in ("w", "bias") for part in range(3)}
+QKV = """
+    p = MatMul(x, w_of_24) q = Add(p, bias_of_24) a, b, c = Split<axis = -1, num_outputs = 3>(q)
+    n = Shape<start = 0, end = 2>(x)
+    size = ConstantOfShape<value = float[1] {1.0}>(n)
+"""
+ATTEND = "<heads: int = 2, scale: float = 0.5>(a, b, c, size)"
+
+
+def test_attention_and_matchers_read_packed_tokens() -> None:
+    body = f"""{QKV}
+        y = tokenfold.Attend{ATTEND}
+        r = Constant<value_ints = [1]>()
+        s = tokenfold.MatchToMe<heads: int = 2, protected: int = 1>(b, size, r)
+        t = tokenfold.MatchPiToMe<heads: int = 2, protected: int = 1, margin: float = 0.5>(b, size, r)
+    """
+    found = kinds(fused(made(body, output="float16[b, n, e] y, int64[b, n] s, int64[b, n] t")))
+    assert found["AttendPacked"] == found["MatchToMePacked"] == found["MatchPiToMePacked"] == 1
+    assert not found["Split"]
 
 
 @pytest.mark.parametrize(
-    "split",
+    ("rest", "output"),
     [
-        "a, y = Split<axis = 1, num_outputs = 2>(q)",
-        "sizes = Constant<value_ints = [4, 8]>() a, y = Split<axis = -1>(q, sizes)",
+        ("y = Add(a, b)", "float16[b, n, e] y"),
+        (f"y = tokenfold.Attend{ATTEND} z = Add(a, y)", "float16[b, n, e] z"),
+        (f"y = tokenfold.Attend{ATTEND}", "float16[b, n, e] y, float16[b, n, e] b"),
+        (f"y = tokenfold.Attend{ATTEND.replace('a, b', 'b, a')}", "float16[b, n, e] y"),
+        (f"y = tokenfold.Attend{ATTEND.replace('a, b', 'a, x')}", "float16[b, n, e] y"),
     ],
 )
-def test_other_splits_stay(split: str) -> None:
-    model = made(f"p = MatMul(x, w) q = Add(p, bias) {split}", output="float16[b, n, e] a")
+def test_tokens_that_others_take_are_split(rest: str, output: str) -> None:
+    model = made(QKV + rest, output=output)
     linear.fuse(model)
-    assert kinds(model)["Linear"] == 1
     assert kinds(model)["Split"] == 1
+    assert not kinds(model)["AttendPacked"]
 
 
 def test_what_others_need_stays() -> None:
@@ -157,9 +179,10 @@ def test_a_network_in_half_precision_has_no_other_products(tmp_path: Path) -> No
     graphs.export(graph, tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     found = kinds(model)
-    # Patches; queries, keys and values of each layer.
-    assert found["Linear"] == 1 + 3 * len(matchers)
+    # Patches, and each layer's queries, keys and values.
+    assert found["Linear"] == 1 + len(matchers)
     assert found["LinearGelu"] == len(matchers)
     assert found["LinearAdd"] == 2 * len(matchers)
+    assert found["AttendPacked"] == found["MatchToMePacked"] == len(matchers)
     assert not found["MatMul"]
     assert {function.name for function in model.functions} >= {"Linear", "LinearGelu", "LinearAdd"}

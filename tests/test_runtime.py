@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from export import runtime
 from export.bundle import Bundle
+from export.dual_runtime import DualSession
+from export.pair_runtime import PairSession
 from export.pipeline import export_bundle
 from export.plugins.onnxruntime import library
 from export.recipe import Recipe
-from export.runtime import Session
+from export.runtime import CpuGraph, Session
 from export.verify import random_images
+from models.reduction.workload import Plan
 from tests import tiny
+from tests.service.standin_dual import dual_bundle
+from tests.service.standin_pairs import pair_bundle
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +63,61 @@ def test_portable_ops_give_the_same(bundle: Bundle, monkeypatch: pytest.MonkeyPa
         for level in bundle.manifest.levels.values():
             own, other = (session.run(images, level.plan).logits for session in (portable, usual))
             np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+class Held(CpuGraph):
+    """Holds something to be given back, and does not get warm."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.closed = False
+
+    def warm(self, _: Iterable[Plan], /) -> None:
+        raise MemoryError("no memory")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def held(monkeypatch: pytest.MonkeyPatch, most: int = 2) -> list[Held]:
+    """The graphs that are opened from now on, of which there is room for some."""
+    opened: list[Held] = []
+
+    def open_held(path: Path, **_: Any) -> Held:
+        if len(opened) == most:
+            raise MemoryError("no memory")
+        opened.append(Held(path))
+        return opened[-1]
+
+    monkeypatch.setattr(runtime, "open_graph", open_held)
+    return opened
+
+
+TWO = [(dual_bundle, DualSession), (pair_bundle, PairSession)]
+
+
+@pytest.mark.parametrize(("write", "make"), TWO)
+def test_half_a_session_holds_nothing(
+    write: Callable[[Path], Path],
+    make: Callable[[Bundle], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = held(monkeypatch, most=1)
+    with pytest.raises(MemoryError):
+        make(Bundle.open(write(tmp_path / "a")))
+    assert [graph.closed for graph in opened] == [True]
+
+
+@pytest.mark.parametrize(("write", "make"), TWO)
+def test_a_session_that_does_not_get_warm_holds_nothing(
+    write: Callable[[Path], Path],
+    make: Callable[[Bundle], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = held(monkeypatch)
+    session = make(Bundle.open(write(tmp_path / "a")))
+    with pytest.raises(MemoryError):
+        session.warm([])
+    assert [graph.closed for graph in opened] == [True, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -59,7 +60,9 @@ class CudaGraph:
         self._lock = Lock()
         self._closed = False
         with ExitStack() as held:
-            self._work, self._copies = kept(Stream(), held), kept(Stream(), held)
+            self._streams = held.enter_context(ExitStack())
+            self._work = kept(Stream(), self._streams)
+            self._copies = kept(Stream(), self._streams)
             self._session, self.native = session.opened(
                 path, self._work, threads=threads, native=native
             )
@@ -222,8 +225,12 @@ class CudaGraph:
 
     def _forget(self) -> None:
         """Let the session go, before the stream that it works in."""
+        session_left = weakref.ref(self._session)
         self._program = None
         del self._session
+        if session_left() is not None:
+            # The traceback of a failed run still holds it: its stream is never given back then.
+            self._streams.pop_all()
 
 
 def _image(inputs: Mapping[str, Sequence[int | str]], size: tuple[int, int] | None) -> Rows | None:

@@ -13,6 +13,9 @@ functions it uses, so that it runs without our library.
     LinearGelu   x, w, bias -> GELU(x w + bias)
     LinearAdd    x, w, bias, residual -> residual + x w + bias
 
+and `AttendPacked`, `MatchToMePacked` and `MatchPiToMePacked`, which take qkv (B, N, 3 D), in each
+token its queries, keys and values, instead of them,
+
 with q (B, Q, D) and k, v, keys, x and residual (B, N, D), w (D, E) and bias (E) of any float type,
 size and importance (B, N) and query_size (B, Q) float32, slots (B, N) and trace (B, P) int64, and
 whole numbers that are int64 of one element. Values are finite, and some token is present.
@@ -73,6 +76,10 @@ _REDUCED = """
     room = Where(exact, n, half)
     wanted = Min(r, room)
     count = Max(wanted, zero)
+"""
+
+_APART = """
+    q, k, v = Split<axis = -1, num_outputs = 3>(qkv)
 """
 
 # A one-hot matrix product: built already transposed, for ONNX Runtime's Transpose + MatMul reads
@@ -138,6 +145,7 @@ def _match_pumer() -> FunctionProto:
 
 def functions() -> dict[str, FunctionProto]:
     """Every op's body, by op type."""
+    keys_apart = _APART.replace("k,", "keys,")
     match = CONSTANTS + PROTECTED_TOKENS + COUNTS + MEAN + UNIT
     return {
         "Attend": _function("Attend<heads, scale>(q, k, v, size) => (out)", ATTEND),
@@ -152,6 +160,17 @@ def functions() -> dict[str, FunctionProto]:
             match + MATCH_PITOME,
         ),
         "MatchPuMer": _match_pumer(),
+        "AttendPacked": _function(
+            "AttendPacked<heads, scale>(qkv, size) => (out)", f"{_APART}\n{ATTEND}"
+        ),
+        "MatchToMePacked": _function(
+            "MatchToMePacked<heads, protected>(qkv, size, r) => (slots)",
+            keys_apart + match + MATCH_TOME,
+        ),
+        "MatchPiToMePacked": _function(
+            "MatchPiToMePacked<heads, protected, margin>(qkv, size, r) => (slots)",
+            keys_apart + match + MATCH_PITOME,
+        ),
         "Linear": _function("Linear(x, w, bias) => (y)", LINEAR),
         "LinearGelu": _function("LinearGelu(x, w, bias) => (y)", LINEAR_GELU),
         "LinearAdd": _function("LinearAdd(x, w, bias, residual) => (y)", LINEAR_ADD),

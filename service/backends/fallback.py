@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from export.bundle import Bundle
 from service.backends.backend import Backend, Call, Sample
 from service.backends.kinds import Kind
 from service.backends.metrics import BackendMetrics
+from service.settings import cores
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +164,8 @@ class Fallback:
             assert taken.backend is not None  # it has just run
             self._at, self._current = to, taken.backend
             idle = [stage for stage in left if not stage.running]
+            # Not later: by then another thread may have left this one too.
+            self._metrics.uses(self._name, taken.kind.name)
         for stage in left:
             logger.error(
                 "%s: backend %s failed and is given up; %s takes over: %s",
@@ -170,7 +174,6 @@ class Fallback:
             )
             if not stage.broken:  # which was counted
                 self._metrics.failed(self._name, stage.kind.name)
-        self._metrics.uses(self._name, taken.kind.name)
         for stage in idle:
             self._close(stage)
         self._switched(self)
@@ -191,11 +194,20 @@ class Fallback:
 def _in_pieces(
     backend: Backend, samples: Sequence[Sample], call: Call, slots: bool
 ) -> list[Sample]:
-    """A run that was made for another backend, in as many as this one likes."""
-    found: list[Sample] = []
-    while len(found) < len(samples):
-        rest = samples[len(found) :]
-        piece = rest[: max(1, backend.take(call, len(rest)))]
+    """A run that was made for another backend, in as many as this one likes.
+
+    They run side by side: one after the other, those of a GPU's batch would take a CPU longer than
+    a request may.
+    """
+
+    def run(piece: Sequence[Sample]) -> list[Sample]:
         outputs = backend.run(piece, call, slots=slots)
-        found += [output for _, output in zip(piece, outputs, strict=True)]
-    return found
+        return [output for _, output in zip(piece, outputs, strict=True)]
+
+    pieces: list[Sequence[Sample]] = []
+    while samples:
+        size = max(1, backend.take(call, len(samples)))
+        pieces.append(samples[:size])
+        samples = samples[size:]
+    with ThreadPoolExecutor(backend.at_once or cores()) as pool:
+        return [output for outputs in pool.map(run, pieces) for output in outputs]

@@ -22,7 +22,8 @@ class Kind(NamedTuple):
         load: makes the backend of a bundle. It may raise whatever it likes.
         missing: why it cannot be used on this machine; None if it can.
         unfit: why it cannot run a bundle; None if it can.
-        used: bytes of the device's own memory that are in use; None where it has none.
+        used: bytes of the device's own memory that are in use; None where it has none, or where it
+            has failed.
     """
 
     name: str
@@ -39,8 +40,12 @@ def _no_int8(bundle: Bundle) -> str | None:
     return None
 
 
-def _used() -> int:
-    free, total = device.memory()
+def _used() -> int | None:
+    try:
+        free, total = device.memory()
+    except device.CudaError:
+        # What it was to run goes to the next backend; this is no reason not to.
+        return None
     return total - free
 
 

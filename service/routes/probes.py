@@ -51,8 +51,9 @@ async def started(request: Request) -> Status:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request) -> Response:
+def metrics(request: Request) -> Response:
     """The Prometheus exposition, or OpenMetrics where it is accepted."""
+    # In a thread: a GPU that is in trouble may take its time to answer.
     engine: Engine = request.app.state.engine
     body, media_type = engine.metrics.render(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": media_type})

@@ -74,6 +74,20 @@ inline unsigned ballot(bool value, int line) {
   return bits;
 }
 
+// Whether any thread of the block has it, to all of them.
+inline int barrier_or(bool value, int line) {
+  static bool any[32];
+  bool& own = any[cluster_rank()];
+  own = own || value;
+  barrier(line);
+  const bool found = own;
+  barrier(line);
+  own = false;
+  // Before anybody asks again.
+  barrier(line);
+  return found;
+}
+
 using Body = void (*)(void*);
 // What tokenfold_cuda_spread is told of processors: 0, unless a test chooses.
 int processors();
@@ -84,6 +98,7 @@ int run(const TokenfoldLaunch& launch, Body body, void* user);
 }  // namespace host
 
 #define __syncthreads() host::barrier(__LINE__)
+#define __syncthreads_or(value) host::barrier_or(value, __LINE__)
 // Our kernels only ever name all lanes.
 #define __shfl_sync(all, value, from) host::shuffled(value, from, __LINE__)
 #define __shfl_xor_sync(all, value, mask) host::shuffled(value, host::lane() ^ (mask), __LINE__)

@@ -106,28 +106,8 @@ def match(
         keys: (B, N, heads * D) of float32, float16 or bfloat16.
         size: (B, N) float32.
     """
-    keys, size = keys.contiguous(), size.contiguous()
-    return _match(op, keys, size, r, heads, protected, margin)[0]
-
-
-def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
-    """What a matcher compares: the keys' mean over heads, scaled to length 1.
-
-    Args:
-        keys: (B, N, heads * D), of N >= 2 tokens.
-
-    Returns:
-        (B, N, D rounded up to a multiple of 4) float32.
-    """
-    size = torch.ones(keys.shape[:2])
-    space = _match("match_tome", keys.contiguous(), size, 1, heads, 0, 0.0)[1]
-    return space.view(torch.float32).reshape(*size.shape, -1)
-
-
-def _match(
-    op: str, keys: Tensor, size: Tensor, r: int, heads: int, protected: int, margin: float
-) -> tuple[Tensor, Tensor]:
     batch, tokens, channels = keys.shape
+    keys, size = keys.contiguous(), size.contiguous()
     of = interface.Match(
         type=interface.TYPES[keys.dtype],
         batch=batch,
@@ -140,13 +120,33 @@ def _match(
         keys=_address(keys),
         size=_address(size),
     )
-    return _matched(op, of, batch, tokens, channels // heads)
+    return _matched(op, of, batch, tokens, channels // heads)[0]
+
+
+def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
+    """What a matcher compares: the keys' mean over heads, scaled to length 1.
+
+    Args:
+        keys: (B, N, heads * D), of N >= 3 tokens.
+
+    Returns:
+        (B, N, D rounded up to a multiple of 4) float32.
+    """
+    ones = torch.ones(keys.shape[:2])
+    space = _match_pumer(keys, ones, ones, keys.shape[1], (0, 0, 1), heads)[1]
+    return space.view(torch.float32).reshape(*ones.shape, -1)
 
 
 def match_pumer(
     keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], *, heads: int
 ) -> Tensor:
     """Slots (B, N) of `match_pumer`, from counts (prune, merge, merge of the text)."""
+    return _match_pumer(keys, size, importance, text, counts, heads)[0]
+
+
+def _match_pumer(
+    keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], heads: int
+) -> tuple[Tensor, Tensor]:
     batch, tokens, channels = keys.shape
     keys, size, importance = keys.contiguous(), size.contiguous(), importance.contiguous()
     prune, merge, merge_text = counts
@@ -164,7 +164,7 @@ def match_pumer(
         size=_address(size),
         importance=_address(importance),
     )
-    return _matched("match_pumer", of, batch, tokens, channels // heads)[0]
+    return _matched("match_pumer", of, batch, tokens, channels // heads)
 
 
 def reduce(

@@ -11,7 +11,8 @@ from tests.cuda_host import library
 from tests.cuda_host.library import FLAGS, HERE, KERNELS, TOP
 
 PLUGINS = TOP / "export" / "plugins" / "onnxruntime"
-SOURCES = [PLUGINS / "cuda_ops.cc", PLUGINS / "workspace.cc", HERE / "registered.cc"]
+OPS = [PLUGINS / name for name in ("cuda_ops.cc", "cuda_packed.cc", "workspace.cc")]
+SOURCES = [*OPS, HERE / "registered.cc"]
 DEFINED = ["-DORT_API_MANUAL_INIT", '-DTOKENFOLD_CUDA_PROVIDER="CPUExecutionProvider"']
 
 

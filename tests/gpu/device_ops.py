@@ -192,15 +192,21 @@ def match(
 
 def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
     """As `tests.cuda_host.ops.unit_metric`."""
-    size = torch.ones(keys.shape[:2])
-    space = _run(match_call("match_tome", keys, size, 1, heads=heads, protected=0))["workspace"]
-    return space.view(torch.float32).reshape(*size.shape, -1)
+    ones = torch.ones(keys.shape[:2])
+    found = _run(_pumer_call(keys, ones, ones, keys.shape[1], (0, 0, 1), heads))
+    return found["workspace"].view(torch.float32).reshape(*ones.shape, -1)
 
 
 def match_pumer(
     keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], *, heads: int
 ) -> Tensor:
     """As `tests.cuda_host.ops.match_pumer`."""
+    return _run(_pumer_call(keys, size, importance, text, counts, heads))["slots"]
+
+
+def _pumer_call(
+    keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], heads: int
+) -> Call:
     batch, tokens, channels = keys.shape
     prune, merge, merge_text = counts
     sizes = {
@@ -216,7 +222,7 @@ def match_pumer(
     }
     inputs = {"keys": keys, "size": size, "importance": importance}
     outputs = _matcher_outputs(batch, tokens, channels // heads)
-    return _run(Call("match_pumer", sizes, inputs, outputs))["slots"]
+    return Call("match_pumer", sizes, inputs, outputs)
 
 
 def reduce_call(

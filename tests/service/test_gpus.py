@@ -43,6 +43,7 @@ class Library:
         return SimpleNamespace(used=handle * 1000, total=50_000)
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
+        self._check("utilisation")
         return SimpleNamespace(gpu=handle * 5)
 
 
@@ -75,6 +76,15 @@ def test_they_are_asked_at_each_scrape_and_not_before(library: Library) -> None:
     library.fails = ""
     assert list(registry.collect())
     assert library.begun == 1
+
+
+def test_a_gpu_in_parts_tells_its_memory_alone(library: Library) -> None:
+    library.fails = "utilisation"
+    registry = CollectorRegistry()
+    registry.register(GpuCollector())
+    memory = "tokenfold_gpu_memory_bytes"
+    assert registry.get_sample_value(memory, {"gpu": "1", "kind": "used"}) == 11_000
+    assert registry.get_sample_value("tokenfold_gpu_utilization_ratio", {"gpu": "1"}) is None
 
 
 def test_without_a_driver_there_are_none(library: Library) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import pytest
 
 from export.bundle import Bundle
+from export.cuda import device
 from export.manifest import Precision
 from service.backends.kinds import CPU, CUDA, KINDS
 from service.settings import Settings
@@ -33,6 +34,16 @@ def test_what_a_gpu_runs(precision: Precision, tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     found.manifest = found.manifest.model_copy(update={"precision": precision})
     assert (CUDA.unfit(found) is None) == (precision != "int8")
+
+
+def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked while models are loaded, which then go to the next backend."""
+
+    def broken() -> NoReturn:
+        raise device.CudaError("cudaMemGetInfo: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device, "memory", broken)
+    assert CUDA.used() is None
 
 
 @pytest.mark.skipif(CUDA.missing() is None, reason="there is a GPU")

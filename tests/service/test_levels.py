@@ -401,16 +401,24 @@ def test_no_other_network_reads_texts_by_themselves() -> None:
 
 
 def test_runs_of_several_items() -> None:
-    costs, one = Costs(), works(0.0)
+    clock, one = Clock(), works(0.0)
+    costs = Costs(clock=clock)
     costs.learn(Times({one[0].flops: 1.0}, share=0.1))
     assert costs.share == 0.1
     # 1 s, and a tenth for each of the ten others.
     for _ in range(100):
+        clock.now += 2.0
         costs.observe(one, 2.0, items=11)
     assert costs.seconds(one) == pytest.approx(1.0)
-    for _ in range(200):
+    # Two on their way: each has waited for the one before it.
+    for _ in range(100):
+        clock.now += 2.0
         costs.observe(one, 4.0, items=11)
-    assert costs.seconds(one) == pytest.approx(2.0, rel=0.01)
+    assert costs.seconds(one) == pytest.approx(1.0)
+    for _ in range(20):
+        clock.now += 4.0
+        costs.observe(one, 4.0, items=11)
+    assert costs.seconds(one) > 1.1
     # Where batches gain nothing, a run takes as long as its items one after the other.
     costs.learn(Times({one[0].flops: 1.0}))
     for _ in range(100):

@@ -14,7 +14,10 @@ constexpr int kWarp = 32;
 
 // One block matches one image, or a cluster of them does, see cluster.cuh. 512 threads are to hide the
 // latency of an SM that holds a single block, as it does until there are more images than SMs.
-constexpr int kMatchThreads = 512;
+#ifndef TOKENFOLD_THREADS
+#define TOKENFOLD_THREADS 512
+#endif
+constexpr int kMatchThreads = TOKENFOLD_THREADS;
 // Of more blocks, not every GPU with clusters takes a cluster.
 constexpr int kMostCluster = 8;
 // Places, scores and members of one image stay in shared memory.
@@ -22,7 +25,7 @@ constexpr int kMostTokens = 1024;
 constexpr int kWords = kMostTokens / kWarp;
 
 // A tile of cosines. Each warp has 16 x 32 of them, each lane 4 x 4.
-constexpr int kTileRows = 64;
+constexpr int kTileRows = kMatchThreads / 8;
 constexpr int kTileColumns = 128;
 constexpr int kTileDepth = 32;
 // Tokens of a tile lie 4 floats further apart: lanes read 16 bytes of up to 8 tokens at once, and these
@@ -31,9 +34,16 @@ constexpr int kTilePitch = kTileDepth + 4;
 constexpr int kTileFloats = (kTileRows + kTileColumns) * kTilePitch;
 
 // Arrays of one entry a token, beside the tiles.
-constexpr int kToMeArrays = 4;
+constexpr int kToMeArrays = 5;
 constexpr int kPiToMeArrays = 4;
-constexpr int kPuMerArrays = 6;
+constexpr int kPuMerArrays = 7;
+
+// Where an image's metrics stay in shared memory, its rows of cosines are done in so many slices of
+// columns by as many warps. What they find takes 4 of the arrays.
+constexpr int kSlices = 4;
+constexpr int kResidentArrays = 7;
+// What a block has everywhere, if asked for.
+constexpr int kMostShared = 64 * 1024;
 
 // A warp reduces up to kMostReduceRows slots. Blocks of more slots read slots and sizes less often.
 constexpr int kReduceThreads = 256;
@@ -72,6 +82,14 @@ constexpr int kBFloat16 = 2;
 
 // Floats from one token's unit metric to the next.
 TOKENFOLD_BOTH constexpr int unit_pitch(int head_dim) { return round_up(head_dim, 4); }
+
+// From one to the next in shared memory: an odd number of 16 bytes, so that those of 8 tokens lie in
+// different banks.
+TOKENFOLD_BOTH constexpr int resident_pitch(int head_dim) { return 4 * (unit_pitch(head_dim) / 4 | 1); }
+
+TOKENFOLD_BOTH constexpr int resident_shared_bytes(int tokens, int head_dim) {
+  return 4 * (tokens * resident_pitch(head_dim) + kWords + kResidentArrays * round_up(tokens, 4));
+}
 
 // MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
 // unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2. The type of keys matters to a

@@ -1,254 +1,166 @@
-// Attention on tensor cores, for 16 bits an element: scores never leave a warp's registers.
+// Attention on tensor cores, for 16 bits an element.
 //
-// A warp has 16 queries and goes over the keys tile by tile. It keeps the highest score so far, and sums
-// of values weighted by 2^(score - highest), which shrink whenever a higher one is found. While a tile
-// is worked on, the next is on its way from device memory.
+// A block has some queries of a head of an image and goes over the keys tile by tile. While a tile is
+// worked on, the next ones are on their way from device memory: one barrier a tile. Where queries are
+// few and keys many, several warps share queries, each has a part of every tile, and one of them adds up
+// what they found, in order.
 #pragma once
 
 #include "attend_arguments.cuh"
+#include "attended.cuh"
 #include "tensor.cuh"
 
 namespace tokenfold {
 
-// Rows that a thread asks the size of before it copies any of them.
-constexpr int kBatch = 4;
-
-// What a warp knows of its queries after some keys; a lane has rows g and g + 8 as in tensor.cuh.
-template <int kWidth>
-struct Attended {
-  float highest[2];
-  // Of this lane's keys alone.
-  float weights[2];
-  float sums[kWidth / 8][4];
-};
-
-__device__ __forceinline__ float no_score() { return -__uint_as_float(0x7F800000u); }
-
-// The bias of a token, as an exponent of 2; an absent one cannot be chosen.
-__device__ __forceinline__ float bias_of(float size) { return size > 0.0f ? log2_of(size) : no_score(); }
-
-__device__ __forceinline__ float highest_of_row(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-
-__device__ __forceinline__ float sum_of_row(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
-
-// Takes kParts times 16 keys in.
-template <typename T, int kWidth, int kParts>
-__device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kWidth / 16][4], const T* keys,
-                                               const T* values, const float* bias, float scale,
-                                               Attended<kWidth>& state) {
-  constexpr int kPitch = attend_pitch(kWidth);
-  const int lane = threadIdx.x % kWarp;
-  float scores[2 * kParts][4];
-#pragma unroll
-  for (int n = 0; n < 2 * kParts; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
-  const T* key = keys + (lane % 8 + lane / 16 * 8) * kPitch + lane / 8 % 2 * 8;
-#pragma unroll
-  for (int step = 0; step < kWidth / 16; ++step)
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      unsigned b[4];
-      load_matrices(b, key + part * 16 * kPitch + step * 16);
-      multiply<T>(scores[2 * part], q[step], b[0], b[1]);
-      multiply<T>(scores[2 * part + 1], q[step], b[2], b[3]);
-    }
-
-  float highest[2] = {state.highest[0], state.highest[1]};
-#pragma unroll
-  for (int n = 0; n < 2 * kParts; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[n][i] = scores[n][i] * scale + bias[8 * n + lane % 4 * 2 + i % 2];
-      highest[i / 2] = fmaxf(highest[i / 2], scores[n][i]);
-    }
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    highest[row] = highest_of_row(highest[row]);
-    // Before any token is found, all are taken from 0 and weigh nothing.
-    const float from = highest[row] == no_score() ? 0.0f : highest[row];
-    const float shrink = exp2_of(state.highest[row] - from);
-    state.highest[row] = highest[row];
-    state.weights[row] *= shrink;
-#pragma unroll
-    for (int n = 0; n < 2 * kParts; ++n)
-#pragma unroll
-      for (int i = 2 * row; i < 2 * row + 2; ++i) {
-        scores[n][i] = exp2_of(scores[n][i] - from);
-        state.weights[row] += scores[n][i];
-      }
-#pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n) {
-      state.sums[n][2 * row] *= shrink;
-      state.sums[n][2 * row + 1] *= shrink;
-    }
-  }
-
-  const T* value = values + lane % 16 * kPitch + lane / 16 * 8;
-#pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    const float(&low)[4] = scores[2 * part];
-    const float(&high)[4] = scores[2 * part + 1];
-    const unsigned a[4] = {packed<T>(low[0], low[1]), packed<T>(low[2], low[3]),
-                           packed<T>(high[0], high[1]), packed<T>(high[2], high[3])};
-#pragma unroll
-    for (int step = 0; step < kWidth / 16; ++step) {
-      unsigned b[4];
-      load_transposed(b, value + part * 16 * kPitch + step * 16);
-      multiply<T>(state.sums[2 * step], a, b[0], b[1]);
-      multiply<T>(state.sums[2 * step + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-// The means of a warp's queries, by way of its room of 16 rows, so that rows are written whole.
-template <typename T, int kWidth>
-__device__ __forceinline__ void write_means(Attended<kWidth>& state, T* room, T* out, size_t stride,
-                                            int rows, int head_dim) {
-  constexpr int kPitch = attend_pitch(kWidth), kPieces = kWidth / 8;
+// A block's queries of one head, by a warp: element pairs as tensor.cuh has them in `a`, 0 where there
+// are none.
+template <typename T, int kWidth, int kTiles>
+__device__ __forceinline__ void load_queries(const T* q, int stride, int left, int head_dim,
+                                             unsigned (&out)[kTiles][kWidth / 16][4]) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    const float weights = sum_of_row(state.weights[row]);
-    const float share = weights > 0.0f ? 1.0f / weights : 0.0f;
-    T* own = room + (lane / 4 + 8 * row) * kPitch + lane % 4 * 2;
+  for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n)
-      *reinterpret_cast<unsigned*>(own + 8 * n) =
-          packed<T>(state.sums[n][2 * row] * share, state.sums[n][2 * row + 1] * share);
-  }
-  __syncwarp();
-  for (int at = lane; at < rows * kPieces; at += kWarp) {
-    const int row = at / kPieces, channel = at % kPieces * 8;
-    if (channel < head_dim)
-      *reinterpret_cast<uint4*>(out + row * stride + channel) =
-          *reinterpret_cast<const uint4*>(room + row * kPitch + channel);
-  }
+    for (int below = 0; below < 2; ++below) {
+      const int row = 16 * tile + 8 * below + lane / 4;
+      const T* from = q + static_cast<long long>(row) * stride + lane % 4 * 2;
+#pragma unroll
+      for (int half = 0; half < kWidth / 8; ++half)
+        out[tile][half / 2][half % 2 * 2 + below] =
+            row < left && 8 * half < head_dim ? *reinterpret_cast<const unsigned*>(from + 8 * half) : 0u;
+    }
 }
 
 // Heads of up to kWidth channels, a multiple of 8.
 template <typename T, int kWidth>
 __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   constexpr int kKeys = attend_keys(kWidth), kPitch = attend_pitch(kWidth);
+  constexpr int kTiles = attend_tiles(kWidth), kRows = 16 * kTiles;
   // Threads that copy a row, a divisor of a warp: some do nothing where a row has fewer pieces.
   constexpr int kCopiers = kWidth > 64 ? 16 : kWidth / 8;
   // Keys and values of one tile.
   constexpr int kTile = 2 * kKeys * kPitch;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, threads = a.warps * kWarp;
+  const int warp = threadIdx.x / kWarp, threads = a.warps * kWarp;
   const int n = a.tokens, head = blockIdx.x / a.row_tiles % a.heads;
   const size_t image = blockIdx.x / a.row_tiles / a.heads;
-  const int block_query = blockIdx.x % a.row_tiles * a.warps * kWarpQueries;
-  const int first_query = block_query + warp * kWarpQueries;
+  const int groups = 1 << a.group_bits, group = warp & (groups - 1), sharing = warp >> a.group_bits;
+  const int first_query = blockIdx.x % a.row_tiles * a.block_rows + sharing * kRows;
   const T* q = static_cast<const T*>(a.q) + image * a.queries * a.q_stride + head * a.head_dim;
   const T* k = static_cast<const T*>(a.k) + image * n * a.k_stride + head * a.head_dim;
   const T* v = static_cast<const T*>(a.v) + image * n * a.v_stride + head * a.head_dim;
   const float* size = a.size + image * n;
   T* tiles = static_cast<T*>(memory);
-  float* biases = reinterpret_cast<float*>(tiles + 2 * kTile);
+  float4* biases = reinterpret_cast<float4*>(tiles + kStages * kTile);
+  const int numbers = (n + kKeys - 1) / kKeys;
 
   // Each thread copies 16 bytes of some rows, always of the same channels.
   const int own_row = threadIdx.x / kCopiers, own_channel = threadIdx.x % kCopiers * 8;
   const int rows_at_once = threads / kCopiers;
-  const bool copies = own_channel < kWidth, inside = own_channel < a.head_dim;
-  const T* own_key = k + own_channel;
-  const T* own_value = v + own_channel;
+  const bool inside = own_channel < a.head_dim;
+  const int copied_from = own_channel < kWidth ? own_row : kKeys;
+  const unsigned k_step = rows_at_once * static_cast<unsigned>(a.k_stride);
+  const unsigned v_step = rows_at_once * static_cast<unsigned>(a.v_stride);
   const auto fetch = [&](int number) {
-    const int first = number * kKeys, left = n - first;
-    const float* sizes = size + first;
-    T* to = tiles + number % 2 * kTile + own_channel;
-    if (copies)
-      for (int row = own_row; row < kKeys; row += kBatch * rows_at_once) {
-        // All of these first, for a copy depends on them: what is absent comes as zeros.
-        float weights[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int at = row + i * rows_at_once;
-          weights[i] = at < left ? sizes[at] : 0.0f;
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int at = row + i * rows_at_once;
-          if (at >= kKeys) break;
-          const bool there = inside && weights[i] > 0.0f;
-          const size_t token = first + at;
-          copy_16(to + at * kPitch, own_key + token * a.k_stride, there);
-          copy_16(to + (kKeys + at) * kPitch, own_value + token * a.v_stride, there);
-        }
+    if (number < numbers) {
+      const unsigned long long first = number * kKeys + own_row;
+      const T* key = k + (first * static_cast<unsigned>(a.k_stride) + own_channel);
+      const T* value = v + (first * static_cast<unsigned>(a.v_stride) + own_channel);
+      const int left = inside ? n - number * kKeys : 0;
+      T* to = tiles + number % kStages * kTile + own_row * kPitch + own_channel;
+      for (int row = copied_from; row < kKeys; row += rows_at_once) {
+        copy_16(to, key, row < left);
+        copy_16(to + kKeys * kPitch, value, row < left);
+        key += k_step;
+        value += v_step;
+        to += rows_at_once * kPitch;
       }
-    for (int row = threadIdx.x; row < kKeys; row += threads)
-      biases[number % 2 * kKeys + row] = row < left ? bias_of(sizes[row]) : no_score();
+    }
     end_copies();
   };
-
-  // Queries first come to where the second tile will be.
-  T* queries = tiles + kTile;
-  if (copies)
-    for (int row = own_row; row < a.warps * kWarpQueries; row += rows_at_once) {
-      const size_t token = block_query + row;
-      copy_16(queries + row * kPitch + own_channel, q + token * a.q_stride + own_channel,
-              inside && block_query + row < a.queries);
+  // Biases of kBiases keys from `first` on; whether a token is absent.
+  const auto load_biases = [&](int first) {
+    const int left = n - first, padded = round_up(left, kKeys);
+    const int count = padded < kBiases ? padded : kBiases;
+    bool absent = false;
+    for (int key = threadIdx.x; key < count; key += threads) {
+      const float weight = key < left ? size[first + key] : 0.0f;
+      const float bias = weight > 0.0f ? log2_of(weight) * a.unscale : no_score();
+      absent = absent || (key < left && !(weight > 0.0f));
+      float* to = reinterpret_cast<float*>(biases + key / 2) + key % 2;
+      to[0] = to[2] = bias;
     }
-  end_copies();
-  if (n > 0) {
-    fetch(0);
-    wait_for_copies<1>();
-  } else {
-    wait_for_copies<0>();
-  }
-  __syncthreads();
-  unsigned own[kWidth / 16][4];
-  const T* query = queries + (warp * kWarpQueries + lane % 16) * kPitch + lane / 16 * 8;
-#pragma unroll
-  for (int step = 0; step < kWidth / 16; ++step) load_matrices(own[step], query + step * 16);
-  __syncthreads();
-
-  Attended<kWidth> state;
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    state.highest[row] = no_score();
-    state.weights[row] = 0.0f;
-  }
-#pragma unroll
-  for (int i = 0; i < kWidth / 8; ++i)
-#pragma unroll
-    for (int c = 0; c < 4; ++c) state.sums[i][c] = 0.0f;
-
-  const int numbers = (n + kKeys - 1) / kKeys;
-  for (int number = 0; number < numbers; ++number) {
-    if (number + 1 < numbers) {
-      fetch(number + 1);
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
-    __syncthreads();
-    if (first_query < a.queries) {
-      const T* keys = tiles + number % 2 * kTile;
-      const T* values = keys + kKeys * kPitch;
-      const float* bias = biases + number % 2 * kKeys;
-      const int parts = (n - number * kKeys + 15) / 16;
-      // A short rest is not worth a whole tile's work.
-      if (parts > kKeys / 32) {
-        attend_keys_of<T, kWidth, kKeys / 16>(own, keys, values, bias, a.scale, state);
-      } else {
-        for (int part = 0; part < parts; ++part)
-          attend_keys_of<T, kWidth, 1>(own, keys + part * 16 * kPitch, values + part * 16 * kPitch,
-                                       bias + part * 16, a.scale, state);
+    return __syncthreads_or(absent) != 0;
+  };
+  // What this thread copied of absent tokens may be no number.
+  const auto clear = [&](int number) {
+    T* to = tiles + number % kStages * kTile + own_channel;
+    for (int row = copied_from; row < kKeys; row += rows_at_once) {
+      const int key = number * kKeys % kBiases + row;
+      if (reinterpret_cast<const float*>(biases + key / 2)[key % 2] == no_score()) {
+        *reinterpret_cast<uint4*>(to + row * kPitch) = {0u, 0u, 0u, 0u};
+        *reinterpret_cast<uint4*>(to + (kKeys + row) * kPitch) = {0u, 0u, 0u, 0u};
       }
     }
+  };
+
+#pragma unroll
+  for (int number = 0; number < kStages - 1; ++number) fetch(number);
+  unsigned own[kTiles][kWidth / 16][4];
+  load_queries<T, kWidth, kTiles>(q + static_cast<long long>(first_query) * a.q_stride, a.q_stride,
+                                  a.queries - first_query, a.head_dim, own);
+  bool absent = load_biases(0);
+  Attended<kWidth, kTiles> state;
+  forget(state);
+  const float slack = kMostWeight * a.unscale;
+  const int each = kKeys / 16 >> a.group_bits;
+
+  for (int number = 0; number < numbers; ++number) {
+    if (number && number * kKeys % kBiases == 0) {
+      __syncthreads();
+      absent = load_biases(number * kKeys);
+    }
+    wait_for_copies<kStages - 2>();
+    if (absent) clear(number);
+    __syncthreads();
+    // Where the tile was that all warps are done with.
+    fetch(number + kStages - 1);
+    if (first_query < a.queries) {
+      const T* keys = tiles + number % kStages * kTile;
+      const T* values = keys + kKeys * kPitch;
+      const float4* bias = biases + number * kKeys % kBiases / 2;
+      const int parts = (n - number * kKeys + 15) / 16;
+      const int end = parts < (group + 1) * each ? parts : (group + 1) * each;
+      int part = group * each;
+      for (; part + kParts <= end; part += kParts)
+        attend_keys_of<T, kWidth, kTiles, kParts>(own, keys + part * 16 * kPitch,
+                                                  values + part * 16 * kPitch, bias + part * 8, a.scale,
+                                                  slack, state);
+      // A short rest is not worth as much work.
+      for (; part < end; ++part)
+        attend_keys_of<T, kWidth, kTiles, 1>(own, keys + part * 16 * kPitch,
+                                             values + part * 16 * kPitch, bias + part * 8, a.scale,
+                                             slack, state);
+    }
+  }
+
+  // From here on the tiles are room.
+  __syncthreads();
+  if (groups > 1) {
+    constexpr int kHeld = attend_held(kWidth, kTiles) * kWarp;
+    float* rooms = static_cast<float*>(memory) + sharing * (groups - 1) * kHeld;
+    if (group) show(state, rooms + (group - 1) * kHeld);
+    __syncthreads();
+    if (group == 0)
+      for (int other = 0; other + 1 < groups; ++other)
+        take_in(state, rooms + other * kHeld, a.scale);
     __syncthreads();
   }
-  if (first_query < a.queries) {
-    const int rows = a.queries - first_query < kWarpQueries ? a.queries - first_query : kWarpQueries;
-    const size_t stride = static_cast<size_t>(a.heads) * a.head_dim;
+  if (group == 0 && first_query < a.queries) {
+    const int rows = a.queries - first_query < kRows ? a.queries - first_query : kRows;
+    const unsigned stride = a.heads * a.head_dim;
     T* out = static_cast<T*>(a.out) + (image * a.queries + first_query) * stride + head * a.head_dim;
-    write_means<T, kWidth>(state, tiles + warp * kWarpQueries * kPitch, out, stride, rows, a.head_dim);
+    write_means<T, kWidth, kTiles>(state, tiles + sharing * kRows * kPitch, out, stride, rows,
+                                   a.head_dim);
   }
 }
 

@@ -9,21 +9,71 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 constexpr int kMostHeadDim = 256;
 
-// On tensor cores a warp has 16 queries. Up to this width of a head a block has up to 8 warps and a tile
-// 64 keys; above, registers and shared memory suffice for half of both.
-constexpr int kWarpQueries = 16;
-constexpr int kNarrowHead = 64;
+#ifndef TOKENFOLD_TILES
+#define TOKENFOLD_TILES 1
+#endif
+#ifndef TOKENFOLD_WIDE_TILES
+#define TOKENFOLD_WIDE_TILES 1
+#endif
+#ifndef TOKENFOLD_PARTS
+#define TOKENFOLD_PARTS 2
+#endif
+#ifndef TOKENFOLD_STAGES
+#define TOKENFOLD_STAGES 2
+#endif
+#ifndef TOKENFOLD_WARPS
+#define TOKENFOLD_WARPS 5
+#endif
+#ifndef TOKENFOLD_BLOCKS
+#define TOKENFOLD_BLOCKS 4
+#endif
+#ifndef TOKENFOLD_WIDE_BLOCKS
+#define TOKENFOLD_WIDE_BLOCKS 2
+#endif
+#ifndef TOKENFOLD_KEYS
+#define TOKENFOLD_KEYS 64
+#endif
+#ifndef TOKENFOLD_GROUPS
+#define TOKENFOLD_GROUPS 2
+#endif
+// Times 16 queries that a warp has on tensor cores.
+TOKENFOLD_BOTH constexpr int attend_tiles(int width) {
+  return width <= 64 ? TOKENFOLD_TILES : width <= 80 ? TOKENFOLD_WIDE_TILES : 1;
+}
+TOKENFOLD_BOTH constexpr int attend_rows(int width) { return 16 * attend_tiles(width); }
 
-TOKENFOLD_BOTH constexpr int attend_warps(int width) { return width > kNarrowHead ? 4 : 8; }
-TOKENFOLD_BOTH constexpr int attend_keys(int width) { return width > kNarrowHead ? 32 : 64; }
+// Warps of a block, at most, and blocks of an SM: as registers suffice for.
+TOKENFOLD_BOTH constexpr int attend_warps(int width) {
+  return width <= 64 ? TOKENFOLD_WARPS : width <= 80 ? 8 : 4;
+}
+TOKENFOLD_BOTH constexpr int attend_blocks(int width) {
+  return width <= 64 ? TOKENFOLD_BLOCKS : width <= 80 ? TOKENFOLD_WIDE_BLOCKS : 3;
+}
+
+// Keys of a tile, tiles that are there or on their way, and times 16 keys that a warp takes in at once.
+TOKENFOLD_BOTH constexpr int attend_keys(int width) { return width <= 80 ? TOKENFOLD_KEYS : 32; }
+constexpr int kStages = TOKENFOLD_STAGES;
+constexpr int kParts = TOKENFOLD_PARTS;
+
+// Warps that share queries, at most: that of a tile each has 16 keys.
+TOKENFOLD_BOTH constexpr int attend_groups(int width) {
+  return attend_keys(width) / 16 < TOKENFOLD_GROUPS ? attend_keys(width) / 16 : TOKENFOLD_GROUPS;
+}
+
+// Floats by which a lane shows another what it knows.
+TOKENFOLD_BOTH constexpr int attend_held(int width, int tiles) { return 2 * tiles * (2 + width / 4); }
+
+// Keys whose biases lie in shared memory at once.
+constexpr int kBiases = 1024;
 
 // Rows in shared memory lie an odd number of 16 bytes apart, so that 8 of them, read at one column, lie
 // in different banks.
 TOKENFOLD_BOTH constexpr int attend_pitch(int width) { return width + 8; }
 
-// Two tiles of keys, two of values, two of biases. The second of each is the room of queries at first.
-TOKENFOLD_BOTH constexpr int attend_shared_bytes(int width) {
-  return 2 * attend_keys(width) * (2 * 2 * attend_pitch(width) + 4);
+// Tiles of keys and of values, and 8 bytes for the bias of a key.
+TOKENFOLD_BOTH constexpr int attend_shared_bytes(int width, int tokens) {
+  return kStages * attend_keys(width) * 2 * 2 * attend_pitch(width) +
+         8 * (tokens < kBiases ? round_up(tokens, attend_keys(width)) : kBiases);
 }
 
 // Without tensor cores: a warp has 8 queries, a lane has a key of 32, and channels come in parts of 64.
@@ -54,6 +104,13 @@ TOKENFOLD_BOTH constexpr int importance_shared_bytes(int head_dim, int warps) {
   return 4 * (warps * (kPlainWarpQueries * plain_pitch(head_dim) + kWarp) + kWarp * kPartPitch);
 }
 
+// On tensor cores: this many queries at once; theirs, and two floats of each, by each warp and by all.
+constexpr int kImportanceQueries = 64;
+TOKENFOLD_BOTH constexpr int importance_pitch(int head_dim) { return round_up(head_dim, 16) + 8; }
+TOKENFOLD_BOTH constexpr int importance_tensor_bytes(int head_dim) {
+  return kImportanceQueries * (2 * importance_pitch(head_dim) + 8 * (kImportanceWarps + 1));
+}
+
 // q (B, queries, q_stride), k (B, tokens, k_stride), v (B, tokens, v_stride), size (B, tokens) -> out
 // (B, queries, heads * head_dim). An image has heads * row_tiles blocks. `vectors`: every row begins on
 // 16 bytes.
@@ -72,10 +129,16 @@ struct AttendArguments {
   int k_stride;
   int v_stride;
   int warps;
+  // On tensor cores 2^group_bits warps share queries.
+  int group_bits;
+  // Queries of a block, and blocks of a head.
+  int block_rows;
   int row_tiles;
   int vectors;
   // log2(e) times the caller's: exponents are those of 2.
   float scale;
+  // Its inverse.
+  float unscale;
 };
 
 // The first launch writes sums (B, heads, tokens), the second importance (B, tokens). Only the first

@@ -9,10 +9,9 @@
 // All numbers of parts of a head that plain arithmetic has a kernel for.
 #define TOKENFOLD_FOR_EVERY_PART(DO) DO(1) DO(2) DO(4)
 
-// Two blocks of 8 warps an SM, or three of 4: by that the compiler allots registers.
 #define TOKENFOLD_ATTENDER(TYPE, WIDTH)                                                              \
   __global__ void __launch_bounds__(tokenfold::attend_warps(WIDTH) * tokenfold::kWarp,               \
-                                    tokenfold::attend_warps(WIDTH) == 8 ? 2 : 3)                     \
+                                    tokenfold::attend_blocks(WIDTH))                                 \
       tokenfold_attend_##TYPE##_##WIDTH(const tokenfold::AttendArguments arguments)
 #define TOKENFOLD_PLAIN_ATTENDER(PARTS)                                           \
   __global__ void __launch_bounds__(tokenfold::kPlainWarps * tokenfold::kWarp)    \
@@ -20,6 +19,9 @@
 #define TOKENFOLD_IMPORTANCE_HEADS                                                        \
   __global__ void __launch_bounds__(tokenfold::kImportanceWarps * tokenfold::kWarp)       \
       tokenfold_importance_heads(const tokenfold::ImportanceArguments arguments)
+#define TOKENFOLD_IMPORTANCE_HEADS_OF(TYPE)                                               \
+  __global__ void __launch_bounds__(tokenfold::kImportanceWarps * tokenfold::kWarp)       \
+      tokenfold_importance_heads_##TYPE(const tokenfold::ImportanceArguments arguments)
 #define TOKENFOLD_IMPORTANCE_MEAN                            \
   __global__ void __launch_bounds__(tokenfold::kMeanThreads) \
       tokenfold_importance_mean(const tokenfold::ImportanceArguments arguments)
@@ -32,6 +34,8 @@ TOKENFOLD_FOR_EVERY_WIDTH(TOKENFOLD_DECLARED, float16)
 TOKENFOLD_FOR_EVERY_WIDTH(TOKENFOLD_DECLARED, bfloat16)
 TOKENFOLD_FOR_EVERY_PART(TOKENFOLD_PLAIN_DECLARED)
 TOKENFOLD_IMPORTANCE_HEADS;
+TOKENFOLD_IMPORTANCE_HEADS_OF(float16);
+TOKENFOLD_IMPORTANCE_HEADS_OF(bfloat16);
 TOKENFOLD_IMPORTANCE_MEAN;
 #undef TOKENFOLD_DECLARED
 #undef TOKENFOLD_PLAIN_DECLARED

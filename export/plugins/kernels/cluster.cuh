@@ -45,22 +45,51 @@ struct Cluster {
 #endif
   }
 
-  // Stores in the shared memory of every block what has its place at `own` in this one's.
+  // Of two halves of a wait, the first; on the host it is the second that waits.
+  __device__ __forceinline__ void arrive() const {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
+    if (count > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+  }
+
+  // Behind `arrive`, waits for the blocks of the cluster, but not for the threads of a single one.
+  __device__ __forceinline__ void await() const {
+    if (count == 1) return;
+#ifndef __CUDACC__
+    host::cluster_barrier(__LINE__);
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+  }
+
+  // Stores in the shared memory of every block what has its place from `own` on in this one's.
+  template <typename V, int kCount>
+  __device__ __forceinline__ void everywhere(V* own, const V (&values)[kCount]) const {
+#pragma unroll 1
+    for (int other = 0; other < count; ++other) {
+      // Each begins with itself, so that no block has to take from all at once.
+      V* to = peer(own, other ^ rank);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) to[i] = values[i];
+    }
+  }
+
   template <typename V>
   __device__ __forceinline__ void everywhere(V* own, V value) const {
-    if (count == 1) {
-      *own = value;
-      return;
-    }
-    for (int block = 0; block < count; ++block) {
+    const V values[1] = {value};
+    everywhere(own, values);
+  }
+
+ private:
+  template <typename V>
+  static __device__ __forceinline__ V* peer(V* own, int block) {
+    V* to = own;
 #ifndef __CUDACC__
-      *host::cluster_peer(own, block) = value;
+    to = host::cluster_peer(own, block);
 #elif __CUDA_ARCH__ >= 900
-      V* other;
-      asm volatile("mapa.u64 %0, %1, %2;" : "=l"(other) : "l"(own), "r"(block));
-      *other = value;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(to) : "l"(own), "r"(block));
 #endif
-    }
+    return to;
   }
 };
 

@@ -6,13 +6,22 @@
 // Told that one block an SM is enough, the compiler keeps all of a matcher in 128 registers; for two it
 // takes 64 and spills some. Which is faster where images outnumber SMs is not measured. Three blocks of
 // the reducer have enough loads in flight for the memory.
-#define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)
-#define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads, 3)
+#ifndef TOKENFOLD_BLOCKS
+#define TOKENFOLD_BLOCKS 1
+#endif
+#define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, TOKENFOLD_BLOCKS)
+#ifndef TOKENFOLD_REDUCE_BLOCKS
+#define TOKENFOLD_REDUCE_BLOCKS 3
+#endif
+#define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads, TOKENFOLD_REDUCE_BLOCKS)
 
 extern "C" {
 
 TOKENFOLD_MATCHER tokenfold_match_tome(tokenfold::MatchArguments);
 TOKENFOLD_MATCHER tokenfold_match_pitome(tokenfold::MatchArguments);
+TOKENFOLD_MATCHER tokenfold_match_tome_resident(tokenfold::MatchArguments);
+TOKENFOLD_MATCHER tokenfold_match_pitome_resident(tokenfold::MatchArguments);
+TOKENFOLD_MATCHER tokenfold_match_nothing(tokenfold::MatchArguments);
 TOKENFOLD_MATCHER tokenfold_match_pumer(tokenfold::MatchPuMerArguments);
 TOKENFOLD_REDUCER tokenfold_reduce_float32(tokenfold::ReduceArguments);
 TOKENFOLD_REDUCER tokenfold_reduce_float16(tokenfold::ReduceArguments);

@@ -1,13 +1,12 @@
 // How important the first queries find each token: one launch adds up each head, one takes the mean.
 
 #include "attend_entries.cuh"
+#include "importance_heads.cuh"
 #include "plain.cuh"
 
 extern __shared__ uint4 tokenfold_shared[];
 
 namespace tokenfold {
-
-__device__ __forceinline__ float counted(float weight) { return weight > 0.0f ? weight : 0.0f; }
 
 // sums of a head: over queries, of their weight times the probability of each token. What the weights
 // add up to must be known before a probability is, so all keys are scored twice.
@@ -84,6 +83,14 @@ __device__ __forceinline__ void importance_mean(const ImportanceArguments& a) {
 }
 
 }  // namespace tokenfold
+
+extern "C" TOKENFOLD_IMPORTANCE_HEADS_OF(float16) {
+  tokenfold::importance_heads_of<tokenfold::Half>(arguments, tokenfold_shared);
+}
+
+extern "C" TOKENFOLD_IMPORTANCE_HEADS_OF(bfloat16) {
+  tokenfold::importance_heads_of<tokenfold::BFloat16>(arguments, tokenfold_shared);
+}
 
 extern "C" TOKENFOLD_IMPORTANCE_HEADS {
   tokenfold::importance_heads(arguments, reinterpret_cast<float*>(tokenfold_shared));

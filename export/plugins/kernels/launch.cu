@@ -81,14 +81,43 @@ static const Attender kAttenders[] = {
     TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, float16) TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, bfloat16)
         TOKENFOLD_FOR_EVERY_PART(PLAIN_ATTENDER)};
 
+struct Matcher {
+  const char* name;
+  void (*kernel)(tokenfold::MatchArguments);
+};
+
+#define MATCHER(NAME) {"tokenfold_match_" #NAME, tokenfold_match_##NAME},
+static const Matcher kMatchers[] = {MATCHER(nothing) MATCHER(tome_resident) MATCHER(pitome_resident)
+                                        MATCHER(tome) MATCHER(pitome)};
+
+static int match(int (*prepare)(const TokenfoldMatch*, TokenfoldLaunch*), const TokenfoldMatch* of,
+                 void* stream) {
+  TokenfoldLaunch launch;
+  const int code = prepare(of, &launch);
+  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
+  for (const Matcher& each : kMatchers)
+    if (strcmp(each.name, launch.kernel) == 0) return run(prepare, each.kernel, of, stream);
+  return TOKENFOLD_BAD_SHAPE;
+}
+
+struct Rater {
+  const char* name;
+  void (*kernel)(tokenfold::ImportanceArguments);
+};
+
+static const Rater kRaters[] = {
+    {"tokenfold_importance_heads", tokenfold_importance_heads},
+    {"tokenfold_importance_heads_float16", tokenfold_importance_heads_float16},
+    {"tokenfold_importance_heads_bfloat16", tokenfold_importance_heads_bfloat16}};
+
 extern "C" {
 
 int tokenfold_cuda_match_tome(const TokenfoldMatch* of, void* stream) {
-  return run(tokenfold_cuda_prepare_match_tome, tokenfold_match_tome, of, stream);
+  return match(tokenfold_cuda_prepare_match_tome, of, stream);
 }
 
 int tokenfold_cuda_match_pitome(const TokenfoldMatch* of, void* stream) {
-  return run(tokenfold_cuda_prepare_match_pitome, tokenfold_match_pitome, of, stream);
+  return match(tokenfold_cuda_prepare_match_pitome, of, stream);
 }
 
 int tokenfold_cuda_match_pumer(const TokenfoldMatchPuMer* of, void* stream) {
@@ -118,9 +147,12 @@ int tokenfold_cuda_attend(const TokenfoldAttend* of, void* stream) {
 }
 
 int tokenfold_cuda_importance(const TokenfoldImportance* of, void* stream) {
-  if (const int code = run(tokenfold_cuda_prepare_importance_heads, tokenfold_importance_heads, of,
-                           stream))
-    return code;
+  TokenfoldLaunch launch;
+  if (const int code = tokenfold_cuda_prepare_importance_heads(of, &launch)) return code;
+  for (const Rater& each : kRaters)
+    if (strcmp(each.name, launch.kernel) == 0)
+      if (const int code = run(tokenfold_cuda_prepare_importance_heads, each.kernel, of, stream))
+        return code;
   return run(tokenfold_cuda_prepare_importance_mean, tokenfold_importance_mean, of, stream);
 }
 

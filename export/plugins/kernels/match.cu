@@ -1,7 +1,7 @@
 // The matchers' kernels: one launch a batch, one block or one cluster of blocks an image.
 
 #include "entries.cuh"
-#include "match.cuh"
+#include "match_resident.cuh"
 
 extern __shared__ uint4 tokenfold_shared[];
 
@@ -15,4 +15,16 @@ extern "C" __global__ void tokenfold_match_pitome(const tokenfold::MatchArgument
 
 extern "C" __global__ void tokenfold_match_pumer(const tokenfold::MatchPuMerArguments arguments) {
   tokenfold::match_pumer(arguments, tokenfold_shared);
+}
+
+extern "C" __global__ void tokenfold_match_tome_resident(const tokenfold::MatchArguments arguments) {
+  tokenfold::match_tome_resident(arguments, tokenfold_shared);
+}
+
+extern "C" __global__ void tokenfold_match_pitome_resident(const tokenfold::MatchArguments arguments) {
+  tokenfold::match_pitome_resident(arguments, tokenfold_shared);
+}
+
+extern "C" __global__ void tokenfold_match_nothing(const tokenfold::MatchArguments arguments) {
+  tokenfold::match_nothing(arguments);
 }

@@ -16,6 +16,15 @@ static_assert(sizeof(long long) == sizeof(int64_t), "kernels have 64 bits for a 
 const char* const kReducers[] = {"tokenfold_reduce_float32", "tokenfold_reduce_float16",
                                  "tokenfold_reduce_bfloat16"};
 
+// A matcher's kernels: for images whose metrics fit in shared memory, and for any.
+struct Matcher {
+  const char* resident;
+  const char* any;
+};
+const Matcher kToMe{"tokenfold_match_tome_resident", "tokenfold_match_tome"};
+const Matcher kPiToMe{"tokenfold_match_pitome_resident", "tokenfold_match_pitome"};
+const char* const kNoMatcher = "tokenfold_match_nothing";
+
 // How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
 int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
   return most(0, least(r, (tokens - protected_tokens) / 2));
@@ -52,7 +61,7 @@ int check_match(const Of& of) {
   return TOKENFOLD_OK;
 }
 
-int prepare_match(const char* kernel, const TokenfoldMatch& of, int most_protected, int arrays,
+int prepare_match(const Matcher& kernel, const TokenfoldMatch& of, int most_protected, int arrays,
                   TokenfoldLaunch* launch) {
   if (const int code = check_match(of)) return code;
   if (of.protected_tokens < 0 || of.protected_tokens > most_protected)
@@ -71,8 +80,17 @@ int prepare_match(const char* kernel, const TokenfoldMatch& of, int most_protect
   arguments.margin = of.margin;
   arguments.vectors = in_vectors(of.keys, of.type, of.head_dim);
   arguments.batch = static_cast<int>(of.batch);
-  fill(launch, kernel, of.tokens ? of.batch : 0, kMatchThreads,
-       match_shared_bytes(arguments.tokens, arrays), arguments);
+  const int64_t blocks = of.tokens ? of.batch : 0;
+  if (arguments.count == 0) {
+    fill(launch, kNoMatcher, blocks, kMatchThreads, 0, arguments);
+    return TOKENFOLD_OK;
+  }
+  const int tokens = arguments.tokens;
+  const bool resident =
+      arguments.vectors && resident_shared_bytes(tokens, arguments.head_dim) <= kMostShared;
+  fill(launch, resident ? kernel.resident : kernel.any, blocks, kMatchThreads,
+       resident ? resident_shared_bytes(tokens, arguments.head_dim) : match_shared_bytes(tokens, arrays),
+       arguments);
   launch->most_cluster = kMostCluster;
   return TOKENFOLD_OK;
 }
@@ -90,11 +108,11 @@ size_t tokenfold_cuda_match_workspace(int64_t batch, int64_t tokens, int64_t hea
 }
 
 int tokenfold_cuda_prepare_match_tome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
-  return prepare_match("tokenfold_match_tome", *of, 2, kToMeArrays, launch);
+  return prepare_match(kToMe, *of, 2, kToMeArrays, launch);
 }
 
 int tokenfold_cuda_prepare_match_pitome(const TokenfoldMatch* of, TokenfoldLaunch* launch) {
-  return prepare_match("tokenfold_match_pitome", *of, kMostTokens, kPiToMeArrays, launch);
+  return prepare_match(kPiToMe, *of, kMostTokens, kPiToMeArrays, launch);
 }
 
 int tokenfold_cuda_prepare_match_pumer(const TokenfoldMatchPuMer* of, TokenfoldLaunch* launch) {

@@ -11,6 +11,9 @@ using namespace tokenfold;
 constexpr float kLog2E = 1.44269504f;
 // With fewer blocks a large GPU would have nothing to do for some of its processors.
 constexpr int64_t kBusyAttendBlocks = 132;
+// Rows of 16 queries that are few, and keys that are many.
+constexpr int64_t kFewRows = 3;
+constexpr int64_t kManyTokens = 256;
 // So that rows of heads * head_dim are counted in 32 bits.
 constexpr int64_t kMostStride = 1 << 30;
 // Of the kernels in attend_entries.cuh.
@@ -61,12 +64,28 @@ int width_of(int64_t head_dim) {
   return 0;
 }
 
-// Warps of a block: as many as leave enough blocks, if two do, and no more than the rows need. One alone
-// would take long to copy keys and values.
-int warps_of(int64_t heads, int64_t queries, int width) {
-  const int64_t rows = divided(queries, kWarpQueries);
-  int64_t warps = attend_warps(width);
-  while (warps > 2 && heads * divided(rows, warps) < kBusyAttendBlocks) warps /= 2;
+// Scales by which biases can be divided and sums of products multiplied.
+bool is_scale(float scale) { return scale > 1e-6f && scale < 1e6f; }
+
+// Warps that share queries: two where queries are few and keys many. Not by how many images there are,
+// for what is found in one must not depend on the others.
+int groups_of(int64_t heads, int64_t queries, int64_t tokens, int width) {
+  bool few = divided(queries, attend_rows(width)) <= kFewRows && tokens >= kManyTokens;
+#ifdef TOKENFOLD_SPLIT_ALONE
+  few = few || heads * divided(queries, attend_rows(width)) < 2 * kBusyAttendBlocks;
+#endif
+  static_cast<void>(heads);
+  return few ? attend_groups(width) : 1;
+}
+
+// Warps of a block that do not share queries: as many as leave enough blocks, if two do, and no more
+// than the rows need. One alone would take long to copy keys and values.
+int warps_of(int64_t heads, int64_t queries, int width, int groups) {
+  const int64_t rows = divided(queries, attend_rows(width));
+  const int64_t fewest = groups > 1 ? 1 : 2;
+  int64_t warps = attend_warps(width) / groups;
+  while (warps > fewest && heads * divided(rows, warps) < kBusyAttendBlocks)
+    warps = most(fewest, warps / 2);
   return static_cast<int>(divided(rows, divided(rows, warps)));
 }
 
@@ -103,15 +122,20 @@ int tokenfold_cuda_prepare_attend(const TokenfoldAttend* of, TokenfoldLaunch* la
   arguments.scale = of->scale * kLog2E;
 
   const int width = width_of(of->head_dim);
-  const bool tensor = of->type != TOKENFOLD_FLOAT32 && arguments.vectors && width && on(of->out, 16);
+  const bool tensor = of->type != TOKENFOLD_FLOAT32 && arguments.vectors && width && on(of->out, 16) &&
+                      is_scale(arguments.scale);
   char kernel[sizeof(launch->kernel)];
   int64_t rows = kPlainWarps * kPlainWarpQueries;
   int shared_bytes = plain_shared_bytes(arguments.head_dim, kPlainWarps);
   if (tensor) {
-    arguments.warps = any ? warps_of(least(of->batch, kBusyAttendBlocks) * of->heads, of->queries, width)
-                          : 1;
-    rows = arguments.warps * kWarpQueries;
-    shared_bytes = attend_shared_bytes(width);
+    arguments.unscale = 1.0f / arguments.scale;
+    const int64_t heads = least(of->batch, kBusyAttendBlocks) * of->heads;
+    const int groups = groups_of(heads, of->queries, of->tokens, width);
+    while (1 << arguments.group_bits < groups) ++arguments.group_bits;
+    const int sharing = any ? warps_of(heads, of->queries, width, groups) : 1;
+    arguments.warps = sharing * groups;
+    rows = sharing * attend_rows(width);
+    shared_bytes = attend_shared_bytes(width, arguments.tokens);
     std::snprintf(kernel, sizeof(kernel), "tokenfold_attend_%s_%d",
                   of->type == TOKENFOLD_FLOAT16 ? "float16" : "bfloat16", width);
   } else {
@@ -120,6 +144,7 @@ int tokenfold_cuda_prepare_attend(const TokenfoldAttend* of, TokenfoldLaunch* la
     std::snprintf(kernel, sizeof(kernel), "tokenfold_attend_plain_%d",
                   parts > 2 ? 4 : static_cast<int>(parts));
   }
+  arguments.block_rows = static_cast<int>(rows);
   arguments.row_tiles = static_cast<int>(divided(of->queries, rows));
   const int64_t blocks = of->heads * most(arguments.row_tiles, 1);
   if (of->batch > kMostBlocks / blocks) return TOKENFOLD_BATCH_TOO_LARGE;
@@ -174,6 +199,12 @@ static int prepare_importance(const TokenfoldImportance* of, bool mean, Tokenfol
   if (mean)
     fill(launch, "tokenfold_importance_mean", any ? of->batch * mean_blocks : 0, kMeanThreads, 0,
          arguments);
+  else if (of->type != TOKENFOLD_FLOAT32 && arguments.vectors)
+    fill(launch,
+         of->type == TOKENFOLD_FLOAT16 ? "tokenfold_importance_heads_float16"
+                                       : "tokenfold_importance_heads_bfloat16",
+         reads ? of->batch * of->heads : 0, kImportanceWarps * kWarp,
+         importance_tensor_bytes(arguments.head_dim), arguments);
   else
     fill(launch, "tokenfold_importance_heads", reads ? of->batch * of->heads : 0,
          arguments.warps * kWarp, importance_shared_bytes(arguments.head_dim, arguments.warps),

@@ -16,6 +16,7 @@ struct Members {
   // Members below i, which is at most kMostTokens.
   __device__ __forceinline__ int before(int i) const {
     int count = 0;
+#pragma unroll 1
     for (int word = 0; word < i / kWarp; ++word) count += __popc(words[word]);
     if (i % kWarp != 0) count += __popc(words[i / kWarp] & ((1u << i % kWarp) - 1u));
     return count;
@@ -33,21 +34,25 @@ __device__ __forceinline__ bool ahead(float other, int other_index, float own, i
   return other > own || (other == own && other_index < index);
 }
 
-// Threads side by side that compare one score with all.
+// Lanes that compare one score with all, each with some; those of 8 scores make a warp.
 constexpr int kComparing = 4;
+constexpr int kCompared = kWarp / kComparing;
 
 // Places in falling order of the scores, ties to the lowest index; both (n) in shared memory, scores on
-// 16 bytes and readable up to a multiple of 4. All threads of the block call this, and are waited for
-// before anything is read, and at the end.
-__device__ __forceinline__ void rank(const float* scores, int n, int* places) {
-  constexpr int kAtOnce = kMatchThreads / kComparing;
-  const int part = threadIdx.x % kComparing;
-  __syncthreads();
+// 16 bytes and readable up to a multiple of 4. Members become those i for which stays(i, place) holds.
+// All threads of the block call this when all have written the scores and none needs the old members any
+// more, and are waited for at the end.
+template <typename Stays>
+__device__ __forceinline__ void rank(const float* scores, int n, int* places, const Members& members,
+                                     const Stays& stays) {
+  const int lane = threadIdx.x % kWarp, part = lane / kCompared;
   // All lanes of a warp take part, also those whose score does not exist.
-  for (int first = 0; first < n; first += kAtOnce) {
-    const int i = first + threadIdx.x / kComparing;
+#pragma unroll 1
+  for (int first = threadIdx.x / kWarp * kCompared; first < n; first += kMatchThreads / kComparing) {
+    const int i = first + lane % kCompared;
     const float own = i < n ? scores[i] : 0.0f;
     int place = 0;
+#pragma unroll 1
     for (int j = part * 4; j < n; j += kComparing * 4) {
       const float4 other = *reinterpret_cast<const float4*>(scores + j);
       place += ahead(other.x, j, own, i);
@@ -55,8 +60,13 @@ __device__ __forceinline__ void rank(const float* scores, int n, int* places) {
       place += j + 2 < n && ahead(other.z, j + 2, own, i);
       place += j + 3 < n && ahead(other.w, j + 3, own, i);
     }
-    for (int step = kComparing / 2; step > 0; step /= 2)
+#pragma unroll
+    for (int step = kCompared; step < kWarp; step *= 2)
       place += __shfl_xor_sync(0xFFFFFFFFu, place, step);
+    const unsigned staying = __ballot_sync(0xFFFFFFFFu, i < n && stays(i, place));
+    if (lane == 0)
+      reinterpret_cast<unsigned char*>(members.words)[first / kCompared] =
+          static_cast<unsigned char>(staying);
     if (part == 0 && i < n) places[i] = place;
   }
   __syncthreads();

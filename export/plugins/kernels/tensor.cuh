@@ -31,6 +31,7 @@ inline void wait_for_copies() {
 
 inline float exp2_of(float x) { return std::exp2(x); }
 inline float log2_of(float x) { return std::log2(x); }
+inline float inverse_of(float x) { return 1.0f / x; }
 
 template <typename T>
 inline unsigned packed(float low, float high) {
@@ -182,6 +183,13 @@ __device__ __forceinline__ float exp2_of(float x) {
 __device__ __forceinline__ float log2_of(float x) {
   float out;
   asm("lg2.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+// Of what is no denormal number.
+__device__ __forceinline__ float inverse_of(float x) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
 

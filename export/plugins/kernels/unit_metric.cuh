@@ -9,9 +9,11 @@
 namespace tokenfold {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-// Loads in flight a lane: so many tokens, and heads of each.
-constexpr int kTokensAtOnce = 2;
-constexpr int kHeadsAtOnce = 4;
+// Heads that a lane loads at once; twice as many are in flight.
+#ifndef TOKENFOLD_HEADS
+#define TOKENFOLD_HEADS 6
+#endif
+constexpr int kHeadsAtOnce = TOKENFOLD_HEADS;
 
 // All lanes of a warp give a part of the sum, and have it.
 __device__ __forceinline__ float warp_sum(float part) {
@@ -22,99 +24,85 @@ __device__ __forceinline__ float warp_sum(float part) {
 
 __device__ __forceinline__ float length_of(float squares) { return fmaxf(sqrtf(squares), 1e-12f); }
 
-// How a warp shares out the keys of a token whose heads begin on 16 bytes: lanes side by side have a
-// piece each of one head, and as many heads are done beside each other as there are lanes for, a power
-// of 2. Then lanes of one piece add up: each keeps half of the channels and gives away the other half,
-// until every one has its own.
-template <int kWidth>
-struct Lanes {
-  int pieces, side = 1;
-  int piece, head;
-  int channel = 0, channels = kWidth;  // of the piece, after adding up
-
-  __device__ __forceinline__ explicit Lanes(int head_dim) : pieces(head_dim / kWidth) {
-    while (2 * side <= kWidth && 2 * side * pieces <= kWarp) side *= 2;
-    const int lane = threadIdx.x % kWarp;
-    piece = lane % pieces;
-    head = lane / pieces;
-    for (int bit = 1; bit < side; bit *= 2) {
-      channels /= 2;
-      if (head & bit) channel += channels;
-    }
-  }
-
-  __device__ __forceinline__ bool active() const { return head < side; }
-
-  // Of the channels of a piece, over its lanes; the first `channels` of `sums` are what is left.
-  __device__ __forceinline__ void add_up(float (&sums)[kWidth]) const {
-    const int lane = threadIdx.x % kWarp;
-    int bit = 1;
+template <int kCount>
+__device__ __forceinline__ void put(float4* to, const float4 (&values)[kCount]) {
 #pragma unroll
-    for (int half = kWidth / 2; half > 0; half /= 2, bit *= 2) {
-      if (bit >= side) break;
-      const bool upper = (head & bit) != 0;
-      const int other = active() ? (upper ? lane - bit * pieces : lane + bit * pieces) : lane;
-#pragma unroll
-      for (int c = 0; c < half; ++c) {
-        const float given = __shfl_sync(kAllLanes, upper ? sums[c] : sums[c + half], other);
-        sums[c] = (upper ? sums[c + half] : sums[c]) + given;
-      }
-    }
-  }
-};
+  for (int i = 0; i < kCount; ++i) to[i] = values[i];
+}
 
-// Where heads begin on 16 bytes. A warp does two tokens.
-template <typename T>
-__device__ void metric_by_pieces(const T* keys, int begin, int end, int heads, int head_dim,
-                                 float* unit) {
+// Where heads begin on 16 bytes: a lane has a piece of one token in all heads, so that nothing is added
+// up between lanes but the length. A warp does as many tokens as it has lanes for. `ready` is called
+// once, by all threads, behind the first loads; then store(token, channel, values), fours of them.
+template <typename T, typename Ready, typename Store>
+__device__ __forceinline__ void metric_by_pieces(const T* keys, int begin, int end, int heads,
+                                                 int head_dim, const Ready& ready,
+                                                 const Store& store) {
   using Moves = Move<T, true>;
-  constexpr int kWidth = Moves::kWidth, kWarps = kMatchThreads / kWarp;
-  const Lanes<kWidth> lanes(head_dim);
+  constexpr int kWidth = Moves::kWidth;
+  const int pieces = head_dim / kWidth;
+  int bits = 0;
+#pragma unroll 1
+  while (1 << bits < pieces) ++bits;
+  const int lanes = 1 << bits, piece = threadIdx.x & (lanes - 1), step = kMatchThreads >> bits;
+  const bool active = piece < pieces;
+  const uint4* base = reinterpret_cast<const uint4*>(keys) + piece;
+  // The next to load.
+  int token = begin + (threadIdx.x >> bits), head = 0;
+  const auto load = [&](uint4(&held)[kHeadsAtOnce]) {
+    const uint4* from = base + (static_cast<size_t>(token) * heads + head) * pieces;
+    const int there = active && token < end ? heads - head : 0;
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h)
+      held[h] = h < there ? __ldcs(from + h * pieces) : Moves::nothing();
+    head += kHeadsAtOnce;
+    if (head >= heads) {
+      head = 0;
+      token += step;
+    }
+  };
+
+  uint4 held[kHeadsAtOnce], next[kHeadsAtOnce];
+  load(held);
+  load(next);
+  ready();
   const float share = 1.0f / static_cast<float>(heads);
-  for (int first = begin + threadIdx.x / kWarp * kTokensAtOnce; first < end;
-       first += kWarps * kTokensAtOnce) {
-    float sums[kTokensAtOnce][kWidth] = {};
-    for (int head = lanes.head; lanes.active() && head < heads; head += lanes.side * kHeadsAtOnce) {
-      uint4 held[kTokensAtOnce][kHeadsAtOnce];
+  float sums[kWidth] = {};
+  int own = begin + (threadIdx.x >> bits), done = 0;
+  // All lanes of a warp take part, also those that have no token.
+#pragma unroll 1
+  for (int first = begin + (threadIdx.x / kWarp * kWarp >> bits); first < end;) {
 #pragma unroll
-      for (int t = 0; t < kTokensAtOnce; ++t)
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      float part[kWidth];
+      Moves::widen(held[h], part);
 #pragma unroll
-        for (int h = 0; h < kHeadsAtOnce; ++h) {
-          const int own = head + h * lanes.side;
-          held[t][h] = Moves::nothing();
-          if (first + t < end && own < heads)
-            held[t][h] = Moves::fetch(
-                keys + (static_cast<size_t>(first + t) * heads + own) * head_dim, lanes.piece);
-        }
-#pragma unroll
-      for (int t = 0; t < kTokensAtOnce; ++t)
-#pragma unroll
-        for (int h = 0; h < kHeadsAtOnce; ++h) {
-          float part[kWidth];
-          Moves::widen(held[t][h], part);
-#pragma unroll
-          for (int c = 0; c < kWidth; ++c) sums[t][c] += part[c];
-        }
+      for (int c = 0; c < kWidth; ++c) sums[c] += part[c];
+      held[h] = next[h];
     }
+    load(next);
+    done += kHeadsAtOnce;
+    if (done < heads) continue;
+    float squares = 0.0f;
 #pragma unroll
-    for (int t = 0; t < kTokensAtOnce; ++t) {
-      lanes.add_up(sums[t]);
-      float squares = 0.0f;
-#pragma unroll
-      for (int c = 0; c < kWidth; ++c) {
-        if (c >= lanes.channels) break;
-        sums[t][c] *= share;
-        squares += sums[t][c] * sums[t][c];
-      }
-      const float length = length_of(warp_sum(lanes.active() ? squares : 0.0f));
-      if (!lanes.active() || first + t >= end) continue;
-      float* to = unit + static_cast<size_t>(first + t) * head_dim + lanes.piece * kWidth;
-#pragma unroll
-      for (int c = 0; c < kWidth; ++c) {
-        if (c >= lanes.channels) break;
-        to[lanes.channel + c] = sums[t][c] / length;
-      }
+    for (int c = 0; c < kWidth; ++c) {
+      sums[c] *= share;
+      squares += sums[c] * sums[c];
     }
+#pragma unroll 1
+    for (int other = lanes / 2; other > 0; other /= 2)
+      squares += __shfl_xor_sync(kAllLanes, squares, other);
+    const float scale = 1.0f / length_of(squares);
+    float4 unit[kWidth / 4];
+#pragma unroll
+    for (int q = 0; q < kWidth / 4; ++q)
+      unit[q] = {sums[4 * q] * scale, sums[4 * q + 1] * scale, sums[4 * q + 2] * scale,
+                 sums[4 * q + 3] * scale};
+    if (active && own < end) store(own, piece * kWidth, unit);
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) sums[c] = 0.0f;
+    own += step;
+    first += step;
+    done = 0;
   }
 }
 
@@ -142,13 +130,34 @@ __device__ void metric_by_elements(const T* keys, int begin, int end, int heads,
   }
 }
 
-template <typename T, typename Arguments>
-__device__ void metric_of(const Arguments& a, size_t image, int begin, int end, float* unit) {
-  const T* keys = static_cast<const T*>(a.keys) + image * a.tokens * a.heads * a.head_dim;
-  if (a.vectors)
-    metric_by_pieces(keys, begin, end, a.heads, a.head_dim, unit);
+// By the type of keys.
+template <typename Arguments, typename Ready, typename Store>
+__device__ __forceinline__ void metric_by_pieces(const Arguments& a, size_t image, int begin, int end,
+                                                 const Ready& ready, const Store& store) {
+  const size_t before = image * a.tokens * a.heads * a.head_dim;
+  if (a.type == kFloat16)
+    metric_by_pieces(static_cast<const Half*>(a.keys) + before, begin, end, a.heads, a.head_dim, ready,
+                     store);
+  else if (a.type == kBFloat16)
+    metric_by_pieces(static_cast<const BFloat16*>(a.keys) + before, begin, end, a.heads, a.head_dim,
+                     ready, store);
   else
-    metric_by_elements(keys, begin, end, a.heads, a.head_dim, unit);
+    metric_by_pieces(static_cast<const float*>(a.keys) + before, begin, end, a.heads, a.head_dim,
+                     ready, store);
+}
+
+template <typename Arguments>
+__device__ __forceinline__ void metric_by_elements(const Arguments& a, size_t image, int begin, int end,
+                                                   float* unit) {
+  const size_t before = image * a.tokens * a.heads * a.head_dim;
+  if (a.type == kFloat16)
+    metric_by_elements(static_cast<const Half*>(a.keys) + before, begin, end, a.heads, a.head_dim, unit);
+  else if (a.type == kBFloat16)
+    metric_by_elements(static_cast<const BFloat16*>(a.keys) + before, begin, end, a.heads, a.head_dim,
+                       unit);
+  else
+    metric_by_elements(static_cast<const float*>(a.keys) + before, begin, end, a.heads, a.head_dim,
+                       unit);
 }
 
 // An image's, from the arguments of any matcher: (tokens, pitch), zeros behind head_dim. Each block of
@@ -157,12 +166,15 @@ template <typename Arguments>
 __device__ void unit_metric(const Arguments& a, const Cluster& cluster, size_t image, float* unit) {
   const int share = (a.tokens + cluster.count - 1) / cluster.count, begin = cluster.rank * share;
   const int end = begin + share < a.tokens ? begin + share : a.tokens;
-  if (a.type == kFloat32)
-    metric_of<float>(a, image, begin, end, unit);
-  else if (a.type == kFloat16)
-    metric_of<Half>(a, image, begin, end, unit);
+  if (a.vectors)
+    metric_by_pieces(
+        a, image, begin, end, [] {},
+        [&](int token, int channel, const auto& values) {
+          float* from = unit + static_cast<size_t>(token) * a.head_dim + channel;
+          put(reinterpret_cast<float4*>(from), values);
+        });
   else
-    metric_of<BFloat16>(a, image, begin, end, unit);
+    metric_by_elements(a, image, begin, end, unit);
 }
 
 }  // namespace tokenfold

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_place.h"
+#include "cuda_call.h"
 #include "linear.h"
 
 namespace tokenfold {
@@ -26,25 +26,23 @@ struct CudaLinear {
             "Linear: x is (.., D) and w (D, E)");
     require(shape(bias) == std::vector<int64_t>{weights[1]}, "Linear: bias is (E)");
     Linear::Of of{};
-    const bool half =
-        x.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-    of.type = half ? cublas_lt::kFloat16 : cublas_lt::kBFloat16;
+    of.type = type_of(x) == TOKENFOLD_FLOAT16 ? cublas_lt::kFloat16 : cublas_lt::kBFloat16;
     of.in = dims.back();
     of.out = dims.back() = weights[1];
     of.rows = 1;
     for (size_t at = 0; at + 1 < dims.size(); ++at) of.rows *= dims[at];
     of.gelu = after == After::kGelu;
-    of.x = x.GetTensorRawData();
-    of.w = w.GetTensorRawData();
-    of.bias = bias.GetTensorRawData();
+    of.x = raw(x);
+    of.w = raw(w);
+    of.bias = raw(bias);
     if constexpr (after == After::kAdd) {
       const auto residual = context.GetInput(3);
       require(shape(residual) == dims, "LinearAdd: residual has the shape of the product");
-      of.residual = residual.GetTensorRawData();
+      of.residual = raw(residual);
     }
     of.y = context.GetOutput(0, dims).GetTensorMutableRawData();
     if (of.rows == 0 || of.out == 0) return;
-    const auto stream = static_cast<cudaStream_t>(context.GetGPUComputeStream());
+    const auto stream = static_cast<cudaStream_t>(stream_of(context));
     if (const char* const problem = linear_.run(of, stream))
       throw Ort::Exception(std::string("Linear: ") + problem, ORT_FAIL);
   }

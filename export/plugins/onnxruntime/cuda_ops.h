@@ -8,7 +8,8 @@ namespace tokenfold {
 // For float32, float16 and bfloat16.
 void add_cuda_ops(Ort::CustomOpDomain& domain);
 
-// Linear layers, for float16 and bfloat16.
+// Those that are in half precision only: for float16 and bfloat16.
 void add_linear_ops(Ort::CustomOpDomain& domain);
+void add_packed_ops(Ort::CustomOpDomain& domain);
 
 }  // namespace tokenfold
