@@ -73,6 +73,11 @@ def integers(launch: interface.Launch, offset: int, count: int) -> list[int]:
     return list(struct.unpack_from(f"{count}i", bytes(launch.arguments), offset))
 
 
+def vectors_and_batch(op: str, launch: interface.Launch) -> tuple[int, ...]:
+    """Of a matcher's arguments: behind 5 pointers and 8 integers, or 4 and 7."""
+    return tuple(integers(launch, 80 if op == "match_pumer" else 68, 2))
+
+
 @pytest.mark.parametrize("op", MATCHERS)
 @given(
     tokens=st.integers(1, interface.MOST_TOKENS),
@@ -144,8 +149,30 @@ def test_images_are_spread_while_processors_are_free(
         assert launch.cluster == 1
         return
     assert launch.cluster in {1, 2, 4, 8}
-    assert launch.cluster == 1 or launch.blocks <= processors
-    assert launch.cluster == 8 or 2 * launch.blocks > processors
+    half = processors // 2
+    assert launch.cluster == 1 or launch.blocks <= half
+    assert launch.cluster == 8 or 2 * launch.blocks > half
+
+
+@pytest.mark.parametrize("op", MATCHERS)
+@pytest.mark.parametrize(
+    ("stride", "vectors", "code"),
+    [
+        (0, 1, interface.OK),
+        (768, 1, interface.OK),
+        (3 * 768, 1, interface.OK),
+        (770, 0, interface.OK),
+        (767, 0, interface.BAD_SHAPE),
+        (-1, 0, interface.BAD_SHAPE),
+        (2**21, 0, interface.BAD_SHAPE),
+    ],
+)
+def test_keys_may_lie_apart(op: str, stride: int, vectors: int, code: int) -> None:
+    of = matching(op, heads=12, head_dim=64, type=1, stride=stride)
+    found, launch = library.prepare(op, of)
+    assert found == code
+    if code == interface.OK:
+        assert vectors_and_batch(op, launch) == (vectors, 2)
 
 
 def test_nothing_else_is_spread() -> None:
@@ -174,10 +201,7 @@ def test_heads_on_16_bytes_are_read_in_vectors(
     op: str, head_dim: int, type_: torch.dtype, start: int, vectors: bool
 ) -> None:
     of = matching(op, head_dim=head_dim, type=interface.TYPES[type_], keys=4096 + start)
-    launch = launched(op, of)
-    # Behind 5 pointers and 7 integers, or 4 and 6.
-    flag, batch = integers(launch, 76 if op == "match_pumer" else 64, 2)
-    assert (flag, batch) == (vectors, 2)
+    assert vectors_and_batch(op, launched(op, of)) == (vectors, 2)
 
 
 def test_every_architecture_is_checked() -> None:
@@ -238,7 +262,7 @@ def test_rows_on_16_bytes_are_moved_in_vectors(
 def test_counts_are_clamped_as_everywhere(tokens: int, r: int, protected: int) -> None:
     for op in ("match_tome", "match_pitome"):
         of = matching(op, tokens=tokens, r=r, protected_tokens=protected)
-        *_, count = integers(launched(op, of), 5 * 8, 5)
+        *_, count = integers(launched(op, of), 5 * 8, 6)
         assert count == clamp(r, tokens, protected)
 
 
@@ -257,10 +281,10 @@ def test_counts_of_pumer_are_clamped_as_everywhere(
     of = matching("match_pumer", tokens=tokens, text=text, prune=prune, merge=merge)
     of.merge_text = words
     launch = launched("match_pumer", of)
-    found = integers(launch, 6 * 8, 7)
+    found = integers(launch, 6 * 8, 8)
     length = min(max(text, 0), tokens)
-    assert found[:4] == [tokens, 12, 64, length]
-    text_count, pruned, count = found[4:]
+    assert found[:5] == [tokens, 12, 64, 768, length]
+    text_count, pruned, count = found[5:]
     image = tokens - length
     kept = max(image - pruned, min(image, 1))
     assert (length - text_count, kept - count) == pumer_widths(length, image, counts)

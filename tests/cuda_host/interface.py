@@ -21,7 +21,7 @@ MOST_REDUCE_TOKENS = 32768
 Fields = list[tuple[str, Any]]
 _SHAPE: Fields = [
     ("type", c_int32),
-    *((name, c_int64) for name in ("batch", "tokens", "heads", "head_dim")),
+    *((name, c_int64) for name in ("batch", "tokens", "heads", "head_dim", "stride")),
 ]
 _SPACE: Fields = [
     ("slots", c_void_p),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import os
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p, create_string_buffer
 from functools import cache
 from importlib import metadata
@@ -94,7 +93,6 @@ def compiled(source: Path, architecture: str) -> Compiled:
             f"--gpu-architecture={architecture}",
             "--std=c++17",
             f"--include-path={source.parent}",
-            *os.environ.get("TOKENFOLD_NVRTC_OPTIONS", "").split(),
         ]
         given = (c_char_p * len(options))(*(option.encode() for option in options))
         failed = library.nvrtcCompileProgram(program, len(options), given)

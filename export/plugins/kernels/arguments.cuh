@@ -14,10 +14,7 @@ constexpr int kWarp = 32;
 
 // One block matches one image, or a cluster of them does, see cluster.cuh. 512 threads are to hide the
 // latency of an SM that holds a single block, as it does until there are more images than SMs.
-#ifndef TOKENFOLD_THREADS
-#define TOKENFOLD_THREADS 512
-#endif
-constexpr int kMatchThreads = TOKENFOLD_THREADS;
+constexpr int kMatchThreads = 512;
 // Of more blocks, not every GPU with clusters takes a cluster.
 constexpr int kMostCluster = 8;
 // Places, scores and members of one image stay in shared memory.
@@ -25,7 +22,7 @@ constexpr int kMostTokens = 1024;
 constexpr int kWords = kMostTokens / kWarp;
 
 // A tile of cosines. Each warp has 16 x 32 of them, each lane 4 x 4.
-constexpr int kTileRows = kMatchThreads / 8;
+constexpr int kTileRows = 64;
 constexpr int kTileColumns = 128;
 constexpr int kTileDepth = 32;
 // Tokens of a tile lie 4 floats further apart: lanes read 16 bytes of up to 8 tokens at once, and these
@@ -91,7 +88,8 @@ TOKENFOLD_BOTH constexpr int resident_shared_bytes(int tokens, int head_dim) {
   return 4 * (tokens * resident_pitch(head_dim) + kWords + kResidentArrays * round_up(tokens, 4));
 }
 
-// MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), size (B, tokens), slots (B, tokens),
+// MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), `stride` elements from one token to the
+// next, size (B, tokens), slots (B, tokens),
 // unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2. The type of keys matters to a
 // small part of the work, so a kernel takes all of them: the compiler has a third to do, and a program
 // a third to carry. `vectors`: every head of every token begins on 16 bytes, and has at most 512 bytes.
@@ -104,6 +102,7 @@ struct MatchArguments {
   int tokens;
   int heads;
   int head_dim;
+  int stride;
   int protected_tokens;
   int count;
   float margin;
@@ -123,6 +122,7 @@ struct MatchPuMerArguments {
   int tokens;
   int heads;
   int head_dim;
+  int stride;
   int text;
   int text_count;
   int pruned;

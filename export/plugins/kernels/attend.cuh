@@ -3,7 +3,8 @@
 // A block has some queries of a head of an image and goes over the keys tile by tile. While a tile is
 // worked on, the next ones are on their way from device memory: one barrier a tile. Where queries are
 // few and keys many, several warps share queries, each has a part of every tile, and one of them adds up
-// what they found, in order.
+// what they found, in order. A query's sums are the same bits whatever queries its warp and its block have
+// beside it, and so whatever the batch is.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -31,11 +32,11 @@ __device__ __forceinline__ void load_queries(const T* q, int stride, int left, i
     }
 }
 
-// Heads of up to kWidth channels, a multiple of 8.
-template <typename T, int kWidth>
+// Heads of up to kWidth channels, a multiple of 8, and kRows queries a warp.
+template <typename T, int kWidth, int kRows>
 __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   constexpr int kKeys = attend_keys(kWidth), kPitch = attend_pitch(kWidth);
-  constexpr int kTiles = attend_tiles(kWidth), kRows = 16 * kTiles;
+  constexpr int kTiles = kRows / 16;
   // Threads that copy a row, a divisor of a warp: some do nothing where a row has fewer pieces.
   constexpr int kCopiers = kWidth > 64 ? 16 : kWidth / 8;
   // Keys and values of one tile.

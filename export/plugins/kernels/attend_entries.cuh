@@ -3,16 +3,16 @@
 
 #include "attend_arguments.cuh"
 
-// All widths of a head that tensor cores have a kernel for.
+// All widths of a head that tensor cores have a kernel for, and queries of its warps.
 #define TOKENFOLD_FOR_EVERY_WIDTH(DO, TYPE) \
-  DO(TYPE, 32) DO(TYPE, 64) DO(TYPE, 80) DO(TYPE, 96) DO(TYPE, 128)
+  DO(TYPE, 32, 16) DO(TYPE, 64, 16) DO(TYPE, 64, 32) DO(TYPE, 80, 16) DO(TYPE, 96, 16) DO(TYPE, 128, 16)
 // All numbers of parts of a head that plain arithmetic has a kernel for.
 #define TOKENFOLD_FOR_EVERY_PART(DO) DO(1) DO(2) DO(4)
 
-#define TOKENFOLD_ATTENDER(TYPE, WIDTH)                                                              \
-  __global__ void __launch_bounds__(tokenfold::attend_warps(WIDTH) * tokenfold::kWarp,               \
-                                    tokenfold::attend_blocks(WIDTH))                                 \
-      tokenfold_attend_##TYPE##_##WIDTH(const tokenfold::AttendArguments arguments)
+#define TOKENFOLD_ATTENDER(TYPE, WIDTH, ROWS)                                                  \
+  __global__ void __launch_bounds__(tokenfold::attend_warps(WIDTH, ROWS) * tokenfold::kWarp,   \
+                                    tokenfold::attend_blocks(WIDTH, ROWS))                     \
+      tokenfold_attend_##TYPE##_##WIDTH##x##ROWS(const tokenfold::AttendArguments arguments)
 #define TOKENFOLD_PLAIN_ATTENDER(PARTS)                                           \
   __global__ void __launch_bounds__(tokenfold::kPlainWarps * tokenfold::kWarp)    \
       tokenfold_attend_plain_##PARTS(const tokenfold::AttendArguments arguments)
@@ -28,7 +28,7 @@
 
 extern "C" {
 
-#define TOKENFOLD_DECLARED(TYPE, WIDTH) TOKENFOLD_ATTENDER(TYPE, WIDTH);
+#define TOKENFOLD_DECLARED(TYPE, WIDTH, ROWS) TOKENFOLD_ATTENDER(TYPE, WIDTH, ROWS);
 #define TOKENFOLD_PLAIN_DECLARED(PARTS) TOKENFOLD_PLAIN_ATTENDER(PARTS);
 TOKENFOLD_FOR_EVERY_WIDTH(TOKENFOLD_DECLARED, float16)
 TOKENFOLD_FOR_EVERY_WIDTH(TOKENFOLD_DECLARED, bfloat16)

@@ -4,6 +4,10 @@
 // It keeps sums of values weighted by 2^(score - origin), where the origin is about the highest score so
 // far: sums shrink, for a higher origin, only when a score is found so far above it that weights would
 // grow large. Which is seldom, behind the first keys.
+//
+// Kernels with one or two times 16 queries a warp must give a query the same bits: what is done for it
+// depends on the 16 that it is one of, and where sums of products could be rounded in two ways, it is said
+// in which.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -58,7 +62,7 @@ __device__ __forceinline__ void forget(Attended<kWidth, kTiles>& state) {
 template <int kWidth, int kTiles>
 __device__ __forceinline__ float move_origin(Attended<kWidth, kTiles>& state, int tile, int row,
                                              float to, float scale) {
-  const float shrink = exp2_of(state.origin[tile][row] * scale - to * scale);
+  const float shrink = exp2_of((state.origin[tile][row] - to) * scale);
   state.origin[tile][row] = to;
   state.weights[tile][2 * row] *= shrink;
 #pragma unroll
@@ -103,27 +107,26 @@ __device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kTiles][kWidt
       }
     }
 
-  float highest[kTiles][2];
-  bool higher = false;
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile)
+  for (int tile = 0; tile < kTiles; ++tile) {
+    float highest[2];
+    bool higher = false;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float top = fmaxf(scores[tile][0][2 * row], scores[tile][0][2 * row + 1]);
 #pragma unroll
       for (int n = 1; n < 2 * kParts; ++n)
         top = fmaxf(top, fmaxf(scores[tile][n][2 * row], scores[tile][n][2 * row + 1]));
-      highest[tile][row] = top;
+      highest[row] = top;
       higher = higher || top > state.origin[tile][row] + slack;
     }
-  if (__ballot_sync(kAllLanes, higher)) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
+    if (__ballot_sync(kAllLanes, higher)) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        const float to = highest_of_row(highest[tile][row]);
+        const float to = highest_of_row(highest[row]);
         move_origin(state, tile, row, fmaxf(state.origin[tile][row], to), scale);
       }
+    }
   }
 
 #pragma unroll
@@ -135,7 +138,7 @@ __device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kTiles][kWidt
       for (int n = 0; n < 2 * kParts; ++n)
 #pragma unroll
         for (int i = 2 * row; i < 2 * row + 2; ++i)
-          scores[tile][n][i] = exp2_of(scores[tile][n][i] * scale + from);
+          scores[tile][n][i] = exp2_of(fmaf(scores[tile][n][i], scale, from));
     }
 
   const T* value = values + lane % 16 * kPitch + lane / 16 * 8;
@@ -195,13 +198,15 @@ __device__ __forceinline__ void take_in(Attended<kWidth, kTiles>& state, const f
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float to = fmaxf(state.origin[tile][row], *from);
-      const float shrink = exp2_of(*from * scale - to * scale);
+      const float shrink = exp2_of((*from - to) * scale);
       move_origin(state, tile, row, to, scale);
-      state.weights[tile][2 * row] += from[kWarp] * shrink;
+      float& weights = state.weights[tile][2 * row];
+      weights = fmaf(from[kWarp], shrink, weights);
 #pragma unroll
       for (int n = 0; n < kWidth / 8; ++n) {
-        state.sums[tile][n][2 * row] += from[(2 + 2 * n) * kWarp] * shrink;
-        state.sums[tile][n][2 * row + 1] += from[(3 + 2 * n) * kWarp] * shrink;
+        float* sums = state.sums[tile][n] + 2 * row;
+        sums[0] = fmaf(from[(2 + 2 * n) * kWarp], shrink, sums[0]);
+        sums[1] = fmaf(from[(3 + 2 * n) * kWarp], shrink, sums[1]);
       }
       from += (2 + kWidth / 4) * kWarp;
     }

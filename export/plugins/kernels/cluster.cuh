@@ -63,21 +63,11 @@ struct Cluster {
   }
 
   // Stores in the shared memory of every block what has its place from `own` on in this one's.
-  template <typename V, int kCount>
-  __device__ __forceinline__ void everywhere(V* own, const V (&values)[kCount]) const {
-#pragma unroll 1
-    for (int other = 0; other < count; ++other) {
-      // Each begins with itself, so that no block has to take from all at once.
-      V* to = peer(own, other ^ rank);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) to[i] = values[i];
-    }
-  }
-
   template <typename V>
   __device__ __forceinline__ void everywhere(V* own, V value) const {
-    const V values[1] = {value};
-    everywhere(own, values);
+    // Each begins with itself, so that no block has to take from all at once.
+#pragma unroll 1
+    for (int other = 0; other < count; ++other) *peer(own, other ^ rank) = value;
   }
 
  private:

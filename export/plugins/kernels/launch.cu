@@ -75,7 +75,8 @@ struct Attender {
   void (*kernel)(tokenfold::AttendArguments);
 };
 
-#define ATTENDER(TYPE, WIDTH) {"tokenfold_attend_" #TYPE "_" #WIDTH, tokenfold_attend_##TYPE##_##WIDTH},
+#define ATTENDER(TYPE, WIDTH, ROWS) \
+  {"tokenfold_attend_" #TYPE "_" #WIDTH "x" #ROWS, tokenfold_attend_##TYPE##_##WIDTH##x##ROWS},
 #define PLAIN_ATTENDER(PARTS) {"tokenfold_attend_plain_" #PARTS, tokenfold_attend_plain_##PARTS},
 static const Attender kAttenders[] = {
     TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, float16) TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, bfloat16)

@@ -41,13 +41,13 @@ __device__ __forceinline__ void match_tome_resident(const MatchArguments& a, voi
         for (int i = threadIdx.x; i < n; i += kMatchThreads) size[i] = a.size[first + i];
         cluster.await();
       },
-      [&](int token, int channel, const auto& values) {
+      [&](int token, int channel, float4 four) {
         const int at = token / 2 + (token % 2 ? sources : 0);
         float4* to = reinterpret_cast<float4*>(unit + at * pitch + channel);
         if (token % 2)
-          cluster.everywhere(to, values);
+          cluster.everywhere(to, four);
         else
-          put(to, values);
+          *to = four;
       });
   cluster.wait();
   fold_resident(
@@ -90,8 +90,8 @@ __device__ __forceinline__ void match_pitome_resident(const MatchArguments& a, v
         }
         cluster.await();
       },
-      [&](int token, int channel, const auto& values) {
-        cluster.everywhere(reinterpret_cast<float4*>(unit + token * pitch + channel), values);
+      [&](int token, int channel, float4 four) {
+        cluster.everywhere(reinterpret_cast<float4*>(unit + token * pitch + channel), four);
       });
   cluster.wait();
   const int in_play = members.before(n);

@@ -11,6 +11,9 @@ using namespace tokenfold;
 constexpr float kLog2E = 1.44269504f;
 // With fewer blocks a large GPU would have nothing to do for some of its processors.
 constexpr int64_t kBusyAttendBlocks = 132;
+// As many blocks as such a GPU runs at once, two a processor, where warps have 16 queries. More than these
+// wait for each other, and what counts is no longer how long a block takes.
+constexpr int64_t kManyBlocks = 2 * kBusyAttendBlocks;
 // Rows of 16 queries that are few, and keys that are many.
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kManyTokens = 256;
@@ -69,24 +72,26 @@ bool is_scale(float scale) { return scale > 1e-6f && scale < 1e6f; }
 
 // Warps that share queries: two where queries are few and keys many. Not by how many images there are,
 // for what is found in one must not depend on the others.
-int groups_of(int64_t heads, int64_t queries, int64_t tokens, int width) {
-  bool few = divided(queries, attend_rows(width)) <= kFewRows && tokens >= kManyTokens;
-#ifdef TOKENFOLD_SPLIT_ALONE
-  few = few || heads * divided(queries, attend_rows(width)) < 2 * kBusyAttendBlocks;
-#endif
-  static_cast<void>(heads);
-  return few ? attend_groups(width) : 1;
+int groups_of(int64_t queries, int64_t tokens) {
+  return divided(queries, 16) <= kFewRows && tokens >= kManyTokens ? kGroups : 1;
+}
+
+// Queries of a warp: many where blocks of such warps keep the whole GPU busy.
+int rows_of_warp(int64_t heads, int64_t queries, int width, int groups) {
+  if (!has_most_rows(width)) return 16;
+  const int64_t warps = attend_warps(width, kMostRows) / groups;
+  return heads * divided(divided(queries, kMostRows), warps) >= kManyBlocks ? kMostRows : 16;
 }
 
 // Warps of a block that do not share queries: as many as leave enough blocks, if two do, and no more
 // than the rows need. One alone would take long to copy keys and values.
-int warps_of(int64_t heads, int64_t queries, int width, int groups) {
-  const int64_t rows = divided(queries, attend_rows(width));
+int warps_of(int64_t heads, int64_t queries, int width, int rows, int groups) {
+  const int64_t needed = divided(queries, rows);
   const int64_t fewest = groups > 1 ? 1 : 2;
-  int64_t warps = attend_warps(width) / groups;
-  while (warps > fewest && heads * divided(rows, warps) < kBusyAttendBlocks)
+  int64_t warps = attend_warps(width, rows) / groups;
+  while (warps > fewest && heads * divided(needed, warps) < kBusyAttendBlocks)
     warps = most(fewest, warps / 2);
-  return static_cast<int>(divided(rows, divided(rows, warps)));
+  return static_cast<int>(divided(needed, divided(needed, warps)));
 }
 
 }  // namespace
@@ -129,15 +134,16 @@ int tokenfold_cuda_prepare_attend(const TokenfoldAttend* of, TokenfoldLaunch* la
   int shared_bytes = plain_shared_bytes(arguments.head_dim, kPlainWarps);
   if (tensor) {
     arguments.unscale = 1.0f / arguments.scale;
-    const int64_t heads = least(of->batch, kBusyAttendBlocks) * of->heads;
-    const int groups = groups_of(heads, of->queries, of->tokens, width);
+    const int64_t heads = least(of->batch, kManyBlocks) * of->heads;
+    const int groups = groups_of(of->queries, of->tokens);
     while (1 << arguments.group_bits < groups) ++arguments.group_bits;
-    const int sharing = any ? warps_of(heads, of->queries, width, groups) : 1;
+    const int warp_rows = rows_of_warp(heads, of->queries, width, groups);
+    const int sharing = any ? warps_of(heads, of->queries, width, warp_rows, groups) : 1;
     arguments.warps = sharing * groups;
-    rows = sharing * attend_rows(width);
+    rows = sharing * warp_rows;
     shared_bytes = attend_shared_bytes(width, arguments.tokens);
-    std::snprintf(kernel, sizeof(kernel), "tokenfold_attend_%s_%d",
-                  of->type == TOKENFOLD_FLOAT16 ? "float16" : "bfloat16", width);
+    std::snprintf(kernel, sizeof(kernel), "tokenfold_attend_%s_%dx%d",
+                  of->type == TOKENFOLD_FLOAT16 ? "float16" : "bfloat16", width, warp_rows);
   } else {
     arguments.warps = kPlainWarps;
     const int64_t parts = divided(of->head_dim, kPart);

@@ -157,19 +157,6 @@ __device__ __forceinline__ void average(const Moved<T>& moved, const Slot& own) 
   }
 }
 
-// Has the cache ask for bytes, a multiple of 16 on 16, that will be read soon.
-__device__ __forceinline__ void ask_for(const void* from, unsigned bytes) {
-#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-               :
-               : "l"(__cvta_generic_to_global(from)), "r"(bytes)
-               : "memory");
-#else
-  static_cast<void>(from);
-  static_cast<void>(bytes);
-#endif
-}
-
 template <typename T>
 __device__ void reduce(const ReduceArguments& a, void* memory) {
   const int n = a.tokens, blocks = reduce_blocks(a.width, a.rows), words = reduce_words(n);
@@ -178,18 +165,6 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
   const int block = blockIdx.x % blocks, first_slot = block * block_slots;
   const long long* slots = a.slots + image * n;
   const float* size = a.size + image * n;
-
-#ifdef TOKENFOLD_REDUCE_PREFETCH
-  // Some block needs each row, as soon as it knows which: until then all of the image's are on their way.
-  if (a.vectors && threadIdx.x % kWarp == 0) {
-    const int warps = blocks * kReduceWarps, share = (n + warps - 1) / warps;
-    const int first = (block * kReduceWarps + threadIdx.x / kWarp) * share;
-    const int rows = first + share < n ? share : n - first;
-    if (rows > 0)
-      ask_for(static_cast<const T*>(a.x) + (image * n + first) * a.dim,
-              rows * a.dim * static_cast<int>(sizeof(T)));
-  }
-#endif
 
   // The members of the block's slots, a bit each: or-ing them is the same in any order. A token of size
   // 0 is none, and a slot that does not exist is as good as -1.

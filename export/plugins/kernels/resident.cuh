@@ -11,10 +11,7 @@ namespace tokenfold {
 
 // A lane has kRowsOfLane x kColumnsOfLane cosines at once, lanes are 4 below each other and 8 side by
 // side.
-#ifndef TOKENFOLD_LANE_ROWS
-#define TOKENFOLD_LANE_ROWS 2
-#endif
-constexpr int kRowsOfLane = TOKENFOLD_LANE_ROWS;
+constexpr int kRowsOfLane = 4;
 constexpr int kColumnsOfLane = 4;
 constexpr int kRowsOfWarp = kRowsOfLane * kWarp / kLanesAcross;
 constexpr int kColumnsOfWarp = kColumnsOfLane * kLanesAcross;

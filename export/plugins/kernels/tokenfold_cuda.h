@@ -41,6 +41,7 @@ enum {
 typedef struct {
   int32_t type;
   int64_t batch, tokens, heads, head_dim;
+  int64_t stride; /* elements from one token's keys to the next; 0 for heads * head_dim */
   int64_t protected_tokens; /* 0 to 2 for ToMe, 0 to 1,024 for PiToMe */
   int64_t r;
   float margin; /* of PiToMe */
@@ -56,6 +57,7 @@ typedef struct {
 typedef struct {
   int32_t type;
   int64_t batch, tokens, heads, head_dim;
+  int64_t stride; /* as above */
   int64_t text;
   int64_t prune, merge, merge_text;
   const void* keys;

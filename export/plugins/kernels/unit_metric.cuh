@@ -10,10 +10,7 @@ namespace tokenfold {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 // Heads that a lane loads at once; twice as many are in flight.
-#ifndef TOKENFOLD_HEADS
-#define TOKENFOLD_HEADS 6
-#endif
-constexpr int kHeadsAtOnce = TOKENFOLD_HEADS;
+constexpr int kHeadsAtOnce = 6;
 
 // All lanes of a warp give a part of the sum, and have it.
 __device__ __forceinline__ float warp_sum(float part) {
@@ -24,22 +21,16 @@ __device__ __forceinline__ float warp_sum(float part) {
 
 __device__ __forceinline__ float length_of(float squares) { return fmaxf(sqrtf(squares), 1e-12f); }
 
-template <int kCount>
-__device__ __forceinline__ void put(float4* to, const float4 (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) to[i] = values[i];
-}
-
 // Where heads begin on 16 bytes: a lane has a piece of one token in all heads, so that nothing is added
 // up between lanes but the length. A warp does as many tokens as it has lanes for. `ready` is called
-// once, by all threads, behind the first loads; then store(token, channel, values), fours of them.
+// once, by all threads, behind the first loads; then store(token, channel, four values) of each.
 template <typename T, typename Ready, typename Store>
-__device__ __forceinline__ void metric_by_pieces(const T* keys, int begin, int end, int heads,
-                                                 int head_dim, const Ready& ready,
+__device__ __forceinline__ void metric_by_pieces(const T* keys, int stride, int begin, int end,
+                                                 int heads, int head_dim, const Ready& ready,
                                                  const Store& store) {
   using Moves = Move<T, true>;
   constexpr int kWidth = Moves::kWidth;
-  const int pieces = head_dim / kWidth;
+  const int pieces = head_dim / kWidth, token_pieces = stride / kWidth;
   int bits = 0;
 #pragma unroll 1
   while (1 << bits < pieces) ++bits;
@@ -49,7 +40,7 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int begin, int e
   // The next to load.
   int token = begin + (threadIdx.x >> bits), head = 0;
   const auto load = [&](uint4(&held)[kHeadsAtOnce]) {
-    const uint4* from = base + (static_cast<size_t>(token) * heads + head) * pieces;
+    const uint4* from = base + static_cast<size_t>(token) * token_pieces + head * pieces;
     const int there = active && token < end ? heads - head : 0;
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h)
@@ -92,12 +83,12 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int begin, int e
     for (int other = lanes / 2; other > 0; other /= 2)
       squares += __shfl_xor_sync(kAllLanes, squares, other);
     const float scale = 1.0f / length_of(squares);
-    float4 unit[kWidth / 4];
 #pragma unroll
-    for (int q = 0; q < kWidth / 4; ++q)
-      unit[q] = {sums[4 * q] * scale, sums[4 * q + 1] * scale, sums[4 * q + 2] * scale,
-                 sums[4 * q + 3] * scale};
-    if (active && own < end) store(own, piece * kWidth, unit);
+    for (int c = 0; c < kWidth; c += 4) {
+      const float4 four = {sums[c] * scale, sums[c + 1] * scale, sums[c + 2] * scale,
+                           sums[c + 3] * scale};
+      if (active && own < end) store(own, piece * kWidth + c, four);
+    }
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) sums[c] = 0.0f;
     own += step;
@@ -108,12 +99,12 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int begin, int e
 
 // Wherever heads begin. A warp does a token, element by element.
 template <typename T>
-__device__ void metric_by_elements(const T* keys, int begin, int end, int heads, int head_dim,
-                                   float* unit) {
+__device__ void metric_by_elements(const T* keys, int stride, int begin, int end, int heads,
+                                   int head_dim, float* unit) {
   const int lane = threadIdx.x % kWarp, pitch = unit_pitch(head_dim);
   const float share = 1.0f / static_cast<float>(heads);
   for (int i = begin + threadIdx.x / kWarp; i < end; i += kMatchThreads / kWarp) {
-    const T* from = keys + static_cast<size_t>(i) * heads * head_dim;
+    const T* from = keys + static_cast<size_t>(i) * stride;
     float* to = unit + static_cast<size_t>(i) * pitch;
     float squares = 0.0f;
     for (int c = lane; c < pitch; c += kWarp) {
@@ -134,30 +125,31 @@ __device__ void metric_by_elements(const T* keys, int begin, int end, int heads,
 template <typename Arguments, typename Ready, typename Store>
 __device__ __forceinline__ void metric_by_pieces(const Arguments& a, size_t image, int begin, int end,
                                                  const Ready& ready, const Store& store) {
-  const size_t before = image * a.tokens * a.heads * a.head_dim;
+  const size_t before = image * a.tokens * a.stride;
   if (a.type == kFloat16)
-    metric_by_pieces(static_cast<const Half*>(a.keys) + before, begin, end, a.heads, a.head_dim, ready,
-                     store);
+    metric_by_pieces(static_cast<const Half*>(a.keys) + before, a.stride, begin, end, a.heads,
+                     a.head_dim, ready, store);
   else if (a.type == kBFloat16)
-    metric_by_pieces(static_cast<const BFloat16*>(a.keys) + before, begin, end, a.heads, a.head_dim,
-                     ready, store);
+    metric_by_pieces(static_cast<const BFloat16*>(a.keys) + before, a.stride, begin, end, a.heads,
+                     a.head_dim, ready, store);
   else
-    metric_by_pieces(static_cast<const float*>(a.keys) + before, begin, end, a.heads, a.head_dim,
-                     ready, store);
+    metric_by_pieces(static_cast<const float*>(a.keys) + before, a.stride, begin, end, a.heads,
+                     a.head_dim, ready, store);
 }
 
 template <typename Arguments>
 __device__ __forceinline__ void metric_by_elements(const Arguments& a, size_t image, int begin, int end,
                                                    float* unit) {
-  const size_t before = image * a.tokens * a.heads * a.head_dim;
+  const size_t before = image * a.tokens * a.stride;
   if (a.type == kFloat16)
-    metric_by_elements(static_cast<const Half*>(a.keys) + before, begin, end, a.heads, a.head_dim, unit);
+    metric_by_elements(static_cast<const Half*>(a.keys) + before, a.stride, begin, end, a.heads,
+                       a.head_dim, unit);
   else if (a.type == kBFloat16)
-    metric_by_elements(static_cast<const BFloat16*>(a.keys) + before, begin, end, a.heads, a.head_dim,
-                       unit);
+    metric_by_elements(static_cast<const BFloat16*>(a.keys) + before, a.stride, begin, end, a.heads,
+                       a.head_dim, unit);
   else
-    metric_by_elements(static_cast<const float*>(a.keys) + before, begin, end, a.heads, a.head_dim,
-                       unit);
+    metric_by_elements(static_cast<const float*>(a.keys) + before, a.stride, begin, end, a.heads,
+                       a.head_dim, unit);
 }
 
 // An image's, from the arguments of any matcher: (tokens, pitch), zeros behind head_dim. Each block of
@@ -169,9 +161,9 @@ __device__ void unit_metric(const Arguments& a, const Cluster& cluster, size_t i
   if (a.vectors)
     metric_by_pieces(
         a, image, begin, end, [] {},
-        [&](int token, int channel, const auto& values) {
-          float* from = unit + static_cast<size_t>(token) * a.head_dim + channel;
-          put(reinterpret_cast<float4*>(from), values);
+        [&](int token, int channel, float4 four) {
+          float* to = unit + static_cast<size_t>(token) * a.head_dim + channel;
+          *reinterpret_cast<float4*>(to) = four;
         });
   else
     metric_by_elements(a, image, begin, end, unit);
