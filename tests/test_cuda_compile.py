@@ -21,9 +21,9 @@ ENTRIES = {
     },
     "reduce.cu": {f"tokenfold_reduce_{name}" for name in ("float32", "float16", "bfloat16")},
     "attend.cu": {
-        f"tokenfold_attend_{name}_{width}"
+        f"tokenfold_attend_{name}_{shape}"
         for name in ("float16", "bfloat16")
-        for width in (32, 64, 80, 96, 128)
+        for shape in ("32x16", "64x16", "64x32", "80x16", "96x16", "128x16")
     },
     "attend_plain.cu": {f"tokenfold_attend_plain_{parts}" for parts in (1, 2, 4)},
     "importance.cu": {
@@ -36,7 +36,7 @@ SOURCES = list(ENTRIES)
 THREADS = {
     "match.cu": {"512"},
     "reduce.cu": {"256"},
-    "attend.cu": {"128", "256"},
+    "attend.cu": {"128", "224", "256"},
     "attend_plain.cu": {"128"},
     "importance.cu": {"128", "256"},
 }

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from export.bundle import Bundle
 from export.dual_runtime import DualSession
 from export.plugins.onnxruntime.library import Device
-from service.backends import batching
 from service.backends.backend import PIXELS, Call, Sample
+from service.backends.onnxruntime_session import OnnxRuntimeSession
 from service.backends.stacking import padded, stacked
 
 # A text of a few tokens takes as long as its network's weights take to be read, and several share
@@ -18,29 +18,15 @@ from service.backends.stacking import padded, stacked
 _TEXTS = 16
 
 
-class OnnxRuntimeDual:
+class OnnxRuntimeDual(OnnxRuntimeSession[DualSession]):
     """A bundle's two graphs in sessions of ONNX Runtime."""
 
     def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        self._device = device
-        self._session = DualSession(bundle, device=device)
-        self._session.warm(level.plan for level in bundle.manifest.levels.values())
+        super().__init__(DualSession(bundle, device=device), bundle, device)
         self._texts = 1 if bundle.manifest.precision == "int8" else _TEXTS
 
-    @property
-    def native(self) -> bool:
-        """Whether the compiled reduction ops run."""
-        return self._session.native
-
-    @property
-    def at_once(self) -> int | None:
-        """See `Backend.at_once`."""
-        return batching.at_once(self._device)
-
-    def take(self, call: Call, waiting: int, /) -> int:
-        """See `Backend.take`."""
-        beside = self._texts if call.step == "read" else 1
-        return batching.take(self._device, waiting, beside=beside, most=self._session.most)
+    def _beside(self, call: Call) -> int:
+        return self._texts if call.step == "read" else 1
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
@@ -53,7 +39,3 @@ class OnnxRuntimeDual:
         if found is None:
             return [{"vector": row} for row in vectors]
         return [{"vector": row, "slots": one} for row, one in zip(vectors, found, strict=True)]
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._session.close()

@@ -10,32 +10,16 @@ import numpy.typing as npt
 from export.bundle import Bundle
 from export.pair_runtime import Float, PairOutput, PairSession, ask
 from export.plugins.onnxruntime.library import Device
-from service.backends import batching
 from service.backends.backend import PIXELS, TOKENS, Call, Sample
+from service.backends.onnxruntime_session import OnnxRuntimeSession
 from service.backends.stacking import padded, stacked
 
 
-class OnnxRuntimePairs:
+class OnnxRuntimePairs(OnnxRuntimeSession[PairSession]):
     """A bundle's two graphs in sessions of ONNX Runtime."""
 
     def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        self._device = device
-        self._session = PairSession(bundle, device=device)
-        self._session.warm(level.plan for level in bundle.manifest.levels.values())
-
-    @property
-    def native(self) -> bool:
-        """Whether the compiled reduction ops run."""
-        return self._session.native
-
-    @property
-    def at_once(self) -> int | None:
-        """See `Backend.at_once`."""
-        return batching.at_once(self._device)
-
-    def take(self, _: Call, waiting: int, /) -> int:
-        """See `Backend.take`."""
-        return batching.take(self._device, waiting, most=self._session.most)
+        super().__init__(PairSession(bundle, device=device), bundle, device)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
@@ -55,10 +39,6 @@ class OnnxRuntimePairs:
         if call.step == "fuse":
             return stacked(samples, TOKENS[at])
         return self._session.embed(stacked(samples, PIXELS[at]))
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._session.close()
 
 
 def _output(sample: Sample, passes: Sequence[PairOutput], row: int) -> Sample:

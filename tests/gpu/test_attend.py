@@ -15,6 +15,7 @@ from tests.test_cuda_attend import (  # noqa: F401
     check,
     inputs,
     test_absent_tokens_may_hold_anything,
+    test_an_image_gives_the_same_bits_in_any_batch,
     test_an_image_without_tokens_gives_zeros,
     test_attention_with_sizes,
     test_empty_tensors,

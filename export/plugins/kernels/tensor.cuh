@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 
 // Tensor cores of sm_75 know no bfloat16: each lane asks the others for its rows and columns. Called and
 // not inlined, for a kernel has hundreds of these.
-__device__ __noinline__ float4 multiply_by_lanes(float4 c, uint4 a, uint2 b) {
+static __device__ __noinline__ float4 multiply_by_lanes(float4 c, uint4 a, uint2 b) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half)
