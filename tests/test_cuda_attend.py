@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.operators import Eager
-from tests.cuda_host import attend_ops, interface, library
+from tests.cuda_host import attend_ops, interface, library, ops
 from tests.cuda_host.library import needs_compiler
 
 pytestmark = needs_compiler
@@ -124,21 +124,21 @@ def test_absent_tokens_may_hold_anything(dtype: torch.dtype, bad: float) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("queries", "tokens"), [(41, 150), (33, 260)])
+@pytest.mark.parametrize(("queries", "tokens"), [(41, 70), (18, 260)])
 def test_an_image_gives_the_same_bits_in_any_batch(
-    queries: int, tokens: int, dtype: torch.dtype
+    queries: int, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of 8 heads: enough blocks for warps of 32 queries only in the batch, and in the longer case keys
-    # that are shared among warps in both.
-    batch, heads = 34, 8
+    # Only the batch has enough blocks for warps of 32 queries. 260 keys are shared by two warps.
+    monkeypatch.setattr("tests.cuda_host.attend_ops.ORDERS", ops.ORDERS[:1])
+    batch, heads = 12, 22
     q, k, v, size = inputs(batch, queries, tokens, heads * 64, dtype, tokens)
     # Origins move late, and for the first 16 queries of 32 only.
-    q[:, :16] *= 3
+    q[:, :16] *= 10
     for images, kernel in ((batch, b"64x32"), (1, b"64x16")):
         of = attending(batch=images, queries=queries, tokens=tokens, heads=heads)
         assert library.prepare("attend", of)[1].kernel.endswith(kernel)
     found = attend_ops.attend(q, k, v, size, heads=heads)
-    for image in (0, 20):
+    for image in (0, 7):
         own = slice(image, image + 1)
         alone = attend_ops.attend(q[own], k[own], v[own], size[own], heads=heads)
         assert torch.equal(found[own], alone)

@@ -3,8 +3,8 @@
 // A block has some queries of a head of an image and goes over the keys tile by tile. While a tile is
 // worked on, the next ones are on their way from device memory: one barrier a tile. Where queries are
 // few and keys many, several warps share queries, each has a part of every tile, and one of them adds up
-// what they found, in order. A query's sums are the same bits whatever queries its warp and its block have
-// beside it, and so whatever the batch is.
+// what they found, in order. A query's sums are the same bits whatever queries its warp and its block
+// have beside it, and so whatever the batch is.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -41,6 +41,11 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   constexpr int kCopiers = kWidth > 64 ? 16 : kWidth / 8;
   // Keys and values of one tile.
   constexpr int kTile = 2 * kKeys * kPitch;
+  // In the end tiles are room for means, or for what half of the warps show.
+  static_assert(attend_warps(kWidth, kRows) * kRows * kPitch <= kStages * kTile, "means have room");
+  static_assert(attend_warps(kWidth, kRows) / kGroups * (kGroups - 1) * kWarp *
+                        attend_held(kWidth, kTiles) * 4 <= kStages * kTile * 2,
+                "what is shown has room");
   const int warp = threadIdx.x / kWarp, threads = a.warps * kWarp;
   const int n = a.tokens, head = blockIdx.x / a.row_tiles % a.heads;
   const size_t image = blockIdx.x / a.row_tiles / a.heads;

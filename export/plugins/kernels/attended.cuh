@@ -6,8 +6,8 @@
 // grow large. Which is seldom, behind the first keys.
 //
 // Kernels with one or two times 16 queries a warp must give a query the same bits: what is done for it
-// depends on the 16 that it is one of, and where sums of products could be rounded in two ways, it is said
-// in which.
+// depends on the 16 that it is one of alone, and no sum of products is left to the compiler to round in
+// one of two ways.
 #pragma once
 
 #include "attend_arguments.cuh"

@@ -11,8 +11,8 @@ using namespace tokenfold;
 constexpr float kLog2E = 1.44269504f;
 // With fewer blocks a large GPU would have nothing to do for some of its processors.
 constexpr int64_t kBusyAttendBlocks = 132;
-// As many blocks as such a GPU runs at once, two a processor, where warps have 16 queries. More than these
-// wait for each other, and what counts is no longer how long a block takes.
+// As many blocks as such a GPU runs at once, two a processor, where warps have 16 queries. Where there
+// are more, how many it gets done counts for more than how long one takes.
 constexpr int64_t kManyBlocks = 2 * kBusyAttendBlocks;
 // Rows of 16 queries that are few, and keys that are many.
 constexpr int64_t kFewRows = 3;
