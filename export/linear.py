@@ -21,6 +21,7 @@ MATCHERS = ("MatchToMe", "MatchPiToMe")
 """Ops that look at keys alone."""
 
 
+_Shape = tuple[int | str, ...]
 _PACKED = {"Attend": "AttendPacked", **{kind: f"{kind}Packed" for kind in MATCHERS}}
 
 
@@ -57,6 +58,11 @@ class _Graph:
         self._graph = graph
         self._weights = {weight.name: weight for weight in graph.initializer}
         self._outputs = {output.name for output in graph.output}
+        self._shapes = {
+            value.name: shape
+            for value in (*graph.input, *graph.value_info)
+            if (shape := _shape(value)) is not None
+        }
         self._users: dict[str, list[NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
@@ -84,8 +90,8 @@ class _Graph:
             return _Found([product, add, user], "LinearGelu", found.inputs)
         if user is not None and user.op_type == "Add":
             residual = _other(user.input, add.output[0])
-            # A constant, such as an embedding of positions, is broadcast.
-            if residual not in self._weights:
+            rows, width = self._shapes.get(x, ())[:-1], self._weights[w].dims[1]
+            if rows and _is_alike(self._shapes.get(residual, ()), (*rows, width)):
                 return _Found([product, add, user], "LinearAdd", [*found.inputs, residual])
         return found
 
@@ -169,6 +175,24 @@ class _Graph:
             and weight.data_type == TensorProto.FLOAT16
             and len(weight.dims) == dimensions
         )
+
+
+def _shape(value: onnx.ValueInfoProto) -> _Shape | None:
+    """Numbers and names, or None if one has neither."""
+    dims = value.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_param or dim.dim_value for dim in dims)
+    return shape if all(shape) else None
+
+
+def _is_alike(residual: _Shape, product: _Shape) -> bool:
+    """Whether nothing is broadcast, as an embedding of a token's kind would be.
+
+    What is behind a reduction has a size of another name, but the same.
+    """
+    return len(residual) == len(product) and all(
+        one == other or (isinstance(one, str) and isinstance(other, str))
+        for one, other in zip(residual, product, strict=True)
+    )
 
 
 def _is_exact(gelu: NodeProto) -> bool:

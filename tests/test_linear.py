@@ -33,7 +33,10 @@ WEIGHTS = {
 
 def made(body: str, *, output: str = "float16[b, n, e] y", half: bool = True) -> onnx.ModelProto:
     """A graph of x (b, n, 8), other and residual, with the weights above where it uses them."""
-    inputs = "float16[b, n, 8] x, float16[b, n, 8] other, float16[b, n, 12] residual"
+    inputs = (
+        "float16[b, n, 8] x, float16[b, n, 8] other, float16[b, m, 12] residual, "
+        "float16[1, 1, 12] kind"
+    )
     text = f"{HEADER} test ({inputs}) => ({output}) {{ {body} }}"
     model = onnx.parser.parse_model(text if half else text.replace("float16", "float"))
     used = {name for node in model.graph.node for name in node.input}
@@ -57,7 +60,9 @@ def answers(model: onnx.ModelProto) -> list[np.ndarray]:
     )
     draw = np.random.default_rng(1)
     feeds = {
-        given.name: draw.standard_normal((2, 3, given.shape[2])).astype(np.float16)
+        given.name: draw.standard_normal(
+            (1 if given.shape[0] == 1 else 2, 1 if given.shape[1] == 1 else 3, given.shape[2])
+        ).astype(np.float16)
         for given in session.get_inputs()
     }
     found: list[np.ndarray] = session.run(None, feeds)
@@ -96,14 +101,21 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
             {"Linear": 1, "Gelu": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(residual, q)", {"LinearAdd": 1}),
-        # The layer before is as good a residual as any; one of the two takes the other up.
+        # Its shape is not known, and may be another one.
         (
             "p = MatMul(x, w) q = Add(p, bias) r = MatMul(other, w) s = Add(r, bias) y = Add(q, s)",
-            {"Linear": 1, "LinearAdd": 1},
+            {"Linear": 2, "Add": 1},
+        ),
+        # Either layer could take up the other; the first one does.
+        (
+            "p = MatMul(x, w) q = Add(p, bias) r = MatMul(x, w) s = Add(r, bias) "
+            "t = Add(q, residual) y = Add(t, s)",
+            {"Linear": 1, "LinearAdd": 1, "Add": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, q)", {"Linear": 1, "Add": 1}),
-        # A constant may be of another shape, which cuBLASLt does not broadcast.
+        # What cuBLASLt would have to broadcast.
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, row)", {"Linear": 1, "Add": 1}),
+        ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, kind)", {"Linear": 1, "Add": 1}),
         ("p = MatMul(x, w) y = Add(p, row)", {"MatMul": 1, "Add": 1}),
         ("y = MatMul(x, w)", {"MatMul": 1}),
         ("t = Transpose<perm = [0, 2, 1]>(other) y = MatMul(x, t)", {"MatMul": 1, "Transpose": 1}),
@@ -126,7 +138,8 @@ def test_attention_and_matchers_read_packed_tokens() -> None:
         y = tokenfold.Attend{ATTEND}
         r = Constant<value_ints = [1]>()
         s = tokenfold.MatchToMe<heads: int = 2, protected: int = 1>(b, size, r)
-        t = tokenfold.MatchPiToMe<heads: int = 2, protected: int = 1, margin: float = 0.5>(b, size, r)
+        t = tokenfold.MatchPiToMe
+            <heads: int = 2, protected: int = 1, margin: float = 0.5>(b, size, r)
     """
     found = kinds(fused(made(body, output="float16[b, n, e] y, int64[b, n] s, int64[b, n] t")))
     assert found["AttendPacked"] == found["MatchToMePacked"] == found["MatchPiToMePacked"] == 1
