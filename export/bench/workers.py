@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ from export.pair_runtime import Float
 from models.reduction.workload import Plan
 
 COMMAND = (sys.executable, "-m", "export.bench.torch_cuda")
+
+# As a traceback ends; torch.compile puts advice behind that.
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Failed|Unsupported|Interrupt)\b")
 
 
 class WorkerError(RuntimeError):
@@ -138,9 +142,15 @@ class Worker:
         if not line:
             self._process.wait()
             self._said.seek(0)
-            said = [text for text in self._said.read().splitlines() if text.strip()]
-            raise WorkerError(said[-1] if said else f"exit code {self._process.returncode}")
+            raise WorkerError(_reason(self._said.read()) or f"exit code {self._process.returncode}")
         return json.loads(line)
+
+
+def _reason(said: str) -> str:
+    """What a process complained of last: an error, rather than the advice that may follow it."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines or [""])[-1]
 
 
 Ready = dict[Asked, tuple[Worker, int]]

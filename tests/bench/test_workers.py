@@ -73,6 +73,18 @@ def test_a_row_times_its_own_slices(tmp_path: Path) -> None:
             subject.seconds(0.5)
 
 
+def test_what_failed_is_told_rather_than_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "torch._dynamo.exc.BackendCompilerFailed: no compiler\\n\\nSet TORCH_LOGS for more"
+    dying = (sys.executable, "-c", f"raise SystemExit('{said}')")
+    monkeypatch.setattr(workers, "COMMAND", dying)
+    with Workers(tmp_path, all_of("eager")) as started:
+        ready, lost = started.ready(60)
+    assert not ready
+    assert all(text.endswith("BackendCompilerFailed: no compiler") for text in lost)
+
+
 def test_what_is_late_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = (sys.executable, "-c", "import time; time.sleep(60)")
     monkeypatch.setattr(workers, "COMMAND", late)
