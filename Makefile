@@ -2,8 +2,9 @@
 #
 #   .venv        what the service needs: no torch
 #   .venv-test   that, and what export, training and the tests need
+#   .venv-gpu    the same with ONNX Runtime for GPUs, which excludes the other: for `make test-gpu`
 #
-# Both hold this checkout in editable form, and are brought up to date when pyproject.toml changes.
+# All hold this checkout in editable form, and are brought up to date when pyproject.toml changes.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -91,24 +92,27 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 # compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long, and no test of the
 # others is late because of it.
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
-gpu_tests := .venv-test/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
+gpu_tests := .venv-gpu/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
 gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees or packed or zeros"
 gpu_tools := memcheck initcheck synccheck racecheck
-gpu_times := .venv-test/bin/python -m tests.gpu.times && .venv-test/bin/python -m tests.gpu.attend_times
+gpu_times := .venv-gpu/bin/python -m tests.gpu.times && .venv-gpu/bin/python -m tests.gpu.attend_times
 
 .PHONY: test-gpu
-test-gpu:  ## check and time the CUDA kernels on a GPU, or say what that would run
+test-gpu:  ## check kernels, sessions and the service on a GPU, and time the kernels, or say what that would run
 	@if $(PYTHON) -c '$(has_gpu)' 2>/dev/null; then \
 		$(MAKE) run-test-gpu; \
 	else \
 		printf '%s\n' 'Found no GPU. On a machine with one, this runs:' \
+			'  make plugins plugins-cuda' \
 			'  $(gpu_tests)' \
 			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and $(filter-out memcheck,$(gpu_tools)))' \
 			'  $(gpu_times)'; \
 	fi
 
 .PHONY: run-test-gpu
-run-test-gpu: .venv-test/.installed
+run-test-gpu: .venv-gpu/.installed
+	@$(MAKE) plugins plugins-cuda || printf '%s\n' '' \
+		'NOTICE: the ops for CUDA could not be built, for the reason above: sessions and the service are not tested.' ''
 	$(gpu_tests)
 	@if command -v compute-sanitizer >/dev/null; then \
 		for tool in $(gpu_tools); do \
@@ -168,7 +172,7 @@ plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc an
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test $(build)/plugins $(build)/plugins-cuda $(build)/plugins-cuda-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
+	rm -rf .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-cuda $(build)/plugins-cuda-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
 	rm -f $(library) $(cuda_library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
@@ -187,6 +191,12 @@ optional-plugins:
 	$(make_venv)
 	$(pip_install) '$(TORCH)'
 	$(pip_install) '$(TORCH)' -e '.[cpu,export,test]'
+	@touch $@
+
+.venv-gpu/.installed: pyproject.toml
+	$(make_venv)
+	$(pip_install) '$(TORCH)'
+	$(pip_install) '$(TORCH)' -e '.[gpu,export,test]'
 	@touch $@
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))

@@ -31,7 +31,9 @@ HOST_INPUTS: dict[str, set[int]] = {
     "Unsqueeze": {1},
     f"{DOMAIN}::Importance": {4},
     f"{DOMAIN}::MatchToMe": {2},
+    f"{DOMAIN}::MatchToMePacked": {2},
     f"{DOMAIN}::MatchPiToMe": {2},
+    f"{DOMAIN}::MatchPiToMePacked": {2},
     f"{DOMAIN}::MatchPuMer": {3, 4},
     f"{DOMAIN}::Reduce": {3},
 }

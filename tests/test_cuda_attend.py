@@ -336,6 +336,7 @@ HUGE = 2**63 - 1
         ({"head_dim": 0}, interface.BAD_SHAPE),
         ({"q_stride": 767}, interface.BAD_SHAPE),
         ({"k_stride": HUGE}, interface.BAD_SHAPE),
+        ({"k_stride": 2**26 + 8}, interface.BAD_SHAPE),
         ({"batch": 2**31}, interface.BATCH_TOO_LARGE),
         ({"batch": 2**30}, interface.BATCH_TOO_LARGE),
         ({"q": None}, interface.NO_POINTER),

@@ -89,10 +89,10 @@ TOKENFOLD_BOTH constexpr int resident_shared_bytes(int tokens, int head_dim) {
 }
 
 // MatchToMe and MatchPiToMe: keys (B, tokens, heads * head_dim), `stride` elements from one token to the
-// next, size (B, tokens), slots (B, tokens),
-// unit (B, tokens, unit_pitch), count <= (tokens - protected_tokens) / 2. The type of keys matters to a
-// small part of the work, so a kernel takes all of them: the compiler has a third to do, and a program
-// a third to carry. `vectors`: every head of every token begins on 16 bytes, and has at most 512 bytes.
+// next, size (B, tokens), slots (B, tokens), unit (B, tokens, unit_pitch), count <= (tokens -
+// protected_tokens) / 2. The type of keys matters to a small part of the work, so a kernel takes all of
+// them: the compiler has a third to do, and a program a third to carry. `vectors`: every head of every
+// token begins on 16 bytes, and has at most 512 bytes.
 struct MatchArguments {
   int type;
   const void* keys;

@@ -11,8 +11,8 @@ constexpr int kMostHeadDim = 256;
 
 // On tensor cores a warp has 16 or 32 queries. With 32 it reads keys and values half as often, which is
 // faster where there is work for the whole GPU (H200, 12 heads of 64, 197 tokens, 128 images: 97 us, not
-// 110), and slower where there is not (one image: 8.9 us, not 6.9). Other widths only have 16: with 80, 32
-// are no faster, for more than that registers do not suffice, and narrower heads are seldom.
+// 110), and slower where there is not (one image: 8.9 us, not 6.9). Other widths only have 16: with 80,
+// 32 are no faster, for more than that registers do not suffice, and narrower heads are seldom.
 constexpr int kMostRows = 32;
 TOKENFOLD_BOTH constexpr bool has_most_rows(int width) { return width == 64; }
 

@@ -76,8 +76,8 @@ __device__ __forceinline__ float score_of(const float* size, int i, int protecte
   return size[2 * i] == 0.0f ? kAbsent : best.score;
 }
 
-// Where tokens go, once every source has its score and partner: put(i, slot) for each of n, by one thread
-// each. place and slots are (n) in shared memory, for what lies between.
+// Where tokens go, once every source has its score and partner: put(i, slot) for each of n, by one
+// thread each. place and slots are (n) in shared memory, for what lies between.
 template <typename Put>
 __device__ __forceinline__ void settle(const Image& image, int n, int count, int protected_tokens,
                                        const float* size, const float* score, const int* partner,
@@ -105,7 +105,7 @@ __device__ __forceinline__ void settle(const Image& image, int n, int count, int
   };
   if (!absent) {
 #pragma unroll 1
-  for (int i = threadIdx.x; i < n; i += kMatchThreads) put(i, slot_of(i));
+    for (int i = threadIdx.x; i < n; i += kMatchThreads) put(i, slot_of(i));
     return;
   }
 

@@ -17,8 +17,8 @@ constexpr int64_t kManyBlocks = 2 * kBusyAttendBlocks;
 // Rows of 16 queries that are few, and keys that are many.
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kManyTokens = 256;
-// So that rows of heads * head_dim are counted in 32 bits.
-constexpr int64_t kMostStride = 1 << 30;
+// So that what lies between the rows that a thread copies, up to 56, is counted in 32 bits.
+constexpr int64_t kMostStride = 1 << 26;
 // Of the kernels in attend_entries.cuh.
 constexpr int kWidths[] = {32, 64, 80, 96, 128};
 

@@ -82,7 +82,7 @@ __device__ __forceinline__ void fold_resident(const float* unit, int pitch, int 
     }
     slice += kMatchThreads / kWarp;
 #pragma unroll 1
-  while (slice >= slices) slice -= slices, top += kRowsOfWarp;
+    while (slice >= slices) slice -= slices, top += kRowsOfWarp;
   }
   __syncthreads();
 #pragma unroll 1

@@ -1,6 +1,6 @@
 // What is used of cuBLASLt, by its binary interface, which is the same in CUDA 12 and 13. The library is
-// the one that ONNX Runtime has loaded: a custom op links none, so it is built without cuBLAS, and loaded
-// without it too.
+// the one that ONNX Runtime has loaded: a custom op links none, so it is built without cuBLAS, and
+// loaded without it too.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,5 +1,5 @@
-// Attention and matchers on CUDA that read queries, keys and values as a linear layer leaves them, side by
-// side in each token. They are in no other library: elsewhere their bodies run.
+// Attention and matchers on CUDA that read queries, keys and values as a linear layer leaves them, side
+// by side in each token. They are in no other library: elsewhere their bodies run.
 
 #include <vector>
 

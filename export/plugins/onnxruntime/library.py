@@ -23,7 +23,9 @@ def find(device: Device = "cpu") -> Path | None:
 
     A device's variable names a file, or is `none` to do without; by default it is the one that
     `make plugins`, or `make plugins-cuda`, leaves in this package. The one for CUDA has the ops for
-    the CPU too, and loads where there is no GPU.
+    the CPU too, and loads where there is no GPU; but of linear layers and packed tokens it has
+    kernels for CUDA alone, and ONNX Runtime forgets their bodies then: a session on the CPU that
+    takes it cannot open what was exported in half precision.
 
     Args:
         device: what the session runs on.

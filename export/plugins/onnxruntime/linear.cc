@@ -10,28 +10,35 @@ using namespace cublas_lt;
 // What NVIDIA recommends for Hopper; others need less.
 constexpr size_t kWorkspace = size_t{32} << 20;
 
-// One for the process: a handle is for all streams, and cheap to share.
+// One for each device, for all its streams; null where it cannot be had. Never destroyed: at exit the
+// driver may be gone before this is.
 Handle handle(const Library& with) {
-  static const Handle made = [&] {
-    Handle found = nullptr;
-    return with.create(&found) == 0 ? found : nullptr;
-  }();
-  return made;
+  static std::mutex& lock = *new std::mutex;
+  static auto& made = *new std::map<int, Handle>;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return nullptr;
+  const std::lock_guard<std::mutex> held(lock);
+  Handle& own = made[device];
+  if (!own && with.create(&own) != 0) own = nullptr;
+  return own;
 }
 
 }  // namespace
 
 Linear::~Linear() {
   const Library* const with = ways_.empty() ? nullptr : Library::find();
-  for (auto& [rows, way] : ways_) {
-    with->product_destroy(way.product);
-    for (const Layout layout : {way.w, way.x, way.y}) with->layout_destroy(layout);
-  }
+  for (const auto& [rows, way] : ways_) forget(*with, way);
+}
+
+void Linear::forget(const Library& with, const Way& way) {
+  if (way.product) with.product_destroy(way.product);
+  for (const Layout layout : {way.w, way.x, way.y})
+    if (layout) with.layout_destroy(layout);
 }
 
 // cuBLASLt reads columns first, to which a row-major (rows, columns) is (columns, rows): so it is asked
 // for y^T = w^T x^T, and the bias runs along its rows, as it wants it.
-const char* Linear::choose(const Library& with, const Of& of, Way* way) {
+const char* Linear::choose(const Library& with, Handle own, const Of& of, Way* way) {
   const int epilogue = of.gelu ? kGeluBias : kBias;
   if (with.product_create(&way->product, kComputeFloat32, kFloat32) ||
       with.product_set(way->product, kEpilogue, &epilogue, sizeof(epilogue)) ||
@@ -47,23 +54,32 @@ const char* Linear::choose(const Library& with, const Of& of, Way* way) {
   int count = 0;
   const bool asked = with.preference_set(preference, kMostWorkspace, &kWorkspace,
                                          sizeof(kWorkspace)) == 0 &&
-                     with.heuristic(handle(with), way->product, way->w, way->x, way->y, way->y,
+                     with.heuristic(own, way->product, way->w, way->x, way->y, way->y,
                                     preference, 1, &found, &count) == 0;
   with.preference_destroy(preference);
-  if (!asked || count == 0) return "cuBLASLt knows no way to multiply these sizes";
+  if (!asked || count == 0 || found.state != 0)
+    return "cuBLASLt knows no way to multiply these sizes";
   way->algorithm = found.algorithm;
   return nullptr;
 }
 
 const char* Linear::run(const Of& of, cudaStream_t stream) {
   const Library* const with = Library::find();
-  if (!with || !handle(*with)) return "found no cuBLASLt";
+  if (!with) return "found no cuBLASLt";
+  const Handle own = handle(*with);
+  if (!own) return "cuBLASLt does not start";
   void* room = nullptr;
   if (workspace(stream, kWorkspace, &room) != cudaSuccess) return "no memory for a workspace is left";
   const std::lock_guard<std::mutex> held(lock_);
-  Way& way = ways_[of.rows];
-  if (!way.y)
-    if (const char* const problem = choose(*with, of, &way)) return problem;
+  const auto [at, is_new] = ways_.try_emplace(of.rows);
+  Way& way = at->second;
+  if (is_new)
+    if (const char* const problem = choose(*with, own, of, &way)) {
+      // Else the next run would take half a way for a whole one.
+      forget(*with, way);
+      ways_.erase(at);
+      return problem;
+    }
   if (way.bias != of.bias) {
     if (with->product_set(way.product, kBiasPointer, &of.bias, sizeof(of.bias)))
       return "cuBLASLt refuses the bias";
@@ -71,7 +87,7 @@ const char* Linear::run(const Of& of, cudaStream_t stream) {
   }
   const float one = 1.0f, beta = of.residual ? 1.0f : 0.0f;
   const void* const added = of.residual ? of.residual : of.y;
-  if (with->multiply(handle(*with), way.product, &one, of.w, way.w, of.x, way.x, &beta, added, way.y,
+  if (with->multiply(own, way.product, &one, of.w, way.w, of.x, way.x, &beta, added, way.y,
                      of.y, way.y, &way.algorithm, room, kWorkspace, stream))
     return "cuBLASLt failed";
   return nullptr;

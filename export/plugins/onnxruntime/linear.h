@@ -12,8 +12,8 @@
 
 namespace tokenfold {
 
-// y = x w + bias (+ residual), or GELU of it, for one w. GELU is the approximation by tanh, which differs
-// from the exact one by less than 0.0005: below what half precision tells apart at 1.
+// y = x w + bias (+ residual), or GELU of it, for one w. GELU is the approximation by tanh, which
+// differs from the exact one by less than 0.0005: below what half precision tells apart at 1.
 class Linear {
  public:
   struct Of {
@@ -44,7 +44,8 @@ class Linear {
     const void* bias = nullptr;
   };
 
-  const char* choose(const cublas_lt::Library& with, const Of& of, Way* way);
+  static void forget(const cublas_lt::Library& with, const Way& way);
+  const char* choose(const cublas_lt::Library& with, cublas_lt::Handle own, const Of& of, Way* way);
 
   std::mutex lock_;
   std::map<int64_t, Way> ways_;  // by rows

@@ -48,7 +48,7 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw Ort::Exception(what, ORT_INVALID_ARGUMENT);
 }
 
-// How many of n tokens go when r are asked for; models/reduction/schedule.py has the same.
+// How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
 inline int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
   return std::max<int64_t>(0, std::min(r, (tokens - protected_tokens) / 2));
 }

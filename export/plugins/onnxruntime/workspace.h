@@ -1,4 +1,4 @@
-// Memory on a GPU for the matchers.
+// Memory on a GPU for ops that need room while they run: matchers, Importance, linear layers.
 #pragma once
 
 #include <cuda_runtime_api.h>
