@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -10,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
-from onnx import NodeProto, TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from export.plugins.functions import DOMAIN, EXACT, OPSET, VERSION, functions
-from tests.cuda_host import registered
+from tests.cuda_host import cublas_lt, registered
 from tests.cuda_host.library import needs_compiler
 from tests.op_graphs import FLOAT, HALF, WHOLE, needs_library, node, value
 
@@ -33,8 +35,11 @@ SHAPES: dict[str, tuple[str | int, ...]] = {
     "trace": ("B", "P"),
     **dict.fromkeys(("r", "queries", "text"), (1,)),
     "counts": (3,),
+    "w": ("D", "E"),
+    "bias": ("E",),
+    "residual": ("B", "N", "E"),
 }
-ROUNDED = {"q", "k", "v", "qkv", "keys", "x", "out", "y"}
+ROUNDED = {"q", "k", "v", "qkv", "keys", "x", "w", "bias", "residual", "out", "y"}
 WHOLES = {"trace", "r", "queries", "text", "counts", "slots", "other_slots", "new_trace"}
 
 
@@ -70,13 +75,16 @@ GRAPHS = {
     "pitome": reducing("MatchPiToMe", ["r"], 2, protected=2, margin=0.4),
     "packed": packed(),
     "pumer": reducing("MatchPuMer", ["importance", "text", "counts"], EXACT),
+    "linear": [node("Linear", ["x", "w", "bias"], ["y"])],
+    "gelu": [node("LinearGelu", ["x", "w", "bias"], ["y"])],
+    "add": [node("LinearAdd", ["x", "w", "bias", "residual"], ["y"])],
 }
 
 
 @cache
 def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
     """Ops on tensors that were rounded to `kind`; the portable bodies compute in float32."""
-    nodes, own, bodies = GRAPHS[graph], [], functions()
+    nodes, own = GRAPHS[graph], []
     outputs = [name for each in nodes for name in each.output]
     inputs = dict.fromkeys(name for each in nodes for name in each.input if name not in outputs)
     for name in ROUNDED & set(inputs):
@@ -94,18 +102,24 @@ def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
         helper.make_node("Cast", [name + suffix], [name], to=FLOAT)
         for name in ROUNDED & set(outputs)
     ]
+    made = helper.make_graph(
+        own,
+        "ops",
+        [value(name, WHOLE if name in WHOLES else FLOAT, *SHAPES[name]) for name in inputs],
+        [
+            helper.make_tensor_value_info(name, WHOLE if name in WHOLES else FLOAT, None)
+            for name in outputs
+        ],
+    )
+    return started(made, {each.op_type for each in nodes}, cuda=cuda)
+
+
+def started(graph: GraphProto, ops: set[str], *, cuda: bool) -> ort.InferenceSession:
+    bodies = functions()
     model = helper.make_model(
-        helper.make_graph(
-            own,
-            "ops",
-            [value(name, WHOLE if name in WHOLES else FLOAT, *SHAPES[name]) for name in inputs],
-            [
-                helper.make_tensor_value_info(name, WHOLE if name in WHOLES else FLOAT, None)
-                for name in outputs
-            ],
-        ),
+        graph,
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-        functions=[bodies[each.op_type] for each in nodes],
+        functions=[bodies[op] for op in ops],
         ir_version=10,
     )
     options = ort.SessionOptions()
@@ -119,7 +133,7 @@ def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
 def drawn(graph: str, *, batch: int = 2, tokens: int = 23, **counts: list[int]) -> Feeds:
     """Inputs of a graph; the last image has two absent tokens."""
     draw = np.random.default_rng(tokens)
-    axes = {"B": batch, "N": tokens, "Q": 9, "D": 32, "W": 96, "P": 30}
+    axes = {"B": batch, "N": tokens, "Q": 9, "D": 32, "E": 40, "W": 96, "P": 30}
     feeds: Feeds = {}
     for each in session(graph, "float32", cuda=False).get_inputs():
         shape = [axes[axis] if isinstance(axis, str) else axis for axis in SHAPES[each.name]]
@@ -132,17 +146,21 @@ def drawn(graph: str, *, batch: int = 2, tokens: int = 23, **counts: list[int]) 
             feeds[each.name][-1, -2:] = 0
         else:
             feeds[each.name] = draw.standard_normal(shape).astype(np.float32)
+            if each.name == "w":  # so that a product is no larger than what is added to it
+                feeds[each.name] *= 32**-0.5
     return feeds
 
 
-def check(graph: str, kind: str, feeds: Feeds) -> None:
+def check(
+    graph: str, kind: str, feeds: Feeds, *, atol: float | None = None, rtol: float = 1e-7
+) -> None:
     found = session(graph, kind, cuda=True).run(None, feeds)
     wanted = session(graph, kind, cuda=False).run(None, feeds)
     for own, other in zip(found, wanted, strict=True):
         if own.dtype == np.int64:
             np.testing.assert_array_equal(own, other)
         else:
-            np.testing.assert_allclose(own, other, atol=TOLERANCES[kind])
+            np.testing.assert_allclose(own, other, atol=atol or TOLERANCES[kind], rtol=rtol)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -188,3 +206,67 @@ def test_shapes_that_do_not_fit_become_an_error() -> None:
     feeds["size"] = feeds["size"][:, 1:]
     with pytest.raises(InvalidArgument, match=r"size is \(B, N"):
         session("tome", "float32", cuda=True).run(None, feeds)
+
+
+@pytest.fixture
+def cublas() -> Iterator[ctypes.CDLL]:
+    own = cublas_lt.load()
+    if own is None:
+        pytest.skip("a real cuBLASLt is at hand")
+    yield own
+    own.tokenfold_host_refuse(0)
+
+
+# One row, as many rows again in the same and in another shape, and none.
+ROWS = ((1, 1), (2, 6), (3, 4), (2, 6), (1, 23), (0, 5), (1, 1))
+
+
+@pytest.mark.usefixtures("cublas")
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("graph", ["linear", "gelu", "add"])
+def test_linear_layers(graph: str, kind: str) -> None:
+    rounding = {"float16": 2**-11, "bfloat16": 2**-8}[kind]
+    for batch, tokens in ROWS:
+        feeds = drawn(graph, batch=batch, tokens=tokens)
+        if graph == "gelu":  # by its approximation
+            check(graph, kind, feeds, atol=1e-3, rtol=rounding)
+        else:
+            check(graph, kind, feeds)
+
+
+@pytest.mark.usefixtures("cublas")
+def test_a_bias_that_has_moved_is_followed() -> None:
+    inputs = [value(name, HALF, *SHAPES[name]) for name in ("x", "w", "bias")]
+    outputs = [helper.make_tensor_value_info("y", HALF, None)]
+    graph = helper.make_graph(GRAPHS["linear"], "ops", inputs, outputs)
+    own = started(graph, {"Linear"}, cuda=True)
+    feeds = {name: array.astype(np.float16) for name, array in drawn("linear").items()}
+    first = own.run(None, feeds)[0]
+    moved = feeds | {"bias": feeds["bias"] + np.float16(2)}  # elsewhere, the first being held
+    np.testing.assert_allclose(own.run(None, moved)[0], first + np.float16(2), atol=8e-3)
+
+
+@pytest.mark.usefixtures("cublas")
+def test_what_is_added_has_the_shape_of_the_product() -> None:
+    for batch, tokens in ((2, 1), (1, 6), (2, 5)):
+        feeds = drawn("add", batch=2, tokens=6)
+        feeds["residual"] = feeds["residual"][:batch, :tokens]
+        with pytest.raises(InvalidArgument, match="residual has the shape of the product"):
+            session("add", "float16", cuda=True).run(None, feeds)
+
+
+@pytest.mark.parametrize("graph", ["linear", "gelu", "add"])
+def test_sizes_that_cublas_refuses_are_errors_each_time(graph: str, cublas: ctypes.CDLL) -> None:
+    own = session.__wrapped__(graph, "float16", cuda=True)
+    before = cublas.tokenfold_host_living()
+    cublas.tokenfold_host_refuse(2 * 6)
+    feeds = drawn(graph, batch=2, tokens=6)
+    for _ in range(2):
+        with pytest.raises(Fail, match="knows no way to multiply these sizes"):
+            own.run(None, feeds)
+        assert cublas.tokenfold_host_living() == before
+    own.run(None, drawn(graph, batch=2, tokens=5))
+    cublas.tokenfold_host_refuse(0)
+    own.run(None, feeds)
+    del own
+    assert cublas.tokenfold_host_living() == before

@@ -9,6 +9,7 @@ extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* raw_options, const Or
     Ort::CustomOpDomain made{"tokenfold"};
     tokenfold::add_cuda_ops(made);
     tokenfold::add_packed_ops(made);
+    tokenfold::add_linear_ops(made);
     return made;
   }();
   Ort::UnownedSessionOptions{raw_options}.Add(domain);

@@ -11,8 +11,8 @@ from tests.cuda_host import library
 from tests.cuda_host.library import FLAGS, HERE, KERNELS, TOP
 
 PLUGINS = TOP / "export" / "plugins" / "onnxruntime"
-OPS = [PLUGINS / name for name in ("cuda_ops.cc", "cuda_packed.cc", "workspace.cc")]
-SOURCES = [*OPS, HERE / "registered.cc"]
+OPS = ("cuda_ops.cc", "cuda_packed.cc", "cuda_linear.cc", "linear.cc", "workspace.cc")
+SOURCES = [*(PLUGINS / name for name in OPS), HERE / "registered.cc"]
 DEFINED = ["-DORT_API_MANUAL_INIT", '-DTOKENFOLD_CUDA_PROVIDER="CPUExecutionProvider"']
 
 

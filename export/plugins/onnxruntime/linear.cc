@@ -27,7 +27,7 @@ Handle handle(const Library& with) {
 
 Linear::~Linear() {
   const Library* const with = ways_.empty() ? nullptr : Library::find();
-  for (const auto& [rows, way] : ways_) forget(*with, way);
+  for (const auto& [sizes, way] : ways_) forget(*with, way);
 }
 
 void Linear::forget(const Library& with, const Way& way) {
@@ -71,7 +71,7 @@ const char* Linear::run(const Of& of, cudaStream_t stream) {
   void* room = nullptr;
   if (workspace(stream, kWorkspace, &room) != cudaSuccess) return "no memory for a workspace is left";
   const std::lock_guard<std::mutex> held(lock_);
-  const auto [at, is_new] = ways_.try_emplace(of.rows);
+  const auto [at, is_new] = ways_.try_emplace({of.rows, of.in, of.out, of.type});
   Way& way = at->second;
   if (is_new)
     if (const char* const problem = choose(*with, own, of, &way)) {

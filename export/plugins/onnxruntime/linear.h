@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -12,7 +13,7 @@
 
 namespace tokenfold {
 
-// y = x w + bias (+ residual), or GELU of it, for one w. GELU is the approximation by tanh, which
+// y = x w + bias (+ residual), or GELU of it. GELU is the approximation by tanh, which
 // differs from the exact one by less than 0.0005: below what half precision tells apart at 1.
 class Linear {
  public:
@@ -48,7 +49,7 @@ class Linear {
   const char* choose(const cublas_lt::Library& with, cublas_lt::Handle own, const Of& of, Way* way);
 
   std::mutex lock_;
-  std::map<int64_t, Way> ways_;  // by rows
+  std::map<std::array<int64_t, 4>, Way> ways_;  // by rows, in, out and type
 };
 
 }  // namespace tokenfold
