@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import anyio
 import pytest
 from hypothesis import settings
 
 # Read when torch is imported: on networks this small its threads wait for each other three times
 # as long as they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# It imports its parts when they are first used, in a server's thread too; and pytest parses them,
+# for anyio has a plugin of it. CPython before 3.11.8 cannot parse in two threads (gh-106905).
+for _name in dir(anyio):
+    getattr(anyio, _name)
 
 # Examples are counted, not timed: a loaded machine is no failure.
 settings.register_profile("tokenfold", deadline=None, max_examples=100)
