@@ -36,7 +36,7 @@ class MemoryInfo(NamedTuple):
 def missing() -> str | None:
     """Why this process has no GPU, or None where it has one."""
     if runtime is None:
-        return "the package cuda-bindings is not installed"
+        return "the package cuda-bindings is not installed: pip install 'tokenfold[gpu]'"
     try:
         found: int = _call("cudaGetDeviceCount")
     except CudaError as error:
