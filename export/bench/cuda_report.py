@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from export.bench.measure import Measured
 from export.bench.options import TorchWay
-from export.bench.report import Against
+from export.bench.report import Against, empty_table
 from export.bench.targets import Target
 
 
@@ -167,7 +166,7 @@ class CudaReport(BaseModel):
     def speed_table(self, batch: int) -> Table:
         """Every level at one batch size."""
         ways = dict.fromkeys(one.way for one in self.torch if one.batch == batch)
-        table = _empty(
+        table = empty_table(
             f"{self.bundle}, {self.precision}, batch {batch}",
             (
                 *("FLOPs", "images/s", "speedup", "efficiency"),
@@ -226,20 +225,10 @@ def _quotients(compared: Iterable[Against]) -> str:
 
 
 def _memory_table(memory: Sequence[DeviceMemory]) -> Table:
-    table = _empty("Memory of the GPU", ("batch", "peak MB", "beyond loading MB", "ratio"))
+    table = empty_table("Memory of the GPU", ("batch", "peak MB", "beyond loading MB", "ratio"))
     for one in memory:
         ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
         table.add_row(
             one.level, str(one.batch), f"{one.peak_mb:.0f}", f"{one.working_mb:.0f}", ratio
         )
-    return table
-
-
-def _empty(title: str, columns: Iterable[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
-    )
-    table.add_column("level", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
     return table

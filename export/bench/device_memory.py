@@ -43,7 +43,7 @@ def device_peak(folder: Path, plan: Plan, *, batch: int) -> DevicePeak:
     Raises:
         MemoryProbeError: the process failed.
     """
-    before = taken()
+    before = device.memory().used
     command = [sys.executable, "-m", "export.bench.device_memory", str(folder)]
     command += ["--plan", json.dumps(plan), "--batch", str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -52,12 +52,6 @@ def device_peak(folder: Path, plan: Plan, *, batch: int) -> DevicePeak:
         raise MemoryProbeError(f"measuring the GPU's memory of {folder} failed: {said[-1]}")
     loaded, peak = json.loads(done.stdout)
     return DevicePeak(loaded - before, peak - before)
-
-
-def taken() -> int:
-    """Bytes of the GPU's memory that somebody uses."""
-    free, total = device.memory()
-    return total - free
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = tuple(options.plan)
     bundle = Bundle.open(options.bundle)
     graphs = opened(bundle, "cuda")
-    loaded = taken()
+    loaded = device.memory().used
     inputs = random_inputs(bundle, options.batch, 1)
     graphs.warm([plan], [options.batch])
     peak = loaded
     for at in range(RUNS):
         graphs.run(inputs[at % len(inputs)], plan)
         # Nothing that a run has taken is given back when it ends, so this is what it took.
-        peak = max(peak, taken())
+        peak = max(peak, device.memory().used)
     print(json.dumps(DevicePeak(loaded, peak)))
     return 0
 

@@ -214,7 +214,8 @@ def against(level: str, own: Measured, other: Measured) -> Against:
     return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
 
 
-def _empty(title: str, columns: Iterable[str]) -> Table:
+def empty_table(title: str, columns: Iterable[str]) -> Table:
+    """Its columns: the level, then those named, of numbers."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
@@ -226,7 +227,7 @@ def _empty(title: str, columns: Iterable[str]) -> Table:
 
 def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]]) -> Table:
     """Every row's figures, and further columns: header -> level -> text."""
-    table = _empty(title, (*COLUMNS, *extra))
+    table = empty_table(title, (*COLUMNS, *extra))
     for row in rows:
         table.add_row(
             row.level,
@@ -243,7 +244,7 @@ def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str
 
 
 def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
-    table = _empty("Memory", ("peak MB", "ratio", "work MB", "ratio"))
+    table = empty_table("Memory", ("peak MB", "ratio", "work MB", "ratio"))
     for row, one in zip(rows, memory, strict=True):
         ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
         table.add_row(
@@ -258,7 +259,7 @@ def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
 
 def _comparison_table(compare: Comparison) -> Table:
     title = f"Compared with {compare.bundle}"
-    table = _empty(title, ("its images/s", "bundle is", "quartiles"))
+    table = empty_table(title, ("its images/s", "bundle is", "quartiles"))
     for one in compare.levels:
         quartiles = f"{one.low:.3f}-{one.high:.3f}"
         table.add_row(one.level, f"{one.images_per_second:.1f}", f"{one.ratio:.3f} x", quartiles)

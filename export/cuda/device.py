@@ -32,6 +32,11 @@ class MemoryInfo(NamedTuple):
     free: int
     total: int
 
+    @property
+    def used(self) -> int:
+        """Bytes that somebody uses, whichever process."""
+        return self.total - self.free
+
 
 def missing() -> str | None:
     """Why this process has no GPU, or None where it has one."""

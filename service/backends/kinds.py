@@ -42,11 +42,10 @@ def _no_int8(bundle: Bundle) -> str | None:
 
 def _used() -> int | None:
     try:
-        free, total = device.memory()
+        return device.memory().used
     except device.CudaError:
         # What it was to run goes to the next backend; this is no reason not to.
         return None
-    return total - free
 
 
 CUDA = Kind(

@@ -55,7 +55,12 @@ def importance_of(
     return of
 
 
-def _same(results: list[Tensor]) -> Tensor:
+def same(results: list[Tensor]) -> Tensor:
+    """The one result of several runs.
+
+    Raises:
+        AssertionError: they differ in a bit.
+    """
     for other in results[1:]:
         assert torch.equal(results[0].view(torch.uint8), other.view(torch.uint8)), "a race"
     return results[0]
@@ -96,7 +101,7 @@ def attend(
         of.out = out.pointer
         library.run("attend", of, order, seed)
         results.append(out.result())
-    return _same(results)
+    return same(results)
 
 
 def importance(
@@ -129,4 +134,4 @@ def importance(
         library.run("importance", of, order, seed)
         space.result()
         results.append(out.result())
-    return _same(results)
+    return same(results)

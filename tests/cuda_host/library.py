@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +42,26 @@ def compiler() -> str | None:
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="found no C++ compiler")
 
 
+def compiled(name: str, arguments: Sequence[str | Path]) -> Path:
+    """A shared library of that name, compiled unless it was before.
+
+    Raises:
+        subprocess.CalledProcessError: it does not compile; the compiler has said why.
+    """
+    found = compiler()
+    assert found is not None
+    out = TOP / "build" / "cuda_host" / name
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: tests that run beside these must not load half a library.
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        made = Path(folder) / name
+        subprocess.run([found, *FLAGS, "-o", made, *arguments], check=True)
+        made.rename(out)
+    return out
+
+
 def build() -> Path:
     """Compile, unless that was done before.
 
@@ -52,17 +73,8 @@ def build() -> Path:
     contents = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
     version = subprocess.run([found, "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(repr(FLAGS).encode() + version + contents).hexdigest()[:16]
-    out = TOP / "build" / "cuda_host" / f"kernels-{key}.so"
-    if out.is_file():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: tests that run beside these must not load half a library.
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        made = Path(folder) / out.name
-        command = [found, *FLAGS, f"-I{KERNELS}", f"-I{HERE}", "-include", "cuda_host.h"]
-        subprocess.run([*command, "-o", made, "-x", "c++", *SOURCES], check=True)
-        made.rename(out)
-    return out
+    folders = [f"-I{KERNELS}", f"-I{HERE}", "-include", "cuda_host.h"]
+    return compiled(f"kernels-{key}.so", [*folders, "-x", "c++", *SOURCES])
 
 
 @cache

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from tests.cuda_host import interface, library
-from tests.cuda_host.attend_ops import attend_of, importance_bytes, importance_of
-from tests.gpu.device_ops import OnDevice, function
+from tests.cuda_host.attend_ops import attend_of, importance_bytes, importance_of, rows, same
+from tests.gpu.device_ops import GUARD, OnDevice, function
 from tests.gpu.driver import device
 
-_GUARD = 256
 _RUNS = 2
 
 
@@ -37,7 +36,7 @@ class Call:
         """
         self._moved = {
             name: OnDevice(tensor, 0 if "size" in name else offset, guard)
-            for part, guard in ((inputs, 0), (outputs, _GUARD))
+            for part, guard in ((inputs, 0), (outputs, GUARD))
             for name, tensor in part.items()
         }
         self._result = list(outputs)[-1]
@@ -79,21 +78,13 @@ def run(call: Call) -> Tensor:
         for _ in range(_RUNS):
             call()
             found.append(call.result())
-        for other in found[1:]:
-            assert torch.equal(found[0].view(torch.uint8), other.view(torch.uint8)), "a race"
-        return found[0]
+        return same(found)
     finally:
         call.free()
 
 
 def _no_number(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
-
-
-def _apart(tensor: Tensor, gap: int) -> Tensor:
-    wide = _no_number((*tensor.shape[:2], tensor.shape[2] + gap), tensor.dtype)
-    wide[:, :, : tensor.shape[2]] = tensor
-    return wide
 
 
 def attend_call(
@@ -107,11 +98,9 @@ def attend_call(
     offset: int = 0,
 ) -> Call:
     """`attend`, ready to launch."""
-    channels = q.shape[2]
-    q_gap, k_gap, v_gap = gaps
-    strides = (channels + q_gap, channels + k_gap, channels + v_gap)
-    of = attend_of(q, k, strides, heads)
-    inputs = {"q": _apart(q, q_gap), "k": _apart(k, k_gap), "v": _apart(v, v_gap), "size": size}
+    (own_q, q_stride), (own_k, k_stride), (own_v, v_stride) = map(rows, (q, k, v), gaps)
+    of = attend_of(q, k, (q_stride, k_stride, v_stride), heads)
+    inputs = {"q": own_q, "k": own_k, "v": own_v, "size": size}
     return Call(of, ("attend",), inputs, {"out": _no_number(q.shape, q.dtype)}, offset)
 
 
@@ -140,10 +129,10 @@ def importance_call(
     gaps: tuple[int, int] = (0, 0),
 ) -> Call:
     """`importance`, ready to launch."""
-    channels, (q_gap, k_gap) = q.shape[2], gaps
-    of = importance_of(q, k, (channels + q_gap, channels + k_gap), asked, heads)
+    (own_q, q_stride), (own_k, k_stride) = map(rows, (q, k), gaps)
+    of = importance_of(q, k, (q_stride, k_stride), asked, heads)
     of.workspace_bytes = importance_bytes(len(q), k.shape[1], heads)
-    inputs = {"q": _apart(q, q_gap), "k": _apart(k, k_gap), "size": size, "query_size": query_size}
+    inputs = {"q": own_q, "k": own_k, "size": size, "query_size": query_size}
     space = _no_number((of.workspace_bytes // 4,), torch.float32)
     outputs = {"workspace": space, "importance": _no_number(size.shape, torch.float32)}
     return Call(of, ("importance_heads", "importance_mean"), inputs, outputs)

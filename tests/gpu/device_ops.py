@@ -14,9 +14,8 @@ from tests.cuda_host import interface, library, nvrtc
 from tests.gpu.driver import device
 
 # Bytes around an output, and what is written there to see that no kernel writes it.
-_GUARD = 256
+GUARD = 256
 _PATTERN = 0xA5
-
 
 # Where kernels are, by how their names begin; the longest beginning counts.
 _SOURCES = {
@@ -97,7 +96,7 @@ class Call:
         offset = sizes.pop("offset", 0)
         self._moved = {
             name: OnDevice(
-                tensor, offset if name in {"x", "y"} else 0, _GUARD if name in outputs else 0
+                tensor, offset if name in {"x", "y"} else 0, GUARD if name in outputs else 0
             )
             for name, tensor in {**inputs, **outputs}.items()
         }

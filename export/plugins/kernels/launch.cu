@@ -59,54 +59,52 @@ static int start(void (*kernel)(Arguments), TokenfoldLaunch launch, Arguments& a
 }
 #endif
 
-template <typename Arguments, typename Of>
-static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*kernel)(Arguments), const Of* of,
-               void* stream) {
-  TokenfoldLaunch launch;
-  const int code = prepare(of, &launch);
-  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
+// One of several kernels, by the name that a launch has.
+template <typename Arguments>
+struct Named {
+  const char* name;
+  void (*kernel)(Arguments);
+};
+
+template <typename Arguments>
+static int begin(void (*kernel)(Arguments), const TokenfoldLaunch& launch, void* stream) {
   Arguments arguments;
   memcpy(&arguments, launch.arguments, sizeof(arguments));
   return start(kernel, launch, arguments, stream);
 }
 
-struct Attender {
-  const char* name;
-  void (*kernel)(tokenfold::AttendArguments);
-};
+template <typename Arguments, typename Of>
+static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*kernel)(Arguments), const Of* of,
+               void* stream) {
+  TokenfoldLaunch launch;
+  const int code = prepare(of, &launch);
+  return code != TOKENFOLD_OK || launch.blocks == 0 ? code : begin(kernel, launch, stream);
+}
+
+// The same with whichever of the kernels the launch is of.
+template <typename Arguments, size_t kCount, typename Of>
+static int run(int (*prepare)(const Of*, TokenfoldLaunch*), const Named<Arguments> (&kernels)[kCount],
+               const Of* of, void* stream) {
+  TokenfoldLaunch launch;
+  const int code = prepare(of, &launch);
+  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
+  for (const Named<Arguments>& each : kernels)
+    if (strcmp(each.name, launch.kernel) == 0) return begin(each.kernel, launch, stream);
+  return TOKENFOLD_BAD_SHAPE;
+}
 
 #define ATTENDER(TYPE, WIDTH, ROWS) \
   {"tokenfold_attend_" #TYPE "_" #WIDTH "x" #ROWS, tokenfold_attend_##TYPE##_##WIDTH##x##ROWS},
 #define PLAIN_ATTENDER(PARTS) {"tokenfold_attend_plain_" #PARTS, tokenfold_attend_plain_##PARTS},
-static const Attender kAttenders[] = {
+static const Named<tokenfold::AttendArguments> kAttenders[] = {
     TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, float16) TOKENFOLD_FOR_EVERY_WIDTH(ATTENDER, bfloat16)
         TOKENFOLD_FOR_EVERY_PART(PLAIN_ATTENDER)};
 
-struct Matcher {
-  const char* name;
-  void (*kernel)(tokenfold::MatchArguments);
-};
-
 #define MATCHER(NAME) {"tokenfold_match_" #NAME, tokenfold_match_##NAME},
-static const Matcher kMatchers[] = {MATCHER(nothing) MATCHER(tome_resident) MATCHER(pitome_resident)
-                                        MATCHER(tome) MATCHER(pitome)};
+static const Named<tokenfold::MatchArguments> kMatchers[] = {
+    MATCHER(nothing) MATCHER(tome_resident) MATCHER(pitome_resident) MATCHER(tome) MATCHER(pitome)};
 
-static int match(int (*prepare)(const TokenfoldMatch*, TokenfoldLaunch*), const TokenfoldMatch* of,
-                 void* stream) {
-  TokenfoldLaunch launch;
-  const int code = prepare(of, &launch);
-  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
-  for (const Matcher& each : kMatchers)
-    if (strcmp(each.name, launch.kernel) == 0) return run(prepare, each.kernel, of, stream);
-  return TOKENFOLD_BAD_SHAPE;
-}
-
-struct Rater {
-  const char* name;
-  void (*kernel)(tokenfold::ImportanceArguments);
-};
-
-static const Rater kRaters[] = {
+static const Named<tokenfold::ImportanceArguments> kRaters[] = {
     {"tokenfold_importance_heads", tokenfold_importance_heads},
     {"tokenfold_importance_heads_float16", tokenfold_importance_heads_float16},
     {"tokenfold_importance_heads_bfloat16", tokenfold_importance_heads_bfloat16}};
@@ -114,11 +112,11 @@ static const Rater kRaters[] = {
 extern "C" {
 
 int tokenfold_cuda_match_tome(const TokenfoldMatch* of, void* stream) {
-  return match(tokenfold_cuda_prepare_match_tome, of, stream);
+  return run(tokenfold_cuda_prepare_match_tome, kMatchers, of, stream);
 }
 
 int tokenfold_cuda_match_pitome(const TokenfoldMatch* of, void* stream) {
-  return match(tokenfold_cuda_prepare_match_pitome, of, stream);
+  return run(tokenfold_cuda_prepare_match_pitome, kMatchers, of, stream);
 }
 
 int tokenfold_cuda_match_pumer(const TokenfoldMatchPuMer* of, void* stream) {
@@ -138,22 +136,11 @@ int tokenfold_cuda_reduce(const TokenfoldReduce* of, void* stream) {
 }
 
 int tokenfold_cuda_attend(const TokenfoldAttend* of, void* stream) {
-  TokenfoldLaunch launch;
-  const int code = tokenfold_cuda_prepare_attend(of, &launch);
-  if (code != TOKENFOLD_OK || launch.blocks == 0) return code;
-  for (const Attender& each : kAttenders)
-    if (strcmp(each.name, launch.kernel) == 0)
-      return run(tokenfold_cuda_prepare_attend, each.kernel, of, stream);
-  return TOKENFOLD_BAD_SHAPE;
+  return run(tokenfold_cuda_prepare_attend, kAttenders, of, stream);
 }
 
 int tokenfold_cuda_importance(const TokenfoldImportance* of, void* stream) {
-  TokenfoldLaunch launch;
-  if (const int code = tokenfold_cuda_prepare_importance_heads(of, &launch)) return code;
-  for (const Rater& each : kRaters)
-    if (strcmp(each.name, launch.kernel) == 0)
-      if (const int code = run(tokenfold_cuda_prepare_importance_heads, each.kernel, of, stream))
-        return code;
+  if (const int code = run(tokenfold_cuda_prepare_importance_heads, kRaters, of, stream)) return code;
   return run(tokenfold_cuda_prepare_importance_mean, tokenfold_importance_mean, of, stream);
 }
 
