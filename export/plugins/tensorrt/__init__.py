@@ -1,0 +1,1 @@
+"""The ops for TensorRT: a plugin library, and where it is."""
