@@ -1,4 +1,4 @@
-"""The command line: `tokenfold serve`, `export`, `bench` and `ingest`."""
+"""The command line: `tokenfold serve`, `export`, `build`, `bench` and `ingest`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "serve": _Command("service.server", "serve bundles over HTTP", "cpu"),
     "export": _Command("export.cli", "make a bundle from a checkpoint", "export"),
+    "build": _Command("export.tensorrt.command", "build a bundle's TensorRT engines", "tensorrt"),
     "bench": _Command("export.bench.command", "measure a bundle's levels", "cpu"),
     "ingest": _Command("service.ingest.command", "send a folder of images to a gallery", "cpu"),
 }

@@ -59,6 +59,16 @@ def name() -> str:
     return raw.split(b"\0")[0].decode()
 
 
+def architecture() -> str:
+    """The GPU's compute capability, such as "sm_90".
+
+    Raises:
+        CudaError: there is no GPU.
+    """
+    found = _call("cudaGetDeviceProperties", 0)
+    return f"sm_{found.major}{found.minor}"
+
+
 def memory() -> MemoryInfo:
     """The GPU's memory, of all processes together.
 

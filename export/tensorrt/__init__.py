@@ -1,0 +1,1 @@
+"""TensorRT: engines from a bundle's graphs, and running them. No torch in here."""
