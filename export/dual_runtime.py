@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,8 +11,7 @@ import numpy.typing as npt
 
 from export import hugepages
 from export.bundle import Bundle
-from export.plugins.onnxruntime.library import Device
-from export.runtime import Feeds, Loaded
+from export.runtime import Device, Feeds, Loaded, Opening
 from models.preprocess import Pixels
 
 Float = npt.NDArray[np.float32]
@@ -46,11 +46,17 @@ class DualSession(Loaded):
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        native: bool = True,
+        device: Device = "cpu",
+        engines: Path | None = None,
     ) -> None:
-        """Load both graphs; see `export.runtime.open_graph`."""
-        super().__init__(bundle.image, bundle, threads=threads, native=native, device=device)
-        self._text = self._another(bundle.text, threads=threads, native=native, device=device)
+        """Load both graphs; see `export.runtime.open_graph` and `open_engine`."""
+        super().__init__(bundle.image, bundle, Opening(device, threads, native, engines))
+        self._text = self._another(bundle.text)
         if device == "cpu":
             hugepages.collapse()
 

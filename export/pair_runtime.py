@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,8 +11,7 @@ import numpy.typing as npt
 
 from export import hugepages
 from export.bundle import Bundle
-from export.plugins.onnxruntime.library import Device
-from export.runtime import Loaded
+from export.runtime import Device, Loaded, Opening
 from models.preprocess import Pixels
 from models.reduction.workload import Plan
 from models.tasks import PairTask
@@ -95,11 +95,17 @@ class PairSession(Loaded):
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        native: bool = True,
+        device: Device = "cpu",
+        engines: Path | None = None,
     ) -> None:
-        """Load both graphs; see `export.runtime.open_graph`."""
-        super().__init__(bundle.vision, bundle, threads=threads, native=native, device=device)
-        self._joint = self._another(bundle.joint, threads=threads, native=native, device=device)
+        """Load both graphs; see `export.runtime.open_graph` and `open_engine`."""
+        super().__init__(bundle.vision, bundle, Opening(device, threads, native, engines))
+        self._joint = self._another(bundle.joint)
         self.native = self._joint.native
         if device == "cpu":
             hugepages.collapse()

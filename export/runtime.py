@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,10 @@ from export import hugepages
 from export.bundle import Bundle
 from export.machine import saturates
 from export.plugins.onnxruntime import library
-from export.plugins.onnxruntime.library import Device
 from models.reduction.workload import Plan
+
+Device = Literal["cpu", "cuda", "tensorrt"]
+"""What runs a graph: ONNX Runtime on the CPU or on the GPU, or an engine of TensorRT there."""
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -120,7 +123,7 @@ class CpuGraph:
 def open_graph(
     path: Path,
     *,
-    device: Device = "cpu",
+    device: library.Device = "cpu",
     size: tuple[int, int] | None = None,
     threads: int = 1,
     native: bool = True,
@@ -137,10 +140,39 @@ def open_graph(
     """
     if device == "cpu":
         return CpuGraph(path, threads=threads, native=native)
-    # Only here: its packages are not on every machine.
+    # Only here: their packages are not on every machine.
     from export.cuda.graph import CudaGraph
+    from export.cuda.session import OnnxRunner
 
-    return CudaGraph(path, size=size, threads=threads, native=native)
+    return CudaGraph(partial(OnnxRunner, path, threads=threads, native=native), size=size)
+
+
+def open_engine(
+    bundle: Bundle, graph: str, *, size: tuple[int, int], engines: Path | None = None
+) -> Graph:
+    """A graph of a bundle as TensorRT's engine, loaded to run.
+
+    Args:
+        size: see `open_graph`.
+        engines: the folder of the engines of all bundles; None for a user's own.
+
+    Raises:
+        RuntimeError: see `export.tensorrt.runtime.opener`.
+    """
+    from export.cuda.graph import CudaGraph
+    from export.tensorrt import runtime, target
+
+    opener = runtime.opener(bundle, graph, engines or target.folder())
+    return CudaGraph(opener, size=size)
+
+
+class Opening(NamedTuple):
+    """How the graphs of a bundle are opened; see `open_graph` and `open_engine`."""
+
+    device: Device = "cpu"
+    threads: int = 1
+    native: bool = True
+    engines: Path | None = None
 
 
 class Output(NamedTuple):
@@ -159,17 +191,10 @@ class Loaded:
         most: items of one run; more are run in pieces.
     """
 
-    def __init__(
-        self, path: Path, bundle: Bundle, *, threads: int, native: bool, device: Device
-    ) -> None:
-        """Load the graph; see `open_graph`."""
-        self.graph = open_graph(
-            path,
-            device=device,
-            size=bundle.manifest.preprocess.size,
-            threads=threads,
-            native=native,
-        )
+    def __init__(self, path: Path, bundle: Bundle, opening: Opening) -> None:
+        """Load the graph."""
+        self._bundle, self._opening = bundle, opening
+        self.graph = self._opened(path)
         self.native = self.graph.native
         self.most = self.graph.most
 
@@ -197,10 +222,17 @@ class Loaded:
         """Give back what is on a GPU; later runs fail."""
         self.graph.close()
 
-    def _another(self, path: Path, *, threads: int, native: bool, device: Device) -> Graph:
+    def _opened(self, path: Path) -> Graph:
+        device, threads, native, engines = self._opening
+        size = self._bundle.manifest.preprocess.size
+        if device == "tensorrt":
+            return open_engine(self._bundle, path.name, size=size, engines=engines)
+        return open_graph(path, device=device, size=size, threads=threads, native=native)
+
+    def _another(self, path: Path) -> Graph:
         """One more graph; where it cannot be loaded, the first one is given back."""
         try:
-            return open_graph(path, device=device, threads=threads, native=native)
+            return self._opened(path)
         except BaseException:
             self.graph.close()
             raise
@@ -210,10 +242,16 @@ class Session(Loaded):
     """A bundle's graph in one session: one copy of the weights, any number of threads at once."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 1, native: bool = True, device: Device = "cpu"
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        native: bool = True,
+        device: Device = "cpu",
+        engines: Path | None = None,
     ) -> None:
-        """Load the graph; see `open_graph`."""
-        super().__init__(bundle.model, bundle, threads=threads, native=native, device=device)
+        """Load the graph; see `open_graph` and `open_engine`."""
+        super().__init__(bundle.model, bundle, Opening(device, threads, native, engines))
         if device == "cpu":
             hugepages.collapse()
 

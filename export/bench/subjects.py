@@ -18,9 +18,8 @@ from export.bench.measure import Queue, Subject
 from export.bundle import Bundle
 from export.dual_runtime import DualSession
 from export.pair_runtime import Asked, Float, Int, PairSession, ask
-from export.plugins.onnxruntime.library import Device
 from export.random_texts import random_texts
-from export.runtime import Loaded, Session
+from export.runtime import Device, Loaded, Session
 from models.reduction.workload import Plan
 from models.tasks import PairTask
 from models.text import TextEncoder

@@ -5,20 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import onnxruntime as ort
 
-from export.cuda import session
 from export.cuda.buckets import MOST, bucket, largest, up_to
 from export.cuda.device import CudaError, Stream, kept
 from export.cuda.lanes import Array, Lane, Lanes, Rows
 from export.cuda.program import Program
+from export.cuda.runner import Feeds, Runner
 from models.reduction.workload import Plan
-
-Feeds = Mapping[str, Array]
 
 
 class CudaGraph:
@@ -27,7 +23,7 @@ class CudaGraph:
     A graph whose inputs are `image` and perhaps `plan` runs in lanes: while it works on one batch,
     the images of the next are copied. Its batches are padded to buckets, each of which is recorded
     for the plans that `warm` is told. Other graphs, and images of other sizes, run one at a time
-    with ONNX Runtime's own copies.
+    with the runner's own copies.
 
     Attributes:
         native: whether the compiled ops run, rather than their portable bodies.
@@ -37,23 +33,21 @@ class CudaGraph:
 
     def __init__(
         self,
-        path: Path,
+        opened: Callable[[Stream], Runner],
         *,
         size: tuple[int, int] | None = None,
         most: int = MOST,
-        threads: int = 1,
-        native: bool = True,
     ) -> None:
         """Load the graph.
 
         Args:
+            opened: loads what runs it, in the stream that it is given.
             size: (height, width) of most images, in pixels, for a graph that takes several.
             most: 1 or more; rounded down to a bucket.
-            threads, native: see `session.opened`.
 
         Raises:
             CudaError: there is no GPU, or not so much memory in it.
-            RuntimeError: ONNX Runtime cannot use it.
+            RuntimeError: of `opened`.
         """
         self.most = largest(most)
         self._program: Program | None = None
@@ -63,18 +57,16 @@ class CudaGraph:
             self._streams = held.enter_context(ExitStack())
             self._work = kept(Stream(), self._streams)
             self._copies = kept(Stream(), self._streams)
-            self._session, self.native = session.opened(
-                path, self._work, threads=threads, native=native
-            )
+            self._runner = opened(self._work)
             held.callback(self._forget)
-            self.inputs = {given.name: tuple(given.shape) for given in self._session.get_inputs()}
+            self.native, self.inputs = self._runner.native, self._runner.inputs
             self._image = _image(self.inputs, size)
-            # Given back before the session, whose memory recordings use.
+            # Given back before the runner, whose memory recordings use.
             recordings = held.enter_context(ExitStack())
             if self._image is not None:
-                outputs = _outputs(self._session, self.inputs, self._image)
+                outputs = _outputs(self._runner, self._image)
                 common = (self._image, outputs, self.most)
-                self._program = Program(self._session, self._work, *common, recordings)
+                self._program = Program(self._runner, self._work, *common, recordings)
                 self._lanes = Lanes(*common, held)
             held.callback(self._rest)
             self._held = held.pop_all()
@@ -88,12 +80,12 @@ class CudaGraph:
         """The outputs of these names, like a session's of ONNX Runtime.
 
         Raises:
-            CudaError, or what ONNX Runtime raises: the run failed. Others go on if CUDA does.
+            CudaError, or what the runner raises: the run failed. Others go on if CUDA does.
         """
         images = feeds.get("image")
         if images is None or not self._fits(images):
             with self._opened():
-                return list(self._session.run(list(names), dict(feeds)))
+                return self._runner.run(names, feeds)
         plan = _plan(feeds.get("plan", ()))
         pieces = [
             self._piece(names, images[at : at + self.most], plan)
@@ -224,11 +216,12 @@ class CudaGraph:
                 stream.wait()
 
     def _forget(self) -> None:
-        """Let the session go, before the stream that it works in."""
-        session_left = weakref.ref(self._session)
+        """Let the runner go, before the stream that it works in."""
+        self._runner.free()
+        runner_left = weakref.ref(self._runner)
         self._program = None
-        del self._session
-        if session_left() is not None:
+        del self._runner
+        if runner_left() is not None:
             # The traceback of a failed run still holds it: its stream is never given back then.
             self._streams.pop_all()
 
@@ -242,18 +235,15 @@ def _image(inputs: Mapping[str, Sequence[int | str]], size: tuple[int, int] | No
     return Rows(fixed, np.dtype(np.uint8)) if len(fixed) == len(own) else None
 
 
-def _outputs(
-    own: ort.InferenceSession, inputs: Mapping[str, Sequence[int | str]], image: Rows
-) -> dict[str, Rows]:
+def _outputs(runner: Runner, image: Rows) -> dict[str, Rows]:
     """The rows of every output, of whatever plan, as a run of one blank image has them."""
     feeds: dict[str, Array] = {"image": np.zeros((1, *image.shape), image.dtype)}
-    if "plan" in inputs:
-        (length,) = inputs["plan"]
+    if "plan" in runner.inputs:
+        (length,) = runner.inputs["plan"]
         feeds["plan"] = np.zeros(int(length), dtype=np.int64)
-    names = [given.name for given in own.get_outputs()]
     return {
         name: Rows(found.shape[1:], found.dtype)
-        for name, found in zip(names, own.run(names, feeds), strict=True)
+        for name, found in zip(runner.outputs, runner.run(runner.outputs, feeds), strict=True)
     }
 
 

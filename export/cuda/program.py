@@ -1,12 +1,12 @@
-"""A graph at fixed addresses: run by ONNX Runtime, or launched as a recording of such a run.
+"""A graph at fixed addresses: run by its runner, or launched as a recording of such a run.
 
-ONNX Runtime takes milliseconds of host time to start the hundreds of kernels of a run; a recording
-is started by one call. It holds for the batch and the plan that it was made with, since both decide
+A runtime takes milliseconds of host time to start the hundreds of kernels of a run; a recording is
+started by one call. It holds for the batch and the plan that it was made with, since both decide
 which kernels run, on what addresses.
 
-All runs of a session, recorded or not, follow each other in one stream. That is why recordings may
-share the memory that they took from the session's arena: it was free again when each had been made,
-and while one runs nothing else does. The arena never gives memory back (nothing asks it to shrink),
+All runs of a runner, recorded or not, follow each other in one stream. That is why recordings may
+share memory: it was free again when each had been made, and while one runs nothing else does. Of
+ONNX Runtime it is the session's arena, which never gives memory back (nothing asks it to shrink),
 so the addresses stay good as long as the session lives.
 """
 
@@ -16,12 +16,9 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-import numpy as np
-import onnxruntime as ort
-
-from export.cuda import session
 from export.cuda.device import Graph, Memory, Stream, kept
 from export.cuda.lanes import Rows
+from export.cuda.runner import Place, Runner
 from models.reduction.workload import Plan
 
 logger = logging.getLogger(__name__)
@@ -32,7 +29,7 @@ _ATTEMPTS = 3
 
 
 class Program:
-    """One session's runs with inputs and outputs that stay on the GPU. Not for threads to share.
+    """One runner's runs with inputs and outputs that stay on the GPU. Not for threads to share.
 
     Attributes:
         image, outputs: where runs read and write; any batch starts at their first byte.
@@ -40,7 +37,7 @@ class Program:
 
     def __init__(
         self,
-        own: ort.InferenceSession,
+        runner: Runner,
         stream: Stream,
         image: Rows,
         outputs: Mapping[str, Rows],
@@ -50,21 +47,20 @@ class Program:
         """Take memory for batches of up to `most` items.
 
         Args:
-            own: a session that works in `stream`, whose batched input is `image` alone.
+            runner: works in `stream`, and its batched input is `image` alone.
             held: gives everything back.
         """
-        self._session = own
+        self._runner = runner
         self._stream = stream
-        self._image = image
-        self._outputs = dict(outputs)
-        self._takes_plan = any(given.name == "plan" for given in own.get_inputs())
-        self._options = session.unsynchronised()
         self._recorded: dict[tuple[Plan, int], Graph] = {}
         self._records = True
-        self.image = kept(Memory(image.size * most), held)
-        self.outputs = {
-            name: kept(Memory(rows.size * most), held) for name, rows in outputs.items()
+        self._image = Place(image, kept(Memory(image.size * most), held))
+        self._outputs = {
+            name: Place(rows, kept(Memory(rows.size * most), held))
+            for name, rows in outputs.items()
         }
+        self.image = self._image.memory
+        self.outputs = {name: place.memory for name, place in self._outputs.items()}
         self._held = held
 
     @property
@@ -76,23 +72,23 @@ class Program:
         """Append a run to the stream: the recording where there is one.
 
         Raises:
-            CudaError, or what ONNX Runtime raises: the run failed to start.
+            CudaError, or what the runner raises: the run failed to start.
         """
         recording = self._recorded.get((plan, batch))
         if recording is not None:
             recording.launch(self._stream)
         else:
-            self._bound(plan, batch)()
+            self._bound(plan, batch, recorded=False)()
 
     def record(self, plan: Plan, batch: int) -> None:
         """Make a recording. Where none can be made, say so once, and run without from then on.
 
         Raises:
-            CudaError, or what ONNX Runtime raises: the run itself failed.
+            CudaError, or what the runner raises: the run itself failed.
         """
         if (plan, batch) in self._recorded:
             return
-        run = self._bound(plan, batch)
+        run = self._bound(plan, batch, recorded=True)
         for attempt in range(1, _ATTEMPTS + 1):
             run()
             self._stream.wait()
@@ -107,22 +103,5 @@ class Program:
                     self._records = False
                     logger.warning("no CUDA graphs, so runs start more slowly: %s", error)
 
-    def _bound(self, plan: Plan, batch: int) -> Callable[[], None]:
-        """A run of ONNX Runtime's at the fixed addresses, to be called any number of times."""
-        binding = self._session.io_binding()
-        for bind, name, rows, memory in (
-            (binding.bind_input, "image", self._image, self.image),
-            *(
-                (binding.bind_output, name, rows, self.outputs[name])
-                for name, rows in self._outputs.items()
-            ),
-        ):
-            bind(name, "cuda", 0, rows.dtype.type, [batch, *rows.shape], memory.address)
-        if self._takes_plan:
-            # It stays on the CPU, where all that depends on it is decided.
-            binding.bind_cpu_input("plan", np.asarray(plan, dtype=np.int64))
-
-        def run() -> None:
-            self._session.run_with_iobinding(binding, self._options)
-
-        return run
+    def _bound(self, plan: Plan, batch: int, *, recorded: bool) -> Callable[[], None]:
+        return self._runner.bound(plan, batch, self._image, self._outputs, recorded=recorded)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from export.cuda import device
 from export.cuda.device import Stream
+from export.cuda.lanes import Array
+from export.cuda.runner import Feeds, Place
 from export.plugins.onnxruntime import library
+from models.reduction.workload import Plan
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -77,6 +82,51 @@ def opened(
         raise RuntimeError(f"ONNX Runtime could not load its {PROVIDER}; its log says why")
     session.disable_fallback()
     return session, plugin is not None
+
+
+class OnnxRunner:
+    """A graph in a session of ONNX Runtime; see `export.cuda.runner.Runner`."""
+
+    def __init__(
+        self, path: Path, stream: Stream, *, threads: int = 1, native: bool = True
+    ) -> None:
+        """Load the graph; see `opened`."""
+        self._session, self.native = opened(path, stream, threads=threads, native=native)
+        self.inputs = {given.name: tuple(given.shape) for given in self._session.get_inputs()}
+        self.outputs = [given.name for given in self._session.get_outputs()]
+        self._options = unsynchronised()
+
+    def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
+        """See `Runner`."""
+        return list(self._session.run(list(names), dict(feeds)))
+
+    def bound(
+        self,
+        plan: Plan,
+        batch: int,
+        image: Place,
+        outputs: Mapping[str, Place],
+        *,
+        recorded: bool,  # noqa: ARG002
+    ) -> Callable[[], None]:
+        """See `Runner`."""
+        binding = self._session.io_binding()
+        for bind, name, (rows, memory) in (
+            (binding.bind_input, "image", image),
+            *((binding.bind_output, name, place) for name, place in outputs.items()),
+        ):
+            bind(name, "cuda", 0, rows.dtype.type, [batch, *rows.shape], memory.address)
+        if "plan" in self.inputs:
+            # It stays on the CPU, where all that depends on it is decided.
+            binding.bind_cpu_input("plan", np.asarray(plan, dtype=np.int64))
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding, self._options)
+
+        return run
+
+    def free(self) -> None:
+        """Nothing to give back: the session goes with its last user."""
 
 
 def unsynchronised() -> ort.RunOptions:

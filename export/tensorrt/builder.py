@@ -53,7 +53,7 @@ class Builder:
         # It keeps the logger of the first builder, or runtime, of a process for all.
         self._builder = flavour.api.Builder(self._journal.logger)
         if self._builder is None:
-            raise TensorRtError(self._journal.explain(f"{flavour.version} cannot build"))
+            raise TensorRtError(self._journal.take() or f"{flavour.version} cannot build")
 
     def layers(self, graph: Path, origin: Origin) -> list[Layer]:
         """The layers of a graph's network, as TensorRT has parsed it.
@@ -82,7 +82,6 @@ class Builder:
         Raises:
             TensorRtError: it cannot be built.
         """
-        self._journal.errors.clear()
         parsed = self._parsed(graph, origin)
         config = self._builder.create_builder_config()
         # As on ONNX Runtime: float32 is float32.
@@ -164,7 +163,7 @@ class Builder:
             logger.warning("%s cannot be written, so all will be timed anew: %s", timings, error)
 
     def _failed(self, what: str) -> TensorRtError:
-        why = [self._journal.explain("TensorRT does not say why")]
+        why = [self._journal.take() or "TensorRT does not say why"]
         if self._plugins is not None and (problem := self._plugins.problem()):
             why.append(problem)
         return TensorRtError(f"{what}: {'; '.join(why)}")

@@ -17,7 +17,7 @@ class Journal:
     """The logger of a builder or a runtime, and what it took.
 
     Attributes:
-        errors: each in one line, the first of which mostly has the cause.
+        errors: each in one line, since the last `take`; the first mostly has the cause.
         logger: for TensorRT. It is to outlive whatever is made with it.
     """
 
@@ -29,9 +29,11 @@ class Journal:
         self._ahead = ahead
         self.logger = _logger_class(flavour)(self)
 
-    def explain(self, otherwise: str) -> str:
-        """The first error, or `otherwise`."""
-        return self.errors[0] if self.errors else otherwise
+    def take(self) -> str | None:
+        """The first error since the last call."""
+        found = self.errors[0] if self.errors else None
+        self.errors.clear()
+        return found
 
     def note(self, text: str, *, error: bool) -> None:
         """Take a line."""

@@ -22,7 +22,7 @@ class Plugins(NamedTuple):
     handle: ctypes.CDLL
 
     def problem(self) -> str:
-        """What one of them said last in this thread, or nothing: TensorRT says only that one did."""
+        """What one of them said last in this thread, or nothing: TensorRT only says that it did."""
         said: bytes = self.handle.TokenfoldTensorRtProblem()
         return said.decode()
 

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ needs_fake = pytest.mark.usefixtures("fake")
 
 PLANS = ((0, 0), (1, 2), (3, 4))
 MOST = 8
-FILES = Path("model.onnx")
+OPEN = partial(session.OnnxRunner, Path("model.onnx"))
 
 
 @pytest.fixture
@@ -58,9 +59,14 @@ def _sessions(monkeypatch: pytest.MonkeyPatch, **kind: Any) -> list[FakeSession]
     return opened
 
 
+def _session_of(own: CudaGraph) -> Any:
+    assert isinstance(own._runner, session.OnnxRunner)
+    return own._runner._session
+
+
 @pytest.fixture
 def graph(fake: FakeRuntime, sessions: list[FakeSession]) -> Iterator[CudaGraph]:
-    own = CudaGraph(FILES, most=MOST)
+    own = CudaGraph(OPEN, most=MOST)
     assert len(sessions) == 1
     assert fake.live["stream"] == 2
     yield own
@@ -194,7 +200,7 @@ def test_a_run_that_still_takes_memory_is_recorded_later(
     grows: int,
 ) -> None:
     (opened,) = (_sessions(monkeypatch, grows=grows),)
-    own = CudaGraph(FILES, most=1)
+    own = CudaGraph(OPEN, most=1)
     own.warm(PLANS[:1])
     assert own.recorded == 1
     assert opened[0].runs <= 5
@@ -211,7 +217,7 @@ def test_what_cannot_be_recorded_runs_all_the_same(
     kind: dict[str, Any],
 ) -> None:
     _sessions(monkeypatch, **kind)
-    own = CudaGraph(FILES, most=MOST)
+    own = CudaGraph(OPEN, most=MOST)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(5), PLANS[0])
@@ -224,7 +230,7 @@ def test_what_cannot_be_recorded_runs_all_the_same(
 
 def test_a_graph_without_a_plan(fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = _sessions(monkeypatch, plan=False)
-    own = CudaGraph(FILES, most=2)
+    own = CudaGraph(OPEN, most=2)
     own.warm([()])
     assert own.recorded == 2
     before = opened[0].runs
@@ -238,7 +244,7 @@ def test_a_graph_without_a_plan(fake: FakeRuntime, monkeypatch: pytest.MonkeyPat
 @needs_fake
 def test_images_of_other_sizes_run_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     _sessions(monkeypatch, free=True)
-    own = CudaGraph(FILES, size=SHAPE[:2], most=2)
+    own = CudaGraph(OPEN, size=SHAPE[:2], most=2)
     own.warm(PLANS)
     assert own.recorded == 6
     other = np.ones((3, 2, 5, 3), np.uint8)
@@ -253,7 +259,7 @@ def test_images_of_other_sizes_run_without_lanes(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", [{"texts": True}, {"free": True}])
 def test_graphs_that_take_more(monkeypatch: pytest.MonkeyPatch, kind: dict[str, bool]) -> None:
     _sessions(monkeypatch, **kind)
-    own = CudaGraph(FILES, most=2)
+    own = CudaGraph(OPEN, most=2)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(3), PLANS[0])
@@ -272,7 +278,7 @@ def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
     assert fake.calls["cudaMemcpyAsync"] == before
     assert fake.calls["cudaGraphLaunch"] == 3
     rows: Sequence[float] = fake_session.logits(images, PLANS[1])[:, 0].tolist()
-    assert graph._session._shared[:5].tolist() == rows
+    assert _session_of(graph)._shared[:5].tolist() == rows
     for count in (0, MOST + 1):
         with pytest.raises(ValueError, match="own size"):
             graph.resident(drawn(count), PLANS[1])
@@ -281,8 +287,8 @@ def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
 @needs_fake
 @pytest.mark.usefixtures("sessions")
 def test_a_closed_graph_ends_its_runs_first() -> None:
-    own = CudaGraph(FILES, most=MOST)
-    session_left = weakref.ref(own._session)
+    own = CudaGraph(OPEN, most=MOST)
+    session_left = weakref.ref(_session_of(own))
     own.warm(PLANS[:1])
     start = own.resident(drawn(2), PLANS[0])
     done: list[int] = []
@@ -316,8 +322,8 @@ def test_a_closed_graph_ends_its_runs_first() -> None:
 @pytest.mark.usefixtures("sessions")
 def test_a_session_that_an_error_holds_keeps_its_stream(fake: FakeRuntime) -> None:
     """A failed run is the reason to close, and its traceback has the session in its frames."""
-    own = CudaGraph(FILES, most=MOST)
-    session_left = weakref.ref(own._session)
+    own = CudaGraph(OPEN, most=MOST)
+    session_left = weakref.ref(_session_of(own))
     with pytest.raises(AssertionError) as caught:
         check(own, drawn(2), (1, 2, 3))
     own.close()
@@ -333,7 +339,7 @@ def test_no_session_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session, "opened", broken)
     with pytest.raises(RuntimeError, match="no provider"):
-        CudaGraph(FILES)
+        CudaGraph(OPEN)
 
 
 @pytest.mark.usefixtures("sessions")
@@ -341,4 +347,4 @@ def test_no_session_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_enough_memory(fake: FakeRuntime, function: str) -> None:
     fake.failing[function] = 1
     with pytest.raises(CudaError, match=function):
-        CudaGraph(FILES)
+        CudaGraph(OPEN)

@@ -1,0 +1,186 @@
+"""An engine, loaded: its inputs and outputs, and its contexts, in which it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from export.cuda.device import Stream
+from export.tensorrt.engines import EngineError, Origin
+from export.tensorrt.flavour import Flavour
+from export.tensorrt.journal import Journal
+from export.tensorrt.plugins import Plugins
+from models.reduction.workload import Plan
+
+PLAN = "plan"
+
+
+class Tensor(NamedTuple):
+    """An input or an output.
+
+    Attributes:
+        shape: -1 for a size that varies.
+        host: whether TensorRT reads it from the host: a plan, on which shapes depend.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    host: bool
+
+
+class Engine:
+    """A program with its weights on the GPU. Not for threads to share.
+
+    Attributes:
+        origin: what it was built from.
+        inputs, outputs: by name.
+        memory: bytes that a context of it works in, at most.
+    """
+
+    def __init__(
+        self, flavour: Flavour, plugins: Plugins | None, origin: Origin, content: bytes
+    ) -> None:
+        """Load it.
+
+        Raises:
+            EngineError: TensorRT does not take it.
+        """
+        self._flavour = flavour
+        self._plugins = plugins
+        self._journal = Journal(flavour)
+        api = flavour.api
+        # Kept: an engine is no longer one without it.
+        self._runtime = api.Runtime(self._journal.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise self.failed(f"{origin.file} could not be loaded")
+        self.origin = origin
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        for at in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(at)
+            tensor = Tensor(
+                shape=tuple(self._engine.get_tensor_shape(name)),
+                dtype=np.dtype(api.nptype(self._engine.get_tensor_dtype(name))),
+                host=self._engine.get_tensor_location(name) == api.TensorLocation.HOST,
+            )
+            given = self._engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
+            (self.inputs if given else self.outputs)[name] = tensor
+        self.memory = int(self._engine.device_memory_size_v2)
+
+    def profile(self, batch: int) -> int:
+        """Which profile is for a batch of so many items.
+
+        Raises:
+            EngineError: none is.
+        """
+        for at, profile in enumerate(self.origin.profiles):
+            if profile.batch.least <= batch <= profile.batch.most:
+                return at
+        most = max(profile.batch.most for profile in self.origin.profiles)
+        raise EngineError(f"{self.origin.file} runs 1 to {most} items at a time, not {batch}")
+
+    def check(self, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Whether it was built for inputs of these shapes.
+
+        Raises:
+            EngineError: it was not; the message says for which it was.
+        """
+        profile = self.origin.profiles[self.profile(batch)]
+        for name, shape in shapes.items():
+            ranges = profile.shape(name, self.inputs[name].shape)
+            if len(shape) != len(ranges) or not all(
+                one.least <= size <= one.most for one, size in zip(ranges, shape, strict=True)
+            ):
+                said = " x ".join(f"{one.least} to {one.most}" for one in ranges)
+                raise EngineError(f"{self.origin.file} takes {name} of {said}, not {tuple(shape)}")
+
+    def context(self, profile: int, memory: int, size: int, stream: Stream) -> Context:
+        """A new context.
+
+        Args:
+            profile: which it is for.
+            memory: the address of what it works in, which may be others' too that run before or
+                after it.
+            size: bytes of that; at least `memory` of this engine.
+            stream: that it runs in.
+
+        Raises:
+            EngineError: it cannot be made.
+        """
+        strategy = self._flavour.api.ExecutionContextAllocationStrategy.USER_MANAGED
+        made = self._engine.create_execution_context(strategy)
+        if made is None:
+            raise self.failed(f"{self.origin.file}: no context could be made")
+        made.set_device_memory(memory, size)
+        handle = int(stream.handle)
+        if made.active_optimization_profile != profile and not made.set_optimization_profile_async(
+            profile, handle
+        ):
+            raise self.failed(f"{self.origin.file}: profile {profile} could not be chosen")
+        return Context(self, made, handle)
+
+    def failed(self, what: str) -> EngineError:
+        """What to raise, with what TensorRT and the plugins said."""
+        why = [self._journal.take() or "TensorRT does not say why"]
+        if self._plugins is not None and (problem := self._plugins.problem()):
+            why.append(problem)
+        return EngineError(f"{what}: {'; '.join(why)}")
+
+
+class Context:
+    """A way to run an engine: shapes and addresses, which are set before a run."""
+
+    def __init__(self, engine: Engine, context: Any, stream: int) -> None:
+        self._engine = engine
+        self._context = context
+        self._stream = stream
+        self._counts = np.zeros(0, np.int64)
+
+    def place(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
+        """Say where an input or an output is, and what shape an input has.
+
+        Raises:
+            EngineError: TensorRT refuses.
+        """
+        varies = shape is not None and -1 in self._engine.inputs[name].shape
+        if varies and not self._context.set_input_shape(name, tuple(shape or ())):
+            raise self._engine.failed(f"{name} of {tuple(shape or ())}")
+        if not self._context.set_tensor_address(name, address):
+            raise self._engine.failed(f"{name} at {address:#x}")
+
+    def plan(self, plan: Plan) -> None:
+        """Give a plan, which stays on the host; if the engine takes one from there.
+
+        Raises:
+            EngineError: TensorRT refuses it.
+        """
+        given = self._engine.inputs.get(PLAN)
+        if given is None or not given.host:
+            return
+        if given.shape != (len(plan),):
+            raise EngineError(f"a plan here has {given.shape[0]} counts, not {len(plan)}")
+        # Kept: TensorRT reads it when the run is started.
+        self._counts = np.asarray(plan, dtype=given.dtype)
+        self.place(PLAN, int(self._counts.ctypes.data))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all outputs, which follow from what was given.
+
+        Raises:
+            EngineError: something was not.
+        """
+        if missing := list(self._context.infer_shapes()):
+            raise self._engine.failed(f"shapes do not follow without {', '.join(missing)}")
+        return {name: tuple(self._context.get_tensor_shape(name)) for name in self._engine.outputs}
+
+    def start(self) -> None:
+        """Append a run to the stream, and do not wait for it.
+
+        Raises:
+            EngineError: it could not be started.
+        """
+        if not self._context.execute_async_v3(self._stream):
+            raise self._engine.failed("a run could not be started")

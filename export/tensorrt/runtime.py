@@ -1,0 +1,107 @@
+"""A bundle's engines in this process: whether they can run, which are there, and opening them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from export.bundle import Bundle
+from export.cuda import device
+from export.cuda.device import Stream
+from export.tensorrt import flavour, plugins, target
+from export.tensorrt.engine import Engine
+from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins
+from export.tensorrt.flavour import TensorRtError
+from export.tensorrt.runner import EngineRunner
+
+
+def missing() -> str | None:
+    """Why this process cannot run engines, or None where it can."""
+    if (why := device.missing()) is not None:
+        return why
+    try:
+        own = flavour.load()
+        registered = plugins.registered(own)
+        if registered is None:
+            return "the plugins for TensorRT are not compiled: make plugins-tensorrt"
+        target.here(own, registered)
+    except (TensorRtError, FileNotFoundError) as error:
+        return str(error)
+    return None
+
+
+def unbuilt(bundle: Bundle, folder: Path) -> list[str]:
+    """The files of engines that are still to be built for this GPU, TensorRT and these plugins.
+
+    Args:
+        folder: of the engines of all bundles.
+
+    Raises:
+        TensorRtError: see `missing`.
+        EngineError: TensorRT cannot run such a bundle.
+    """
+    engines, here = Engines(folder, bundle), _here()
+    return [
+        wanted[0].file
+        for wanted in _wanted(bundle, here).values()
+        if not any(_is_there(engines, origin) for origin in wanted)
+    ]
+
+
+def opener(bundle: Bundle, graph: str, folder: Path) -> Callable[[Stream], EngineRunner]:
+    """What opens the engines of a graph, in the stream that it is given.
+
+    An engine in bfloat16 is taken before one in the bundle's own precision, and one of a single
+    plan for that plan: both are there only where somebody had them built.
+
+    Raises:
+        TensorRtError: see `missing`.
+        EngineError: the engine is missing, damaged, or was built from something else.
+    """
+
+    def opened(stream: Stream) -> EngineRunner:
+        own = flavour.load()
+        registered = plugins.registered(own)
+        engines, here = Engines(folder, bundle), _here()
+        wanted = _wanted(bundle, here)[graph]
+        # The last one, if none is there: what is wrong with it is what to say.
+        first = next((one for one in wanted if _is_there(engines, one)), wanted[-1])
+        bfloat16 = first.precision == "bf16"
+        fixed = [
+            one
+            for one in origins(bundle, here, precision="bf16" if bfloat16 else None, static=True)
+            if one.graph == graph and one.plan is not None and _is_there(engines, one)
+        ]
+        return EngineRunner(
+            [Engine(own, registered, one, engines.read(one)) for one in (first, *fixed)], stream
+        )
+
+    return opened
+
+
+def _here() -> Target:
+    own = flavour.load()
+    return target.here(own, plugins.registered(own))
+
+
+def _wanted(bundle: Bundle, here: Target) -> dict[str, list[Origin]]:
+    """By graph, the engines of all plans that would do, the preferred first."""
+    found: dict[str, list[Origin]] = {}
+    for one in _both(bundle, here):
+        found.setdefault(one.graph, []).append(one)
+    return found
+
+
+def _both(bundle: Bundle, here: Target) -> Iterable[Origin]:
+    with suppress(EngineError):
+        yield from origins(bundle, here, precision="bf16")
+    yield from origins(bundle, here)
+
+
+def _is_there(engines: Engines, origin: Origin) -> bool:
+    try:
+        engines.find(origin)
+    except EngineError:
+        return False
+    return True
