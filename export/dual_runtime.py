@@ -53,9 +53,10 @@ class DualSession(Loaded):
         native: bool = True,
         device: Device = "cpu",
         engines: Path | None = None,
+        static: bool = True,
     ) -> None:
         """Load both graphs; see `export.runtime.open_graph` and `open_engine`."""
-        super().__init__(bundle.image, bundle, Opening(device, threads, native, engines))
+        super().__init__(bundle.image, bundle, Opening(device, threads, native, engines, static))
         self._text = self._another(bundle.text)
         if device == "cpu":
             hugepages.collapse()

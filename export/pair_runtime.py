@@ -102,9 +102,10 @@ class PairSession(Loaded):
         native: bool = True,
         device: Device = "cpu",
         engines: Path | None = None,
+        static: bool = True,
     ) -> None:
         """Load both graphs; see `export.runtime.open_graph` and `open_engine`."""
-        super().__init__(bundle.vision, bundle, Opening(device, threads, native, engines))
+        super().__init__(bundle.vision, bundle, Opening(device, threads, native, engines, static))
         self._joint = self._another(bundle.joint)
         self.native = self._joint.native
         if device == "cpu":

@@ -148,13 +148,19 @@ def open_graph(
 
 
 def open_engine(
-    bundle: Bundle, graph: str, *, size: tuple[int, int], engines: Path | None = None
+    bundle: Bundle,
+    graph: str,
+    *,
+    size: tuple[int, int],
+    engines: Path | None = None,
+    static: bool = True,
 ) -> Graph:
     """A graph of a bundle as TensorRT's engine, loaded to run.
 
     Args:
         size: see `open_graph`.
         engines: the folder of the engines of all bundles; None for a user's own.
+        static: whether engines of one plan each are taken for it where they are there.
 
     Raises:
         RuntimeError: see `export.tensorrt.runtime.opener`.
@@ -162,7 +168,7 @@ def open_engine(
     from export.cuda.graph import CudaGraph
     from export.tensorrt import runtime, target
 
-    opener = runtime.opener(bundle, graph, engines or target.folder())
+    opener = runtime.opener(bundle, graph, engines or target.folder(), static=static)
     return CudaGraph(opener, size=size)
 
 
@@ -173,6 +179,7 @@ class Opening(NamedTuple):
     threads: int = 1
     native: bool = True
     engines: Path | None = None
+    static: bool = True
 
 
 class Output(NamedTuple):
@@ -223,10 +230,10 @@ class Loaded:
         self.graph.close()
 
     def _opened(self, path: Path) -> Graph:
-        device, threads, native, engines = self._opening
+        device, threads, native, engines, static = self._opening
         size = self._bundle.manifest.preprocess.size
         if device == "tensorrt":
-            return open_engine(self._bundle, path.name, size=size, engines=engines)
+            return open_engine(self._bundle, path.name, size=size, engines=engines, static=static)
         return open_graph(path, device=device, size=size, threads=threads, native=native)
 
     def _another(self, path: Path) -> Graph:
@@ -249,9 +256,10 @@ class Session(Loaded):
         native: bool = True,
         device: Device = "cpu",
         engines: Path | None = None,
+        static: bool = True,
     ) -> None:
         """Load the graph; see `open_graph` and `open_engine`."""
-        super().__init__(bundle.model, bundle, Opening(device, threads, native, engines))
+        super().__init__(bundle.model, bundle, Opening(device, threads, native, engines, static))
         if device == "cpu":
             hugepages.collapse()
 

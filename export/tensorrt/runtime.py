@@ -49,11 +49,37 @@ def unbuilt(bundle: Bundle, folder: Path) -> list[str]:
     ]
 
 
-def opener(bundle: Bundle, graph: str, folder: Path) -> Callable[[Stream], EngineRunner]:
-    """What opens the engines of a graph, in the stream that it is given.
+def chosen(bundle: Bundle, graph: str, folder: Path, *, static: bool = True) -> list[Origin]:
+    """The engines that are taken for a graph: first that of all plans, whether it is there or not.
 
     An engine in bfloat16 is taken before one in the bundle's own precision, and one of a single
     plan for that plan: both are there only where somebody had them built.
+
+    Args:
+        folder: of the engines of all bundles.
+        static: whether those of single plans are taken.
+
+    Raises:
+        TensorRtError: see `missing`.
+        EngineError: TensorRT cannot run such a bundle.
+    """
+    engines, here = Engines(folder, bundle), _here()
+    wanted = _wanted(bundle, here)[graph]
+    # The last one, if none is there: what is wrong with it is what to say.
+    first = next((one for one in wanted if _is_there(engines, one)), wanted[-1])
+    bfloat16 = first.precision == "bf16"
+    fixed = [
+        one
+        for one in origins(bundle, here, precision="bf16" if bfloat16 else None, static=static)
+        if one.graph == graph and one.plan is not None and _is_there(engines, one)
+    ]
+    return [first, *fixed]
+
+
+def opener(
+    bundle: Bundle, graph: str, folder: Path, *, static: bool = True
+) -> Callable[[Stream], EngineRunner]:
+    """What opens the engines of a graph, in the stream that it is given; see `chosen`.
 
     Raises:
         TensorRtError: see `missing`.
@@ -63,18 +89,10 @@ def opener(bundle: Bundle, graph: str, folder: Path) -> Callable[[Stream], Engin
     def opened(stream: Stream) -> EngineRunner:
         own = flavour.load()
         registered = plugins.registered(own)
-        engines, here = Engines(folder, bundle), _here()
-        wanted = _wanted(bundle, here)[graph]
-        # The last one, if none is there: what is wrong with it is what to say.
-        first = next((one for one in wanted if _is_there(engines, one)), wanted[-1])
-        bfloat16 = first.precision == "bf16"
-        fixed = [
-            one
-            for one in origins(bundle, here, precision="bf16" if bfloat16 else None, static=True)
-            if one.graph == graph and one.plan is not None and _is_there(engines, one)
-        ]
+        engines = Engines(folder, bundle)
+        wanted = chosen(bundle, graph, folder, static=static)
         return EngineRunner(
-            [Engine(own, registered, one, engines.read(one)) for one in (first, *fixed)], stream
+            [Engine(own, registered, one, engines.read(one)) for one in wanted], stream
         )
 
     return opened
