@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ from load_tests.server import serving
 
 TOP = Path(__file__).parent.parent
 DOCKERFILE = TOP / "Dockerfile"
-COMPOSE = TOP / "docker" / "compose.yaml"
+DOCKER = TOP / "docker"
 HEADERS = TOP / "export" / "plugins" / "onnxruntime" / "headers.sh"
 
 # Distributions that only the exporter needs, or that exclude each other.
@@ -40,6 +41,13 @@ HEAVY = {
     "torch",
     "transformers",
 }
+
+# The Dockerfile's targets: what make compiles for each, the extras in it, its Compose file.
+PLUGINS = {"cpu": ["plugins"], "gpu": ["plugins", "plugins-cuda", "plugins-tensorrt"]}
+EXTRAS = {"cpu": ["cpu"], "gpu": ["gpu", "tensorrt"]}
+COMPOSE = {"cpu": DOCKER / "compose.yaml", "gpu": DOCKER / "compose.gpu.yaml"}
+
+each_target = pytest.mark.parametrize("target", COMPOSE)
 
 OF_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PIP_ARGS", "TORCH"}
 
@@ -85,14 +93,81 @@ def run(
     )
 
 
-def instructions(dockerfile: str) -> list[tuple[str, str]]:
-    """Every instruction of a Dockerfile, as (name, rest), continuation lines joined."""
-    lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
+@dataclass
+class Stage:
+    """A stage of the Dockerfile: the image it begins with, and its instructions as (name, rest)."""
+
+    image: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def of(self, name: str) -> list[str]:
+        """What follows each instruction of a name."""
+        return [rest for found, rest in self.instructions if found == name]
+
+    def needs(self) -> set[str]:
+        """The other stages that it copies from."""
+        return {rest.split()[0].removeprefix("--from=") for rest in self.of("COPY")} & set(stages())
+
+    def environment(self) -> dict[str, str]:
+        return dict(pair.split("=", 1) for rest in self.of("ENV") for pair in rest.split())
+
+    def script(self) -> str:
+        return "\n".join(self.of("RUN"))
+
+    def packages(self) -> set[str]:
+        """Those of the system that it installs."""
+        installs = re.findall(r"apt-get install ([^&]*)", self.script())
+        return {word for words in installs for word in words.split() if not word.startswith("-")}
+
+
+def stages() -> dict[str, Stage]:
+    """The Dockerfile's stages by name, in its order; continuation lines joined, comments gone."""
+    lines = DOCKERFILE.read_text().splitlines()
+    lines = [line for line in lines if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [
-        (name.upper(), rest)
-        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
-    ]
+    found: dict[str, Stage] = {}
+    for line in filter(str.strip, joined.splitlines()):
+        name, _, rest = line.partition(" ")
+        if name == "FROM":
+            image, _, stage = rest.partition(" AS ")
+            found[stage] = Stage(image)
+        elif found:
+            list(found.values())[-1].instructions.append((name, rest))
+    return found
+
+
+def merged(base: Any, over: Any) -> Any:
+    """What Compose makes of a value and one that extends it: mappings and lists grow."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+    if isinstance(base, list) and isinstance(over, list):
+        return base + over
+    return over
+
+
+def composed(target: str) -> dict[str, Any]:
+    """A Compose file, with what its services extend."""
+    document = load_yaml(COMPOSE[target])
+    for name, service in document["services"].items():
+        if extended := service.pop("extends", None):
+            base = load_yaml(DOCKER / extended["file"])["services"][extended["service"]]
+            # As long as there is one level of it.
+            assert "extends" not in base
+            document["services"][name] = merged(base, service)
+    return document
+
+
+def mounts(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """A service's volumes, each in Compose's long form."""
+    found = []
+    for volume in service.get("volumes", ()):
+        if isinstance(volume, str):
+            source, folder, *options = volume.split(":")
+            kind = "bind" if source.startswith(".") else "volume"
+            volume = {"type": kind, "source": source, "target": folder}
+            volume["read_only"] = options == ["ro"]
+        found.append(volume)
+    return found
 
 
 class TestDependencies:
@@ -106,6 +181,15 @@ class TestDependencies:
         assert "tensorrt" in names(extras["tensorrt"])
         assert {"torch", "onnx"} <= names(extras["export"])
         assert {"pytest", "mypy", "ruff", "hypothesis", "schemathesis"} <= names(extras["test"])
+
+    @each_target
+    def test_an_image_installs_one_runtime_and_no_torch(self, target: str) -> None:
+        (listed,) = re.findall(r"install .*'\.\[(.+)\]'", stages()[f"{target}-build"].script())
+        assert listed.split(",") == EXTRAS[target]
+        extras = project()["optional-dependencies"]
+        brought = names([needed for extra in EXTRAS[target] for needed in extras[extra]])
+        assert len(brought & {"onnxruntime", "onnxruntime-gpu"}) == 1
+        assert not brought & {"onnx", "torch", "pytest"}
 
     def test_make_installs_a_torch_that_export_admits(self) -> None:
         shown = run("make", "-n", "--always-make", ".venv-test/.installed").stdout
@@ -218,18 +302,57 @@ class TestHeaders:
 
 
 class TestImage:
-    def test_the_last_stage_is_small_and_not_root(self) -> None:
-        found = instructions(DOCKERFILE.read_text())
-        stages = [rest for name, rest in found if name == "FROM"]
-        assert [stage.split(" AS ")[1] for stage in stages] == ["build", "cpu"]
-        last = found[[name for name, _ in found].index("FROM", 2) :]
-        users = [rest for name, rest in last if name == "USER"]
-        assert users
-        assert not users[-1].startswith(("root", "0"))
-        assert not any("apt-get" in rest for _, rest in last)
-        assert ("EXPOSE", "8000") in last
-        assert any(name == "HEALTHCHECK" and "/livez" in rest for name, rest in last)
-        assert ("ENTRYPOINT", '["tokenfold"]') in last
+    def test_the_last_stage_is_built_where_none_is_named(self) -> None:
+        assert list(stages())[-1] == "cpu"
+
+    @each_target
+    def test_nothing_of_the_other_target_is_built(self, target: str) -> None:
+        found = stages()
+        needed = found[target].needs()
+        assert needed == {f"{target}-build"}
+        assert not found[f"{target}-build"].needs()
+        # Nor does one begin with another.
+        assert not {stage.image for stage in found.values()} & set(found)
+
+    @each_target
+    def test_both_stages_are_of_one_system(self, target: str) -> None:
+        found = stages()
+        # NVIDIA's with the compiler and without are of one CUDA and one Ubuntu.
+        assert found[f"{target}-build"].image.replace("-devel-", "-base-") == found[target].image
+
+    @each_target
+    def test_its_plugins_are_what_make_builds(self, target: str) -> None:
+        script = stages()[f"{target}-build"].script()
+        (made,) = re.findall(r"^make (.+)$", script, re.MULTILINE)
+        assert [word for word in made.split() if "=" not in word] == PLUGINS[target]
+        shown = run("make", "help").stdout
+        for name in PLUGINS[target]:
+            assert re.search(rf"^  make {name} +\w", shown, re.MULTILINE), name
+
+    @each_target
+    def test_it_is_small_and_not_root(self, target: str) -> None:
+        stage = stages()[target]
+        (user,) = stage.of("USER")
+        uid, gid = user.split(":")
+        assert int(uid) > 0
+        assert int(gid) > 0
+        assert stage.packages() <= {"python3"}
+        assert stage.of("EXPOSE") == ["8000"]
+        assert stage.of("ENTRYPOINT") == ['["tokenfold"]']
+        # Alive rather than ready: what starts slowly, or drains, is not to be ended for it.
+        (check,) = stage.of("HEALTHCHECK")
+        assert "/livez" in check
+        # Users cannot write anywhere but to the volumes.
+        (volumes,) = [rest.split() for rest in stage.of("VOLUME")]
+        folders = f"install --directory --owner={uid} --group={gid} {' '.join(volumes)}"
+        assert stage.of("RUN")[-1].endswith(folders)
+        assert set(volumes) <= set(stage.environment().values())
+
+    def test_the_targets_differ_in_the_engines_alone(self) -> None:
+        cpu, gpu = (stages()[target].environment() for target in ("cpu", "gpu"))
+        assert gpu == {**cpu, "TOKENFOLD_ENGINES": "/engines"}
+        for name in ("USER", "EXPOSE", "ENTRYPOINT", "CMD"):
+            assert stages()["cpu"].of(name) == stages()["gpu"].of(name)
 
     def test_all_that_is_copied_is_there_and_not_ignored(self) -> None:
         rules = [
@@ -239,8 +362,9 @@ class TestImage:
         ]
         assert rules[0] == "*"
         allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
-        for name, rest in instructions(DOCKERFILE.read_text()):
-            if name != "COPY" or rest.startswith("--from"):
+        copied = [rest for stage in stages().values() for rest in stage.of("COPY")]
+        for rest in copied:
+            if rest.startswith("--from"):
                 continue
             for source in rest.split()[:-1]:
                 assert (TOP / source).exists(), source
@@ -258,57 +382,110 @@ class TestImage:
 
 
 class TestCompose:
-    def test_it_has_only_known_keys(self) -> None:
-        # The part of the Compose specification that the file uses: a misspelt key fails here.
+    @each_target
+    def test_it_has_only_known_keys(self, target: str) -> None:
+        # The part of the Compose specification that the files use: a misspelt key fails here.
         service_keys = {
             *("build", "image", "command", "environment", "ports", "volumes", "tmpfs", "init"),
             *("read_only", "cap_drop", "security_opt", "restart", "stop_grace_period"),
             *("healthcheck", "depends_on", "deploy"),
         }
-        document = load_yaml(COMPOSE)
+        document = composed(target)
         assert set(document) == {"name", "services", "volumes"}
         for name, service in document["services"].items():
             assert set(service) <= service_keys, name
             assert "image" in service
+            assert set(service.get("build", ())) <= {"context", "target", "args"}
             check = service["healthcheck"]
             assert set(check) == {"test", "interval", "timeout", "start_period", "retries"}
             assert check["test"][0] == "CMD"
+            assert set(service["deploy"]["resources"]) <= {"limits", "reservations"}
             assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
-            for volume in service.get("volumes", ()):
-                source = volume.split(":")[0]
-                if source.startswith("."):
-                    assert (COMPOSE.parent / source).is_file()
-                else:
-                    assert source in document["volumes"]
+            for mount in mounts(service):
+                if mount["type"] == "volume":
+                    assert mount["source"] in document["volumes"]
+                elif mount["source"].startswith("."):
+                    assert (DOCKER / mount["source"]).is_file()
 
-    def test_it_builds_a_stage_of_the_dockerfile(self) -> None:
-        build = load_yaml(COMPOSE)["services"]["tokenfold"]["build"]
-        assert (COMPOSE.parent / build["context"]).resolve() == TOP
-        assert re.search(rf" AS {build['target']}$", DOCKERFILE.read_text(), re.MULTILINE)
+    @each_target
+    def test_it_builds_a_stage_of_the_dockerfile(self, target: str) -> None:
+        service = composed(target)["services"]["tokenfold"]
+        assert (DOCKER / service["build"]["context"]).resolve() == TOP
+        assert service["build"]["target"] == target
+        assert service["image"] == f"tokenfold:{target}"
+        arguments = {rest.split("=")[0] for rest in stages()[f"{target}-build"].of("ARG")}
+        assert set(service["build"].get("args", ())) == arguments
 
-    def test_ports_are_open_to_this_machine_only(self) -> None:
-        for service in load_yaml(COMPOSE)["services"].values():
+    @each_target
+    def test_ports_are_open_to_this_machine_only(self, target: str) -> None:
+        for service in composed(target)["services"].values():
+            assert service["ports"]
             assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
-    def test_the_service_stops_in_peace(self) -> None:
+    @each_target
+    def test_it_may_do_no_more_than_it_needs(self, target: str) -> None:
+        services = composed(target)["services"]
+        assert set(services) == {"tokenfold", "prometheus"}
+        for service in services.values():
+            assert service["cap_drop"] == ["ALL"]
+            assert service["security_opt"] == ["no-new-privileges:true"]
+        assert services["tokenfold"]["read_only"] is True
+
+    @each_target
+    def test_what_the_image_keeps_is_in_named_volumes(self, target: str) -> None:
+        service = composed(target)["services"]["tokenfold"]
+        written = [mount for mount in mounts(service) if not mount["read_only"]]
+        assert all(mount["type"] == "volume" for mount in written)
+        (kept,) = stages()[target].of("VOLUME")
+        assert [mount["target"] for mount in written] == kept.split()
+
+    def test_bundles_for_a_gpu_are_mounted_to_be_read(self) -> None:
+        service = composed("gpu")["services"]["tokenfold"]
+        (bundles,) = [mount for mount in mounts(service) if mount["read_only"]]
+        assert bundles["type"] == "bind"
+        assert bundles["source"] == "${BUNDLES:-../bundles}"
+        assert bundles["target"] == service["environment"]["TOKENFOLD_BUNDLES"]
+        # A folder that is not there is an error, rather than made.
+        assert bundles["bind"] == {"create_host_path": False}
+
+    @each_target
+    def test_only_one_reserves_a_gpu(self, target: str) -> None:
+        resources = composed(target)["services"]["tokenfold"]["deploy"]["resources"]
+        gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        wanted = {"devices": [gpu]} if target == "gpu" else None
+        assert resources.get("reservations") == wanted
+
+    @each_target
+    def test_it_is_healthy_when_it_is_ready(self, target: str) -> None:
+        services = composed(target)["services"]
+        assert "/readyz" in services["tokenfold"]["healthcheck"]["test"][-1]
+        waits = services["prometheus"]["depends_on"]
+        assert waits == {"tokenfold": {"condition": "service_healthy"}}
+
+    @each_target
+    def test_the_service_stops_in_peace(self, target: str) -> None:
         from service.settings import Settings
 
-        service = load_yaml(COMPOSE)["services"]["tokenfold"]
+        service = composed(target)["services"]["tokenfold"]
         grace = float(service["stop_grace_period"].removesuffix("s"))
         assert grace > Settings.model_fields["drain_timeout"].default
 
-    def test_its_settings_are_settings_of_the_service(self) -> None:
+    @each_target
+    def test_its_settings_are_settings_of_the_service(self, target: str) -> None:
         from service.settings import Settings
 
-        service = load_yaml(COMPOSE)["services"]["tokenfold"]
-        in_image = re.findall(r"\b(TOKENFOLD_\w+)=", DOCKERFILE.read_text())
-        for variable in (*service["environment"], *in_image):
-            assert variable.removeprefix("TOKENFOLD_").lower() in Settings.model_fields
+        service = composed(target)["services"]["tokenfold"]
+        given = {**stages()[target].environment(), **service["environment"]}
+        ours = [name for name in given if name.startswith("TOKENFOLD_")]
+        assert ours
+        for variable in ours:
+            assert variable.removeprefix("TOKENFOLD_").lower() in Settings.model_fields, variable
 
-    def test_prometheus_scrapes_the_service(self) -> None:
-        document = load_yaml(COMPOSE.parent / "prometheus.yml")
+    @each_target
+    def test_prometheus_scrapes_the_service(self, target: str) -> None:
+        document = load_yaml(DOCKER / "prometheus.yml")
         jobs = {job["job_name"]: job for job in document["scrape_configs"]}
         assert jobs["tokenfold"]["metrics_path"] == "/metrics"
-        ((target,),) = [config["targets"] for config in jobs["tokenfold"]["static_configs"]]
-        service, port = target.split(":")
-        assert load_yaml(COMPOSE)["services"][service]["ports"][0].endswith(f":{port}")
+        ((address,),) = [config["targets"] for config in jobs["tokenfold"]["static_configs"]]
+        service, port = address.split(":")
+        assert composed(target)["services"][service]["ports"][0].endswith(f":{port}")
