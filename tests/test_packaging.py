@@ -189,7 +189,7 @@ class TestDependencies:
         extras = project()["optional-dependencies"]
         brought = names([needed for extra in EXTRAS[target] for needed in extras[extra]])
         assert len(brought & {"onnxruntime", "onnxruntime-gpu"}) == 1
-        assert not brought & {"onnx", "torch", "pytest"}
+        assert not brought & {"onnxscript", "torch", "transformers", "pytest"}
 
     def test_make_installs_a_torch_that_export_admits(self) -> None:
         shown = run("make", "-n", "--always-make", ".venv-test/.installed").stdout
