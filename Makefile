@@ -36,10 +36,16 @@ library := $(plugins)/libtokenfold_ort.so
 sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 kernels := export/plugins/kernels
 cuda_library := $(plugins)/libtokenfold_ort_cuda.so
-cuda_sources := $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
-# Such as 90 for an H100: the library is built for this alone then, and much sooner. After another value,
-# `make -B plugins-cuda`.
+cuda_sources := export/plugins/CMakeLists.txt $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
+tensorrt := export/plugins/tensorrt
+tensorrt_library := $(tensorrt)/libtokenfold_tensorrt.so
+tensorrt_sources := $(wildcard $(addprefix $(tensorrt)/,*.cc *.h *.txt))
+# Such as 90 for an H100: the libraries are built for this alone then, and much sooner. After another value,
+# `make -B plugins-cuda plugins-tensorrt`.
 CUDA_ARCHITECTURES ?=
+# Folder of NvInferRuntime.h, to compile with NVIDIA's declarations and not with ours. After another value,
+# `make -B plugins-tensorrt`.
+TENSORRT_INCLUDE_DIR ?=
 tools := $(build)/tools
 cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
 
@@ -52,15 +58,24 @@ define make_venv
 endef
 pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-# Compiles the ops for ONNX Runtime: build folder, options for CMake.
-define build_plugins
+# Compiles a library: its target, CMake's project, the build folder and the library's in there, options
+# for CMake, and a command for $headers in them.
+define build_library
 	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
-	@include=$$($(plugins)/headers.sh $(build)) && \
-	$(cmake) -S $(plugins) -B $(1) -DORT_INCLUDE_DIR="$$include" $(2) && \
-	$(cmake) --build $(1) --parallel && \
-	$(cmake) --install $(1) --prefix $(plugins)
+	@headers=$$($(6)) && \
+	$(cmake) -S $(2) -B $(3) $(5) && \
+	$(cmake) --build $(3) --target $(1) --parallel && \
+	$(cmake) --install $(4) --prefix $(@D)
 	@touch $@
 endef
+# One for GPUs: its target, its folder in the build, options, command. They share a build, for kernels take
+# minutes to compile.
+define build_gpu_library
+	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
+	$(call build_library,$(1),export/plugins,$(build)/plugins-gpu,$(build)/plugins-gpu/$(2),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(3),$(4))
+endef
+ort_option := -DORT_INCLUDE_DIR="$$headers"
+ort_headers := $(plugins)/headers.sh $(build)
 
 # A trained network in fp32 and int8: its name, further arguments for export.
 define export_demo
@@ -72,7 +87,7 @@ endef
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve:  ## serve the built-in models on PORT, 8000 by default
@@ -103,7 +118,7 @@ test-gpu:  ## check kernels, sessions and the service on a GPU, and time the ker
 		$(MAKE) run-test-gpu; \
 	else \
 		printf '%s\n' 'Found no GPU. On a machine with one, this runs:' \
-			'  make plugins plugins-cuda' \
+			'  make plugins plugins-cuda plugins-tensorrt' \
 			'  $(gpu_tests)' \
 			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and $(filter-out memcheck,$(gpu_tools)))' \
 			'  $(gpu_times)'; \
@@ -111,7 +126,7 @@ test-gpu:  ## check kernels, sessions and the service on a GPU, and time the ker
 
 .PHONY: run-test-gpu
 run-test-gpu: .venv-gpu/.installed
-	@$(MAKE) plugins plugins-cuda || printf '%s\n' '' \
+	@$(MAKE) plugins plugins-cuda plugins-tensorrt || printf '%s\n' '' \
 		'NOTICE: the ops for CUDA could not be built, for the reason above: sessions and the service are not tested.' ''
 	$(gpu_tests)
 	@if command -v compute-sanitizer >/dev/null; then \
@@ -170,10 +185,14 @@ plugins: $(library)  ## compile the native ops for ONNX Runtime
 plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc and no GPU
 	@:
 
+.PHONY: plugins-tensorrt
+plugins-tensorrt: $(tensorrt_library)  ## compile them as plugins of TensorRT, which needs nvcc, no GPU and no TensorRT
+	@:
+
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-cuda $(build)/plugins-cuda-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
-	rm -f $(library) $(cuda_library)
+	rm -rf .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-gpu $(build)/plugins-gpu-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
+	rm -f $(library) $(cuda_library) $(tensorrt_library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
 .PHONY: optional-plugins
@@ -200,11 +219,18 @@ optional-plugins:
 	@touch $@
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
-	$(call build_plugins,$(build)/plugins)
+	$(call build_library,tokenfold_ort,$(plugins),$(build)/plugins,$(build)/plugins,$(ort_option),$(ort_headers))
 
 $(cuda_library): $(plugins)/CMakeLists.txt $(kernels)/CMakeLists.txt $(sources) $(cuda_sources) $(filter $(tools)/%,$(cmake))
-	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
-	$(call build_plugins,$(build)/plugins-cuda,-DTOKENFOLD_WITH_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)')
+	$(call build_gpu_library,tokenfold_ort,onnxruntime,$(ort_option),$(ort_headers))
+
+$(tensorrt_library): $(cuda_sources) $(tensorrt_sources) $(filter $(tools)/%,$(cmake))
+	$(call build_gpu_library,tokenfold_tensorrt,tensorrt,-DTENSORRT_INCLUDE_DIR='$(TENSORRT_INCLUDE_DIR)')
+
+# One after the other, where both are asked for.
+ifneq ($(filter plugins-cuda,$(MAKECMDGOALS)),)
+$(tensorrt_library): | $(cuda_library)
+endif
 
 $(tools)/bin/cmake:
 	$(call make_venv,$(tools))

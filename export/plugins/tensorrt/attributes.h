@@ -1,78 +1,114 @@
-// The attributes of an op's node: whole numbers and one real, from and to the fields of TensorRT.
+// The attributes of an op's node: from and to the fields of TensorRT.
 #pragma once
 
-#include <array>
+#include <cinttypes>
+#include <cstddef>
+#include <cstdio>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 #include "nvinfer.h"
+#include "problem.h"
 
 namespace tokenfold {
 
-// Which attributes an op has: names of numbers, and of a real or null.
-template <typename Names>
-class AttributesOf {
+// All that any op has. What an op has not stays as it is here.
+struct Attributes {
+  int32_t heads = 1;
+  int32_t protected_tokens = 0;
+  float scale = 1.0f;
+  float margin = 0.0f;
+};
+
+// One of them: a whole number from `least` to `most`, or a real one.
+struct Attribute {
+  const char* name;
+  int32_t Attributes::*whole;
+  float Attributes::*real;
+  int32_t least, most;
+};
+
+constexpr size_t kMostAttributes = 3;
+// Of what `Fields::write` writes.
+constexpr size_t kTextBytes = 96;
+
+// The attributes of an op as fields, which point to them.
+class Fields {
  public:
-  static constexpr size_t kNumbers = Names::kNumbers.size();
-  static constexpr size_t kAll = kNumbers + (Names::kReal ? 1 : 0);
+  template <size_t kCount>
+  Fields(const Attribute (&all)[kCount], const Attributes& of) : all_(all), of_(of) {
+    static_assert(kCount <= kMostAttributes, "each has its field");
+    for (size_t i = 0; i < kCount; ++i) fields_[i] = field(all[i]);
+    collection_.nbFields = static_cast<int32_t>(kCount);
+    collection_.fields = fields_;
+  }
+  Fields(const Fields&) = delete;
+  Fields& operator=(const Fields&) = delete;
 
-  int64_t number(size_t i) const { return numbers_[i]; }
-  float real() const { return real_; }
+  const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
 
-  // Throws std::invalid_argument if one is missing, or of another type.
-  void read(const nvinfer1::PluginFieldCollection& given) {
-    for (size_t i = 0; i < kNumbers; ++i) numbers_[i] = whole(find(given, Names::kNumbers[i]));
-    if (Names::kReal) {
-      const auto& field = find(given, Names::kReal);
-      if (field.type != nvinfer1::PluginFieldType::kFLOAT32) throw wrong(field.name);
-      real_ = *static_cast<const float*>(field.data);
+  // Such as "heads=12 scale=0.125 ": other text for any others.
+  void write(char (&text)[kTextBytes]) const {
+    text[0] = '\0';
+    for (int32_t i = 0; i < collection_.nbFields; ++i) {
+      const Attribute& each = all_[i];
+      const size_t used = std::strlen(text), left = sizeof(text) - used;
+      if (each.whole)
+        std::snprintf(text + used, left, "%s=%" PRId32 " ", each.name, of_.*each.whole);
+      else
+        std::snprintf(text + used, left, "%s=%.9g ", each.name, of_.*each.real);
     }
-  }
-
-  // They name what is in this object.
-  nvinfer1::PluginFieldCollection fields() {
-    for (size_t i = 0; i < kNumbers; ++i)
-      fields_[i] = {Names::kNumbers[i], &numbers_[i], nvinfer1::PluginFieldType::kINT32, 1};
-    if (Names::kReal)
-      fields_[kNumbers] = {Names::kReal, &real_, nvinfer1::PluginFieldType::kFLOAT32, 1};
-    return {static_cast<int32_t>(kAll), fields_.data()};
-  }
-
-  std::string text() const {
-    std::string found;
-    for (size_t i = 0; i < kNumbers; ++i)
-      found += std::string(Names::kNumbers[i]) + "=" + std::to_string(numbers_[i]) + " ";
-    if (Names::kReal) found += std::string(Names::kReal) + "=" + std::to_string(real_);
-    return found;
   }
 
  private:
-  static std::invalid_argument wrong(const char* name) {
-    return std::invalid_argument(std::string("the attribute ") + name + " has another type");
+  nvinfer1::PluginField field(const Attribute& of) const {
+    if (of.whole) return {of.name, &(of_.*of.whole), nvinfer1::PluginFieldType::kINT32, 1};
+    return {of.name, &(of_.*of.real), nvinfer1::PluginFieldType::kFLOAT32, 1};
   }
 
-  static const nvinfer1::PluginField& find(const nvinfer1::PluginFieldCollection& given,
-                                           const char* name) {
-    for (int32_t i = 0; i < given.nbFields; ++i) {
-      const auto& field = given.fields[i];
-      if (field.data && field.length >= 1 && std::strcmp(field.name, name) == 0) return field;
-    }
-    throw std::invalid_argument(std::string("the attribute ") + name + " is missing");
-  }
-
-  static int32_t whole(const nvinfer1::PluginField& field) {
-    switch (field.type) {
-      case nvinfer1::PluginFieldType::kINT32: return *static_cast<const int32_t*>(field.data);
-      case nvinfer1::PluginFieldType::kINT64:
-        return static_cast<int32_t>(*static_cast<const int64_t*>(field.data));
-      default: throw wrong(field.name);
-    }
-  }
-
-  std::array<int32_t, kNumbers> numbers_{};
-  float real_ = 0.0f;
-  std::array<nvinfer1::PluginField, kAll> fields_{};
+  const Attribute* const all_;
+  const Attributes& of_;
+  nvinfer1::PluginField fields_[kMostAttributes]{};
+  nvinfer1::PluginFieldCollection collection_{};
 };
+
+inline int32_t read_whole(const char* op, const Attribute& of, const nvinfer1::PluginField& field,
+                          int32_t* out) {
+  int64_t number = 0;
+  switch (field.type) {
+    case nvinfer1::PluginFieldType::kINT32: number = *static_cast<const int32_t*>(field.data); break;
+    case nvinfer1::PluginFieldType::kINT64: number = *static_cast<const int64_t*>(field.data); break;
+    default: return failed(kFailed, op, "the attribute %s is a whole number", of.name);
+  }
+  if (number < of.least || number > of.most)
+    return failed(kFailed, op, "the attribute %s is from %" PRId32 " to %" PRId32 ", not %" PRId64,
+                  of.name, of.least, of.most, number);
+  *out = static_cast<int32_t>(number);
+  return 0;
+}
+
+inline int32_t read(const char* op, const Attribute& of, const nvinfer1::PluginFieldCollection* given,
+                    Attributes* out) {
+  for (int32_t i = 0; given && i < given->nbFields; ++i) {
+    const nvinfer1::PluginField& field = given->fields[i];
+    if (!field.name || std::strcmp(field.name, of.name) != 0) continue;
+    if (!field.data || field.length != 1)
+      return failed(kFailed, op, "the attribute %s is one number", of.name);
+    if (of.whole) return read_whole(op, of, field, &(out->*of.whole));
+    if (field.type != nvinfer1::PluginFieldType::kFLOAT32)
+      return failed(kFailed, op, "the attribute %s is a real number", of.name);
+    out->*of.real = *static_cast<const float*>(field.data);
+    return 0;
+  }
+  return failed(kFailed, op, "the attribute %s is missing", of.name);
+}
+
+// 0, or what `failed` gives if one of an op's is missing, of another type or out of its range.
+template <size_t kCount>
+int32_t read(const char* op, const Attribute (&all)[kCount],
+             const nvinfer1::PluginFieldCollection* given, Attributes* out) {
+  for (const Attribute& each : all)
+    if (const int32_t code = read(op, each, given, out)) return code;
+  return 0;
+}
 
 }  // namespace tokenfold

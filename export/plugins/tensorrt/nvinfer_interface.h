@@ -3,19 +3,18 @@
 // them (10, 11, RTX), for the interfaces of version 3 plugins are versioned and their tables fixed.
 //
 // Names, values, and the order of virtual functions are TensorRT's (API reference, namespace nvinfer1);
-// whatever plugins do not need is left out. Where NvInferRuntime.h is at hand it is taken instead (see
-// nvinfer.h), so that a compiler sees whether the two agree.
+// whatever plugins do not need is left out. With TOKENFOLD_NVINFER_HEADERS NvInferRuntime.h is taken
+// instead (see nvinfer.h), so that a compiler sees whether the two agree.
 #pragma once
+
+#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
 
-struct CUstream_st;
-
 namespace nvinfer1 {
 
 using AsciiChar = char;
-using Stream = CUstream_st*;
 
 enum class DataType : int32_t {
   kFLOAT = 0,
@@ -131,6 +130,9 @@ enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 
 class IPluginResourceContext;
 class ILoggerFinder;
 
+// Part of the names by which types are told apart while a program runs.
+inline namespace v_1_0 {
+
 class IPluginCapability : public IVersionedInterface {};
 
 class IPluginV3 : public IVersionedInterface {
@@ -185,7 +187,7 @@ class IPluginV3OneRuntime : public IPluginCapability {
                                 PluginTensorDesc const* out, int32_t nbOutputs) noexcept = 0;
   virtual int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
                           void const* const* inputs, void* const* outputs, void* workspace,
-                          Stream stream) noexcept = 0;
+                          cudaStream_t stream) noexcept = 0;
   virtual IPluginV3* attachToContext(IPluginResourceContext* context) noexcept = 0;
   virtual PluginFieldCollection const* getFieldsToSerialize() noexcept = 0;
 };
@@ -205,4 +207,5 @@ class IPluginCreatorV3One : public IPluginCreatorInterface {
   virtual AsciiChar const* getPluginNamespace() const noexcept = 0;
 };
 
+}  // namespace v_1_0
 }  // namespace nvinfer1

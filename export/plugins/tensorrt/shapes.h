@@ -15,10 +15,9 @@ class Size {
 
   friend Size operator+(Size a, int64_t b) { return a.with(Op::kSUM, b); }
   friend Size operator-(Size a, Size b) { return a.with(Op::kSUB, b); }
-  friend Size operator-(Size a, int64_t b) { return a.with(Op::kSUB, b); }
-  friend Size operator*(Size a, int64_t b) { return a.with(Op::kPROD, b); }
   friend Size operator/(Size a, int64_t b) { return a.with(Op::kFLOOR_DIV, b); }
   friend Size least(Size a, Size b) { return a.with(Op::kMIN, b); }
+  friend Size most(Size a, Size b) { return a.with(Op::kMAX, b); }
   friend Size most(Size a, int64_t b) { return a.with(Op::kMAX, b); }
 
  private:
@@ -53,6 +52,22 @@ class Shapes {
 template <typename... Sizes>
 nvinfer1::DimsExprs shape_of(Sizes... sizes) {
   return {static_cast<int32_t>(sizeof...(Sizes)), {sizes...}};
+}
+
+// As `protected` of Reduce: r is how many tokens go.
+constexpr int64_t kExact = -1;
+
+// The tokens that are left when r are to go, see models.reduction.workload.clamp. Written so that bounds
+// of tokens and r give close ones of this: TensorRT has no others, and plans memory by them.
+inline Size left(Size tokens, Size r, int64_t protected_tokens) {
+  const Size kept = tokens - most(r, 0);
+  return protected_tokens == kExact ? most(kept, 0)
+                                    : least(tokens, most(kept, (tokens + (protected_tokens + 1)) / 2));
+}
+
+// Of an output that notes a count from 0 to `limit`, as much of it as there is.
+inline nvinfer1::DimsExprs noted(Size count, Size limit) {
+  return shape_of(most(least(count, limit), 0) + 1);
 }
 
 }  // namespace tokenfold
