@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service import errors, openapi
-from service.backends.kinds import KINDS, Kind
+from service.backends.kinds import Kind
 from service.engine import Engine
 from service.galleries import sample
 from service.middleware import BodyLimit, RequestContext
@@ -34,13 +34,13 @@ from service.settings import Settings
 def create_app(
     settings: Settings,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[Kind] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """An app that loads its models when it is started.
 
     Args:
-        kinds: backends to choose from, the best first.
+        kinds: backends to choose from, the best first; by default all that there are.
         on_failure: called, from another thread, when a model cannot be loaded.
 
     Raises:

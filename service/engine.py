@@ -9,16 +9,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import psutil  # type: ignore[import-untyped]
 
-from export.bundle import Bundle
-from service import warmup
+from service import timing, warmup
 from service.backends import choice
 from service.backends.backend import Sample
-from service.backends.fallback import Fallback
-from service.backends.kinds import KINDS, Kind
+from service.backends.building import StoppedError
+from service.backends.kinds import Kind, all_kinds
+from service.backends.preparation import Preparation
 from service.catalog import Catalog, Model
 from service.decoders import Decoders
 from service.errors import Draining, Starting, WorkerDied
@@ -26,8 +25,9 @@ from service.galleries.keeper import Keeper
 from service.label_vectors import LabelVectors
 from service.metrics import Metrics
 from service.queues import Lane
-from service.scheduler import Done, Outcome, Scheduler
+from service.scheduler import Outcome, Scheduler
 from service.settings import Settings, cores
+from service.timing import Timing
 from service.work import Works
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Engine:
     Attributes:
         keeper: of the galleries; the app starts and stops it, on its event loop.
         labels: their vectors, of requests that name their own classes.
+        preparation: of backends whose engines are not built yet.
         failed: why the models could not be loaded, or None.
     """
 
@@ -46,13 +47,13 @@ class Engine:
         self,
         settings: Settings,
         *,
-        kinds: Sequence[Kind] = KINDS,
+        kinds: Sequence[Kind] | None = None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the bundles; `start` loads them.
 
         Args:
-            kinds: backends to choose from, the best first.
+            kinds: backends to choose from, the best first; by default all that there are.
             on_failure: called, from another thread, when loading fails.
 
         Raises:
@@ -65,7 +66,8 @@ class Engine:
             default=settings.default_model,
             default_level=settings.default_level,
         )
-        self._kinds = choice.usable(kinds, settings.backend)
+        known = all_kinds(settings.engines) if kinds is None else kinds
+        self._kinds = choice.usable(known, settings.backend)
         for model in self.catalog:
             choice.fitting(model.bundle, self._kinds)
         self.scheduler = Scheduler(
@@ -75,6 +77,7 @@ class Engine:
         )
         self.metrics = Metrics(depth=lambda: self.scheduler.depth)
         self.decoders = Decoders(settings.decoders)
+        self.preparation = Preparation(self.metrics.backends)
         self.labels = LabelVectors()
         self.keeper = Keeper(settings.data_dir, self.metrics.galleries)
         self.failed: BaseException | None = None
@@ -82,7 +85,7 @@ class Engine:
         self._lanes: dict[int, Model] = {}
         self._loaded = threading.Event()
         self._loader: threading.Thread | None = None
-        self._learners: list[threading.Thread] = []
+        self._timing = Timing(self.scheduler)
 
     @property
     def started(self) -> bool:
@@ -99,22 +102,29 @@ class Engine:
     async def drain(self) -> None:
         """Refuse new requests, and return when the accepted ones are answered."""
         self.scheduler.drain()
+        self.preparation.stop()
         deadline = time.monotonic() + self.settings.drain_timeout
         while self.scheduler.pending and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     def stop(self) -> bool:
         """End the threads. Whether all workers have ended; a second call only looks."""
+        # First of all: what is given up then is no failure.
+        self.scheduler.drain()
+        self.preparation.stop()
         self.decoders.stop()
         return self.scheduler.stop()
 
     def join_loader(self, timeout: float = 5.0) -> bool:
-        """Wait for the models' loading to end, and their timing, after `stop`. Whether it has."""
-        threads = [*([] if self._loader is None else [self._loader]), *self._learners]
+        """Wait for the end of what prepares, loads and times models, after `stop`. Whether it has
+        come.
+        """
+        threads = [*([] if self._loader is None else [self._loader]), *self._timing.threads]
         deadline = time.monotonic() + timeout
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        prepared = self.preparation.join(max(0.0, deadline - time.monotonic()))
+        return prepared and not any(thread.is_alive() for thread in threads)
 
     def share(self, model: Model) -> float:
         """Of its run's time that an item of a model takes from those behind it."""
@@ -158,7 +168,9 @@ class Engine:
             Starting: not yet.
         """
         if not self.started:
-            raise Starting("The models are being loaded.", retry_after=1)
+            raise Starting(
+                "The models are being loaded.", retry_after=1, engines=self.preparation.statuses
+            )
 
     def check_alive(self) -> None:
         """Whether every worker lives.
@@ -171,11 +183,13 @@ class Engine:
 
     def _load_all(self) -> None:
         try:
-            for model in self.catalog:
-                self._load_one(model)
+            chosen = [(model, self._kinds_now(model)) for model in self.catalog]
+            for model, kinds in chosen:
+                with self.preparation.before(model.bundle):
+                    self._load_one(model, kinds)
         except BaseException as error:
             # A worker that the shutdown ended looks like one that died.
-            if self.scheduler.draining and isinstance(error, Draining | WorkerDied):
+            if self.scheduler.draining and isinstance(error, Draining | WorkerDied | StoppedError):
                 logger.info("loading given up: the server is shutting down")
                 return
             logger.critical("loading failed: %s", error, exc_info=error)
@@ -187,18 +201,26 @@ class Engine:
         gc.freeze()
         self._loaded.set()
         logger.info("ready", extra={"models": [model.name for model in self.catalog]})
+        self.preparation.start({model.name: model.backend for model in self.catalog})
 
-    def _load_one(self, model: Model) -> None:
+    def _kinds_now(self, model: Model) -> Sequence[Kind]:
+        return self.preparation.survey(model.bundle, choice.fitting(model.bundle, self._kinds))
+
+    def _load_one(self, model: Model, kinds: Sequence[Kind]) -> None:
         begun = time.perf_counter()
-        first = choice.fitting(model.bundle, self._kinds)[0]
+        first = kinds[0]
         before, before_gpu = _resident(), first.used()
-        model.load(partial(self._open, model))
+        model.load(
+            lambda bundle: choice.opened(
+                bundle,
+                kinds,
+                metrics=self.metrics.backends,
+                switched=lambda _: self._timing.again(model),
+            )
+        )
         self._lanes[id(model.backend)] = model
-        while True:
-            kind = model.backend.kind
-            times = warmup.times(model, self._run_queued, self.scheduler.workers)
-            if model.backend.kind is kind:
-                break  # else it has failed meanwhile, and the times are of two backends
+        times = timing.measure(model, self._run_queued, self.scheduler.workers)
+        kind = model.backend.kind
         model.costs.learn(times)
         warmup.plan_ahead(model)
         peak, after_gpu = max(0, _resident() - before), first.used()
@@ -224,24 +246,6 @@ class Engine:
             },
         )
 
-    def _open(self, model: Model, bundle: Bundle) -> Fallback:
-        def switched(backend: Fallback) -> None:
-            name = f"times-{model.name}-{backend.kind.name}"
-            learner = threading.Thread(target=self._learn, args=(model,), name=name, daemon=True)
-            self._learners.append(learner)
-            learner.start()
-
-        return choice.opened(bundle, self._kinds, metrics=self.metrics.backends, switched=switched)
-
-    def _learn(self, model: Model) -> None:
-        """Time a model again, on another backend than before, while it answers."""
-        try:
-            model.costs.learn(warmup.times(model, self._run_beside, self.scheduler.workers))
-        except Draining:
-            return
-        except Exception:
-            logger.exception("%s could not be timed again", model.name)
-
     def _run_queued(
         self, lane: Lane, sample: Sample, slots: bool, items: int
     ) -> list[Outcome | None]:
@@ -255,24 +259,6 @@ class Engine:
         while not settled.wait(1.0):
             self.check_alive()
         return ticket.outcomes
-
-    def _run_beside(
-        self, lane: Lane, sample: Sample, slots: bool, items: int
-    ) -> list[Outcome | None]:
-        """Run a sample several times, past the queue.
-
-        Raises:
-            Draining: the server shuts down.
-        """
-        found: list[Outcome | None] = []
-        for _ in range(items):
-            if self.scheduler.draining:
-                raise Draining("The server is shutting down.", retry_after=1)
-            begun = time.perf_counter()
-            (output,) = lane.backend.run([sample], lane.call, slots=slots)
-            ended = time.perf_counter()
-            found.append(Done(output, 1, ended - begun, ended))
-        return found
 
     def _observe(self, lane: Lane, items: Sequence[Works], seconds: float) -> None:
         model = self._lanes[id(lane.backend)]

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
+from service.startup_schemas import EngineStatus
+
 MEDIA_TYPE = "application/problem+json"
 _MOST = 20  # errors of one request
 _LONGEST = 100  # characters of what the caller sent, where an error repeats it
@@ -57,6 +59,9 @@ class Problem(BaseModel):
     errors: list[FieldError] | None = Field(None, description="Field by field.")
     results: list[ItemProblem] | None = Field(
         None, description="Where every item of a request failed: the problem of each, in order."
+    )
+    engines: list[EngineStatus] | None = Field(
+        None, description="Where a server is starting: those that are built at the start."
     )
 
 
@@ -350,10 +355,24 @@ class Draining(Unavailable):
 
 
 class Starting(Unavailable):
-    """The models are not loaded yet."""
+    """The models are not loaded yet.
+
+    Attributes:
+        engines: those that are built at the start.
+    """
 
     slug = "starting"
     title = "Starting"
+
+    def __init__(
+        self, detail: str, *, retry_after: int, engines: Sequence[EngineStatus] = ()
+    ) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.engines = list(engines)
+
+    def problem(self) -> Problem:
+        """See `ApiError.problem`."""
+        return super().problem().model_copy(update={"engines": self.engines or None})
 
 
 class WorkerDied(Unavailable):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
+from export.tensorrt import target
 
 DEMO = Path(models.__file__).parent / "demo" / "bundles"
 MEBI = 1024 * 1024
@@ -75,11 +76,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
 
-    backend: Literal["auto", "cuda", "cpu"] = Field(
+    backend: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto",
         description="What runs the models. By default the first of the others that is here and "
         "answers as the CPU does; and where it fails later, the one after it. A named one runs all "
-        "models, or none.",
+        "models, or none. TensorRT's engines are built where they are missing: in the background, "
+        "while the next one runs the models, or before the start if it is named.",
+    )
+    engines: Path = Field(
+        default_factory=target.folder,
+        description="Where TensorRT's engines are kept: a folder, which servers with the same GPU "
+        "may share. By default one in the home directory.",
     )
     workers: int | None = Field(
         None,

@@ -1,1 +1,1 @@
-"""What runs a model: one module per runtime, all of the shape in `backend.py`."""
+"""What runs a model, of the shape in `backend.py`, and which of them does so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from export.cuda import buckets
 from export.cuda.lanes import IN_FLIGHT
-from export.plugins.onnxruntime.library import Device
+from export.runtime import Device
 
 
 def at_once(device: Device) -> int | None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from export.bundle import Bundle
-from service.backends import onnxruntime, selftest
+from service.backends import loading, selftest
 from service.backends.backend import Backend
 from service.backends.fallback import Fallback
 from service.backends.kinds import Kind
@@ -85,7 +85,7 @@ def opened(
     for at, kind in enumerate(fit):
         rest = fit[at + 1 :]
         try:
-            backend = _tested(bundle, kind)
+            backend = tested(bundle, kind)
         except Exception as error:
             metrics.failed(name, kind.name)
             if not rest:
@@ -98,7 +98,7 @@ def opened(
     raise AssertionError("there is always a last one")
 
 
-def _tested(bundle: Bundle, kind: Kind) -> Backend:
+def tested(bundle: Bundle, kind: Kind) -> Backend:
     """A backend that answers as the CPU does.
 
     Raises:
@@ -110,7 +110,7 @@ def _tested(bundle: Bundle, kind: Kind) -> Backend:
     if kind.device == "cpu":
         return backend
     try:
-        with contextlib.closing(onnxruntime.load(bundle)) as reference:
+        with contextlib.closing(loading.load(bundle)) as reference:
             seen = selftest.check(bundle, backend, reference)
     except BaseException:
         with contextlib.suppress(Exception):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from export.bundle import Bundle
 from export.cuda import device, session
-from export.plugins.onnxruntime.library import Device
-from service.backends import onnxruntime
+from export.tensorrt import runtime
+from export.tensorrt.engines import unfit
+from service.backends import building, loading
 from service.backends.backend import Backend
+from service.backends.building import Told
+
+
+def _nothing(_: Bundle, __: Told, ___: threading.Event) -> None:
+    return
 
 
 class Kind(NamedTuple):
@@ -24,14 +33,19 @@ class Kind(NamedTuple):
         unfit: why it cannot run a bundle; None if it can.
         used: bytes of the device's own memory that are in use; None where it has none, or where it
             has failed.
+        unprepared: names of what has to be built, on this machine, before it can load a bundle.
+        prepare: builds that, which takes minutes; see `building.build`. It may raise whatever it
+            likes.
     """
 
     name: str
-    device: Device
+    device: Literal["cpu", "cuda"]
     load: Callable[[Bundle], Backend]
     missing: Callable[[], str | None] = lambda: None
     unfit: Callable[[Bundle], str | None] = lambda _: None
     used: Callable[[], int | None] = lambda: None
+    unprepared: Callable[[Bundle], Sequence[str]] = lambda _: ()
+    prepare: Callable[[Bundle, Told, threading.Event], None] = _nothing
 
 
 def _no_int8(bundle: Bundle) -> str | None:
@@ -51,11 +65,41 @@ def _used() -> int | None:
 CUDA = Kind(
     "cuda",
     "cuda",
-    load=partial(onnxruntime.load, device="cuda"),
+    load=partial(loading.load, device="cuda"),
     missing=session.missing,
     unfit=_no_int8,
     used=_used,
 )
-CPU = Kind("cpu", "cpu", load=onnxruntime.load)
+CPU = Kind("cpu", "cpu", load=loading.load)
 
-KINDS = (CUDA, CPU)
+
+def all_kinds(engines: Path) -> tuple[Kind, ...]:
+    """All of them.
+
+    Args:
+        engines: the folder in which TensorRT's engines are kept.
+    """
+    return (tensorrt(engines), CUDA, CPU)
+
+
+def tensorrt(engines: Path) -> Kind:
+    """TensorRT, whose engines are kept in a folder."""
+    return Kind(
+        "tensorrt",
+        "cuda",
+        load=partial(loading.load, device="tensorrt", engines=engines),
+        missing=runtime.missing,
+        unfit=unfit,
+        used=_used,
+        unprepared=partial(_unbuilt, engines),
+        prepare=partial(_build, engines),
+    )
+
+
+def _unbuilt(folder: Path, bundle: Bundle) -> Sequence[str]:
+    return runtime.unbuilt(bundle, folder)
+
+
+def _build(folder: Path, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
+    command = [sys.executable, "-m", "export.tensorrt.command", str(bundle.folder)]
+    building.build([*command, "--engines", str(folder), "--json"], told, stopping)

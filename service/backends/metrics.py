@@ -18,7 +18,14 @@ class BackendMetrics:
         )
         self._used = Gauge(
             "tokenfold_model_backend",
-            "1 for the backend that runs a model, 0 for one that was given up.",
+            "1 for the backend that runs a model, 0 for one that did, or that was given up.",
+            ["model", "backend"],
+            registry=registry,
+        )
+        self._built = Gauge(
+            "tokenfold_engine_build_progress",
+            "Of engines that were not built when the server started: the share of it that is "
+            "done. What runs the model says whether they are in use.",
             ["model", "backend"],
             registry=registry,
         )
@@ -28,7 +35,13 @@ class BackendMetrics:
         self._failures.labels(model, backend).inc()
         self._used.labels(model, backend).set(0)
 
-    def uses(self, model: str, backend: str) -> None:
-        """Note what runs a model now."""
+    def uses(self, model: str, backend: str, *, before: str | None = None) -> None:
+        """Note what runs a model now, and what did before."""
         self._failures.labels(model, backend)  # from now on it is there to be watched
+        if before is not None:
+            self._used.labels(model, before).set(0)
         self._used.labels(model, backend).set(1)
+
+    def built(self, model: str, backend: str, done: float) -> None:
+        """Note how much of a model's engines is built, 0 to 1."""
+        self._built.labels(model, backend).set(done)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.engine import Engine
 from service.openapi import problems
+from service.startup_schemas import EngineStatus
 
 router = APIRouter(tags=["operations"])
 
@@ -17,6 +18,16 @@ class Status(BaseModel):
     """A probe's good news; bad news is a problem."""
 
     status: Literal["ok"] = "ok"
+
+
+class StartupStatus(Status):
+    """The good news of a start."""
+
+    engines: list[EngineStatus] | None = Field(
+        None,
+        description="Of models whose engines were not built when the server started, if there are "
+        "any.",
+    )
 
 
 @router.get("/livez", operation_id="live", summary="Is it alive?", responses=problems(503))
@@ -36,12 +47,22 @@ async def ready(request: Request) -> Status:
     return Status()
 
 
-@router.get("/startupz", operation_id="started", summary="Has it started?", responses=problems(503))
-async def started(request: Request) -> Status:
-    """Whether every model was loaded and warmed up. Stays so."""
+@router.get(
+    "/startupz",
+    operation_id="started",
+    summary="Has it started?",
+    response_model_exclude_none=True,
+    responses=problems(503),
+)
+async def started(request: Request) -> StartupStatus:
+    """Whether every model was loaded and warmed up. Stays so.
+
+    And how far engines are that a model waits for: where another backend runs it meanwhile, the
+    server has started without them.
+    """
     engine: Engine = request.app.state.engine
     engine.check_started()
-    return Status()
+    return StartupStatus(engines=engine.preparation.statuses or None)
 
 
 @router.get(

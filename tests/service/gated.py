@@ -9,7 +9,7 @@ from typing import Any
 
 from export.bundle import Bundle
 from service.app import create_app
-from service.backends import onnxruntime
+from service.backends import loading
 from service.backends.backend import Call, Sample
 from service.backends.kinds import Kind
 from tests.service import standin
@@ -19,7 +19,7 @@ class Slow:
     """The real backend behind a gate."""
 
     def __init__(self, found: Bundle) -> None:
-        self._inner = onnxruntime.load(found)
+        self._inner = loading.load(found)
         self.native = self._inner.native
         self.at_once = self._inner.at_once
         self.gate = threading.Event()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from export.bundle import Bundle
-from service.backends import onnxruntime
+from service.backends import loading
 from service.backends.backend import Call, Sample
 from service.backends.kinds import Kind
 
@@ -26,7 +26,7 @@ class Second:
     """
 
     def __init__(self, bundle: Bundle, fails: Callable[[Sequence[Sample]], bool]) -> None:
-        self._inner = onnxruntime.load(bundle)
+        self._inner = loading.load(bundle)
         self.native = self._inner.native
         self.at_once = 2
         self.fails = fails

@@ -35,6 +35,7 @@ from models.reduction.workload import Workload
 from service.settings import Settings
 
 DATA = ".galleries"  # beside the bundles
+ENGINES = ".engines"
 PROBLEM = "application/problem+json"
 LABELS = ("red", "green", "blue")
 SIDE = 16
@@ -206,6 +207,7 @@ def settings(bundles: Path, **changes: Any) -> Settings:
     """Settings for a server in a test."""
     given = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
     given.setdefault("data_dir", str(bundles / DATA))
+    given.setdefault("engines", bundles / ENGINES)
     # Without the environment of whoever runs the tests.
     return Settings.model_validate({"bundles": bundles, **given})
 
@@ -296,7 +298,8 @@ def serving(app: FastAPI, *, patience: float = 10.0, **options: Any) -> Iterator
 @contextlib.contextmanager
 def process(bundles: Path, **changes: Any) -> Iterator[tuple[subprocess.Popen[str], Remote]]:
     """`tokenfold serve` in a process of its own, on a free port, when it is ready."""
-    flags = {"workers": 2, "decoders": 2, "port": 0, "data_dir": bundles / DATA} | changes
+    flags = {"workers": 2, "decoders": 2, "port": 0} | changes
+    flags = {"data_dir": bundles / DATA, "engines": bundles / ENGINES} | flags
     line = [sys.executable, "-m", "tokenfold", "serve", "--bundles", str(bundles)]
     line += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with subprocess.Popen(

@@ -26,8 +26,9 @@ from models.reduction.schedule import flops_ratio, plan_for
 from models.reduction.workload import Plan
 from service import logs
 from service.app import create_app
+from service.backends import loading
+from service.backends.backend import Backend
 from service.backends.kinds import Kind
-from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Times
 from service.protocol import BoundedHead
 from service.schemas import ClassifyResponse
@@ -685,9 +686,9 @@ class TestStarting:
     def test_not_ready_until_warm(self, bundles: Path) -> None:
         gate = threading.Event()
 
-        def load(found: Bundle) -> OnnxRuntime:
+        def load(found: Bundle) -> Backend:
             gate.wait(10)
-            return OnnxRuntime(found)
+            return loading.load(found)
 
         app = create_app(standin.settings(bundles), kinds=[Kind("cpu", "cpu", load)])
         release = threading.Thread(target=self._probe, args=(app, gate))
@@ -718,7 +719,7 @@ class TestStarting:
     ) -> None:
         failed = threading.Event()
 
-        def load(_: Bundle) -> OnnxRuntime:
+        def load(_: Bundle) -> Backend:
             raise RuntimeError("no such op")
 
         app = create_app(

@@ -12,7 +12,7 @@ import pytest
 import models
 from export.bundle import Bundle
 from models.tasks import PairTask
-from service.backends import onnxruntime
+from service.backends import loading
 from service.backends.backend import PIXELS, TOKENS, Backend, Call, Sample
 from tests.service import standin_dual
 from tests.service.standin_dual import dual_bundle
@@ -24,7 +24,7 @@ SHAPE = (SIDE, SIDE)
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    return onnxruntime.load(Bundle.open(pair_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+    return loading.load(Bundle.open(pair_bundle(tmp_path_factory.mktemp("bundle") / "a")))
 
 
 def samples(images: int) -> list[Sample]:
@@ -87,7 +87,7 @@ def test_two_steps_answer_as_one(backend: Backend, task: PairTask) -> None:
 
 @pytest.fixture(scope="module")
 def dual(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    return onnxruntime.load(Bundle.open(dual_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+    return loading.load(Bundle.open(dual_bundle(tmp_path_factory.mktemp("bundle") / "a")))
 
 
 READ = Call("read", "embed", (), ())
@@ -107,7 +107,7 @@ def test_texts_by_themselves_share_a_run(dual: Backend) -> None:
 def test_quantised_texts_run_alone() -> None:
     shipped = Bundle.open(Path(models.__file__).parent / "demo" / "bundles" / "scenes-retrieval")
     assert shipped.manifest.precision == "int8"
-    quantised = onnxruntime.load(shipped)
+    quantised = loading.load(shipped)
     given = [{"input_ids": sample["input_ids"]} for sample in samples(1)]
     together = quantised.run(given, READ, slots=False)
     alone = [quantised.run([sample], READ, slots=False)[0] for sample in given]

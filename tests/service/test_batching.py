@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.cuda.buckets import BUCKETS
+from export.runtime import Device
 from service.backends.batching import at_once, take
+
+GPU: tuple[Device, ...] = ("cuda", "tensorrt")
 
 
 def test_runs_on_their_way() -> None:
     assert at_once("cpu") is None
-    assert at_once("cuda") == 2
+    assert at_once("cuda") == at_once("tensorrt") == 2
 
 
 def test_on_a_cpu_one_by_one_unless_batches_gain() -> None:
@@ -20,9 +23,9 @@ def test_on_a_cpu_one_by_one_unless_batches_gain() -> None:
     assert take("cpu", 3, beside=16, most=128) == 3
 
 
-@given(st.integers(1, 1000), st.sampled_from(BUCKETS))
-def test_on_a_gpu_what_waits_and_little_padding(waiting: int, most: int) -> None:
-    items = take("cuda", waiting, most=most)
+@given(st.sampled_from(GPU), st.integers(1, 1000), st.sampled_from(BUCKETS))
+def test_on_a_gpu_what_waits_and_little_padding(device: Device, waiting: int, most: int) -> None:
+    items = take(device, waiting, most=most)
     assert 1 <= items <= min(waiting, most)
     size = min(bucket for bucket in BUCKETS if bucket >= items)
     assert 4 * (size - items) <= size

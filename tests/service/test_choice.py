@@ -62,8 +62,8 @@ class TestUsable:
 
     @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
     def test_here_that_is_the_cpu(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert choice.usable(kinds.KINDS, "auto") == [CPU]
-        assert [record.levelname for record in caplog.records] == ["INFO"]
+        assert choice.usable(kinds.all_kinds(Path("engines")), "auto") == [CPU]
+        assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
 
 
 class TestFitting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,7 +289,56 @@ def always(one: Backend) -> Callable[[Bundle], Backend]:
     return lambda _: one
 
 
-class TestAlone:
+class Checked:
+    """A backend that is not used in a way that it must not be."""
+
+    native = False
+    at_once = None
+
+    def __init__(self, kind: Checks) -> None:
+        self._kind = kind
+        self._lock = threading.Lock()
+        self._running = 0
+        self.closed = False
+
+    def take(self, _: Call, waiting: int, /) -> int:
+        return waiting
+
+    def run(self, samples: Sequence[Sample], _: Call, *, slots: bool) -> Sequence[Sample]:
+        assert slots
+        with self._lock:
+            assert not self.closed
+            self._running += 1
+        time.sleep(0.0005)
+        with self._lock:
+            self._running -= 1
+        if self._kind.broken:
+            raise RuntimeError("gone")
+        return samples
+
+    def close(self) -> None:
+        with self._lock:
+            assert not self._running
+            assert not self.closed
+            self.closed = True
+
+
+class Checks:
+    """A kind of them, and whether their runs fail."""
+
+    def __init__(self, name: str) -> None:
+        self.kind = Kind(name, "cuda", self.load)
+        self.broken = False
+        self.made: list[Checked] = []
+
+    def load(self, _: Bundle) -> Checked:
+        self.made.append(Checked(self))
+        return self.made[-1]
+
+
+class Chained:
+    """Makes chains of such backends, and notes what takes over."""
+
     def _fallback(self, found: Bundle, first: Backend, *rest: Backend) -> Fallback:
         kinds = [Kind(f"rest-{at}", "cpu", always(one)) for at, one in enumerate(rest)]
         return Fallback(
@@ -303,6 +353,8 @@ class TestAlone:
     def setup_method(self) -> None:
         self.switched: list[str] = []
 
+
+class TestAlone(Chained):
     def test_a_batch_is_cut_as_the_next_one_likes(self, bundles: Path) -> None:
         found = Bundle.open(bundles / "a")
         first, after = Plain(gone), Plain(lambda number: 2 * number)
@@ -414,6 +466,155 @@ class TestAlone:
         assert second.loaded == 1
         labels = {"model": "colours", "backend": "first"}
         assert registry.get_sample_value(FAILURES, labels) == 1
+
+
+class TestPromoted(Chained):
+    """Once a better backend is there: see test_preparation.py for those whose engines are built."""
+
+    def _promoted(
+        self, found: Bundle, first: Backend, new: Backend, *rest: Backend
+    ) -> tuple[Fallback, Kind]:
+        fallback = self._fallback(found, first, *rest)
+        kind = Kind("new", "cuda", always(new))
+        fallback.promote(kind, new)
+        return fallback, kind
+
+    def test_it_runs_what_comes(self, bundles: Path, caplog: pytest.LogCaptureFixture) -> None:
+        first, new = Plain(), Plain(lambda number: 2 * number)
+        fallback, kind = self._promoted(Bundle.open(bundles / "a"), first, new)
+        (output,) = fallback.run([{"image": np.array(4.0)}], CALL, slots=True)
+        assert float(output["logits"]) == 8.0
+        assert fallback.kind is kind
+        assert self.switched == ["new"]
+        assert (first.closed, first.ran, new.closed) == (1, [], 0)
+        assert "colours: new takes over from first" in caplog.text
+        fallback.close()
+        assert (first.closed, new.closed) == (1, 1)
+
+    def test_what_was_there_ends_its_runs(self, bundles: Path) -> None:
+        inside, go_on = threading.Barrier(3), threading.Event()
+
+        def slow(number: float) -> float:
+            inside.wait(10)
+            assert go_on.wait(10)
+            return number
+
+        first, new = Plain(slow), Plain()
+        fallback = self._fallback(Bundle.open(bundles / "a"), first)
+        with ThreadPoolExecutor(2) as pool:
+            futures = [
+                pool.submit(fallback.run, [{"image": np.array(1.0)}], CALL, slots=True)
+                for _ in range(2)
+            ]
+            inside.wait(10)
+            fallback.promote(Kind("new", "cuda", always(new)), new)
+            fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+            assert not first.closed
+            go_on.set()
+            assert [len(future.result()) for future in futures] == [1, 1]
+        assert (first.closed, new.ran) == (1, [1])
+
+    def test_what_was_there_is_the_next(self, bundles: Path) -> None:
+        first, last = Plain(), Plain()
+        fallback, _ = self._promoted(Bundle.open(bundles / "a"), first, Plain(gone), last)
+        fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        assert fallback.kind.name == "first"
+        assert self.switched == ["new", "first"]
+        assert (first.ran, last.ran) == ([1], [])
+        # It is not in the way of what it is loaded for again.
+        assert first.closed == 1
+
+    def test_its_runs_that_fail_are_run_by_the_new_one(self, bundles: Path) -> None:
+        inside, go_on = threading.Event(), threading.Event()
+
+        def fail(number: float) -> float:
+            inside.set()
+            assert go_on.wait(10)
+            return gone(number)
+
+        first, new, last = Plain(fail), Plain(), Plain()
+        fallback = self._fallback(Bundle.open(bundles / "a"), first, last)
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(fallback.run, [{"image": np.array(1.0)}], CALL, slots=True)
+            assert inside.wait(10)
+            fallback.promote(Kind("new", "cuda", always(new)), new)
+            go_on.set()
+            assert len(future.result()) == 1
+        assert (new.ran, last.ran) == ([1], [])
+        assert fallback.kind.name == "new"
+        # It is the one at fault, and is not asked when the new one fails.
+        assert self.switched == ["new"]
+        new._change = gone
+        fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        assert fallback.kind.name == "rest-0"
+        assert first.ran == [1]
+
+    def test_items_that_fail_everywhere_change_nothing(self, bundles: Path) -> None:
+        def odd(number: float) -> float:
+            return gone(number) if number % 2 else number
+
+        first, new = Plain(odd), Plain(odd)
+        fallback, _ = self._promoted(Bundle.open(bundles / "a"), first, new)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="first"):
+                fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        fallback.run([{"image": np.array(2.0)}], CALL, slots=True)
+        assert fallback.kind.name == "new"
+        assert self.switched == ["new"]
+
+    def test_it_cannot_be_loaded_again(self, bundles: Path) -> None:
+        """For want of memory, perhaps: the one behind it takes over."""
+        second, last = Seconds(), Plain()
+        found = Bundle.open(bundles / "a")
+        fallback = Fallback(
+            found,
+            second.kind,
+            second.kind.load(found),
+            [Kind("last", "cpu", always(last))],
+            metrics=BackendMetrics(CollectorRegistry()),
+        )
+        fallback.promote(Kind("new", "cuda", always(Plain(gone))), Plain(gone))
+        second.error = MemoryError("no memory")
+        fallback.run([{"image": np.array(1.0)}], CALL, slots=True)
+        assert fallback.kind.name == "last"
+
+    def test_under_load_whatever_happens(self, bundles: Path) -> None:
+        """Nothing that is closed runs, all are answered, and what fails is left."""
+        found = Bundle.open(bundles / "a")
+        for _ in range(5):
+            self._overtake(found)
+
+    def _overtake(self, found: Bundle) -> None:
+        new, first, last = Checks("new"), Checks("first"), Checks("last")
+        fallback = Fallback(
+            found,
+            first.kind,
+            first.load(found),
+            [last.kind],
+            metrics=BackendMetrics(CollectorRegistry()),
+        )
+        end = threading.Event()
+
+        def ask() -> int:
+            count = 0
+            while not end.is_set():
+                sample = {"image": np.array(1.0)}
+                assert fallback.run([sample], CALL, slots=True)[0] is sample
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(ask) for _ in range(8)]
+            fallback.promote(new.kind, new.load(found))
+            until(lambda: first.made[0].closed)
+            new.broken = True
+            until(lambda: fallback.kind is first.kind)
+            first.broken = True
+            until(lambda: fallback.kind is last.kind)
+            end.set()
+            assert min(future.result(10) for future in futures) > 0
+        assert [one.closed for one in new.made + first.made] == [True, True, True]
+        assert [one.closed for one in last.made] == [False]
 
 
 def test_galleries_go_on(tmp_path: Path) -> None:

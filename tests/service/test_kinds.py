@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -10,33 +13,37 @@ import pytest
 from export.bundle import Bundle
 from export.cuda import device
 from export.manifest import Precision
-from service.backends.kinds import CPU, CUDA, KINDS
+from export.tensorrt import runtime
+from service.backends import building, kinds
+from service.backends.kinds import CPU, CUDA, all_kinds
 from service.settings import Settings
 from tests.service.standin import bundle
 
 
 def test_the_setting_names_all_of_them() -> None:
     named = get_args(Settings.model_fields["backend"].annotation)
-    assert named == ("auto", *(kind.name for kind in KINDS))
+    assert named == ("auto", *(kind.name for kind in all_kinds(Path("engines"))))
 
 
 def test_the_cpu_is_always_there_and_last(tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
-    assert KINDS[-1] is CPU
+    assert all_kinds(tmp_path)[-1] is CPU
     assert CPU.missing() is None
     assert CPU.unfit(found) is None
     assert CPU.used() is None
     assert CPU.load(found).at_once is None
+    assert CPU.unprepared(found) == ()
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_what_a_gpu_runs(precision: Precision, tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     found.manifest = found.manifest.model_copy(update={"precision": precision})
-    assert (CUDA.unfit(found) is None) == (precision != "int8")
+    for kind in (kinds.tensorrt(tmp_path), CUDA):
+        assert (kind.unfit(found) is None) == (precision != "int8")
 
 
-def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is asked while models are loaded, which then go to the next backend."""
 
     def broken() -> NoReturn:
@@ -44,10 +51,47 @@ def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(device, "memory", broken)
     assert CUDA.used() is None
+    assert kinds.tensorrt(tmp_path).used() is None
 
 
 @pytest.mark.skipif(CUDA.missing() is None, reason="there is a GPU")
-def test_without_a_gpu_it_says_why() -> None:
-    why = CUDA.missing()
-    assert why
-    assert not why.endswith(".")
+def test_without_a_gpu_it_says_why(tmp_path: Path) -> None:
+    for kind in (kinds.tensorrt(tmp_path), CUDA):
+        why = kind.missing()
+        assert why
+        assert not why.endswith(".")
+
+
+def test_engines_are_looked_for_in_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = Bundle.open(bundle(tmp_path / "a"))
+
+    def unbuilt(asked: Bundle, folder: Path) -> list[str]:
+        assert (asked, folder) == (found, tmp_path / "engines")
+        return ["one.engine"]
+
+    monkeypatch.setattr(runtime, "unbuilt", unbuilt)
+    assert kinds.tensorrt(tmp_path / "engines").unprepared(found) == ["one.engine"]
+
+
+def test_engines_are_built_by_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(building, "build", lambda command, *_: asked.append(command))
+    found = Bundle.open(bundle(tmp_path / "a"))
+    folder = tmp_path / "engines"
+    kinds.tensorrt(folder).prepare(found, lambda _: None, threading.Event())
+    (command,) = asked
+    assert command[0] == sys.executable
+    assert list(command[1:]) == [
+        *("-m", "export.tensorrt.command", str(tmp_path / "a")),
+        *("--engines", str(folder), "--json"),
+    ]
+
+
+def test_the_command_knows_what_it_is_asked(tmp_path: Path) -> None:
+    found = Bundle.open(bundle(tmp_path / "a"))
+    (tmp_path / "a" / "manifest.json").unlink()
+    with pytest.raises(building.BuildError, match=r"manifest\.json") as caught:
+        kinds.tensorrt(tmp_path).prepare(found, lambda _: None, threading.Event())
+    assert len(str(caught.value).splitlines()) == 1

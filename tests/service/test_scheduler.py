@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from models.reduction.schedule import plan_for
-from service.backends.backend import Call, Sample
+from service.backends import loading
+from service.backends.backend import Backend, Call, Sample
 from service.backends.kinds import Kind
-from service.backends.onnxruntime import OnnxRuntime
 from service.costs import Costs, Times
 from service.engine import Engine
 from service.errors import Draining, ImageError, InternalError, QueueFull, TooSlowNow, WorkerDied
@@ -379,10 +379,10 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
     failures: list[None] = []
     begun, go_on = threading.Event(), threading.Event()
 
-    def load(*args: Any, **kwargs: Any) -> OnnxRuntime:
+    def load(*args: Any, **kwargs: Any) -> Backend:
         begun.set()
         assert go_on.wait(10)
-        return OnnxRuntime(*args, **kwargs)
+        return loading.load(*args, **kwargs)
 
     engine = Engine(
         settings(tmp_path),

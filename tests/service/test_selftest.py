@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle
-from service.backends import onnxruntime, selftest
+from service.backends import loading, selftest
 from service.backends.backend import Backend, Call, Sample
 from service.backends.selftest import SelfTestError
 from tests.service.standin import bundle
@@ -63,12 +63,12 @@ def is_reduced(call: Call) -> bool:
 
 
 def check(made: Bundle, change: Change) -> dict[str, float]:
-    reference = onnxruntime.load(made)
+    reference = loading.load(made)
     return selftest.check(made, Changed(reference, change), reference)
 
 
 def test_every_kind_of_network_passes(made: Bundle) -> None:
-    reference = onnxruntime.load(made)
+    reference = loading.load(made)
     tested = Changed(reference)
     seen = selftest.check(made, tested, reference)
     assert max(seen.values()) < 1e-5
@@ -154,7 +154,7 @@ def test_other_shapes_fail(made: Bundle) -> None:
             found = super().run(samples, call, slots=slots)
             return [{name: value[:1] for name, value in one.items()} for one in found]
 
-    reference = onnxruntime.load(made)
+    reference = loading.load(made)
     with pytest.raises(SelfTestError, match="inf"):
         selftest.check(made, Cut(reference), reference)
 

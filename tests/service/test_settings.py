@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -51,6 +52,18 @@ def test_where_galleries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENFOLD_DATA_DIR", "s3://bucket/galleries")
     assert parse().data_dir == "s3://bucket/galleries"
     assert parse("--data-dir=/here").data_dir == "/here"
+
+
+def test_where_engines_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    for cache in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert parse().engines == Path("/home/x/.cache/tokenfold/engines")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert parse().engines == Path("/cache/tokenfold/engines")
+    monkeypatch.setenv("TOKENFOLD_ENGINES", "/engines")
+    assert parse().engines == Path("/engines")
+    assert parse("--engines=here").engines == Path("here")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ONNX Runtime, of dual encoders."""
+"""Dual encoders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from export.bundle import Bundle
 from export.dual_runtime import DualSession
-from export.plugins.onnxruntime.library import Device
+from export.runtime import Device
 from service.backends.backend import PIXELS, Call, Sample
-from service.backends.onnxruntime_session import OnnxRuntimeSession
+from service.backends.sessions import SessionBackend
 from service.backends.stacking import padded, stacked
 
 # A text of a few tokens takes as long as its network's weights take to be read, and several share
@@ -18,11 +18,12 @@ from service.backends.stacking import padded, stacked
 _TEXTS = 16
 
 
-class OnnxRuntimeDual(OnnxRuntimeSession[DualSession]):
-    """A bundle's two graphs in sessions of ONNX Runtime."""
+class DualBackend(SessionBackend[DualSession]):
+    """A bundle's two graphs, in one session."""
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        super().__init__(DualSession(bundle, device=device), bundle, device)
+    def __init__(self, session: DualSession, bundle: Bundle, device: Device) -> None:
+        """See `SessionBackend`."""
+        super().__init__(session, bundle, device)
         self._texts = 1 if bundle.manifest.precision == "int8" else _TEXTS
 
     def _beside(self, call: Call) -> int:

@@ -1,19 +1,18 @@
-"""What the backends of ONNX Runtime share: a session of a bundle on a device."""
+"""What backends share whose runs are those of a session: of a bundle, on a device."""
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
 
 from export.bundle import Bundle
-from export.plugins.onnxruntime.library import Device
-from export.runtime import Loaded
+from export.runtime import Device, Loaded
 from service.backends import batching
 from service.backends.backend import Call
 
 S = TypeVar("S", bound=Loaded)
 
 
-class OnnxRuntimeSession(Generic[S]):
+class SessionBackend(Generic[S]):
     """All of a `Backend` but how it runs."""
 
     def __init__(self, session: S, bundle: Bundle, device: Device) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime, of networks that see an image, or two, with a text."""
+"""Networks that see an image, or two, with a text."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from export.bundle import Bundle
 from export.pair_runtime import Float, PairOutput, PairSession, ask
-from export.plugins.onnxruntime.library import Device
 from service.backends.backend import PIXELS, TOKENS, Call, Sample
-from service.backends.onnxruntime_session import OnnxRuntimeSession
+from service.backends.sessions import SessionBackend
 from service.backends.stacking import padded, stacked
 
 
-class OnnxRuntimePairs(OnnxRuntimeSession[PairSession]):
-    """A bundle's two graphs in sessions of ONNX Runtime."""
-
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        super().__init__(PairSession(bundle, device=device), bundle, device)
+class PairBackend(SessionBackend[PairSession]):
+    """A bundle's two graphs, in one session."""
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""

@@ -1,0 +1,96 @@
+"""A backend whose engines are built first, by a real process, which builds nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from export.bundle import Bundle
+from service.backends import building
+from service.backends.building import Told
+from service.backends.kinds import Kind
+from tests.service import builder
+from tests.service.second import Second, Seconds
+
+
+class Engined(Seconds):
+    """A kind of such backends, and how they are built.
+
+    Attributes:
+        folder: of the engines.
+        mode: what the builder does, by model: `well`, `fails`, `aborts`, `hangs`, `floods`.
+        prepared: models whose builder was started, in order.
+    """
+
+    engines = ("image", "text")
+
+    def __init__(self, folder: Path, *, name: str = "tensorrt") -> None:
+        super().__init__(name)
+        self.folder = folder
+        self.mode: dict[str, str] = {}
+        self.prepared: list[str] = []
+        folder.mkdir(exist_ok=True)
+        self.kind = Kind(
+            name,
+            "cuda",
+            self._load_built,
+            unprepared=self.unprepared,
+            prepare=self._prepare,
+        )
+
+    @property
+    def gate(self) -> Path:
+        """Holds builders up as long as it is there."""
+        return self.folder / builder.GATE
+
+    def unprepared(self, bundle: Bundle) -> list[str]:
+        """The engines that are not there."""
+        return [name for name in self.engines if not self._file(bundle, name).exists()]
+
+    def build(self, bundle: Bundle) -> None:
+        """Have all of them, as if they had been built before."""
+        for name in self.engines:
+            self._file(bundle, name).touch()
+
+    def processes(self) -> list[int]:
+        """The last builder, and what it has started, as far as they are alive."""
+        found = []
+        for name in (builder.PID, builder.CHILD):
+            path = self.folder / name
+            if path.exists() and alive(int(path.read_text())):
+                found.append(int(path.read_text()))
+        return found
+
+    def _file(self, bundle: Bundle, name: str) -> Path:
+        return self.folder / f"{bundle.manifest.name}-{name}.engine"
+
+    def _load_built(self, bundle: Bundle) -> Second:
+        assert not self.unprepared(bundle)
+        return self._load(bundle)
+
+    def _prepare(self, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
+        name = bundle.manifest.name
+        self.prepared.append(name)
+        files = [self._file(bundle, engine).name for engine in self.unprepared(bundle)]
+        building.build(
+            command(self.folder, *files, mode=self.mode.get(name, "well")), told, stopping
+        )
+
+
+def command(folder: Path, *files: str, mode: str = "well") -> list[str]:
+    """What runs the builder."""
+    asked: dict[str, Any] = {"folder": str(folder), "files": files, "mode": mode}
+    return [sys.executable, builder.__file__, json.dumps(asked)]
+
+
+def alive(number: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
