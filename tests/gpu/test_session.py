@@ -1,4 +1,6 @@
-"""Bundles on a GPU: the same answers as on the CPU, plainly and recorded, from several threads."""
+"""Bundles on a GPU, in ONNX Runtime and in engines of TensorRT: the same answers as on the CPU,
+plainly and recorded, from several threads.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,27 @@ from export.manifest import Precision
 from export.pair_runtime import PairSession
 from export.pair_verify import cases, verify
 from export.pipeline import export_bundle
-from export.plugins.onnxruntime.library import Device
 from export.recipe import Recipe
-from export.runtime import Array, Loaded, Session
+from export.runtime import Array, Device, Loaded, Session
 from export.verify import judge, random_images
 from models.checkpoints.checkpoint import AnyCheckpoint
 from models.reduction.workload import Plan
 from models.text import TextEncoder
 from tests import tiny
+from tests.gpu import engines
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+DEVICES: list[Any] = [
+    "cuda",
+    pytest.param(
+        "tensorrt",
+        marks=[
+            pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING)),
+            pytest.mark.timeout(1800),
+        ],
+    ),
+]
 
 # The same kernels, but other ones for other batches.
 CLOSE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
@@ -75,11 +87,15 @@ def _embed(own: DualSession, images: Array, plan: Plan) -> Images:
 
 
 def _classifier(bundle: Bundle, where: Device) -> Loaded:
-    return Session(bundle, device=where)
+    return Session(bundle, device=where, engines=_engines(bundle, where))
 
 
 def _dual(bundle: Bundle, where: Device) -> Loaded:
-    return DualSession(bundle, device=where)
+    return DualSession(bundle, device=where, engines=_engines(bundle, where))
+
+
+def _engines(bundle: Bundle, where: Device) -> Path | None:
+    return engines.built(bundle) if where == "tensorrt" else None
 
 
 KINDS = {
@@ -129,6 +145,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precisio
 class Opened(NamedTuple):
     """A bundle, on both devices."""
 
+    device: Device
     kind: Kind
     precision: Precision
     bundle: Bundle
@@ -143,14 +160,20 @@ class Opened(NamedTuple):
         return self.kind.run(self.gpu, images, plan)
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def where(request: pytest.FixtureRequest) -> Device:
+    found: Device = request.param
+    return found
+
+
 @pytest.fixture(scope="module", params=IMAGES, ids="-".join)
 def opened(
-    request: pytest.FixtureRequest, bundles: Callable[[str, Precision], Bundle]
+    request: pytest.FixtureRequest, where: Device, bundles: Callable[[str, Precision], Bundle]
 ) -> Iterator[Opened]:
     name, precision = request.param
     kind, bundle = KINDS[name], bundles(name, precision)
-    gpu = kind.open(bundle, "cuda")
-    yield Opened(kind, precision, bundle, kind.open(bundle, "cpu"), gpu)
+    gpu = kind.open(bundle, where)
+    yield Opened(where, kind, precision, bundle, kind.open(bundle, "cpu"), gpu)
     gpu.close()
 
 
@@ -184,7 +207,7 @@ def test_images_do_not_know_their_batch(opened: Opened) -> None:
 def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
     images = random_images(tiny.SIZE, 130, seed=1)
     jobs = [(plan, count) for plan in opened.plans[:3] for count in (1, 3, 11, 130)]
-    fresh = opened.kind.open(opened.bundle, "cuda")
+    fresh = opened.kind.open(opened.bundle, opened.device)
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
@@ -238,13 +261,14 @@ def test_texts_are_embedded(opened: Opened) -> None:
 
 @pytest.mark.parametrize(("name", "precision"), PAIRS)
 def test_answers_about_images_are_the_cpus(
-    bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
+    where: Device, bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
 ) -> None:
     with_texts = bundles(name, precision)
     manifest = with_texts.manifest
     assert manifest.text is not None
     text = TextEncoder.open(with_texts.tokenizer, manifest.text.most_tokens)
-    cpu, gpu = PairSession(with_texts), PairSession(with_texts, device="cuda")
+    cpu = PairSession(with_texts)
+    gpu = PairSession(with_texts, device=where, engines=_engines(with_texts, where))
     free = isinstance(cpu.graph.inputs["image"][1], str)
     given = cases(text, tiny.SIZE, patch=8 if free else None)
     verify(manifest, cpu, [gpu], given)
@@ -296,3 +320,25 @@ def test_nothing_is_copied_inside_a_run(
         }
         assert not copies
     gpu.close()
+
+
+@pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))
+@pytest.mark.timeout(1800)
+def test_an_engine_of_one_plan_says_what_the_one_of_all_says(
+    tmp_path: Path, bundles: Callable[[str, Precision], Bundle]
+) -> None:
+    bundle = bundles("tome", "fp16")
+    images = random_images(tiny.SIZE, 5)
+    alone = Session(bundle, device="tensorrt", engines=engines.built(bundle))
+    fixed = Session(
+        bundle, device="tensorrt", engines=engines.built(bundle, root=tmp_path, static=True)
+    )
+    for name, level in bundle.manifest.levels.items():
+        wanted, found = (own.run(images, level.plan, slots=True) for own in (alone, fixed))
+        assert wanted.slots is not None
+        assert found.slots is not None
+        moved = (found.slots != wanted.slots).any(1)
+        if not moved.any():
+            judge(name, "fp16", found.logits, wanted.logits, moved, reduced=any(level.plan))
+    for own in (alone, fixed):
+        own.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from export.tensorrt import engines as keeping
 from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins, unfit
 from tests.tensorrt.bundles import bundle
 
@@ -121,7 +121,7 @@ def test_a_failed_write_leaves_what_was_there(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keeping.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         engines.write(origin(), CONTENT * 2)
     assert engines.read(origin()) == CONTENT

@@ -1,0 +1,30 @@
+"""Engines of TensorRT for the GPU that is here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from export.bundle import Bundle
+from export.tensorrt import flavour, plugins, runtime, target
+from export.tensorrt.command import build
+from export.tensorrt.engines import origins
+
+MISSING = runtime.missing()
+
+
+@cache
+def folder() -> Path:
+    """Of the engines of all tests."""
+    return Path(mkdtemp(prefix="tokenfold-engines-"))
+
+
+def built(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> Path:
+    """Build what is missing of a bundle's engines; returns the folder of all bundles'."""
+    root = root or folder()
+    own = flavour.load()
+    registered = plugins.registered(own)
+    wanted = origins(bundle, target.here(own, registered), static=static)
+    build(bundle, root, own, registered, wanted, False, lambda _engine, _done, _phase: None)
+    return root
