@@ -71,12 +71,20 @@ class Fields {
   nvinfer1::PluginFieldCollection collection_{};
 };
 
+// An engine's fields lie anywhere.
+template <typename T>
+T value(const nvinfer1::PluginField& field) {
+  T out;
+  std::memcpy(&out, field.data, sizeof(out));
+  return out;
+}
+
 inline int32_t read_whole(const char* op, const Attribute& of, const nvinfer1::PluginField& field,
                           int32_t* out) {
   int64_t number = 0;
   switch (field.type) {
-    case nvinfer1::PluginFieldType::kINT32: number = *static_cast<const int32_t*>(field.data); break;
-    case nvinfer1::PluginFieldType::kINT64: number = *static_cast<const int64_t*>(field.data); break;
+    case nvinfer1::PluginFieldType::kINT32: number = value<int32_t>(field); break;
+    case nvinfer1::PluginFieldType::kINT64: number = value<int64_t>(field); break;
     default: return failed(kFailed, op, "the attribute %s is a whole number", of.name);
   }
   if (number < of.least || number > of.most)
@@ -96,7 +104,7 @@ inline int32_t read(const char* op, const Attribute& of, const nvinfer1::PluginF
     if (of.whole) return read_whole(op, of, field, &(out->*of.whole));
     if (field.type != nvinfer1::PluginFieldType::kFLOAT32)
       return failed(kFailed, op, "the attribute %s is a real number", of.name);
-    out->*of.real = *static_cast<const float*>(field.data);
+    out->*of.real = value<float>(field);
     return 0;
   }
   return failed(kFailed, op, "the attribute %s is missing", of.name);
