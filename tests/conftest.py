@@ -25,9 +25,10 @@ settings.load_profile("tokenfold")
 
 @pytest.fixture(scope="session", autouse=True)
 def no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server that is not told where to keep galleries keeps them in the home directory: not in
-    that of whoever runs the tests.
+    """A server that is not told where to keep galleries and engines keeps them in the home
+    directory: not in that of whoever runs the tests.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("home")))
         yield

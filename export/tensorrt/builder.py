@@ -87,6 +87,8 @@ class Builder:
         # As on ONNX Runtime: float32 is float32.
         config.clear_flag(self._flavour.api.BuilderFlag.TF32)
         config.profiling_verbosity = self._flavour.api.ProfilingVerbosity.DETAILED
+        # All work in one stream, which is recorded; a network's layers follow each other anyway.
+        config.max_aux_streams = 0
         config.progress_monitor = monitor(self._flavour, advance)
         self._aim(config, origin.target.gpu)
         for profile in origin.profiles:

@@ -112,6 +112,7 @@ def build(
 
         with contextlib.suppress(EngineError):
             if not anew:
+                engines.read(origin)
                 done.append(Done(origin, engines.find(origin), None))
                 advance(1.0, "It is there")
                 continue

@@ -9,6 +9,7 @@ engine. It is written beside its place and renamed, whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -143,6 +144,11 @@ class Engines:
         if hashlib.sha256(content).hexdigest() != header.sha256:
             raise EngineError(f"{path} is damaged: its sha256 differs")
         return content
+
+    def discard(self, origin: Origin) -> None:
+        """Take an engine away, which TensorRT does not take though it is what was written."""
+        with contextlib.suppress(OSError):
+            (self.folder / origin.file).unlink()
 
     def write(self, origin: Origin, content: bytes) -> Built:
         """Keep an engine, in place of the one of its name.

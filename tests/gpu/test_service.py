@@ -1,8 +1,10 @@
-"""The service on a GPU: the shipped models answer as on the CPU, in batches, and when it fails."""
+"""The service on a GPU: the shipped models answer as on the CPU, in batches, when it fails, and
+while engines of TensorRT are built.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 
 from load_tests.images import jpeg, synthetic
 from service.app import create_app
-from service.backends.kinds import CUDA
+from service.backends.kinds import CPU, CUDA, Kind, all_kinds
 from service.engine import Engine
 from service.settings import DEMO
+from tests.gpu import engines
 from tests.service import standin
 from tests.service.standin import Remote, serving, until
 
@@ -26,10 +29,11 @@ PATIENCE = 120.0
 PHOTOS = [jpeg(synthetic(64, 64, seed)) for seed in range(8)]
 
 
-def server(root: Path, backend: str) -> Any:
-    return create_app(
-        standin.settings(DEMO, backend=backend, workers=None, data_dir=str(root / backend))
+def server(root: Path, backend: str, kinds: Sequence[Kind] = (CUDA, CPU)) -> Any:
+    given = standin.settings(
+        DEMO, backend=backend, workers=None, data_dir=str(root / backend), engines=root / "engines"
     )
+    return create_app(given, kinds=kinds)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +137,32 @@ def test_a_session_that_is_gone_loses_no_request(tmp_path: Path) -> None:
         assert remote.sample("tokenfold_backend_failures_total", **failed) == 1
         # The others stay where they are.
         assert app.state.engine.catalog.get("scenes").backend.kind is CUDA
+
+
+@pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))
+@pytest.mark.timeout(1800)
+def test_engines_are_built_while_cuda_answers_and_are_there_the_next_time(
+    tmp_path: Path, on_cpu: Remote
+) -> None:
+    kinds = all_kinds(tmp_path / "engines")
+    on_gpu = {"cifar10", "scenes"}  # the others are int8
+    with serving(server(tmp_path, "auto", kinds), patience=PATIENCE) as remote:
+        while True:
+            answers = results(remote, "classify", "exact", model="cifar10")
+            assert len(answers) == len(PHOTOS)
+            states = {
+                one["model"]: one["state"] for one in remote.get("/startupz").json()["engines"]
+            }
+            assert set(states) == on_gpu
+            assert "failed" not in states.values()
+            if set(states.values()) == {"serving"}:
+                break
+    with serving(server(tmp_path, "auto", kinds), patience=PATIENCE) as remote:
+        assert "engines" not in remote.get("/startupz").json()
+        for model in remote.get("/v1/models").json()["models"]:
+            assert model["backend"] == ("tensorrt" if model["name"] in on_gpu else "cpu")
+        both = (results(one, "classify", "exact", model="cifar10") for one in (remote, on_cpu))
+        for found, wanted in zip(*both, strict=True):
+            best, same = found["predictions"][0], wanted["predictions"][0]
+            assert best["label"] == same["label"]
+            assert best["score"] == pytest.approx(same["score"], abs=1e-3)

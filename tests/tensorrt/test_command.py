@@ -70,6 +70,17 @@ def test_engines_are_what_is_wanted_of_them(root: Path) -> None:
         assert len(Engines(root, made).read(ahead.origin(made, graph))) > 10_000
 
 
+def test_a_damaged_engine_is_built_anew(root: Path) -> None:
+    made = bundle("vilt", "fp16")
+    wanted = ahead.origin(made, "vision.onnx", gpu="sm_120")
+    path = Engines(root, made).find(wanted).path
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = build(made.folder, "--device", "sm_120", "--engines", root)
+    assert (done.stdout.count("was there"), done.stdout.count("built in")) == (1, 1)
+    assert Engines(root, made).read(wanted)
+
+
 def test_other_plugins_mean_other_engines(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "engines"
     folder = Engines(root, bundle("vilt", "fp16")).folder
