@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from export.bench import on_cpu
-from export.bench.cuda_report import CudaReport
+from export.bench.gpu_report import GpuReport
 from export.bench.memory import MemoryProbeError
 from export.bench.options import Options, parse
 from export.bench.report import Report
@@ -26,10 +26,10 @@ WIDE = 160
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns the exit code: 2 for what cannot be measured."""
     options = parse(argv)
-    report: Report | CudaReport
+    report: Report | GpuReport
     try:
         with progress() as stage:
-            bench = _on_gpu if options.backend == "cuda" else on_cpu.bench
+            bench = on_cpu.bench if options.backend == "cpu" else _on_gpu
             report = bench(options, stage)
     except (BenchError, BundleError, TargetError, MemoryProbeError, OSError) as error:
         # One line, though a schema's errors come in several.
@@ -44,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _on_gpu(options: Options, stage: Stage) -> CudaReport:
+def _on_gpu(options: Options, stage: Stage) -> GpuReport:
     # Here only: the packages that it imports are not on every machine, nor quick to load.
-    from export.bench.on_cuda import bench
+    from export.bench.on_gpu import bench
 
     try:
         return bench(options, stage)
     except RuntimeError as error:
-        # Of CUDA, or of ONNX Runtime on it.
+        # Of CUDA, or of ONNX Runtime or TensorRT on it.
         raise BenchError(str(error)) from error
 
 
-def _print(report: Report | CudaReport) -> None:
+def _print(report: Report | GpuReport) -> None:
     console = Console()
     if not console.is_terminal:
         # Into a file or pipe: it would fold the table to 80 columns.

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from export.bench.memory import MemoryProbeError
+from export.bench.options import GpuBackend
 from export.bench.subjects import opened, random_inputs
 from export.bundle import Bundle
 from export.cuda import device
+from export.runtime import Opening
 from models.reduction.workload import Plan
 
 RUNS = 4
@@ -34,24 +36,43 @@ class DevicePeak(NamedTuple):
     peak: int
 
 
-def device_peak(folder: Path, plan: Plan, *, batch: int) -> DevicePeak:
+def device_peak(
+    folder: Path,
+    plan: Plan,
+    *,
+    batch: int,
+    backend: GpuBackend = "cuda",
+    engines: Path | None = None,
+) -> DevicePeak:
     """Of a process that loads a bundle and runs one plan; nobody else may use the GPU meanwhile.
 
     Args:
         batch: images of one run.
+        engines: of TensorRT, the folder of all bundles'; that of all plans runs.
 
     Raises:
         MemoryProbeError: the process failed.
     """
     before = device.memory().used
-    command = [sys.executable, "-m", "export.bench.device_memory", str(folder)]
-    command += ["--plan", json.dumps(plan), "--batch", str(batch)]
+    more = ["--plan", json.dumps(plan), "--batch", str(batch), "--backend", backend]
+    if engines is not None:
+        more += ["--engines", str(engines)]
+    loaded, peak = answer("export.bench.device_memory", folder, *more)
+    return DevicePeak(loaded - before, peak - before)
+
+
+def answer(module: str, folder: Path, *arguments: str) -> Any:
+    """What a module prints of a bundle, as JSON, in a process of its own.
+
+    Raises:
+        MemoryProbeError: the process failed.
+    """
+    command = [sys.executable, "-m", module, str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise MemoryProbeError(f"measuring the GPU's memory of {folder} failed: {said[-1]}")
-    loaded, peak = json.loads(done.stdout)
-    return DevicePeak(loaded - before, peak - before)
+    return json.loads(done.stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,10 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--plan", type=json.loads, required=True, help="a JSON list")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--backend", choices=get_args(GpuBackend), default="cuda")
+    parser.add_argument("--engines", type=Path)
     options = parser.parse_args(arguments)
     plan = tuple(options.plan)
     bundle = Bundle.open(options.bundle)
-    graphs = opened(bundle, "cuda")
+    opening = Opening(options.backend, engines=options.engines, static=False)
+    graphs = opened(bundle, opening)
     loaded = device.memory().used
     inputs = random_inputs(bundle, options.batch, 1)
     graphs.warm([plan], [options.batch])

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime
 
-from export.bench.cuda_report import GpuMachine
+from export.bench.gpu_report import GpuMachine
 from export.cuda import device
 from export.machine import machine
 

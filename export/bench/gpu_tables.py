@@ -2,8 +2,9 @@
 
     python -m export.bench.gpu_tables vit-b16.json vit-l16.json --into docs/gpu.md
 
-The files are what `tokenfold bench --backend cuda --out` wrote. Without --into the tables are
-printed; with it they take the place of what stands between two marks in the file.
+The files are what `tokenfold bench --backend cuda --out`, or `--backend tensorrt`, wrote. Without
+--into the tables are printed; with it they take the place of what stands between two marks in the
+file, of which each backend has its own.
 """
 
 from __future__ import annotations
@@ -12,12 +13,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from export.bench.cuda_report import CudaReport, CudaRow, TorchSpeed
+from export.bench.engine_report import TensorRt, at
+from export.bench.gpu_report import GpuReport, GpuRow, TorchSpeed
+from export.bench.report import Against
 
-BEGIN, END = "<!-- bench: written by export.bench.gpu_tables -->", "<!-- end of bench -->"
+
+class Marks(NamedTuple):
+    """Lines of a document, between which tables stand."""
+
+    begin: str
+    end: str
+
+
+CUDA = Marks("<!-- bench: written by export.bench.gpu_tables -->", "<!-- end of bench -->")
+TENSORRT = Marks(
+    "<!-- bench of TensorRT: written by export.bench.gpu_tables -->",
+    "<!-- end of bench of TensorRT -->",
+)
 
 EFFICIENCY, RATIO = 0.9, 1.5
 """Goals: speedup over what FLOPs promise, and speed over the best of PyTorch."""
@@ -27,40 +43,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m export.bench.gpu_tables")
     parser.add_argument("found", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="a file with the two marks")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="a file with the marks")
     options = parser.parse_args(arguments)
     try:
-        reports = [CudaReport.model_validate_json(path.read_text()) for path in options.found]
-        text = markdown(reports)
+        reports = [GpuReport.model_validate_json(path.read_text()) for path in options.found]
         if options.into is None:
-            print(text)
+            print(markdown(reports))
         else:
-            options.into.write_text(put(text, options.into.read_text()))
+            options.into.write_text(placed(reports, options.into.read_text()))
     except (OSError, ValidationError, ValueError) as error:
         print(f"gpu_tables: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def put(text: str, into: str) -> str:
+def placed(reports: Sequence[GpuReport], into: str) -> str:
+    """A document with the chapters of reports between the marks of their backends.
+
+    Raises:
+        ValueError: see `put`.
+    """
+    for marks, own in (
+        (CUDA, [one for one in reports if one.tensorrt is None]),
+        (TENSORRT, [one for one in reports if one.tensorrt is not None]),
+    ):
+        if own:
+            into = put(markdown(own), into, marks)
+    return into
+
+
+def put(text: str, into: str, marks: Marks = CUDA) -> str:
     """A document with `text` between the marks, instead of what stands there.
 
     Raises:
         ValueError: it does not have each mark once, in this order.
     """
-    before, begin, rest = into.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = into.partition(marks.begin)
+    _, end, after = rest.partition(marks.end)
     if not begin or not end:
-        raise ValueError(f"expected {BEGIN!r}, and {END!r} behind it")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+        raise ValueError(f"expected {marks.begin!r}, and {marks.end!r} behind it")
+    return f"{before}{marks.begin}\n\n{text}\n\n{marks.end}{after}"
 
 
-def markdown(reports: Sequence[CudaReport]) -> str:
+def markdown(reports: Sequence[GpuReport]) -> str:
     """A chapter for each report."""
     return "\n\n".join("\n\n".join(_chapter(report)) for report in reports)
 
 
-def _chapter(report: CudaReport) -> list[str]:
+def _chapter(report: GpuReport) -> list[str]:
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     about = (
@@ -69,9 +99,13 @@ def _chapter(report: CudaReport) -> list[str]:
         f"{'compiled' if report.native else 'portable'} ops. Medians of {report.rounds} rounds of "
         f"{report.seconds:g} s."
     )
+    if report.tensorrt is not None:
+        about += f" {report.tensorrt.about}."
     found = [f"### {report.source}, {report.precision}", about, _speeds(report)]
     if report.memory:
         found.append(_memory(report))
+    if report.tensorrt is not None:
+        found.append(_engines(report.tensorrt))
     found.append("\n".join(_goals(report)))
     if not report.complete:
         found.append("The measuring was interrupted.")
@@ -80,13 +114,15 @@ def _chapter(report: CudaReport) -> list[str]:
     return found
 
 
-def _speeds(report: CudaReport) -> str:
+def _speeds(report: GpuReport) -> str:
     ways = list(dict.fromkeys(one.way for one in report.torch))
+    others = {} if report.tensorrt is None else report.tensorrt.beside()
     columns = [
         *("batch", "level", "FLOPs left", "images/s", "speedup", "efficiency"),
         *("images/s from host", "efficiency", "p50 ms"),
         *(f"PyTorch {way}" for way in ways),
         *(["against the better"] if ways else []),
+        *(column for name in others for column in (name, "against it")),
     ]
     by_row = {(one.way, one.level, one.batch): one for one in report.torch}
     lines = [_line(columns), _line(["---"] * len(columns))]
@@ -105,6 +141,8 @@ def _speeds(report: CudaReport) -> str:
         ]
         if ways:
             cells.append("" if best is None else f"{best.ratio:.2f} x")
+        for found in others.values():
+            cells += _beside(at(found, row.level, row.batch))
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -116,7 +154,17 @@ def _torch(found: TorchSpeed | None) -> str:
     return f"{found.images_per_second:.0f}{'' if found.graph else ' (no graph)'}"
 
 
-def _memory(report: CudaReport) -> str:
+def _beside(found: Against | None) -> tuple[str, str]:
+    return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f} x")
+
+
+def _engines(tensorrt: TensorRt) -> str:
+    columns = ("engines", "files", "MB", "loaded MB")
+    rows = [(name, *one.cells) for name, one in tensorrt.sets.items()]
+    return "\n".join(map(_line, [columns, ["---"] * len(columns), *rows]))
+
+
+def _memory(report: GpuReport) -> str:
     columns = ("batch", "level", "peak MB", "beyond loading MB", "of unreduced")
     lines = [_line(columns), _line(["---"] * len(columns))]
     for one in report.memory:
@@ -126,7 +174,7 @@ def _memory(report: CudaReport) -> str:
     return "\n".join(lines)
 
 
-def _goals(report: CudaReport) -> list[str]:
+def _goals(report: GpuReport) -> list[str]:
     """How far the goals were reached, and where they were not."""
     reduced = [row for row in report.rows if row.flops_ratio < 1]
     goals = []
@@ -156,7 +204,7 @@ def _goals(report: CudaReport) -> list[str]:
     return goals
 
 
-def _at(row: CudaRow) -> str:
+def _at(row: GpuRow) -> str:
     return f"{row.level} of batch {row.batch}"
 
 

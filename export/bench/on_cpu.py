@@ -24,7 +24,7 @@ from export.bench.subjects import (
     opened,
     random_inputs,
 )
-from export.bench.targets import Target, choose, runs_on
+from export.bench.targets import Target, choose, shared
 from export.bundle import Bundle
 from export.machine import cores, machine, software
 
@@ -148,14 +148,8 @@ def _of_other(
     folder: Path, bundle: Bundle, targets: Mapping[str, Target], options: Options
 ) -> dict[Key, Subject]:
     other = Bundle.open(folder)
-    unreduced = other.manifest.workload.unreduced
-    shared = {
-        # Where nothing is reduced, another method's plan may still be of another length.
-        name: target if any(target.plan) else target._replace(plan=unreduced)
-        for name, target in targets.items()
-        if runs_on(bundle.manifest, other.manifest, target.plan)
-    }
-    return _of_bundle("other", other, opened(other), shared, options)
+    both = shared(bundle.manifest, other.manifest, targets)
+    return _of_bundle("other", other, opened(other), both, options)
 
 
 def _of_torch(

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 from export.machine import cores
 from models.reduction.pair_workload import Rates
 
-BenchBackend = Literal["cpu", "cuda"]
+GpuBackend = Literal["cuda", "tensorrt"]
+BenchBackend = Literal["cpu", "cuda", "tensorrt"]
 
 TorchWay = Literal["eager", "blocks", "compiled", "autotuned"]
 """How PyTorch runs: op by op, or compiled: each block once for all that it meets, or the whole
@@ -39,7 +40,11 @@ On a GPU: images/s of runs one after the other with images that are there alread
 memory by two callers as in the service, and the time of one run from host memory while nothing else
 runs. PyTorch has the same plans and matchers, normalised images that are there already, and the
 bundle's precision; of running it directly and as a CUDA graph the faster counts. Memory is what the
-device gives out to a process that runs this level only, at the largest batch."""
+device gives out to a process that runs this level only, at the largest batch.
+
+With TensorRT the engine that takes any plan is measured; engines that are missing are built first.
+Engines of one plan, and ONNX Runtime on the same GPU, run in the same rounds where they are asked
+for: a ratio is the speed of the engine of all plans over theirs."""
 
 
 class Options(NamedTuple):
@@ -57,6 +62,9 @@ class Options(NamedTuple):
     json: bool
     out: Path | None
     backend: BenchBackend
+    engines: Path | None
+    beside: Literal["cuda"] | None
+    static_levels: bool
     threads: int
     batch: list[int]
     memory: bool
@@ -74,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     """Read the command line; exits with 2 and a message where it is wrong."""
     parser = _parser()
     given = parser.parse_args(argv)
-    on_gpu = given.backend == "cuda"
+    on_gpu = given.backend != "cpu"
     if given.torch == []:
         given.torch = ["eager", "blocks"] if on_gpu else ["eager"]
     given.torch = given.torch or []
@@ -86,11 +94,13 @@ def parse(argv: Sequence[str] | None) -> Options:
         parser.error("--save is for --backend cpu: a profile tells of the CPU")
     if not on_gpu:
         if len(given.batch) > 1:
-            parser.error("--batch takes several sizes with --backend cuda only")
+            parser.error("--batch takes several sizes with --backend cuda or tensorrt only")
         if given.torch not in ([], ["eager"]):
-            parser.error(f"--torch {given.torch[-1]} is for --backend cuda")
+            parser.error(f"--torch {given.torch[-1]} is for --backend cuda or tensorrt")
         if given.out is not None or given.torch_levels is not None or not given.memory:
-            parser.error("--out, --torch-levels and --no-memory are for --backend cuda")
+            parser.error("--out, --torch-levels and --no-memory are for --backend cuda or tensorrt")
+    if given.backend != "tensorrt" and (given.engines or given.beside or given.static_levels):
+        parser.error("--engines, --beside and --static-levels are for --backend tensorrt")
     return Options(**vars(given))
 
 
@@ -132,7 +142,27 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         choices=get_args(BenchBackend),
         default="cpu",
-        help="where to run (default: %(default)s)",
+        help="where to run: on the CPU, or on a GPU in ONNX Runtime or as TensorRT's engines "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--beside",
+        choices=["cuda"],
+        help="with TensorRT: run the same plans in ONNX Runtime on the same GPU too, in the same "
+        "rounds, and show how many times faster the engine is",
+    )
+    parser.add_argument(
+        "--static-levels",
+        action="store_true",
+        help="with TensorRT: run levels also on engines of their plan alone, as `tokenfold build "
+        "--static-levels` makes them, and show what both ways take of the GPU's memory",
+    )
+    parser.add_argument(
+        "--engines",
+        type=_path,
+        metavar="DIR",
+        help="with TensorRT: where the engines of all bundles are kept, as for `tokenfold build` "
+        "(default: a folder in the user's cache)",
     )
     parser.add_argument(
         "--torch",
@@ -201,6 +231,10 @@ def _parser() -> argparse.ArgumentParser:
         help="length of a slice; a run that has begun is finished (default: 0.5, on a GPU 0.15)",
     )
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _at_least(low: int) -> Callable[[str], int]:

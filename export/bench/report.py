@@ -214,12 +214,12 @@ def against(level: str, own: Measured, other: Measured) -> Against:
     return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
 
 
-def empty_table(title: str, columns: Iterable[str]) -> Table:
-    """Its columns: the level, then those named, of numbers."""
+def empty_table(title: str, columns: Iterable[str], first: str = "level") -> Table:
+    """Its columns: the level, or what is `first`, then those named, of numbers."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
-    table.add_column("level", no_wrap=True)
+    table.add_column(first, no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -19,7 +19,7 @@ from export.bundle import Bundle
 from export.dual_runtime import DualSession
 from export.pair_runtime import Asked, Float, Int, PairSession, ask
 from export.random_texts import random_texts
-from export.runtime import Device, Loaded, Session
+from export.runtime import Loaded, Opening, Session
 from models.reduction.workload import Plan
 from models.tasks import PairTask
 from models.text import TextEncoder
@@ -27,6 +27,7 @@ from models.text import TextEncoder
 Images: TypeAlias = npt.NDArray[np.uint8]
 DIFFERENT = 16
 SEED = 0
+ON_CPU = Opening()
 
 
 class Questions(NamedTuple):
@@ -86,8 +87,8 @@ class Graphs(ABC):
 class ImageGraphs(Graphs):
     """Of a bundle that classifies images."""
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        self.session: Session = Session(bundle, device=device)
+    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+        self.session: Session = Session(bundle, **opening._asdict())
         super().__init__(bundle)
 
     def run(self, given: Images, plan: Plan) -> Float:
@@ -98,8 +99,8 @@ class ImageGraphs(Graphs):
 class PairGraphs(Graphs):
     """Of a bundle that takes images with texts."""
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        self.session: PairSession = PairSession(bundle, device=device)
+    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+        self.session: PairSession = PairSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
     def run(self, given: Questions, plan: Plan) -> Float:
@@ -118,8 +119,8 @@ class PairGraphs(Graphs):
 class DualGraphs(Graphs):
     """Of a dual encoder's bundle."""
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
-        self.session: DualSession = DualSession(bundle, device=device)
+    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+        self.session: DualSession = DualSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
     def run(self, given: Images, plan: Plan) -> Float:
@@ -127,17 +128,17 @@ class DualGraphs(Graphs):
         return self.session.embed_images(given, plan).vectors
 
 
-def opened(bundle: Bundle, device: Device = "cpu") -> ImageGraphs | PairGraphs | DualGraphs:
+def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
     """The graphs of a bundle, loaded.
 
     Raises:
-        RuntimeError: the device cannot be used.
+        RuntimeError: the device cannot be used, or an engine is missing.
     """
     if bundle.manifest.kind == "pair":
-        return PairGraphs(bundle, device)
+        return PairGraphs(bundle, opening)
     if bundle.manifest.kind == "dual":
-        return DualGraphs(bundle, device)
-    return ImageGraphs(bundle, device)
+        return DualGraphs(bundle, opening)
+    return ImageGraphs(bundle, opening)
 
 
 def answer(network: Asked, given: Questions, plan: Plan) -> Float:

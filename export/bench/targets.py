@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from export.manifest import Manifest
@@ -79,6 +79,21 @@ def _target(workload: BaseWorkload, plan: Plan) -> Target:
 def _unreduced_name(manifest: Manifest) -> str:
     names = (name for name, level in manifest.levels.items() if not any(level.plan))
     return next(names, "exact" if manifest.kind == "pair" else "r=0")
+
+
+def shared(manifest: Manifest, other: Manifest, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Those that another bundle can run too, with its own plan where nothing is reduced.
+
+    Raises:
+        TargetError: see `runs_on`.
+    """
+    # Another method's plan may be of another length.
+    unreduced = other.workload.unreduced
+    return {
+        name: target if any(target.plan) else target._replace(plan=unreduced)
+        for name, target in targets.items()
+        if runs_on(manifest, other, target.plan)
+    }
 
 
 def runs_on(manifest: Manifest, other: Manifest, plan: Plan) -> bool:

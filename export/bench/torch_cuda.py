@@ -3,7 +3,7 @@
     python -m export.bench.torch_cuda BUNDLE --rows '[["blocks", [0, 0], 32]]'
 
 It gets everything ready, says so in a line of JSON, and then, for every line that asks for a slice
-of time, answers with the time of one run: `on_cuda` gives the slices, so that what is compared is
+of time, answers with the time of one run: `on_gpu` gives the slices, so that what is compared is
 measured in the same rounds. Only who was asked uses the GPU.
 """
 

@@ -12,10 +12,12 @@ import pytest
 from export.bench import device_memory
 from export.bench.device_memory import DevicePeak, device_peak
 from export.bench.memory import MemoryProbeError
-from export.bench.subjects import ImageGraphs, Images, opened
+from export.bench.subjects import Graphs, ImageGraphs, Images, opened
+from export.bundle import Bundle
 from export.cuda import device
 from export.cuda.device import MemoryInfo
 from export.pair_runtime import Float
+from export.runtime import Opening
 from models.reduction.workload import Plan
 from tests.bench.trivial import Make
 
@@ -39,30 +41,48 @@ def test_the_watched_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[int] = []
+    openings: list[Opening] = []
     run = ImageGraphs.run
 
     def watched(self: ImageGraphs, given: Images, plan: Plan) -> Float:
         ran.append(len(given))
         return run(self, given, plan)
 
+    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+        openings.append(opening)
+        return opened(bundle)
+
     monkeypatch.setattr(ImageGraphs, "run", watched)
-    monkeypatch.setattr(device_memory, "opened", lambda bundle, _device: opened(bundle))
+    monkeypatch.setattr(device_memory, "opened", on_cpu)
     taken[:] = [300, 700, 750]
-    assert device_memory.main([str(make()), "--plan", "[1, 1]", "--batch", "3"]) == 0
+    arguments = [str(make()), "--plan", "[1, 1]", "--batch", "3"]
+    assert device_memory.main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == [300, 750]
     assert ran == [3] * device_memory.RUNS
+    assert device_memory.main([*arguments, "--backend", "tensorrt", "--engines", "there"]) == 0
+    assert openings == [
+        Opening("cuda", static=False),
+        Opening("tensorrt", engines=Path("there"), static=False),
+    ]
 
 
 def test_what_others_take_does_not_count(
     taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        subprocess,
-        "run",
-        lambda *_args, **_options: SimpleNamespace(returncode=0, stdout="[300, 750]", stderr=""),
-    )
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_options: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0, stdout="[300, 750]", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
     assert taken == [50]
+    assert device_peak(tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")) == (
+        DevicePeak(250, 700)
+    )
+    assert commands[0][-2:] == ["--backend", "cuda"]
+    assert commands[1][-4:] == ["--backend", "tensorrt", "--engines", "there"]
 
 
 @pytest.mark.usefixtures("taken")

@@ -7,16 +7,26 @@ from pathlib import Path
 import pytest
 
 from export.bench import gpu_tables
-from export.bench.cuda_report import (
-    CudaReport,
-    CudaRow,
+from export.bench.engine_report import EngineFile, EngineSet, TensorRt
+from export.bench.gpu_report import (
     DeviceMemory,
     GpuMachine,
+    GpuReport,
+    GpuRow,
     Speed,
     TorchSpeed,
 )
 from export.bench.options import TorchWay
+from export.bench.report import Against
 from export.bench.torch_eager import ROOT
+
+MARKS = (gpu_tables.CUDA, gpu_tables.TENSORRT)
+
+
+def even(text: str) -> bool:
+    """Whether every row of a table has as many cells as its head."""
+    tables = [one.splitlines() for one in text.split("\n\n") if one.startswith("|")]
+    return all(len({line.count("|") for line in lines}) == 1 for lines in tables)
 
 
 def speed(images: float, speedup: float, flops: float) -> Speed:
@@ -29,9 +39,9 @@ def speed(images: float, speedup: float, flops: float) -> Speed:
     )
 
 
-def row(level: str, flops: float, images: float, speedup: float, p50: float) -> CudaRow:
+def row(level: str, flops: float, images: float, speedup: float, p50: float) -> GpuRow:
     own = speed(images, speedup, flops)
-    return CudaRow(
+    return GpuRow(
         level=level,
         batch=1,
         flops_ratio=flops,
@@ -56,7 +66,7 @@ def of_torch(way: TorchWay, level: str, images: float, ratio: float) -> TorchSpe
 
 
 @pytest.fixture
-def report() -> CudaReport:
+def report() -> GpuReport:
     machine = GpuMachine(
         gpu="NVIDIA Test",
         driver="580",
@@ -65,7 +75,7 @@ def report() -> CudaReport:
         versions={"onnxruntime": "1.31", "torch": "2.11"},
         date="2026-01-02",
     )
-    return CudaReport(
+    return GpuReport(
         bundle="b16",
         source="random:vit-b16",
         method="tome",
@@ -88,7 +98,7 @@ def report() -> CudaReport:
     )
 
 
-def test_a_chapter(report: CudaReport) -> None:
+def test_a_chapter(report: GpuReport) -> None:
     text = gpu_tables.markdown([report])
     assert text.startswith("### random:vit-b16, fp16\n\n2026-01-02, NVIDIA Test, driver 580")
     assert (
@@ -100,14 +110,10 @@ def test_a_chapter(report: CudaReport) -> None:
     assert "1.5 times the better PyTorch: not at r=0 of batch 1; least 1.25." in text
     assert "no longer reduced than unreduced: reached at every level." in text
     assert "interrupted" not in text
-    # Every row of a table has as many cells as its head.
-    for table in text.split("\n\n"):
-        lines = table.splitlines()
-        if lines[0].startswith("|"):
-            assert len({line.count("|") for line in lines}) == 1
+    assert even(text)
 
 
-def test_what_falls_short_is_told(report: CudaReport) -> None:
+def test_what_falls_short_is_told(report: GpuReport) -> None:
     report.rows[1] = row("r=16", 0.5, 1500, 1.5, 1.1)
     report.complete = False
     report.lost = ["PyTorch compiled, r=0, batch 1: not ready within 9 s"]
@@ -119,17 +125,17 @@ def test_what_falls_short_is_told(report: CudaReport) -> None:
 
 
 def test_tables_take_the_place_of_older_ones(
-    report: CudaReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: GpuReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, into = tmp_path / "found.json", tmp_path / "gpu.md"
     found.write_text(report.json_text())
-    marked = f"# Head\n\n{gpu_tables.BEGIN}\nold\n{gpu_tables.END}\n\nTail\n"
+    marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nold\n{gpu_tables.CUDA.end}\n\nTail\n"
     into.write_text(marked)
     for _ in range(2):
         assert gpu_tables.main([str(found), "--into", str(into)]) == 0
         assert "old" not in into.read_text()
         assert into.read_text().startswith("# Head\n")
-        assert into.read_text().endswith(f"{gpu_tables.END}\n\nTail\n")
+        assert into.read_text().endswith(f"{gpu_tables.CUDA.end}\n\nTail\n")
     assert into.read_text().count("###") == 1
     assert gpu_tables.main([str(found)]) == 0
     assert capsys.readouterr().out.startswith("### random:vit-b16")
@@ -139,5 +145,64 @@ def test_tables_take_the_place_of_older_ones(
     assert gpu_tables.main([str(tmp_path / "absent.json")]) == 2
 
 
+def tensorrt_of(report: GpuReport) -> GpuReport:
+    """The same plans on TensorRT, with all that can be beside them."""
+
+    def beside(level: str, images: float, ratio: float) -> Against:
+        return Against(level=level, images_per_second=images, ratio=ratio, low=ratio, high=ratio)
+
+    engines = [
+        EngineFile(graph="model.onnx", precision="fp16", level=level, bytes=size)
+        for level, size in ((None, 180_000_000), ("r=16", 170_000_000))
+    ]
+    own = TensorRt(
+        version="tensorrt 11.4.0",
+        gpu="NVIDIA Test sm_90",
+        plugins="0123456789abcdef",
+        engines=engines,
+        cuda={1: [beside("r=0", 800, 1.25), beside("r=16", 1000, 1.9)]},
+        static={1: [beside("r=16", 2000, 0.95)]},
+        one=EngineSet(count=1, mb=180, loaded_mb=812.4),
+        each=EngineSet(count=1, mb=170),
+    )
+    return report.model_copy(update={"tensorrt": own, "bundle": "b16-tensorrt"})
+
+
+def test_a_chapter_on_tensorrt(report: GpuReport) -> None:
+    text = gpu_tables.markdown([tensorrt_of(report)])
+    about = "Engines of tensorrt 11.4.0 in fp16 for NVIDIA Test sm_90, plugins 0123456789ab"
+    assert f" {about}.\n" in text
+    columns = ("against the better", "ONNX Runtime", "against it", "engine of one plan")
+    assert f"| {' | '.join(columns)} | against it |\n" in text
+    assert "| 1.25 x | 800 | 1.25 x |  |  |\n" in text
+    assert "| 2.10 x | 1000 | 1.90 x | 2000 | 0.95 x |\n" in text
+    assert "| engines | files | MB | loaded MB |" in text
+    assert "| for all plans | 1 | 180.0 | 812 |" in text
+    assert "| one for each level | 1 | 170.0 |  |" in text
+    assert even(text)
+
+
+def test_each_backend_has_its_own_marks(report: GpuReport) -> None:
+    both = "".join(f"{marks.begin}\nold\n{marks.end}\n" for marks in MARKS)
+    cuda = gpu_tables.placed([report], both)
+    assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("old")
+    tensorrt = gpu_tables.placed([tensorrt_of(report)], both)
+    assert tensorrt.index("old") < tensorrt.index(gpu_tables.TENSORRT.begin)
+    assert tensorrt.index("random:vit-b16") < tensorrt.index(gpu_tables.TENSORRT.end)
+    assert "old" not in gpu_tables.placed([report, tensorrt_of(report)], both)
+    with pytest.raises(ValueError, match="bench of TensorRT"):
+        gpu_tables.placed([tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0])
+
+
+def test_a_report_of_a_network_with_texts_is_read_again(report: GpuReport) -> None:
+    report.rows = [one.model_copy(update={"resident": None}) for one in report.rows]
+    report.memory[0].working_ratio = None
+    for one in (report, tensorrt_of(report)):
+        assert GpuReport.model_validate_json(one.json_text()) == one
+        assert "| 1 | r=16 | 0.500 | 950 | 1.90 | 0.950 | 950 |" in gpu_tables.markdown([one])
+
+
 def test_the_document_has_the_marks() -> None:
-    assert "in their place" in gpu_tables.put("in their place", (ROOT / "docs/gpu.md").read_text())
+    text = (ROOT / "docs/gpu.md").read_text()
+    for marks in MARKS:
+        assert "in their place" in gpu_tables.put("in their place", text, marks)

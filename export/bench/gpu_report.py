@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from export.bench.engine_report import TensorRt, at
 from export.bench.measure import Measured
 from export.bench.options import TorchWay
 from export.bench.report import Against, empty_table
 from export.bench.targets import Target
+
+Other = Literal["other", "cuda", "static"]
+"""What runs the same plans beside: another bundle, ONNX Runtime where TensorRT is measured, or
+engines of one plan each."""
 
 
 class Speed(BaseModel):
@@ -30,7 +36,7 @@ class Speed(BaseModel):
     efficiency: float
 
 
-class CudaRow(BaseModel):
+class GpuRow(BaseModel):
     """A level's figures at one batch size.
 
     Attributes:
@@ -44,7 +50,7 @@ class CudaRow(BaseModel):
     level: str
     batch: int
     flops_ratio: float
-    resident: Speed | None
+    resident: Speed | None = None
     served: Speed
     p50_ms: float
     p99_ms: float
@@ -86,7 +92,7 @@ class DeviceMemory(BaseModel):
     batch: int
     peak_mb: float
     working_mb: float
-    working_ratio: float | None
+    working_ratio: float | None = None
 
 
 class GpuMachine(BaseModel):
@@ -106,11 +112,12 @@ class GpuMachine(BaseModel):
     date: str
 
 
-class CudaReport(BaseModel):
+class GpuReport(BaseModel):
     """All that was measured, or what of it is there so far.
 
     Attributes:
         against: another bundle, at those plans that it can run; `other` is its folder.
+        tensorrt: what ran, where that was not ONNX Runtime.
         lost: what could not be measured, and why.
         complete: whether nothing is to come.
     """
@@ -124,11 +131,12 @@ class CudaReport(BaseModel):
     machine: GpuMachine
     rounds: int
     seconds: float
-    rows: list[CudaRow] = []
+    rows: list[GpuRow] = []
     torch: list[TorchSpeed] = []
     memory: list[DeviceMemory] = []
     other: str | None = None
     against: dict[int, list[Against]] = {}
+    tensorrt: TensorRt | None = None
     lost: list[str] = []
     complete: bool = False
 
@@ -141,6 +149,13 @@ class CudaReport(BaseModel):
         own = [one for one in self.torch if (one.level, one.batch) == (level, batch)]
         return max(own, key=lambda one: one.images_per_second, default=None)
 
+    def beside(self, who: Other) -> dict[int, list[Against]]:
+        """Where figures of what ran beside are kept, by batch."""
+        if who == "other":
+            return self.against
+        assert self.tensorrt is not None
+        return self.tensorrt.cuda if who == "cuda" else self.tensorrt.static
+
     def tables(self) -> Group:
         """The same to look at."""
         machine = self.machine
@@ -149,6 +164,8 @@ class CudaReport(BaseModel):
         found: list[RenderableType] = [self.speed_table(batch) for batch in batches]
         if self.memory:
             found.append(_memory_table(self.memory))
+        if self.tensorrt is not None:
+            found += [self.tensorrt.table(), self.tensorrt.text()]
         found += [
             Text(f"Compared with {self.other}, batch {batch}: {_quotients(compared)}")
             for batch, compared in self.against.items()
@@ -166,6 +183,7 @@ class CudaReport(BaseModel):
     def speed_table(self, batch: int) -> Table:
         """Every level at one batch size."""
         ways = dict.fromkeys(one.way for one in self.torch if one.batch == batch)
+        others = {} if self.tensorrt is None else self.tensorrt.beside()
         table = empty_table(
             f"{self.bundle}, {self.precision}, batch {batch}",
             (
@@ -173,6 +191,7 @@ class CudaReport(BaseModel):
                 *("from host", "efficiency", "p50 ms", "p99 ms"),
                 *(f"torch {way}" for way in ways),
                 *(("best torch x",) if ways else ()),
+                *(column for name in others for column in (name, "x")),
             ),
         )
         for row in self.rows:
@@ -194,6 +213,11 @@ class CudaReport(BaseModel):
                 f"{row.p99_ms:.2f}",
                 *(f"{torch[way].images_per_second:.0f}" if way in torch else "" for way in ways),
                 *(("" if best is None else f"{best.ratio:.2f}",) if ways else ()),
+                *(
+                    cell
+                    for rows in others.values()
+                    for cell in _beside(at(rows, row.level, row.batch))
+                ),
             )
         return table
 
@@ -218,6 +242,10 @@ def _cells(speed: Speed | None) -> tuple[str, str, str]:
     if speed is None:
         return "", "", ""
     return f"{speed.images_per_second:.0f}", f"{speed.speedup:.2f}", f"{speed.efficiency:.3f}"
+
+
+def _beside(found: Against | None) -> tuple[str, str]:
+    return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f}")
 
 
 def _quotients(compared: Iterable[Against]) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.bench import command, on_cuda, workers
-from export.bench.cuda_report import CudaReport, GpuMachine
+from export.bench import command, gpu_loading, on_gpu, workers
 from export.bench.device_memory import DevicePeak
+from export.bench.gpu_report import GpuMachine, GpuReport
 from export.bench.subjects import ImageGraphs, random_batches
 from export.bundle import Bundle
 from export.cuda import session
 from export.pipeline import export_bundle
 from export.recipe import Recipe
+from export.tensorrt import runtime
 from models.checkpoints import native
 from tests import tiny
 
@@ -41,9 +43,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the CPU be the GPU."""
     peaks = iter([DevicePeak(100, 1100), DevicePeak(100, 600)] * 2)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(on_cuda, "opened", lambda bundle, _device: ImageGraphs(bundle))
-    monkeypatch.setattr(on_cuda, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
-    monkeypatch.setattr(on_cuda, "device_peak", lambda *_args, **_options: next(peaks))
+    monkeypatch.setattr(gpu_loading, "opened", lambda bundle, _opening: ImageGraphs(bundle))
+    monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
+    monkeypatch.setattr(on_gpu, "device_peak", lambda *_args, **_options: next(peaks))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def test_every_level_at_every_batch(
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert found["rows"][0]["resident"]["speedup"] == 1.0
     assert (found["torch"], found["memory"], found["lost"]) == ([], [], [])
+    assert "tensorrt" not in found
     assert found["complete"]
     assert json.loads((tmp_path / "found.json").read_text()) == found
 
@@ -81,10 +84,10 @@ def test_what_there_is_is_kept_and_told_at_once(
     def interrupt(*_args: object, **_options: object) -> DevicePeak:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_cuda, "device_peak", interrupt)
+    monkeypatch.setattr(on_gpu, "device_peak", interrupt)
     out = tmp_path / "found.json"
     assert command.main([str(exported), *QUICK, "--out", str(out)]) == 130
-    kept = CudaReport.model_validate_json(out.read_text())
+    kept = GpuReport.model_validate_json(out.read_text())
     assert [row.batch for row in kept.rows] == [1, 1, 2, 2]
     assert not kept.complete
     told = capsys.readouterr().err
@@ -197,22 +200,33 @@ def test_what_cannot_be_measured(
     assert refusal() == "tokenfold bench: --backend cuda: no GPU was found\n"
 
 
+@pytest.mark.parametrize(
+    ("backend", "missing"), [("cuda", session.missing), ("tensorrt", runtime.missing)]
+)
 def test_without_a_gpu_it_says_what_is_missing(
-    exported: Path, capsys: pytest.CaptureFixture[str]
+    backend: str,
+    missing: Callable[[], str | None],
+    exported: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if session.missing() is None:
+    if missing() is None:
         pytest.skip("there is a GPU")
-    assert command.main([str(exported), "--backend", "cuda"]) == 2
-    assert "--backend cuda: " in capsys.readouterr().err
+    assert command.main([str(exported), "--backend", backend]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tokenfold bench: --backend {backend}: ")
 
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (["--batch", "1", "2"], "--backend cuda only"),
-        (["--torch", "compiled"], "is for --backend cuda"),
-        (["--out", "x"], "are for --backend cuda"),
+        (["--batch", "1", "2"], "--backend cuda or tensorrt only"),
+        (["--torch", "compiled"], "is for --backend cuda or tensorrt"),
+        (["--out", "x"], "are for --backend cuda or tensorrt"),
         (["--backend", "cuda", "--save"], "--save is for --backend cpu"),
+        (["--backend", "cuda", "--static-levels"], "are for --backend tensorrt"),
+        (["--backend", "cuda", "--beside", "cuda"], "are for --backend tensorrt"),
+        (["--engines", "x"], "are for --backend tensorrt"),
+        (["--backend", "tensorrt", "--beside", "cpu"], "invalid choice"),
         (["--backend", "tpu"], "invalid choice"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from export.bench.cuda_report import CudaRow, Speed, TorchSpeed, speeds
+from export.bench.gpu_report import GpuRow, Other, Speed, TorchSpeed, speeds
 from export.bench.measure import Measured, Subject, Timed, in_rounds
 from export.bench.report import Against, against
 from export.bench.subjects import Graphs, of_graph
@@ -16,22 +16,30 @@ from models.reduction.workload import Plan
 CALLERS = 2
 """As the service's: while one batch runs, the images of the other are copied."""
 
-Who = Literal["resident", "served", "alone", "other"]
+Own = Literal["resident", "served", "alone"]
 
 
 class Key(NamedTuple):
     """Whose slice of time it is."""
 
-    who: Who | Asked
+    who: Own | Other | Asked
     level: str
 
 
-class Found(NamedTuple):
-    """What was measured of a batch size; see `CudaReport`."""
+class Beside(NamedTuple):
+    """What runs the same plans in the same rounds, those of `targets` at least."""
 
-    rows: list[CudaRow]
+    who: Other
+    graphs: Graphs
+    targets: Mapping[str, Target]
+
+
+class Found(NamedTuple):
+    """What was measured of a batch size; see `GpuReport`."""
+
+    rows: list[GpuRow]
     torch: list[TorchSpeed]
-    against: list[Against]
+    against: dict[Other, list[Against]]
     lost: list[str]
 
 
@@ -59,7 +67,7 @@ class Batch:
         self._images = images
         self._inputs = inputs
         self._targets = targets
-        self._others: list[str] = []
+        self._others: dict[Other, list[str]] = {}
         self._own: dict[Key, Subject | Timed] = {}
         for level, target in targets.items():
             self._add(level, graphs, target.plan)
@@ -71,12 +79,13 @@ class Batch:
     def subjects(self) -> int:
         return len(self._own)
 
-    def compare(self, graphs: Graphs, targets: Mapping[str, Target]) -> None:
-        """Run another bundle beside, at those of the plans that it has."""
+    def compare(self, beside: Beside) -> None:
+        """Run something else beside, at those of the plans that it has."""
+        who, graphs, targets = beside
         for level, target in targets.items():
-            self._others.append(level)
+            self._others.setdefault(who, []).append(level)
             own = self._resident(graphs, target.plan)
-            self._own[Key("other", level)] = own or self._served(graphs, target.plan)
+            self._own[Key(who, level)] = own or self._served(graphs, target.plan)
 
     def measure(self, rounds: int, seconds: float, progress: Callable[[], None]) -> Found:
         """See `in_rounds`. Where a process of PyTorch's fails, all is measured without them."""
@@ -95,10 +104,13 @@ class Batch:
                 self._torch(one, worker.graph(row), found)
                 for one, (worker, row) in self._ready.items()
             ],
-            [
-                against(level, found[_device(level, found)], found[Key("other", level)])
-                for level in self._others
-            ],
+            {
+                who: [
+                    against(level, found[_device(level, found)], found[Key(who, level)])
+                    for level in levels
+                ]
+                for who, levels in self._others.items()
+            },
             lost,
         )
 
@@ -116,12 +128,12 @@ class Batch:
         queue = graphs.resident(self._inputs[0], plan)
         return None if queue is None else Timed(queue.seconds, self._images)
 
-    def _rows(self, found: Mapping[Key, Measured]) -> list[CudaRow]:
+    def _rows(self, found: Mapping[Key, Measured]) -> list[GpuRow]:
         served = self._speeds("served", found)
         resident = self._speeds("resident", found)
         alone = {level: found[Key("alone", level)] for level in self._targets}
         return [
-            CudaRow(
+            GpuRow(
                 level=level,
                 batch=self._images,
                 flops_ratio=target.flops_ratio,
@@ -133,7 +145,7 @@ class Batch:
             for level, target in self._targets.items()
         ]
 
-    def _speeds(self, who: Who, found: Mapping[Key, Measured]) -> dict[str, Speed]:
+    def _speeds(self, who: Own, found: Mapping[Key, Measured]) -> dict[str, Speed]:
         own = {key.level: measured for key, measured in found.items() if key.who == who}
         return speeds(self._targets, own) if own else {}
 

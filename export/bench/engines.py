@@ -1,0 +1,150 @@
+"""The engines that a bench of TensorRT measures: they are built first where they are missing.
+
+In a process of its own, so that what a builder takes of memory counts nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from export.bench.engine_report import EngineFile, TensorRt, engine_set
+from export.bench.stages import BenchError, Stage, notice
+from export.bundle import Bundle
+from export.manifest import GRAPHS
+from export.tensorrt import runtime
+from export.tensorrt.engines import Engines, Origin
+from export.tensorrt.profiles import takes_plan
+from models.reduction.workload import Plan
+
+COMMAND = (sys.executable, "-m", "export.tensorrt.command")
+
+
+def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
+    """Build what is missing.
+
+    Args:
+        root: of the engines of all bundles.
+        static: whether an engine for the plan of each level is wanted too.
+
+    Raises:
+        BenchError: an engine cannot be built.
+        RuntimeError: TensorRT cannot run such a bundle.
+    """
+    if runtime.unbuilt(bundle, root):
+        _build(bundle, root, (), stage)
+    if static and _without_static(bundle, root):
+        bfloat16 = any(one.precision == "bf16" for one in _planned(bundle, root))
+        more = ("--precision", "bf16") if bfloat16 else ()
+        _build(bundle, root, ("--static-levels", *more), stage)
+
+
+def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
+    """What will run, for the report.
+
+    Raises:
+        EngineError: an engine is missing, or was built from something else.
+    """
+    engines = Engines(root, bundle)
+    of_graphs = [runtime.chosen(bundle, graph, root, static=static) for graph in _graphs(bundle)]
+    target = of_graphs[0][0].target
+
+    def files(origins: Iterable[Origin]) -> list[EngineFile]:
+        return [
+            EngineFile(
+                graph=one.graph,
+                precision=one.precision,
+                level=None if one.plan is None else _levels(bundle, one.plan),
+                bytes=engines.find(one).bytes,
+            )
+            for one in origins
+        ]
+
+    return TensorRt(
+        version=target.tensorrt,
+        gpu=target.gpu,
+        plugins=target.plugins,
+        engines=files(one for graph in of_graphs for one in graph),
+        one=engine_set(files(only(bundle, root, static=False))),
+        each=engine_set(files(only(bundle, root, static=True))) if static else None,
+    )
+
+
+def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
+    """The least that runs all levels.
+
+    Args:
+        static: engines of one plan each, rather than one of all plans; where a graph takes no plan
+            there is one engine in either case.
+    """
+    found = []
+    for graph in _graphs(bundle):
+        first, *fixed = runtime.chosen(bundle, graph, root, static=static)
+        found += fixed or [first]
+    return found
+
+
+def fixed_plans(bundle: Bundle, root: Path) -> set[Plan]:
+    """Plans that have an engine of their own."""
+    return {one.plan for one in only(bundle, root, static=True) if one.plan is not None}
+
+
+def _graphs(bundle: Bundle) -> tuple[str, ...]:
+    return GRAPHS[bundle.manifest.kind]
+
+
+def _planned(bundle: Bundle, root: Path) -> list[Origin]:
+    """The engines of all plans of those graphs that take a plan."""
+    return [one for one in only(bundle, root, static=False) if takes_plan(one.graph)]
+
+
+def _without_static(bundle: Bundle, root: Path) -> bool:
+    plans = {level.plan for level in bundle.manifest.levels.values()}
+    return not plans <= fixed_plans(bundle, root)
+
+
+def _levels(bundle: Bundle, plan: Plan) -> str:
+    levels = bundle.manifest.levels
+    return "/".join(name for name in levels if levels[name].plan == plan)
+
+
+def _percent(line: str) -> int:
+    """How much of a build is done; 0 for a line that is of something else."""
+    # A library of NVIDIA's may print what it likes.
+    with suppress(ValueError, KeyError, TypeError):
+        return int(100 * json.loads(line)["done"])
+    return 0
+
+
+def _build(bundle: Bundle, root: Path, more: tuple[str, ...], stage: Stage) -> None:
+    """Run `tokenfold build`, and show how far it is."""
+    notice(
+        f"{bundle.manifest.name}: engines are built, which takes minutes; they are kept in {root}"
+    )
+    step, told = stage("engines", 100), 0
+    command = [*COMMAND, str(bundle.folder), "--engines", str(root), "--json", *more]
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as building,
+    ):
+        try:
+            assert building.stdout is not None
+            for line in building.stdout:
+                done = _percent(line)
+                for _ in range(told, done):
+                    step()
+                told = max(told, done)
+        except BaseException:
+            # Engines that are done are kept, and none is there by half.
+            building.kill()
+            raise
+        if building.wait() != 0:
+            said.seek(0)
+            lines = said.read().strip().splitlines() or [f"exit code {building.returncode}"]
+            why = lines[-1].removeprefix("tokenfold build: ")
+            raise BenchError(f"the engines of {bundle.manifest.name} cannot be built: {why}")

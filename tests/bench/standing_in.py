@@ -1,0 +1,48 @@
+"""`tokenfold build` where there is no TensorRT: it writes engines that nobody loads.
+
+Run as a file, for `python -m` would look for it in whatever folder the tests are run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from export.bundle import Bundle
+from export.tensorrt.engines import EngineError, Engines, Target, origins
+
+COMMAND = (sys.executable, __file__)
+TARGET = Target(tensorrt="tensorrt 11.4.0", gpu="Standing In sm_90", plugins="ab" * 32)
+BYTES, STATIC_BYTES = 3_000_000, 2_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--engines", type=Path)
+    parser.add_argument("--static-levels", action="store_true")
+    parser.add_argument("--precision")
+    parser.add_argument("--json", action="store_true", required=True)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    engines = Engines(options.engines, bundle)
+    wanted = origins(
+        bundle,
+        TARGET,
+        precision="bf16" if options.precision == "bf16" else None,
+        static=options.static_levels,
+    )
+    print("Some library says something, as they do")
+    for at, origin in enumerate(wanted, 1):
+        try:
+            engines.find(origin)
+        except EngineError:
+            engines.write(origin, bytes(BYTES if origin.plan is None else STATIC_BYTES))
+        line = {"engine": origin.graph, "done": at / len(wanted), "phase": "Built"}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
