@@ -216,6 +216,8 @@ optional-plugins:
 	$(make_venv)
 	$(pip_install) '$(TORCH)'
 	$(pip_install) '$(TORCH)' -e '.[gpu,export,test]'
+	@# From NVIDIA's own index. Without it there is TensorRT for RTX, which the tests bring, for the GPUs that it knows.
+	$(pip_install) -e '.[tensorrt]' || printf '%s\n' '' 'NOTICE: TensorRT could not be installed, for the reason above.' ''
 	@touch $@
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
