@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from export.cuda.device import Graph, Memory, Stream, kept
 from export.cuda.lanes import Rows
@@ -26,6 +27,13 @@ logger = logging.getLogger(__name__)
 # The first run of a batch and a plan takes memory from CUDA, and loads kernels. The next finds all
 # of it there; but which piece of the arena it takes may differ, so there is another attempt.
 _ATTEMPTS = 3
+
+
+class _Recording(NamedTuple):
+    """A run as a CUDA graph, and what it was recorded from, which is kept for it."""
+
+    graph: Graph
+    run: Callable[[], None]
 
 
 class Program:
@@ -52,7 +60,7 @@ class Program:
         """
         self._runner = runner
         self._stream = stream
-        self._recorded: dict[tuple[Plan, int], Graph] = {}
+        self._recorded: dict[tuple[Plan, int], _Recording] = {}
         self._records = True
         self._image = Place(image, kept(Memory(image.size * most), held))
         self._outputs = {
@@ -76,7 +84,7 @@ class Program:
         """
         recording = self._recorded.get((plan, batch))
         if recording is not None:
-            recording.launch(self._stream)
+            recording.graph.launch(self._stream)
         else:
             self._bound(plan, batch, recorded=False)()
 
@@ -88,14 +96,15 @@ class Program:
         """
         if (plan, batch) in self._recorded:
             return
-        run = self._bound(plan, batch, recorded=True)
+        run = self._bound(plan, batch, recorded=self._records)
         for attempt in range(1, _ATTEMPTS + 1):
             run()
             self._stream.wait()
             if not self._records:
                 return
             try:
-                self._recorded[plan, batch] = kept(self._stream.capture(run), self._held)
+                graph = kept(self._stream.capture(run), self._held)
+                self._recorded[plan, batch] = _Recording(graph, run)
                 return
             # ONNX Runtime's errors have no base of their own.
             except Exception as error:

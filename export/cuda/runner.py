@@ -57,11 +57,11 @@ class Runner(Protocol):
         """A run at fixed addresses of a graph that takes images and perhaps a plan.
 
         Args:
-            recorded: whether it is to be recorded, so that what it holds stays as it is as long as
-                the runner lives. Else another call of `bound` may end its use.
+            recorded: whether it is to be recorded. Else another call of `bound` may end its use.
 
         Returns:
-            What appends the run to the stream, and does not wait. It may be called again.
+            What appends the run to the stream, and does not wait. It may be called again; and what
+            a recording of it needs stays as it is as long as this is kept.
         """
         ...
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from export.cuda.device import Stream
+from export.cuda.lanes import Array
 from export.tensorrt.engines import EngineError, Origin
 from export.tensorrt.flavour import Flavour
 from export.tensorrt.journal import Journal
@@ -15,6 +17,16 @@ from export.tensorrt.plugins import Plugins
 from models.reduction.workload import Plan
 
 PLAN = "plan"
+
+_ALIGNMENT = 256
+"""Bytes, of every address that TensorRT is given, on the host too."""
+
+# What an engine fails with through no fault of its own.
+_GPU = re.compile(r"out\s*of\s*memory|cuda runtime", re.IGNORECASE)
+
+
+class RefusedError(EngineError):
+    """An engine that TensorRT does not take, today or tomorrow."""
 
 
 class Tensor(NamedTuple):
@@ -37,6 +49,7 @@ class Engine:
         origin: what it was built from.
         inputs, outputs: by name.
         memory: bytes that a context of it works in, at most.
+        counts: how many a plan has; 0 if it takes none, or one that nothing depends on.
     """
 
     def __init__(
@@ -45,18 +58,23 @@ class Engine:
         """Load it.
 
         Raises:
-            EngineError: TensorRT does not take it.
+            RefusedError: TensorRT does not take it.
+            EngineError: it cannot be loaded now.
         """
         self._flavour = flavour
         self._plugins = plugins
         self._journal = Journal(flavour)
         api = flavour.api
-        # Kept: an engine is no longer one without it.
-        self._runtime = api.Runtime(self._journal.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise self.failed(f"{origin.file} could not be loaded")
+        try:
+            # Kept: an engine is no longer one without it.
+            self._runtime: Any = api.Runtime(self._journal.logger)
+        except TypeError as error:  # its way to say that there is none
+            raise self.failed(f"{flavour.version} cannot start") from error
         self.origin = origin
+        self._engine: Any = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            why = self.failed(f"{origin.file} could not be loaded")
+            raise why if _GPU.search(str(why)) else RefusedError(str(why))
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         for at in range(self._engine.num_io_tensors):
@@ -69,6 +87,8 @@ class Engine:
             given = self._engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
             (self.inputs if given else self.outputs)[name] = tensor
         self.memory = int(self._engine.device_memory_size_v2)
+        plan = self.inputs.get(PLAN)
+        self.counts = plan.shape[0] if plan is not None and plan.host else 0
 
     def profile(self, batch: int) -> int:
         """Which profile is for a batch of so many items.
@@ -82,8 +102,8 @@ class Engine:
         most = max(profile.batch.most for profile in self.origin.profiles)
         raise EngineError(f"{self.origin.file} runs 1 to {most} items at a time, not {batch}")
 
-    def check(self, batch: int, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Whether it was built for inputs of these shapes.
+    def check(self, batch: int, shapes: Mapping[str, Sequence[int]], plan: Plan) -> None:
+        """Whether it was built for inputs of these shapes, and for this plan.
 
         Raises:
             EngineError: it was not; the message says for which it was.
@@ -96,6 +116,15 @@ class Engine:
             ):
                 said = " x ".join(f"{one.least} to {one.most}" for one in ranges)
                 raise EngineError(f"{self.origin.file} takes {name} of {said}, not {tuple(shape)}")
+        if not self.counts:
+            return
+        if len(plan) != self.counts:
+            raise EngineError(f"a plan here has {self.counts} counts, not {len(plan)}")
+        for one, count in zip(profile.plan, plan, strict=True):
+            if not one.least <= count <= one.most:
+                raise EngineError(
+                    f"{self.origin.file} takes counts of {one.least} to {one.most}, not {plan}"
+                )
 
     def context(self, profile: int, memory: int, size: int, stream: Stream) -> Context:
         """A new context.
@@ -116,11 +145,18 @@ class Engine:
             raise self.failed(f"{self.origin.file}: no context could be made")
         made.set_device_memory(memory, size)
         handle = int(stream.handle)
-        if made.active_optimization_profile != profile and not made.set_optimization_profile_async(
-            profile, handle
-        ):
-            raise self.failed(f"{self.origin.file}: profile {profile} could not be chosen")
+        if made.active_optimization_profile != profile:
+            try:
+                made.set_optimization_profile_async(profile, handle)
+            except RuntimeError as error:
+                what = f"{self.origin.file}: profile {profile} could not be chosen"
+                raise self.failed(what) from error
         return Context(self, made, handle)
+
+    def free(self) -> None:
+        """Give back what it holds on the GPU. Its contexts have been given back before."""
+        self._engine = None
+        self._runtime = None
 
     def failed(self, what: str) -> EngineError:
         """What to raise, with what TensorRT and the plugins said."""
@@ -137,7 +173,7 @@ class Context:
         self._engine = engine
         self._context = context
         self._stream = stream
-        self._counts = np.zeros(0, np.int64)
+        self._counts: Array = np.zeros(0)
 
     def place(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
         """Say where an input or an output is, and what shape an input has.
@@ -157,22 +193,22 @@ class Context:
         Raises:
             EngineError: TensorRT refuses it.
         """
-        given = self._engine.inputs.get(PLAN)
-        if given is None or not given.host:
-            return
-        if given.shape != (len(plan),):
-            raise EngineError(f"a plan here has {given.shape[0]} counts, not {len(plan)}")
-        # Kept: TensorRT reads it when the run is started.
-        self._counts = np.asarray(plan, dtype=given.dtype)
-        self.place(PLAN, int(self._counts.ctypes.data))
+        if self._engine.counts:
+            # Kept: TensorRT reads it when the run is started.
+            self._counts = _aligned(plan, self._engine.inputs[PLAN].dtype)
+            self.place(PLAN, int(self._counts.ctypes.data))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all outputs, which follow from what was given.
 
         Raises:
-            EngineError: something was not.
+            EngineError: something was not, or it does not go together.
         """
-        if missing := list(self._context.infer_shapes()):
+        try:
+            missing = list(self._context.infer_shapes())
+        except RuntimeError as error:
+            raise self._engine.failed("what was given does not go together") from error
+        if missing:
             raise self._engine.failed(f"shapes do not follow without {', '.join(missing)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._engine.outputs}
 
@@ -184,3 +220,17 @@ class Context:
         """
         if not self._context.execute_async_v3(self._stream):
             raise self._engine.failed("a run could not be started")
+
+    def free(self) -> None:
+        """Give back what it holds on the GPU. It does not run, and never will."""
+        self._context = None
+
+
+def _aligned(values: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """An array at such an address as TensorRT wants."""
+    size = len(values) * dtype.itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    found: Array = raw[start : start + size].view(dtype)
+    found[:] = values
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from functools import cache
 from typing import Any
 
@@ -11,51 +12,61 @@ from export.tensorrt.flavour import Flavour
 logger = logging.getLogger(__name__)
 
 _NO_GPU = "Error Code 1: Cuda Runtime"
+# The first has the cause, and nobody may ever ask.
+_MOST = 16
 
 
 class Journal:
-    """The logger of a builder or a runtime, and what it took.
+    """What TensorRT says to a builder or a runtime.
+
+    There is one logger for all of them, which is never given back: TensorRT keeps the first that it
+    is told of for whatever has none, such as the registry of plugins, and still calls it when it is
+    gone.
 
     Attributes:
-        errors: each in one line, since the last `take`; the first mostly has the cause.
-        logger: for TensorRT. It is to outlive whatever is made with it.
+        logger: for TensorRT.
     """
 
     def __init__(self, flavour: Flavour, *, ahead: bool = False) -> None:
         """Args:
-        ahead: whether it builds for a GPU that is not here: that there is none is no error then.
+        ahead: whether it builds for a GPU that is not here: that there is none is no error then,
+            nor for others in this process.
         """
-        self.errors: list[str] = []
-        self._ahead = ahead
-        self.logger = _logger_class(flavour)(self)
+        self.logger = _logger(flavour)
+        self.logger.ahead = self.logger.ahead or ahead
 
     def take(self) -> str | None:
-        """The first error since the last call."""
-        found = self.errors[0] if self.errors else None
-        self.errors.clear()
+        """The first error of this thread's calls since the last one of this, in one line."""
+        lines: list[str] = self.logger.errors.lines
+        found = lines[0] if lines else None
+        lines.clear()
         return found
 
-    def note(self, text: str, *, error: bool) -> None:
-        """Take a line."""
-        line = " ".join(text.split())
-        error = error and not (self._ahead and _NO_GPU in line)
-        if error:
-            self.errors.append(line)
-        # Its warnings are a thousand a graph, of names that two uses of one function share.
-        logger.log(logging.ERROR if error else logging.DEBUG, "%s", line)
+
+class _Errors(threading.local):
+    """Those of a thread: TensorRT tells whoever calls it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
 
 @cache
-def _logger_class(flavour: Flavour) -> Any:
+def _logger(flavour: Flavour) -> Any:
     api = flavour.api
     errors = (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR)
 
     class Logger(api.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self, journal: Journal) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self._journal = journal
+            self.ahead = False
+            self.errors = _Errors()
 
         def log(self, severity: Any, text: str) -> None:
-            self._journal.note(text, error=severity in errors)
+            line = " ".join(text.split())
+            error = severity in errors and not (self.ahead and _NO_GPU in line)
+            if error and len(self.errors.lines) < _MOST:
+                self.errors.lines.append(line)
+            # Its warnings are a thousand a graph, of names that two uses of one function share.
+            logger.log(logging.ERROR if error else logging.DEBUG, "%s", line)
 
-    return Logger
+    return Logger()

@@ -1,17 +1,18 @@
 """Engines of a graph as what runs it on the GPU; see `export.cuda.runner.Runner`.
 
-A context that a CUDA graph was recorded from must stay as it is, so each recorded run has one of
-its own. All of them work in the same memory, since one runs after the other in one stream.
+A context that a CUDA graph was recorded from must stay as it is, so each run to be recorded has one
+of its own. All of them work in the same memory, since one runs after the other in one stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from weakref import WeakSet
 
 import numpy as np
 
-from export.cuda.device import Memory, Pinned, Stream
+from export.cuda.device import CudaError, Memory, Pinned, Stream
 from export.cuda.lanes import Array
 from export.cuda.runner import Feeds, Place
 from export.tensorrt.engine import PLAN, Context, Engine
@@ -35,8 +36,9 @@ class EngineRunner:
         self._engine, *others = engines
         self._fixed = {one.origin.plan: one for one in others}
         self._stream = stream
-        self._held = ExitStack()
         self._contexts: dict[tuple[int, int], Context] = {}
+        # All of them: those to be recorded belong to who asked for them.
+        self._made: WeakSet[Context] = WeakSet()
         self._buffers = _Buffers()
         self.native = self._engine.origin.target.plugins is not None
         self.inputs = {
@@ -48,10 +50,19 @@ class EngineRunner:
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
         """See `Runner`."""
+        try:
+            return self._run(names, feeds)
+        except BaseException:
+            # The next run writes where copies may still be under way, or gives it back.
+            with suppress(CudaError):
+                self._stream.wait()
+            raise
+
+    def _run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
         plan = tuple(int(count) for count in feeds.get(PLAN, ()))
         engine = self._fit(plan)
         given = {
-            name: np.ascontiguousarray(feeds[name], dtype=one.dtype)
+            name: feeds[name].astype(one.dtype, casting="same_kind", copy=False)
             for name, one in engine.inputs.items()
             if not one.host
         }
@@ -59,7 +70,7 @@ class EngineRunner:
         batch = next(
             len(given[name]) for name, one in engine.inputs.items() if one.shape[:1] == (-1,)
         )
-        engine.check(batch, {name: values.shape for name, values in given.items()})
+        engine.check(batch, {name: values.shape for name, values in given.items()}, plan)
         context = self._shared(engine, batch)
         context.plan(plan)
         for name, values in given.items():
@@ -93,13 +104,16 @@ class EngineRunner:
     ) -> Callable[[], None]:
         """See `Runner`."""
         engine = self._fit(plan)
+        shape = (batch, *image.rows.shape)
+        engine.check(batch, {"image": shape}, plan)
         context = self._new(engine, batch) if recorded else self._shared(engine, batch)
         context.plan(plan)
-        context.place("image", image.memory.address, (batch, *image.rows.shape))
-        if PLAN in engine.inputs and not engine.inputs[PLAN].host:
-            # Nothing depends on it, and it is an input all the same.
-            counts = np.asarray(plan, dtype=engine.inputs[PLAN].dtype)
-            context.place(PLAN, self._buffers.sent(PLAN, counts, self._stream), counts.shape)
+        context.place("image", image.memory.address, shape)
+        unused = engine.inputs.get(PLAN)
+        if unused is not None and not unused.host:
+            # Nothing depends on it, so any bytes will do; it is an input all the same.
+            room = self._buffers.room(PLAN, unused.shape[0] * unused.dtype.itemsize)
+            context.place(PLAN, room)
         context.shapes()
         for name, place in outputs.items():
             context.place(name, place.memory.address)
@@ -107,7 +121,12 @@ class EngineRunner:
 
     def free(self) -> None:
         """See `Runner`."""
+        # Now, even if the traceback of a failed run still holds some of it.
+        for context in list(self._made):
+            context.free()
         self._contexts.clear()
+        for engine in (self._engine, *self._fixed.values()):
+            engine.free()
         self._buffers.free()
         self._work.free()
 
@@ -123,7 +142,9 @@ class EngineRunner:
 
     def _new(self, engine: Engine, batch: int) -> Context:
         profile = engine.profile(batch)
-        return engine.context(profile, self._work.address, self._work.size, self._stream)
+        made = engine.context(profile, self._work.address, self._work.size, self._stream)
+        self._made.add(made)
+        return made
 
 
 class _Buffers:

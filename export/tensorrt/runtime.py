@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from export.bundle import Bundle
 from export.cuda import device
-from export.cuda.device import Stream
+from export.cuda.device import CudaError, Stream, kept
 from export.tensorrt import flavour, plugins, target
-from export.tensorrt.engine import Engine
+from export.tensorrt.engine import Engine, RefusedError
 from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins
-from export.tensorrt.flavour import TensorRtError
+from export.tensorrt.flavour import Flavour, TensorRtError
+from export.tensorrt.plugins import Plugins
 from export.tensorrt.runner import EngineRunner
 
 
@@ -26,7 +27,7 @@ def missing() -> str | None:
         if registered is None:
             return "the plugins for TensorRT are not compiled: make plugins-tensorrt"
         target.here(own, registered)
-    except (TensorRtError, FileNotFoundError) as error:
+    except (TensorRtError, CudaError, OSError) as error:
         return str(error)
     return None
 
@@ -43,9 +44,9 @@ def unbuilt(bundle: Bundle, folder: Path) -> list[str]:
     """
     engines, here = Engines(folder, bundle), _here()
     return [
-        wanted[0].file
+        wanted[-1].file  # which is built where nobody asks for another precision
         for wanted in _wanted(bundle, here).values()
-        if not any(_is_there(engines, origin) for origin in wanted)
+        if not any(_is_whole(engines, origin) for origin in wanted)
     ]
 
 
@@ -91,11 +92,23 @@ def opener(
         registered = plugins.registered(own)
         engines = Engines(folder, bundle)
         wanted = chosen(bundle, graph, folder, static=static)
-        return EngineRunner(
-            [Engine(own, registered, one, engines.read(one)) for one in wanted], stream
-        )
+        with ExitStack() as undo:
+            loaded = [kept(_loaded(engines, one, own, registered), undo) for one in wanted]
+            runner = EngineRunner(loaded, stream)
+            undo.pop_all()
+        return runner
 
     return opened
+
+
+def _loaded(engines: Engines, origin: Origin, own: Flavour, registered: Plugins | None) -> Engine:
+    content = engines.read(origin)
+    try:
+        return Engine(own, registered, origin, content)
+    except RefusedError:
+        # It will not be taken the next time either, so it is to be built anew.
+        engines.discard(origin)
+        raise
 
 
 def _here() -> Target:
@@ -120,6 +133,15 @@ def _both(bundle: Bundle, here: Target) -> Iterable[Origin]:
 def _is_there(engines: Engines, origin: Origin) -> bool:
     try:
         engines.find(origin)
+    except EngineError:
+        return False
+    return True
+
+
+def _is_whole(engines: Engines, origin: Origin) -> bool:
+    """Whether it is there, and is what was written."""
+    try:
+        engines.read(origin)
     except EngineError:
         return False
     return True

@@ -19,6 +19,9 @@ from typing import Any
 
 Work = Callable[[], None]
 
+ALIGNMENT = 256
+"""Bytes, of all memory."""
+
 
 class Error(IntEnum):
     """Some of cudaError_t."""
@@ -76,6 +79,7 @@ class FakeRuntime:
     Attributes:
         calls: how often each was called.
         failing: functions that fail, and how many times.
+        blocks: of memory that the GPU has room for; None for any number.
         live: what was allocated or created and not given back, by what made it.
     """
 
@@ -96,9 +100,10 @@ class FakeRuntime:
         self.devices = devices
         self.calls: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
+        self.blocks: int | None = None
         self.live: Counter[str] = Counter()
         self._streams: list[Stream] = []
-        self._blocks: dict[int, tuple[Any, str]] = {}
+        self._blocks: dict[int, tuple[Any, str, int]] = {}
         self._made: dict[int, str] = {}
 
     def __getattribute__(self, name: str) -> Any:
@@ -119,6 +124,16 @@ class FakeRuntime:
         """Where the block at an address is."""
         return self._blocks[address][1]
 
+    def room(self, address: int) -> int:
+        """Bytes of the block at an address; 0 where there is none, any more."""
+        block = self._blocks.get(address)
+        return 0 if block is None else block[2]
+
+    def stream(self, number: int) -> Stream:
+        """The stream that a library knows by its number."""
+        (found,) = (stream for stream in self._streams if int(stream) == number)
+        return found
+
     def cudaGetErrorString(self, status: Error) -> Any:  # noqa: N802
         return Error.cudaSuccess, f"fake {status.name}".encode()
 
@@ -126,7 +141,7 @@ class FakeRuntime:
         return Error.cudaSuccess, self.devices
 
     def cudaGetDeviceProperties(self, _: int) -> Any:  # noqa: N802
-        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0")
+        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU\0\0", major=9, minor=0)
 
     def cudaMemGetInfo(self) -> Any:  # noqa: N802
         return Error.cudaSuccess, 3, 5
@@ -136,6 +151,8 @@ class FakeRuntime:
             if stream.recording is not None and stream.recorder == threading.get_ident():
                 stream.spoilt = True
                 return (Error.cudaErrorStreamCaptureUnsupported,)
+        if self.blocks is not None and self.live["device"] >= self.blocks:
+            return (Error.cudaErrorMemoryAllocation,)
         return self._allocated(size, "device")
 
     def cudaHostAlloc(self, size: int, _: int) -> Any:  # noqa: N802
@@ -143,10 +160,11 @@ class FakeRuntime:
 
     def _allocated(self, size: int, kind: str) -> Any:
         # Full of ones: what was never written is no plausible zero.
-        block = ctypes.create_string_buffer(b"\xff" * size, size)
-        self._blocks[ctypes.addressof(block)] = (block, kind)
+        block = ctypes.create_string_buffer(b"\xff" * (size + ALIGNMENT))
+        address = -(-ctypes.addressof(block) // ALIGNMENT) * ALIGNMENT
+        self._blocks[address] = (block, kind, size)
         self.live[kind] += 1
-        return Error.cudaSuccess, ctypes.addressof(block)
+        return Error.cudaSuccess, address
 
     def cudaFree(self, address: int) -> Any:  # noqa: N802
         del self._blocks[address]
@@ -227,7 +245,9 @@ class FakeRuntime:
         self.live["recording"] += 1
         return Error.cudaSuccess, recording
 
-    def cudaGraphDestroy(self, _: Any) -> Any:  # noqa: N802
+    def cudaGraphDestroy(self, recording: list[Any]) -> Any:  # noqa: N802
+        for node in recording:
+            del node.work
         self.live["recording"] -= 1
         return (Error.cudaSuccess,)
 
@@ -243,14 +263,15 @@ class FakeRuntime:
 
     def cudaGraphInstantiate(self, recording: list[Any], _: int) -> Any:  # noqa: N802
         self.live["graph"] += 1
-        return Error.cudaSuccess, list(recording)
+        return Error.cudaSuccess, [node.work for node in recording]
 
-    def cudaGraphLaunch(self, graph: list[Any], stream: Stream) -> Any:  # noqa: N802
-        for node in graph:
-            stream.append(node.work)
+    def cudaGraphLaunch(self, graph: list[Work], stream: Stream) -> Any:  # noqa: N802
+        for work in graph:
+            stream.append(work)
         return (Error.cudaSuccess,)
 
-    def cudaGraphExecDestroy(self, _: Any) -> Any:  # noqa: N802
+    def cudaGraphExecDestroy(self, graph: list[Work]) -> Any:  # noqa: N802
+        graph.clear()
         self.live["graph"] -= 1
         return (Error.cudaSuccess,)
 

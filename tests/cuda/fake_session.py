@@ -26,12 +26,12 @@ MOST = 64
 def logits(images: Array, plan: Plan) -> npt.NDArray[np.float32]:
     """What a graph with a plan says to images."""
     sums = images.reshape(len(images), -1).sum(1)
-    return np.stack([sums, np.full(len(images), _number(plan))], axis=1).astype(np.float32)
+    return np.stack([sums, np.full(len(images), number(plan))], axis=1).astype(np.float32)
 
 
 def slots(images: Array, plan: Plan) -> npt.NDArray[np.int64]:
     """Where a graph with a plan puts the tokens of images."""
-    return np.repeat(logits(images, plan)[:, :1], 3, axis=1).astype(np.int64) + _number(plan)
+    return np.repeat(logits(images, plan)[:, :1], 3, axis=1).astype(np.int64) + number(plan)
 
 
 class Binding:
@@ -123,9 +123,9 @@ class FakeSession:
 
         def second() -> None:
             given["logits"][:] = np.stack(
-                [self._shared[:batch], np.full(batch, _number(binding.plan))], axis=1
+                [self._shared[:batch], np.full(batch, number(binding.plan))], axis=1
             )
-            given["slots"][:] = self._shared[:batch, None] + _number(binding.plan)
+            given["slots"][:] = self._shared[:batch, None] + number(binding.plan)
 
         stream.append(first, kind="host" if self.host else "kernel")
         stream.append(second)
@@ -140,5 +140,6 @@ class FakeSession:
         return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
 
 
-def _number(plan: Plan) -> int:
+def number(plan: Plan) -> int:
+    """What stands for a plan."""
     return sum(count * 10**at for at, count in enumerate(plan))

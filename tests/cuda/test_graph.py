@@ -1,34 +1,32 @@
-"""Runs on a GPU that is not there: lanes, padding, recordings, threads, failures."""
+"""Runs on a GPU that is not there, by whatever runs graphs there: lanes, padding, recordings,
+threads, failures.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from export.cuda import device, session
+from export.cuda import device, program
 from export.cuda.buckets import up_to
 from export.cuda.device import CudaError
 from export.cuda.graph import CudaGraph
 from export.cuda.lanes import IN_FLIGHT, Array
+from export.tensorrt.engines import EngineError
 from models.reduction.workload import Plan
 from tests.cuda import fake_session
 from tests.cuda.fake_runtime import FakeRuntime
-from tests.cuda.fake_session import SHAPE, FakeSession
-
-needs_fake = pytest.mark.usefixtures("fake")
+from tests.cuda.fake_session import SHAPE
+from tests.cuda.stand_ins import EngineStandIn, OnnxStandIn, StandIn
 
 PLANS = ((0, 0), (1, 2), (3, 4))
 MOST = 8
-OPEN = partial(session.OnnxRunner, Path("model.onnx"))
 
 
 @pytest.fixture
@@ -41,33 +39,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     assert set(+own.live) <= {"stream"}
 
 
-@pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
-    """Every session that was opened, as long as its graph has it."""
-    return _sessions(monkeypatch)
-
-
-def _sessions(monkeypatch: pytest.MonkeyPatch, **kind: Any) -> list[FakeSession]:
-    opened: list[FakeSession] = []
-
-    def open_fake(_: Path, stream: device.Stream, **__: Any) -> tuple[FakeSession, bool]:
-        own = FakeSession(stream, **kind)
-        opened.append(weakref.proxy(own))
-        return own, True
-
-    monkeypatch.setattr(session, "opened", open_fake)
-    return opened
-
-
-def _session_of(own: CudaGraph) -> Any:
-    assert isinstance(own._runner, session.OnnxRunner)
-    return own._runner._session
+@pytest.fixture(params=["onnxruntime", "tensorrt"])
+def runtime(
+    request: pytest.FixtureRequest, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StandIn]:
+    """What runs graphs."""
+    if request.param == "onnxruntime":
+        yield OnnxStandIn(monkeypatch)
+        return
+    own = EngineStandIn(fake)
+    yield own
+    assert not own.api.problems
 
 
 @pytest.fixture
-def graph(fake: FakeRuntime, sessions: list[FakeSession]) -> Iterator[CudaGraph]:
-    own = CudaGraph(OPEN, most=MOST)
-    assert len(sessions) == 1
+def graph(fake: FakeRuntime, runtime: StandIn) -> Iterator[CudaGraph]:
+    own = CudaGraph(runtime.opener(), most=MOST)
     assert fake.live["stream"] == 2
     yield own
     own.close()
@@ -80,6 +67,8 @@ def drawn(count: int, seed: int = 0) -> Array:
 def check(own: CudaGraph, images: Array, plan: Plan) -> None:
     """A run gives what it should, whichever outputs are asked for."""
     feeds = {"image": images, "plan": np.asarray(plan, dtype=np.int64)}
+    if "input_ids" in own.inputs:
+        feeds["input_ids"] = np.zeros((len(images), 5), dtype=np.int64)
     (logits,) = own.run(["logits"], feeds)
     np.testing.assert_array_equal(logits, fake_session.logits(images, plan))
     slots, again = own.run(["slots", "logits"], feeds)
@@ -96,19 +85,17 @@ def test_any_batch(graph: CudaGraph, count: int, warm: bool) -> None:
         check(graph, drawn(count, seed), plan)
 
 
-def test_what_is_warm_is_launched(
-    graph: CudaGraph, fake: FakeRuntime, sessions: list[FakeSession]
-) -> None:
+def test_what_is_warm_is_launched(graph: CudaGraph, fake: FakeRuntime, runtime: StandIn) -> None:
     graph.warm(PLANS[1:])
     assert graph.recorded == len(up_to(MOST)) * 2
-    before = sessions[0].runs
+    before = runtime.runs
     for plan in PLANS[1:]:
         for count in (1, 5, 8):
             check(graph, drawn(count), plan)
-    assert sessions[0].runs == before
+    assert runtime.runs == before
     assert fake.calls["cudaGraphLaunch"] == 12
     check(graph, drawn(3), PLANS[0])
-    assert sessions[0].runs == before + 2
+    assert runtime.runs == before + 2
     graph.warm(PLANS)
     assert graph.recorded == len(up_to(MOST)) * 3
 
@@ -185,66 +172,78 @@ def test_failures_of_some_threads_leave_others_alone(graph: CudaGraph, fake: Fak
     check(graph, drawn(8), PLANS[0])
 
 
-def test_a_run_that_cannot_start(graph: CudaGraph) -> None:
+def test_a_run_that_cannot_start(graph: CudaGraph, runtime: StandIn) -> None:
     for _ in range(2 * IN_FLIGHT):
-        with pytest.raises(AssertionError):
+        with pytest.raises(runtime.refuses):
             check(graph, drawn(2), (1, 2, 3))
     check(graph, drawn(2), PLANS[0])
 
 
-@needs_fake
+def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was said of recordings. TensorRT itself says more."""
+    return [record for record in caplog.records if record.name == program.__name__]
+
+
 @pytest.mark.parametrize("grows", [1, 2, 3])
 def test_a_run_that_still_takes_memory_is_recorded_later(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    grows: int,
+    runtime: StandIn, caplog: pytest.LogCaptureFixture, grows: int
 ) -> None:
-    (opened,) = (_sessions(monkeypatch, grows=grows),)
-    own = CudaGraph(OPEN, most=1)
+    own = CudaGraph(runtime.opener(grows=grows), most=1)
     own.warm(PLANS[:1])
     assert own.recorded == 1
-    assert opened[0].runs <= 5
+    assert runtime.runs <= 5
     check(own, drawn(1), PLANS[0])
-    assert not caplog.records
+    assert not warnings(caplog)
     own.close()
 
 
-@needs_fake
 @pytest.mark.parametrize("kind", [{"grows": 10**6}, {"host": True}])
 def test_what_cannot_be_recorded_runs_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    kind: dict[str, Any],
+    runtime: StandIn, fake: FakeRuntime, caplog: pytest.LogCaptureFixture, kind: dict[str, Any]
 ) -> None:
-    _sessions(monkeypatch, **kind)
-    own = CudaGraph(OPEN, most=MOST)
+    own = CudaGraph(runtime.opener(**kind), most=MOST)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(5), PLANS[0])
     own.resident(drawn(2), PLANS[0])()
-    (warning,) = caplog.records
+    (warning,) = warnings(caplog)
     assert warning.levelno == logging.WARNING
     assert "no CUDA graphs" in warning.getMessage()
+    before = +fake.live
+    for _ in range(2):
+        own.warm(PLANS)
+        own.resident(drawn(2), PLANS[0])()
+    assert +fake.live == before
     own.close()
 
 
-def test_a_graph_without_a_plan(fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = _sessions(monkeypatch, plan=False)
-    own = CudaGraph(OPEN, most=2)
+def test_repeated_runs_take_no_more_memory(graph: CudaGraph, fake: FakeRuntime) -> None:
+    graph.warm(PLANS[:2])
+    check(graph, drawn(20), PLANS[2])
+    before = +fake.live
+    for count in (1, 20, 5):
+        graph.warm(PLANS[:2])
+        for plan in PLANS:
+            check(graph, drawn(count), plan)
+        graph.resident(drawn(3), PLANS[1])()
+    graph.wait()
+    assert +fake.live == before
+
+
+def test_a_graph_without_a_plan(fake: FakeRuntime, runtime: StandIn) -> None:
+    own = CudaGraph(runtime.opener(plan=False), most=2)
     own.warm([()])
     assert own.recorded == 2
-    before = opened[0].runs
+    before = runtime.runs
     (logits,) = own.run(["logits"], {"image": drawn(3)})
     np.testing.assert_array_equal(logits, fake_session.logits(drawn(3), ()))
-    assert opened[0].runs == before
+    assert runtime.runs == before
     own.close()
     assert not +fake.live
 
 
-@needs_fake
-def test_images_of_other_sizes_run_without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    _sessions(monkeypatch, free=True)
-    own = CudaGraph(OPEN, size=SHAPE[:2], most=2)
+def test_images_of_other_sizes_run_without_lanes(runtime: StandIn) -> None:
+    own = CudaGraph(runtime.opener(free=True), size=SHAPE[:2], most=2)
     own.warm(PLANS)
     assert own.recorded == 6
     other = np.ones((3, 2, 5, 3), np.uint8)
@@ -255,11 +254,9 @@ def test_images_of_other_sizes_run_without_lanes(monkeypatch: pytest.MonkeyPatch
     own.close()
 
 
-@needs_fake
 @pytest.mark.parametrize("kind", [{"texts": True}, {"free": True}])
-def test_graphs_that_take_more(monkeypatch: pytest.MonkeyPatch, kind: dict[str, bool]) -> None:
-    _sessions(monkeypatch, **kind)
-    own = CudaGraph(OPEN, most=2)
+def test_graphs_that_take_more(runtime: StandIn, kind: dict[str, bool]) -> None:
+    own = CudaGraph(runtime.opener(**kind), most=2)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(3), PLANS[0])
@@ -268,7 +265,7 @@ def test_graphs_that_take_more(monkeypatch: pytest.MonkeyPatch, kind: dict[str, 
         check(own, drawn(3), PLANS[0])
 
 
-def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
+def test_resident_runs(graph: CudaGraph, fake: FakeRuntime, runtime: StandIn) -> None:
     images = drawn(5)
     start = graph.resident(images, PLANS[1])
     before = fake.calls["cudaMemcpyAsync"]
@@ -278,17 +275,15 @@ def test_resident_runs(graph: CudaGraph, fake: FakeRuntime) -> None:
     assert fake.calls["cudaMemcpyAsync"] == before
     assert fake.calls["cudaGraphLaunch"] == 3
     rows: Sequence[float] = fake_session.logits(images, PLANS[1])[:, 0].tolist()
-    assert _session_of(graph)._shared[:5].tolist() == rows
+    assert runtime.sums(graph, 5) == rows
     for count in (0, MOST + 1):
         with pytest.raises(ValueError, match="own size"):
             graph.resident(drawn(count), PLANS[1])
 
 
-@needs_fake
-@pytest.mark.usefixtures("sessions")
-def test_a_closed_graph_ends_its_runs_first() -> None:
-    own = CudaGraph(OPEN, most=MOST)
-    session_left = weakref.ref(_session_of(own))
+def test_a_closed_graph_ends_its_runs_first(runtime: StandIn) -> None:
+    own = CudaGraph(runtime.opener(), most=MOST)
+    weights = runtime.weights(own)
     own.warm(PLANS[:1])
     start = own.resident(drawn(2), PLANS[0])
     done: list[int] = []
@@ -315,36 +310,55 @@ def test_a_closed_graph_ends_its_runs_first() -> None:
             call()
     assert own.recorded == 0
     own.close()
-    # The weights are gone with the session.
-    assert session_left() is None
+    assert weights() is None
 
 
-@pytest.mark.usefixtures("sessions")
-def test_a_session_that_an_error_holds_keeps_its_stream(fake: FakeRuntime) -> None:
-    """A failed run is the reason to close, and its traceback has the session in its frames."""
-    own = CudaGraph(OPEN, most=MOST)
-    session_left = weakref.ref(_session_of(own))
-    with pytest.raises(AssertionError) as caught:
+def test_what_an_error_holds_keeps_its_stream(runtime: StandIn, fake: FakeRuntime) -> None:
+    """A failed run is the reason to close, and its traceback has the runner in its frames."""
+    own = CudaGraph(runtime.opener(), most=MOST)
+    weights = runtime.weights(own)
+    with pytest.raises(runtime.refuses) as caught:
         check(own, drawn(2), (1, 2, 3))
     own.close()
-    assert session_left() is not None
+    # A session has its weights as long as it is there; an engine gives them back.
+    assert (weights() is None) == isinstance(runtime, EngineStandIn)
     assert +fake.live == {"stream": 2}
     del caught
 
 
-@needs_fake
-def test_no_session_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> None:
+def test_what_cannot_be_opened_leaves_nothing(fake: FakeRuntime) -> None:
+    def broken(_: device.Stream) -> NoReturn:
         raise RuntimeError("no provider")
 
-    monkeypatch.setattr(session, "opened", broken)
     with pytest.raises(RuntimeError, match="no provider"):
-        CudaGraph(OPEN)
+        CudaGraph(broken)
+    assert not +fake.live
 
 
-@pytest.mark.usefixtures("sessions")
 @pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaEventCreateWithFlags"])
-def test_not_enough_memory(fake: FakeRuntime, function: str) -> None:
+def test_not_enough_memory(runtime: StandIn, fake: FakeRuntime, function: str) -> None:
     fake.failing[function] = 1
-    with pytest.raises(CudaError, match=function):
-        CudaGraph(OPEN)
+    with pytest.raises((CudaError, EngineError), match=f"{function}|OutOfMemory"):
+        CudaGraph(runtime.opener())
+
+
+def test_not_enough_memory_for_some_of_it(runtime: StandIn, fake: FakeRuntime) -> None:
+    own = CudaGraph(runtime.opener(), most=MOST)
+    opened = fake.live["device"]
+    own.warm(PLANS[:1])
+    warm = fake.live["device"]
+    own.close()
+    for blocks in range(opened):
+        fake.blocks = blocks
+        with pytest.raises((CudaError, EngineError), match=r"MemoryAllocation|OutOfMemory"):
+            CudaGraph(runtime.opener(), most=MOST)
+        assert set(+fake.live) <= {"stream"}
+    for blocks in range(opened, warm):
+        fake.blocks = blocks
+        own = CudaGraph(runtime.opener(), most=MOST)
+        with pytest.raises(EngineError, match="OutOfMemory"):
+            own.warm(PLANS[:1])
+        fake.blocks = None
+        check(own, drawn(MOST), PLANS[0])
+        own.close()
+        assert set(+fake.live) <= {"stream"}

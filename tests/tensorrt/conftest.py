@@ -1,0 +1,29 @@
+"""What tests of the runtime share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from export.cuda import device
+from tests.cuda.fake_runtime import FakeRuntime
+from tests.cuda.stand_ins import EngineStandIn
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
+    """In place of CUDA. Whatever a test took is given back at its end."""
+    own = FakeRuntime()
+    monkeypatch.setattr(device, "runtime", own)
+    yield own
+    # But streams, where an error that is still there has their runner in its traceback.
+    assert set(+own.live) <= {"stream"}
+
+
+@pytest.fixture
+def tensorrt(gpu: FakeRuntime) -> Iterator[EngineStandIn]:
+    """In place of TensorRT, which had no problem at the end."""
+    own = EngineStandIn(gpu)
+    yield own
+    assert not own.api.problems
