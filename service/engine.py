@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
+from export.tensorrt.process import StoppedError
 from service import timing, warmup
 from service.backends import choice
 from service.backends.backend import Sample
-from service.backends.building import StoppedError
 from service.backends.kinds import Kind, all_kinds
 from service.backends.preparation import Preparation
 from service.catalog import Catalog, Model

@@ -5,24 +5,19 @@ In a process of its own, so that what a builder takes of memory counts nowhere.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from export.bench.engine_report import EngineFile, TensorRt, engine_set
 from export.bench.stages import BenchError, Stage, notice
 from export.bundle import Bundle
 from export.manifest import GRAPHS
-from export.tensorrt import runtime
+from export.tensorrt import process, runtime
 from export.tensorrt.engines import Engines, Origin
+from export.tensorrt.process import BuildError, Progress
 from export.tensorrt.profiles import takes_plan
 from models.reduction.workload import Plan
-
-COMMAND = (sys.executable, "-m", "export.tensorrt.command")
 
 
 def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
@@ -113,38 +108,23 @@ def _levels(bundle: Bundle, plan: Plan) -> str:
     return "/".join(name for name in levels if levels[name].plan == plan)
 
 
-def _percent(line: str) -> int:
-    """How much of a build is done; 0 for a line that is of something else."""
-    # A library of NVIDIA's may print what it likes.
-    with suppress(ValueError, KeyError, TypeError):
-        return int(100 * json.loads(line)["done"])
-    return 0
-
-
 def _build(bundle: Bundle, root: Path, more: tuple[str, ...], stage: Stage) -> None:
-    """Run `tokenfold build`, and show how far it is."""
+    """Build engines, and show how far that is; those that are done are kept, whatever comes."""
     notice(
         f"{bundle.manifest.name}: engines are built, which takes minutes; they are kept in {root}"
     )
-    step, told = stage("engines", 100), 0
-    command = [*COMMAND, str(bundle.folder), "--engines", str(root), "--json", *more]
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as building,
-    ):
-        try:
-            assert building.stdout is not None
-            for line in building.stdout:
-                done = _percent(line)
-                for _ in range(told, done):
-                    step()
-                told = max(told, done)
-        except BaseException:
-            # Engines that are done are kept, and none is there by half.
-            building.kill()
-            raise
-        if building.wait() != 0:
-            said.seek(0)
-            lines = said.read().strip().splitlines() or [f"exit code {building.returncode}"]
-            why = lines[-1].removeprefix("tokenfold build: ")
-            raise BenchError(f"the engines of {bundle.manifest.name} cannot be built: {why}")
+    step, shown = stage("engines", 100), 0
+
+    def told(progress: Progress) -> None:
+        nonlocal shown
+        while shown < int(100 * progress.done):
+            step()
+            shown += 1
+
+    command = process.command_line(bundle.folder, root, *more)
+    try:
+        process.build(command, told, stopping=threading.Event())
+    except BuildError as error:
+        raise BenchError(
+            f"the engines of {bundle.manifest.name} cannot be built: {error}"
+        ) from error

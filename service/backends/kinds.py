@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,11 +10,11 @@ from typing import Literal, NamedTuple
 
 from export.bundle import Bundle
 from export.cuda import device, session
-from export.tensorrt import runtime
+from export.tensorrt import process, runtime
 from export.tensorrt.engines import unfit
-from service.backends import building, loading
+from export.tensorrt.process import Told
+from service.backends import loading
 from service.backends.backend import Backend
-from service.backends.building import Told
 
 
 def _nothing(_: Bundle, __: Told, ___: threading.Event) -> None:
@@ -34,7 +33,7 @@ class Kind(NamedTuple):
         used: bytes of the device's own memory that are in use; None where it has none, or where it
             has failed.
         unprepared: names of what has to be built, on this machine, before it can load a bundle.
-        prepare: builds that, which takes minutes; see `building.build`. It may raise whatever it
+        prepare: builds that, which takes minutes; see `process.build`. It may raise whatever it
             likes.
     """
 
@@ -101,5 +100,4 @@ def _unbuilt(folder: Path, bundle: Bundle) -> Sequence[str]:
 
 
 def _build(folder: Path, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
-    command = [sys.executable, "-m", "export.tensorrt.command", str(bundle.folder)]
-    building.build([*command, "--engines", str(folder), "--json"], told, stopping)
+    process.build(process.command_line(bundle.folder, folder), told, stopping)

@@ -25,7 +25,8 @@ class BackendMetrics:
         self._built = Gauge(
             "tokenfold_engine_build_progress",
             "Of engines that were not built when the server started: the share of it that is "
-            "done. What runs the model says whether they are in use.",
+            "done; nothing of those that are given up. What runs the model says whether they are "
+            "in use.",
             ["model", "backend"],
             registry=registry,
         )
@@ -45,3 +46,7 @@ class BackendMetrics:
     def built(self, model: str, backend: str, done: float) -> None:
         """Note how much of a model's engines is built, 0 to 1."""
         self._built.labels(model, backend).set(done)
+
+    def unbuilt(self, model: str, backend: str) -> None:
+        """Note that a model's engines will not come into use: their progress is none any more."""
+        self._built.remove(model, backend)

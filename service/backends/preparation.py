@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from export.bundle import Bundle
+from export.tensorrt.process import Progress, StoppedError
 from service.backends import choice
-from service.backends.building import Progress, StoppedError
 from service.backends.fallback import Fallback
 from service.backends.kinds import Kind
 from service.backends.metrics import BackendMetrics
@@ -146,6 +146,9 @@ class Preparation:
                     self._promote(job)
             except StoppedError:
                 logger.info("engines given up: the server is shutting down")
+                for left in self._jobs:
+                    if left.status.state != "serving":
+                        self._metrics.unbuilt(*left.names)
                 return
             except Exception:
                 continue  # which is told; the others may be in better luck
@@ -180,6 +183,7 @@ class Preparation:
             # Where there is no other the server ends, and says so itself.
             if not job.alone:
                 self._passed_over(job.status.model, job.kind, error)
+            self._metrics.unbuilt(*job.names)
             why = str(error) or type(error).__name__
             job.now(state="failed", why=why, engine=None, phase=None)
             raise

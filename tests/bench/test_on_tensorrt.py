@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 from export.bench import command, engine_memory, engines, gpu_loading, on_gpu
 from export.bench.device_memory import DevicePeak
 from export.bench.gpu_report import GpuMachine, GpuReport
-from export.bench.stages import BenchError
 from export.bench.subjects import Graphs, opened
 from export.bundle import Bundle
 from export.cuda import device, session
@@ -24,7 +22,7 @@ from export.pair_runtime import Float
 from export.pipeline import export_bundle
 from export.recipe import Recipe
 from export.runtime import Opening
-from export.tensorrt import flavour, plugins, runtime, target
+from export.tensorrt import flavour, plugins, process, runtime, target
 from export.tensorrt.engines import EngineError, Engines, origins
 from models.checkpoints import native
 from models.reduction.workload import Plan
@@ -32,12 +30,17 @@ from tests import tiny
 from tests.bench import standing_in
 from tests.bench.standing_in import BYTES, STATIC_BYTES, TARGET
 from tests.bench.trivial import Make
+from tests.service.standin import until
+from tests.tensorrt import standin_builder
 
 QUICK = ("--backend", "tensorrt", "--rounds", "2", "--seconds", "0.001", "--batch", "1", "2")
 MACHINE = GpuMachine(
     gpu="Standing In", driver="1.2", cuda="13.0", processor="x", versions={}, date="2026-01-02"
 )
-BROKEN = (sys.executable, "-c", "import sys; sys.exit('tokenfold build: out of luck')")
+BROKEN = (
+    *(sys.executable, "-c"),
+    "import sys; print('tokenfold build: out of luck', file=sys.stderr); sys.exit(2)",
+)
 LEVELS = {"exact": 0.0, "most": 0.4}
 
 
@@ -83,7 +86,7 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
     monkeypatch.setattr(flavour, "load", lambda: None)
     monkeypatch.setattr(plugins, "registered", lambda _: None)
     monkeypatch.setattr(target, "here", lambda *_: TARGET)
-    monkeypatch.setattr(engines, "COMMAND", standing_in.COMMAND)
+    monkeypatch.setattr(process, "COMMAND", standing_in.COMMAND)
     monkeypatch.setattr(gpu_loading, "opened", on_cpu)
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
     monkeypatch.setattr(on_gpu, "device_peak", peak)
@@ -177,7 +180,7 @@ def test_engines_that_are_there_are_not_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(exported, "--no-memory")
-    monkeypatch.setattr(engines, "COMMAND", BROKEN)
+    monkeypatch.setattr(process, "COMMAND", BROKEN)
     assert run(exported, "--no-memory")["tensorrt"]["one"]["count"] == 1
     assert refusal(exported, "--static-levels").endswith("cannot be built: out of luck")
 
@@ -292,10 +295,10 @@ def test_what_cannot_be_measured(
 ) -> None:
     assert "no level 'turbo'" in refusal(exported, "--levels", "turbo")
     with monkeypatch.context() as patched:
-        patched.setattr(engines, "COMMAND", BROKEN)
+        patched.setattr(process, "COMMAND", BROKEN)
         assert refusal(exported) == "the engines of tiny cannot be built: out of luck"
-        patched.setattr(engines, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
-        assert refusal(exported) == "the engines of tiny cannot be built: exit code 3"
+        patched.setattr(process, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
+        assert refusal(exported) == "the engines of tiny cannot be built: its builder ended with 3"
 
     def damaged(*_: object) -> Graphs:
         raise EngineError("x.engine is damaged:\nits sha256 differs")
@@ -320,7 +323,7 @@ def test_the_builder_itself_takes_what_it_is_given(
 ) -> None:
     if device.missing() is None:
         pytest.skip("there is a GPU")
-    monkeypatch.setattr(engines, "COMMAND", (sys.executable, "-m", "export.tensorrt.command"))
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-m", "export.tensorrt.command"))
     bundle = Bundle.open(exported)
     why = [refusal(exported)]
     # One in bfloat16 is there, and those of one plan are not.
@@ -349,19 +352,25 @@ def test_how_far_a_build_is(make: Make, root: Path) -> None:
 def test_a_build_ends_with_who_asked_for_it(
     make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = "import time; print('{\"done\": 0.5}', flush=True); time.sleep(60)"
-    monkeypatch.setattr(engines, "COMMAND", (sys.executable, "-c", slow))
+    line = standin_builder.command(root, "a.engine", "b.engine", mode="hangs")
+    monkeypatch.setattr(process, "COMMAND", tuple(line))
+    steps: list[int] = []
 
     def interrupt(_title: str, _steps: int) -> Callable[[], None]:
         def step() -> None:
-            raise BenchError("enough")
+            steps.append(1)
+            if len(steps) == 25:  # as it hangs
+                until((root / standin_builder.CHILD).exists)
+                raise KeyboardInterrupt
 
         return step
 
-    begin = time.monotonic()
-    with pytest.raises(BenchError, match="enough"):
+    with pytest.raises(KeyboardInterrupt):
         engines.prepare(Bundle.open(make()), root, static=False, stage=interrupt)
-    assert time.monotonic() - begin < 30
+    # And with it what it has started.
+    for name in (standin_builder.PID, standin_builder.CHILD):
+        number = int((root / name).read_text())
+        until(lambda number=number: not standin_builder.alive(number))
 
 
 def test_int8_engines_are_not_built(make: Make, root: Path) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 from pathlib import Path
-from typing import Any
-
-import psutil  # type: ignore[import-untyped]
 
 from export.bundle import Bundle
-from service.backends import building
-from service.backends.building import Told
+from export.tensorrt import process
+from export.tensorrt.process import Told
 from service.backends.kinds import Kind
-from tests.service import builder
 from tests.service.second import Second, Seconds
+from tests.tensorrt import standin_builder as builder
+from tests.tensorrt.standin_builder import alive, command
 
 
 class Engined(Seconds):
@@ -77,20 +73,6 @@ class Engined(Seconds):
         name = bundle.manifest.name
         self.prepared.append(name)
         files = [self._file(bundle, engine).name for engine in self.unprepared(bundle)]
-        building.build(
+        process.build(
             command(self.folder, *files, mode=self.mode.get(name, "well")), told, stopping
         )
-
-
-def command(folder: Path, *files: str, mode: str = "well") -> list[str]:
-    """What runs the builder."""
-    asked: dict[str, Any] = {"folder": str(folder), "files": files, "mode": mode}
-    return [sys.executable, builder.__file__, json.dumps(asked)]
-
-
-def alive(number: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
-    try:
-        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

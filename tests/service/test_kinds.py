@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from export.bundle import Bundle
 from export.cuda import device
 from export.manifest import Precision
-from export.tensorrt import runtime
-from service.backends import building, kinds
+from export.tensorrt import process, runtime
+from service.backends import kinds
 from service.backends.kinds import CPU, CUDA, all_kinds
 from service.settings import Settings
 from tests.service.standin import bundle
@@ -77,21 +76,17 @@ def test_engines_are_looked_for_in_the_folder(
 
 def test_engines_are_built_by_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Sequence[str]] = []
-    monkeypatch.setattr(building, "build", lambda command, *_: asked.append(command))
+    monkeypatch.setattr(process, "build", lambda command, *_: asked.append(command))
     found = Bundle.open(bundle(tmp_path / "a"))
     folder = tmp_path / "engines"
     kinds.tensorrt(folder).prepare(found, lambda _: None, threading.Event())
     (command,) = asked
-    assert command[0] == sys.executable
-    assert list(command[1:]) == [
-        *("-m", "export.tensorrt.command", str(tmp_path / "a")),
-        *("--engines", str(folder), "--json"),
-    ]
+    assert command == process.command_line(tmp_path / "a", folder)
 
 
 def test_the_command_knows_what_it_is_asked(tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     (tmp_path / "a" / "manifest.json").unlink()
-    with pytest.raises(building.BuildError, match=r"manifest\.json") as caught:
+    with pytest.raises(process.BuildError, match=r"manifest\.json") as caught:
         kinds.tensorrt(tmp_path).prepare(found, lambda _: None, threading.Event())
     assert len(str(caught.value).splitlines()) == 1

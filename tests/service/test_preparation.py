@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from export.bundle import Bundle
+from export.tensorrt.process import BuildError, Progress, StoppedError, Told
 from service.app import create_app
-from service.backends.building import BuildError, Progress, StoppedError, Told
 from service.backends.kinds import CPU, Kind
 from service.backends.metrics import BackendMetrics
 from service.backends.preparation import Preparation
@@ -84,6 +85,16 @@ def states(remote: Remote) -> list[str]:
     return [entry["state"] for entry in engines(remote)]
 
 
+def progress(remote: Remote) -> dict[str, float]:
+    """Of each model's engines, as far as they are told of."""
+    found = re.findall(
+        rf'^{PROGRESS}\{{backend="tensorrt",model="(\w+)"\}} (\S+)$',
+        remote.get("/metrics").text,
+        re.MULTILINE,
+    )
+    return {model: float(done) for model, done in found}
+
+
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.levelno == level]
 
@@ -142,7 +153,7 @@ class TestInTheBackground:
                 {"model": "plain", "backend": "tensorrt", "state": "waiting", "done": 0.0},
             ]
             labels = {"model": "colours", "backend": "tensorrt"}
-            assert remote.sample(PROGRESS, **labels) == 0.45
+            assert progress(remote) == {"colours": 0.45, "plain": 0.0}
             assert not engined.made
             engined.gate.unlink()
             until(lambda: states(remote) == ["serving", "serving"])
@@ -151,7 +162,7 @@ class TestInTheBackground:
             assert [entry["done"] for entry in engines(remote)] == [1.0, 1.0]
             assert set(engines(remote)[0]) == {"model", "backend", "state", "done"}
             assert engined.prepared == ["colours", "plain"]
-            assert remote.sample(PROGRESS, **labels) == 1
+            assert progress(remote) == {"colours": 1.0, "plain": 1.0}
             assert remote.sample(FAILURES, **labels) == 0
             assert remote.sample(USED, **labels) == 1
             assert remote.sample(USED, model="colours", backend="cuda") == 0
@@ -282,6 +293,7 @@ class TestFailures:
             assert remote.sample(FAILURES, model="colours", backend="tensorrt") == 1
             assert remote.sample(USED, model="colours", backend="tensorrt") == 0
             assert remote.sample(USED, model="colours", backend="cpu") == 1
+            assert progress(remote) == {"plain": 1.0}
             assert remote.classify(picture(), model="colours").status_code == 200
         assert messages(caplog, logging.ERROR) == [f"colours: backend tensorrt is not used: {why}"]
 
@@ -308,6 +320,7 @@ class TestFailures:
             assert [made.closed for made in second.made] == [0, 0]
             assert [entry["done"] for entry in engines(remote)] == [1.0, 1.0]
             assert "it is off by more than" in engines(remote)[0]["why"]
+            assert progress(remote) == {}
             assert remote.sample(FAILURES, model="plain", backend="tensorrt") == 1
         said = messages(caplog, logging.ERROR)
         assert [line.partition(": it is off")[0] for line in said] == [
@@ -449,6 +462,7 @@ class TestShutdown:
             held.set()
             assert asked.result().status_code == 200
             drained.result(10)
+            until(lambda: progress(remote) == {})
 
     def test_during_the_self_test(self, one: Path, engined: Engined) -> None:
         begun, held = threading.Event(), threading.Event()

@@ -1,6 +1,6 @@
 """A builder of engines, run as a process, that builds nothing: what it does is said in JSON.
 
-    python builder.py '{"folder": "/tmp/engines", "files": ["a.engine"], "mode": "well"}'
+    python standin_builder.py '{"folder": "/tmp/engines", "files": ["a.engine"], "mode": "well"}'
 
 It leaves its process id in the folder, as `builder.pid`; and where it is to hang, that of a process
 that it has started, as `child.pid`. A file `gate` there holds it up, before each engine's end.
@@ -16,9 +16,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 PID = "builder.pid"
 CHILD = "child.pid"
 GATE = "gate"
+
+
+def command(folder: Path, *files: str, mode: str = "well") -> list[str]:
+    """What runs it."""
+    asked: dict[str, Any] = {"folder": str(folder), "files": files, "mode": mode}
+    return [sys.executable, __file__, json.dumps(asked)]
+
+
+def alive(number: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def tell(done: float, engine: str, phase: str) -> None:
@@ -57,7 +73,7 @@ def main(asked: dict[str, Any]) -> int:
 def _misbehave(mode: str, folder: Path) -> None:
     match mode:
         case "fails":
-            print("no kernel fits\n", file=sys.stderr, flush=True)
+            print("tokenfold build: no kernel fits\n", file=sys.stderr, flush=True)
             sys.exit(2)
         case "aborts":
             print("what():  bad luck", file=sys.stderr, flush=True)

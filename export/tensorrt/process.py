@@ -1,5 +1,7 @@
 """Engines are built by a process of its own: a builder takes gigabytes, and where it fails badly it
 takes its process with it.
+
+Servers and benches start it here.
 """
 
 from __future__ import annotations
@@ -10,15 +12,23 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, NamedTuple
+
+# It is `tokenfold build`, wherever that is installed, and says so where it fails.
+COMMAND = (sys.executable, "-m", "export.tensorrt.command")
+_NAME = "tokenfold build: "
 
 # Seconds between looks whether it is still wanted.
 _LOOK = 0.1
 # Of its processor time: requests that are answered meanwhile go first.
 _NICENESS = 10
+# Of 1000: where memory runs out, for a container too, the kernel ends it, and not the server.
+_ENDED_FIRST = 800
 # What is kept of its last words: bytes, and characters of the last line.
 _TAIL = 4096
 _LINE = 500
@@ -51,6 +61,19 @@ class StoppedError(Exception):
     """What is being built is not wanted any more."""
 
 
+def command_line(bundle: Path, engines: Path, *options: str) -> list[str]:
+    """What builds the engines of a bundle.
+
+    Args:
+        bundle: its folder.
+        engines: the folder of the engines of all bundles.
+        options: more of `tokenfold build`.
+    """
+    # Absolute, and after "--": a name that begins with "-" is no option.
+    folders = ["--engines", str(engines.absolute()), "--json", "--", str(bundle.absolute())]
+    return [*COMMAND, *options, *folders]
+
+
 def build(command: Sequence[str], told: Told, stopping: threading.Event) -> None:
     """Run a builder to its end.
 
@@ -77,15 +100,23 @@ def build(command: Sequence[str], told: Told, stopping: threading.Event) -> None
             process_group=0,  # so that no terminal's signal comes to it
         ) as builder:
             try:
-                with contextlib.suppress(OSError):
-                    own = os.getpriority(os.PRIO_PROCESS, 0)
-                    os.setpriority(os.PRIO_PROCESS, builder.pid, max(own, _NICENESS))
+                _put_last(builder.pid)
                 _follow(builder, told, stopping)
             finally:
                 if builder.poll() is None:
                     os.killpg(builder.pid, signal.SIGKILL)
         if builder.returncode:
             raise _error(builder.returncode, words)
+
+
+def _put_last(pid: int) -> None:
+    """Have others go before a process, where the system knows of that."""
+    with contextlib.suppress(OSError):
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, pid, max(own, _NICENESS))
+    with contextlib.suppress(OSError, ValueError):
+        likelihood = Path(f"/proc/{pid}/oom_score_adj")
+        likelihood.write_text(str(max(int(likelihood.read_text()), _ENDED_FIRST)))
 
 
 def _follow(builder: subprocess.Popen[bytes], told: Told, stopping: threading.Event) -> None:
@@ -131,7 +162,7 @@ def _error(code: int, words: IO[bytes]) -> BuildError:
     end = words.seek(0, os.SEEK_END)
     words.seek(max(0, end - _TAIL))
     lines = [line.strip() for line in words.read().decode(errors="replace").splitlines()]
-    said = [line[:_LINE] for line in lines if line]
+    said = [line.removeprefix(_NAME)[:_LINE] for line in lines if line]
     if code == _SAID and said:
         error = BuildError(said[-1])
     else:

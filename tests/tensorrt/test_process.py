@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from service.backends.building import BuildError, Progress, StoppedError, build
-from tests.service import builder
-from tests.service.engined import alive, command
+from export.tensorrt.process import BuildError, Progress, StoppedError, build, command_line
 from tests.service.standin import until
+from tests.tensorrt import standin_builder as builder
+from tests.tensorrt.standin_builder import alive, command
+
+LIKELIHOOD = Path("/proc/self/oom_score_adj")
 
 
 def run(line: list[str], stopping: threading.Event | None = None) -> list[Progress]:
@@ -25,6 +28,23 @@ def run(line: list[str], stopping: threading.Event | None = None) -> list[Progre
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
+
+
+def settled(what: str, least: int) -> int:
+    """What a builder finds of itself, once that is at least so much: it runs before it is put last.
+
+    Args:
+        what: an expression.
+    """
+    code = (
+        "import os, time\n"
+        "end = time.monotonic() + 10\n"
+        f"while (found := {what}) < {least} and time.monotonic() < end:\n"
+        "    time.sleep(0.01)\n"
+        'print(\'{"engine": "%d", "done": 1, "phase": ""}\' % found)\n'
+    )
+    (found,) = run(python(code))
+    return int(found.engine)
 
 
 def pid(folder: Path, name: str = builder.PID) -> int:
@@ -186,13 +206,34 @@ def test_who_is_told_may_fail(tmp_path: Path) -> None:
 
 
 def test_requests_go_first() -> None:
-    code = 'import os; print(\'{"engine": "%d", "done": 1, "phase": ""}\' % os.nice(0))'
-    mine = os.nice(0)
-    # It is made so once it runs: it may be quick to look.
-    (found,) = run(python(f"import time; time.sleep(0.3)\n{code}"))
-    assert int(found.engine) == min(19, max(mine, 10))
+    least = min(19, max(os.nice(0), 10))
+    assert settled("os.nice(0)", least) == least
+
+
+@pytest.mark.skipif(not LIKELIHOOD.exists(), reason="the system knows of no such thing")
+def test_it_is_ended_first_where_memory_runs_out() -> None:
+    mine = int(LIKELIHOOD.read_text())
+    least = max(mine, 800)
+    assert settled(f"int(open({str(LIKELIHOOD)!r}).read())", least) == least
+    assert int(LIKELIHOOD.read_text()) == mine
 
 
 def test_what_cannot_be_started() -> None:
     with pytest.raises(FileNotFoundError):
         run(["/there/is/no/such/builder"])
+
+
+def test_it_runs_a_command(tmp_path: Path) -> None:
+    line = command_line(tmp_path / "a", tmp_path / "engines", "--static-levels")
+    assert line[:3] == [sys.executable, "-m", "export.tensorrt.command"]
+    assert line[3:] == [
+        *("--static-levels", "--engines", str(tmp_path / "engines")),
+        *("--json", "--", str(tmp_path / "a")),
+    ]
+
+
+def test_no_name_is_an_option() -> None:
+    # The command knows it all, and finds no such bundle.
+    with pytest.raises(BuildError, match=f"^{re.escape(str(Path.cwd()))}/--anew") as caught:
+        run(command_line(Path("--anew"), Path("-engines"), "--precision", "bf16"))
+    assert len(str(caught.value).splitlines()) == 1
