@@ -166,9 +166,10 @@ def open_engine(
         RuntimeError: see `export.tensorrt.runtime.opener`.
     """
     from export.cuda.graph import CudaGraph
-    from export.tensorrt import runtime, target
+    from export.tensorrt import engines as kept
+    from export.tensorrt import runtime
 
-    opener = runtime.opener(bundle, graph, engines or target.folder(), static=static)
+    opener = runtime.opener(bundle, graph, engines or kept.folder(), static=static)
     return CudaGraph(opener, size=size)
 
 

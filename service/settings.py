@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
-from export.tensorrt import target
+from export.tensorrt.engines import folder
 
 DEMO = Path(models.__file__).parent / "demo" / "bundles"
 MEBI = 1024 * 1024
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         "while the next one runs the models, or before the start if it is named.",
     )
     engines: Path = Field(
-        default_factory=target.folder,
+        default_factory=folder,
         description="Where TensorRT's engines are kept: a folder, which servers with the same GPU "
         "may share. By default one in the home directory.",
     )
@@ -141,6 +141,16 @@ class Settings(BaseSettings):
     def bodies_bytes(self) -> int:
         """`max_bodies_bytes`, or what it is by default."""
         return self.max_bodies_bytes or max(8 * self.max_body_bytes, 256 * MEBI)
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _names_a_folder(cls, named: str | Path) -> Path:
+        if not str(named):
+            raise ValueError("an empty name is no folder")
+        try:
+            return Path(named).expanduser().absolute()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _bodies_hold_one(self) -> Self:

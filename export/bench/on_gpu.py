@@ -27,7 +27,7 @@ from export.bench.workers import Asked, Workers
 from export.bundle import Bundle
 from export.cuda import session
 from export.tensorrt import runtime
-from export.tensorrt.target import folder as usual_engines
+from export.tensorrt.engines import folder as usual_engines
 
 DIFFERENT = 4
 """Batches that runs take turns with: more than are on their way at once."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from onnx.external_data_helper import load_external_data_for_model
 
+from export.cuda import device
 from export.tensorrt import network
 from export.tensorrt.engines import Origin, replace
 from export.tensorrt.flavour import Flavour, TensorRtError
@@ -17,6 +18,9 @@ from export.tensorrt.plugins import Plugins
 from export.tensorrt.profiles import Profile
 
 logger = logging.getLogger(__name__)
+
+_SHARE = 0.5
+"""Of the GPU's free memory what a build may work in."""
 
 AHEAD = "sm_"
 """What the names of GPUs begin with that engines can be built for without one."""
@@ -39,21 +43,23 @@ class Layer(NamedTuple):
 class Builder:
     """Parses graphs, and builds their engines. Not for threads to share."""
 
-    def __init__(self, flavour: Flavour, plugins: Plugins | None, *, ahead: bool = False) -> None:
+    def __init__(self, flavour: Flavour, plugins: Plugins | None) -> None:
         """Args:
         plugins: None to build the ops' bodies.
-        ahead: whether for GPUs that are not here.
 
         Raises:
             TensorRtError: TensorRT cannot start here.
         """
         self._flavour = flavour
         self._plugins = plugins
-        self._journal = Journal(flavour, ahead=ahead)
-        # It keeps the logger of the first builder, or runtime, of a process for all.
-        self._builder = flavour.api.Builder(self._journal.logger)
-        if self._builder is None:
-            raise TensorRtError(self._journal.take() or f"{flavour.version} cannot build")
+        # Where there is no GPU it builds for others, and that there is none is no error.
+        self._here = device.missing() is None
+        self._journal = Journal(flavour, ahead=not self._here)
+        try:
+            self._builder = flavour.api.Builder(self._journal.logger)
+        except TypeError as error:  # its way to say that there is none
+            why = self._journal.take() or str(error)
+            raise TensorRtError(f"{flavour.version} cannot build: {why}") from error
 
     def layers(self, graph: Path, origin: Origin) -> list[Layer]:
         """The layers of a graph's network, as TensorRT has parsed it.
@@ -77,10 +83,12 @@ class Builder:
         Args:
             graph: the file that `origin` is of.
             timings: a file of what earlier builds measured for the same GPU; it is added to.
-            advance: told how far the build is, 0 to 1, and what it is at.
+            advance: told how far the build is, 0 to 1, and what it is at. What it raises ends the
+                build.
 
         Raises:
             TensorRtError: it cannot be built.
+            BaseException: of `advance`.
         """
         parsed = self._parsed(graph, origin)
         config = self._builder.create_builder_config()
@@ -89,13 +97,20 @@ class Builder:
         config.profiling_verbosity = self._flavour.api.ProfilingVerbosity.DETAILED
         # All work in one stream, which is recorded; a network's layers follow each other anyway.
         config.max_aux_streams = 0
-        config.progress_monitor = monitor(self._flavour, advance)
+        watching = monitor(self._flavour, advance)
+        config.progress_monitor = watching
+        if self._here:
+            # The rest is for whoever else is at work on it, such as a server that waits for this.
+            space = int(device.memory().free * _SHARE)
+            config.set_memory_pool_limit(self._flavour.api.MemoryPoolType.WORKSPACE, space)
         self._aim(config, origin.target.gpu)
         for profile in origin.profiles:
             config.add_optimization_profile(self._profile(parsed, profile))
         if timings is not None:
             self._recall(config, timings)
         built = self._builder.build_serialized_network(parsed, config)
+        if watching.error is not None:
+            raise watching.error
         if built is None:
             raise self._failed(f"{graph} could not be built")
         if timings is not None:

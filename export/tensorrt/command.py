@@ -6,19 +6,32 @@ import argparse
 import contextlib
 import json
 import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from export.bundle import Bundle, BundleError
-from export.tensorrt import flavour, plugins, target
+from export.tensorrt import flavour, journal, plugins, target
 from export.tensorrt.builder import Builder
-from export.tensorrt.engines import Built, EngineError, Engines, Origin, Target, origins
+from export.tensorrt.engines import (
+    VARIABLE,
+    Built,
+    EngineError,
+    Engines,
+    Origin,
+    Target,
+    check_unchanged,
+    folder,
+    origins,
+)
 from export.tensorrt.flavour import NAMES, Flavour, TensorRtError
 from export.tensorrt.plugins import Plugins
 
@@ -44,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 for what the user can mend."""
     options = _parser().parse_args(arguments)
     # The errors that TensorRT writes come in the message, the rest is for those who ask.
-    logging.getLogger("export.tensorrt.journal").setLevel(
-        logging.DEBUG if options.verbose else logging.CRITICAL
-    )
+    journal.logger.setLevel(logging.DEBUG if options.verbose else logging.CRITICAL)
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(message)s")
     try:
@@ -54,14 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = flavour.load(options.tensorrt)
         registered = None if options.no_plugins else plugins.registered(own)
         if registered is None and not options.no_plugins:
-            print(
-                "the plugins are not built (make plugins-tensorrt), so the portable bodies of the "
-                "ops are built: more slowly, and they run more slowly",
-                file=sys.stderr,
+            raise TensorRtError(
+                "the plugins are not built, and nothing here loads an engine without them: "
+                "make plugins-tensorrt, or --no-plugins to build for other programs"
             )
         wanted = [
             origin
-            for name in options.device.split(",")
+            for name in options.device
             for origin in origins(
                 bundle,
                 _target(name, own, registered),
@@ -69,9 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 static=options.static_levels,
             )
         ]
-        with _telling(options.json) as tell:
-            done = build(bundle, options.engines, own, registered, wanted, options.anew, tell)
-    except (BundleError, EngineError, TensorRtError, OSError) as error:
+        root = options.engines or folder()
+        with _telling(options.json) as tell, _interrupts() as check:
+
+            def advance(engine: str, done: float, phase: str) -> None:
+                check()
+                tell(engine, done, phase)
+
+            done = build(bundle, root, own, registered, wanted, anew=options.anew, tell=advance)
+    except (BundleError, EngineError, TensorRtError, OSError, RuntimeError) as error:
         # One line, though TensorRT's come in several.
         print(f"tokenfold build: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -89,8 +105,9 @@ def build(
     own: Flavour,
     registered: Plugins | None,
     wanted: Sequence[Origin],
-    anew: bool,
-    tell: Tell,
+    *,
+    anew: bool = False,
+    tell: Tell = lambda _engine, _done, _phase: None,
 ) -> list[Done]:
     """Build those engines of a bundle that are not there yet.
 
@@ -98,12 +115,15 @@ def build(
         root: the folder of all bundles' engines.
         wanted: of the bundle, for a TensorRT and with plugins that are these.
         anew: build also those that are there.
+        tell: told of the progress. What it raises ends the build.
 
     Raises:
         TensorRtError: an engine cannot be built; those before it are kept.
-        OSError: it cannot be written.
+        EngineError: the bundle is replaced meanwhile.
+        OSError: engines cannot be written.
     """
     engines = Engines(root, bundle)
+    engines.ready()
     done: list[Done] = []
     for at, origin in enumerate(wanted):
 
@@ -118,13 +138,14 @@ def build(
                 continue
         advance(0.0, "Starting")
         begun = time.monotonic()
-        builder = Builder(own, registered, ahead=origin.target.gpu in own.ahead)
-        content = builder.build(
+        content = Builder(own, registered).build(
             bundle.folder / origin.graph,
             origin,
-            timings=root / origin.target.timings,
+            # TensorRT for RTX times nothing when it builds: it does so where the engine runs.
+            timings=None if own.ahead else root / origin.target.timings,
             advance=advance,
         )
+        check_unchanged(bundle, origin)
         done.append(Done(origin, engines.write(origin, content), time.monotonic() - begun))
     return done
 
@@ -153,7 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", metavar="BUNDLE", type=_path, help="the bundle's folder")
     parser.add_argument(
         "--device",
-        default=CURRENT,
+        type=_gpus,
+        default=[CURRENT],
         metavar="GPU,...",
         help="the GPU that is here (current, the default), or with tensorrt-rtx kinds that need "
         "not be, such as sm_89,sm_120",
@@ -161,10 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engines",
         type=_path,
-        default=target.folder(),
         metavar="DIR",
-        help="where the engines of all bundles are kept, as for `tokenfold serve` (default: "
-        "%(default)s)",
+        help="where the engines of all bundles are kept, as for `tokenfold serve` (default: what "
+        f"{VARIABLE} names, or one in the home directory)",
     )
     parser.add_argument(
         "--static-levels",
@@ -198,37 +219,62 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no folder")
+    return found
 
 
-class _telling:  # noqa: N801
+def _gpus(text: str) -> list[str]:
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not GPUs with commas between")
+    return found
+
+
+@contextlib.contextmanager
+def _telling(as_json: bool) -> Iterator[Tell]:
     """Shows the progress: a bar, or lines of JSON."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=as_json,
+    if as_json:
+        yield lambda engine, done, phase: print(
+            json.dumps({"engine": engine, "done": done, "phase": phase}), flush=True
+        )
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("engines", total=1.0)
+        yield lambda engine, done, phase: bar.update(
+            task, description=f"{engine}: {phase}", completed=done
         )
 
-    def __enter__(self) -> Tell:
-        self._bar.start()
-        task = self._bar.add_task("engines", total=1.0)
 
-        def tell(engine: str, done: float, phase: str) -> None:
-            if self._as_json:
-                print(json.dumps({"engine": engine, "done": done, "phase": phase}), flush=True)
-            else:
-                self._bar.update(task, description=f"{engine}: {phase}", completed=done)
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C, noted: raised inside TensorRT it would be lost. What it gives raises it then.
 
-        return tell
+    A second one ends the process.
+    """
+    noted = threading.Event()
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def note(_: int, __: FrameType | None) -> None:
+        noted.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def check() -> None:
+        if noted.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(bundle: Bundle, done: Sequence[Done]) -> None:

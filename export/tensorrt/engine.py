@@ -126,7 +126,9 @@ class Engine:
                     f"{self.origin.file} takes counts of {one.least} to {one.most}, not {plan}"
                 )
 
-    def context(self, profile: int, memory: int, size: int, stream: Stream) -> Context:
+    def context(
+        self, profile: int, memory: int, size: int, stream: Stream, *, recorded: bool = False
+    ) -> Context:
         """A new context.
 
         Args:
@@ -135,12 +137,12 @@ class Engine:
                 after it.
             size: bytes of that; at least `memory` of this engine.
             stream: that it runs in.
+            recorded: whether its runs are to be recorded.
 
         Raises:
             EngineError: it cannot be made.
         """
-        strategy = self._flavour.api.ExecutionContextAllocationStrategy.USER_MANAGED
-        made = self._engine.create_execution_context(strategy)
+        made = self._engine.create_execution_context(self._strategy(recorded))
         if made is None:
             raise self.failed(f"{self.origin.file}: no context could be made")
         made.set_device_memory(memory, size)
@@ -152,6 +154,20 @@ class Engine:
                 what = f"{self.origin.file}: profile {profile} could not be chosen"
                 raise self.failed(what) from error
         return Context(self, made, handle)
+
+    def _strategy(self, recorded: bool) -> Any:
+        """How a context is made: it works in memory that it is given."""
+        api = self._flavour.api
+        managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        kinds = getattr(api, "DynamicShapesKernelSpecializationStrategy", None)
+        if kinds is None or not recorded:
+            return managed
+        # TensorRT for RTX begins with kernels for all shapes, and goes over to those for one when
+        # they are compiled, by and by. What is recorded stays as it is, so it waits for them.
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        return config
 
     def free(self) -> None:
         """Give back what it holds on the GPU. Its contexts have been given back before."""

@@ -14,23 +14,44 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from export.bundle import Bundle
+from export.bundle import Bundle, sha256
 from export.document import Document
-from export.manifest import GRAPHS, Manifest
+from export.manifest import GRAPHS
 from export.tensorrt.profiles import Profile, profiles, takes_plan
 from models.reduction.workload import Plan
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
+VARIABLE = "TOKENFOLD_ENGINES"
+"""Names the folder of engines; see `folder`."""
+
 REVISION = 1
 """Of how graphs are rewritten and engines built: a higher one makes all of them anew."""
 
 _LONGEST_HEADER = 1 << 20
+
+
+def folder() -> Path:
+    """Where the engines of all bundles are kept, unless an option names another folder.
+
+    That is what the environment names, or a folder among what a user can do without.
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, says the XDG base directory specification.
+    root = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+    return root / "tokenfold" / "engines"
 
 
 class EngineError(RuntimeError):
@@ -120,12 +141,8 @@ class Engines:
             EngineError: there is none; the message says what is there instead.
         """
         path = self.folder / origin.file
-        header, start = _header(path)
-        if header.origin != origin:
-            raise EngineError(f"{path} was built from something else: {_changed(header, origin)}")
-        if path.stat().st_size != start + header.bytes:
-            raise EngineError(f"{path} is damaged: it has not the length that it says")
-        return Built(path, header.bytes)
+        with _opened(path) as file:
+            return Built(path, _header(path, file, origin).bytes)
 
     def read(self, origin: Origin) -> bytes:
         """An engine, for TensorRT to load.
@@ -133,17 +150,23 @@ class Engines:
         Raises:
             EngineError: see `find`, or it is not what was written.
         """
-        path = self.find(origin).path
-        header, start = _header(path)
-        try:
-            with path.open("rb") as file:
-                file.seek(start)
-                content = file.read()
-        except OSError as error:
-            raise EngineError(f"{path} cannot be read: {error}") from error
+        path = self.folder / origin.file
+        with _opened(path) as file:
+            header = _header(path, file, origin)
+            content = file.read()
         if hashlib.sha256(content).hexdigest() != header.sha256:
             raise EngineError(f"{path} is damaged: its sha256 differs")
         return content
+
+    def ready(self) -> None:
+        """Whether engines can be written, which take minutes to build.
+
+        Raises:
+            OSError: they cannot.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
 
     def discard(self, origin: Origin) -> None:
         """Take an engine away, which TensorRT does not take though it is what was written."""
@@ -182,13 +205,14 @@ def origins(
     if (why := unfit(bundle, precision)) is not None:
         raise EngineError(why)
     manifest = bundle.manifest
+    digests = {name: file.sha256 for name, file in manifest.files.items()}
     own: Precision = precision or ("fp16" if manifest.precision == "fp16" else "fp32")
     levels: list[Plan] = list(dict.fromkeys(level.plan for level in manifest.levels.values()))
     return [
         Origin(
             target=target,
             graph=graph,
-            sha256=_identity(manifest, graph),
+            sha256=_identity(digests, graph),
             precision=own,
             plan=plan,
             profiles=profiles(manifest, graph, plan=plan is None),
@@ -196,6 +220,21 @@ def origins(
         for graph in GRAPHS[manifest.kind]
         for plan in (None, *(levels if static and takes_plan(graph) else ()))
     ]
+
+
+def check_unchanged(bundle: Bundle, origin: Origin) -> None:
+    """Whether a graph is still what an engine was to be built from.
+
+    Raises:
+        EngineError: the bundle was replaced since it was opened.
+    """
+    names = (name for name in bundle.manifest.files if name.startswith(origin.graph))
+    try:
+        digests = {name: sha256(bundle.folder / name) for name in names}
+    except OSError as error:
+        raise EngineError(f"{bundle.folder} is there no more: {error}") from error
+    if _identity(digests, origin.graph) != origin.sha256:
+        raise EngineError(f"{bundle.folder} was replaced while its engines were built: begin again")
 
 
 def unfit(bundle: Bundle, precision: Literal["bf16"] | None = None) -> str | None:
@@ -232,24 +271,42 @@ def _file_name(*parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", "--".join(parts))
 
 
-def _identity(manifest: Manifest, graph: str) -> str:
-    files = sorted(name for name in manifest.files if name.startswith(graph))
-    digests = [manifest.files[name].sha256 for name in files]
-    return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+def _identity(digests: Mapping[str, str], graph: str) -> str:
+    """Of a graph's file, and of the one with its weights where there is one."""
+    own = [digests[name] for name in sorted(digests) if name.startswith(graph)]
+    return own[0] if len(own) == 1 else hashlib.sha256("".join(own).encode()).hexdigest()
 
 
-def _header(path: Path) -> tuple[_Header, int]:
-    """What a file says of its engine, and where that begins."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
+        # Reading what is no file might never end.
+        if path.exists() and not path.is_file():
+            raise EngineError(f"{path} is no file")
         with path.open("rb") as file:
-            line = file.readline(_LONGEST_HEADER)
-        return _Header.model_validate_json(line), len(line)
+            yield file
     except FileNotFoundError as error:
         raise EngineError(f"{path} is not built") from error
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
+
+
+def _header(path: Path, file: BinaryIO, origin: Origin) -> _Header:
+    """What a file says of its engine, which comes next in it.
+
+    Raises:
+        EngineError: it is not the engine that is wanted, or is not whole.
+    """
+    line = file.readline(_LONGEST_HEADER)
+    try:
+        header = _Header.model_validate_json(line)
     except ValidationError as error:
         raise EngineError(f"{path} is no engine of this version of Tokenfold") from error
+    if header.origin != origin:
+        raise EngineError(f"{path} was built from something else: {_changed(header, origin)}")
+    if os.fstat(file.fileno()).st_size != len(line) + header.bytes:
+        raise EngineError(f"{path} is damaged: it has not the length that it says")
+    return header
 
 
 def _changed(header: _Header, origin: Origin) -> str:

@@ -50,19 +50,33 @@ class Phases:
 @cache
 def _class(flavour: Flavour) -> Any:
     class Monitor(flavour.api.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """What is raised where progress is told ends the build: it cannot cross TensorRT.
+
+        Attributes:
+            error: what was raised first.
+        """
+
         def __init__(self, advance: Advance) -> None:
             super().__init__()
             self._phases = Phases(advance)
+            self.error: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._phases.start(phase_name, parent_phase, num_steps)
+            self._do(lambda: self._phases.start(phase_name, parent_phase, num_steps))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._phases.step(phase_name, step)
-            return True  # go on
+            self._do(lambda: self._phases.step(phase_name, step))
+            return self.error is None  # whether to go on
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.finish(phase_name)
+
+        def _do(self, work: Callable[[], None]) -> None:
+            if self.error is None:
+                try:
+                    work()
+                except BaseException as error:
+                    self.error = error
 
     return Monitor
 

@@ -106,7 +106,9 @@ class EngineRunner:
         engine = self._fit(plan)
         shape = (batch, *image.rows.shape)
         engine.check(batch, {"image": shape}, plan)
-        context = self._new(engine, batch) if recorded else self._shared(engine, batch)
+        context = (
+            self._new(engine, batch, recorded=True) if recorded else self._shared(engine, batch)
+        )
         context.plan(plan)
         context.place("image", image.memory.address, shape)
         unused = engine.inputs.get(PLAN)
@@ -140,9 +142,14 @@ class EngineRunner:
             self._contexts[key] = self._new(engine, batch)
         return self._contexts[key]
 
-    def _new(self, engine: Engine, batch: int) -> Context:
-        profile = engine.profile(batch)
-        made = engine.context(profile, self._work.address, self._work.size, self._stream)
+    def _new(self, engine: Engine, batch: int, *, recorded: bool = False) -> Context:
+        made = engine.context(
+            engine.profile(batch),
+            self._work.address,
+            self._work.size,
+            self._stream,
+            recorded=recorded,
+        )
         self._made.add(made)
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from export.tensorrt.engines import EngineError, Engines, Origin, Target, origin
 from export.tensorrt.flavour import Flavour, TensorRtError
 from export.tensorrt.plugins import Plugins
 from export.tensorrt.runner import EngineRunner
+
+logger = logging.getLogger(__name__)
 
 
 def missing() -> str | None:
@@ -54,7 +57,8 @@ def chosen(bundle: Bundle, graph: str, folder: Path, *, static: bool = True) -> 
     """The engines that are taken for a graph: first that of all plans, whether it is there or not.
 
     An engine in bfloat16 is taken before one in the bundle's own precision, and one of a single
-    plan for that plan: both are there only where somebody had them built.
+    plan for that plan: both are there only where somebody had them built. Where one of them is
+    damaged, others do without it.
 
     Args:
         folder: of the engines of all bundles.
@@ -67,12 +71,12 @@ def chosen(bundle: Bundle, graph: str, folder: Path, *, static: bool = True) -> 
     engines, here = Engines(folder, bundle), _here()
     wanted = _wanted(bundle, here)[graph]
     # The last one, if none is there: what is wrong with it is what to say.
-    first = next((one for one in wanted if _is_there(engines, one)), wanted[-1])
+    first = next((one for one in wanted if _is_whole(engines, one)), wanted[-1])
     bfloat16 = first.precision == "bf16"
     fixed = [
         one
         for one in origins(bundle, here, precision="bf16" if bfloat16 else None, static=static)
-        if one.graph == graph and one.plan is not None and _is_there(engines, one)
+        if one.graph == graph and one.plan is not None and _is_whole(engines, one)
     ]
     return [first, *fixed]
 
@@ -130,18 +134,15 @@ def _both(bundle: Bundle, here: Target) -> Iterable[Origin]:
     yield from origins(bundle, here)
 
 
-def _is_there(engines: Engines, origin: Origin) -> bool:
+def _is_whole(engines: Engines, origin: Origin) -> bool:
+    """Whether it is there, and is what was written."""
     try:
         engines.find(origin)
     except EngineError:
         return False
-    return True
-
-
-def _is_whole(engines: Engines, origin: Origin) -> bool:
-    """Whether it is there, and is what was written."""
     try:
         engines.read(origin)
-    except EngineError:
+    except EngineError as error:
+        logger.warning("an engine is left out: %s", error)
         return False
     return True

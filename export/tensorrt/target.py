@@ -1,22 +1,11 @@
-"""What engines are built for, and where they are kept."""
+"""What engines are built for: the GPU that is here, or one that need not be."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 from export.cuda import device
 from export.tensorrt.engines import Target
 from export.tensorrt.flavour import Flavour, TensorRtError
 from export.tensorrt.plugins import Plugins
-
-
-def folder() -> Path:
-    """Where engines are kept, unless another folder is named: among what a user can do without."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative one is to be ignored, says the XDG base directory specification.
-    root = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-    return root / "tokenfold" / "engines"
 
 
 def here(flavour: Flavour, plugins: Plugins | None) -> Target:
@@ -42,7 +31,7 @@ def ahead(flavour: Flavour, plugins: Plugins | None, gpu: str) -> Target:
     Raises:
         TensorRtError: this TensorRT does not build for it, or for none that is not here.
     """
-    kind = gpu if gpu.startswith("sm_") else gpu.replace("sm", "sm_", 1)
+    kind = f"sm_{gpu.removeprefix('sm').removeprefix('_')}"
     if kind in flavour.ahead:
         return _target(flavour, plugins, kind)
     if not flavour.ahead:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,8 +18,10 @@ MISSING = runtime.missing()
 
 @cache
 def folder() -> Path:
-    """Of the engines of all tests."""
-    return Path(mkdtemp(prefix="tokenfold-engines-"))
+    """Of the engines of all tests; it goes with the process."""
+    found = Path(mkdtemp(prefix="tokenfold-engines-"))
+    atexit.register(shutil.rmtree, found, ignore_errors=True)
+    return found
 
 
 def built(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> Path:
@@ -26,5 +30,5 @@ def built(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> 
     own = flavour.load()
     registered = plugins.registered(own)
     wanted = origins(bundle, target.here(own, registered), static=static)
-    build(bundle, root, own, registered, wanted, False, lambda _engine, _done, _phase: None)
+    build(bundle, root, own, registered, wanted)
     return root

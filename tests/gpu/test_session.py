@@ -5,7 +5,7 @@ plainly and recorded, from several threads.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -21,34 +21,42 @@ from export.cuda.graph import CudaGraph
 from export.dual_runtime import DualSession
 from export.dual_verify import verified_texts
 from export.manifest import Precision
-from export.pair_runtime import PairSession
+from export.pair_runtime import PairSession, ask
 from export.pair_verify import cases, verify
 from export.pipeline import export_bundle
+from export.random_texts import random_texts
 from export.recipe import Recipe
 from export.runtime import Array, Device, Loaded, Session
 from export.verify import judge, random_images
 from models.checkpoints.checkpoint import AnyCheckpoint
+from models.pair import images as images_of
 from models.reduction.workload import Plan
+from models.tasks import PairTask
 from models.text import TextEncoder
 from tests import tiny
 from tests.gpu import engines
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-DEVICES: list[Any] = [
-    "cuda",
-    pytest.param(
-        "tensorrt",
-        marks=[
-            pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING)),
-            pytest.mark.timeout(1800),
-        ],
-    ),
-]
+needs_tensorrt = pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))
+# Engines are built first.
+PATIENCE = pytest.mark.timeout(1800)
+DEVICES: list[Any] = ["cuda", pytest.param("tensorrt", marks=[needs_tensorrt, PATIENCE])]
 
 # The same kernels, but other ones for other batches.
 CLOSE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
 RUNS = 200
+
+# Relative error, norm over norm, of what engines say of images whose tokens merged alike.
+ALIKE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
+# The share of images whose tokens merge alike at least.
+MERGED_ALIKE = 0.5
+# Images left out beside those. Tokens can come to the same slots another way, and then the answer is
+# off by a fifth: in float16 on a CPU, 2 of 240 images where PiToMe merges most.
+ANOTHER_WAY = 2
+MANY = 40
+# The engines' ranges of batches each have kernels of their own.
+COUNTS = (1, 8, MANY)
 
 
 class Images(NamedTuple):
@@ -56,6 +64,26 @@ class Images(NamedTuple):
 
     found: Array
     slots: Array
+
+
+def alike(
+    where: str, precision: Precision, found: Images, wanted: Images, *, reduced: bool
+) -> None:
+    """Compare many images, by those of them whose tokens went to the same slots."""
+    assert len(found.found) == len(wanted.found) == MANY
+    assert np.isfinite(found.found).all()
+    kept = (found.slots == wanted.slots).all(1)
+    assert kept.mean() >= (MERGED_ALIKE if reduced else 1.0), where
+    difference = np.linalg.norm((found.found - wanted.found)[kept], axis=1)
+    size = np.linalg.norm(wanted.found[kept], axis=1)
+    best = np.argsort(difference / size)[: len(size) - ANOTHER_WAY if reduced else None]
+    error = float(np.linalg.norm(difference[best]) / np.linalg.norm(size[best]))
+    assert error <= ALIKE[precision], where
+
+
+def joined(runs: Sequence[Images]) -> Images:
+    """Runs of some images each, as one."""
+    return Images(*(np.concatenate(parts) for parts in zip(*runs, strict=True)))
 
 
 class Kind(NamedTuple):
@@ -322,23 +350,98 @@ def test_nothing_is_copied_inside_a_run(
     gpu.close()
 
 
-@pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))
-@pytest.mark.timeout(1800)
+def check_classified(
+    kind: Kind, bundle: Bundle, own: Loaded, other: Loaded, counts: Sequence[int] = COUNTS
+) -> None:
+    """Two sessions of a bundle whose first graph takes images answer alike, at every level."""
+    images = random_images(tiny.SIZE, MANY, seed=MANY)
+    for name, level in bundle.manifest.levels.items():
+        wanted = kind.run(other, images, level.plan)
+        for count in counts:
+            parts = [images[at : at + count] for at in range(0, MANY, count)]
+            found = joined([kind.run(own, part, level.plan) for part in parts])
+            where = f"level {name}, {count} at once"
+            alike(where, bundle.manifest.precision, found, wanted, reduced=any(level.plan))
+
+
+@needs_tensorrt
+@PATIENCE
+@pytest.mark.parametrize(("name", "precision"), IMAGES)
+def test_engines_say_of_images_what_onnx_runtime_says(
+    bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
+) -> None:
+    kind, bundle = KINDS[name], bundles(name, precision)
+    own, other = kind.open(bundle, "tensorrt"), kind.open(bundle, "cuda")
+    check_classified(kind, bundle, own, other)
+    for one in (own, other):
+        one.close()
+
+
+def _asked(
+    own: PairSession, task: PairTask, plan: Plan, images: Array, ids: Array, size: Array
+) -> Images:
+    """What it says of images with texts of one length; of two images, where the task has two."""
+    sides = [own.embed(side) for side in (images, images[::-1])[: images_of(task)]]
+    outputs = ask(own, sides, ids, size, [plan] * len(sides), task=task, slots=True)
+    logits = outputs[-1].logits
+    assert logits is not None
+    slots = [slots for one in outputs for slots in (one.text_slots, one.image_slots)]
+    return Images(logits, np.concatenate([one for one in slots if one is not None], axis=1))
+
+
+def check_asked(
+    bundle: Bundle, own: PairSession, other: PairSession, counts: Sequence[int] = COUNTS
+) -> None:
+    """Two sessions of a bundle for images with texts answer alike, every task at every level."""
+    manifest = bundle.manifest
+    assert manifest.text is not None
+    encoder = TextEncoder.open(bundle.tokenizer, manifest.text.most_tokens)
+    images = random_images(tiny.SIZE, MANY, seed=MANY)
+    ids, size = random_texts(encoder, [manifest.text.most_tokens] * MANY, seed=MANY)
+    tokens = other.embed(images[:1]).shape[1]
+    for name, level in manifest.levels.items():
+        plan = manifest.plan(level, text=ids.shape[1], image=tokens)
+        for task in manifest.pair_tasks:
+            for count in counts:
+                parts = [slice(at, at + count) for at in range(0, MANY, count)]
+                # Which two images a task sees depends on the batch.
+                found, wanted = (
+                    joined(
+                        [
+                            _asked(one, task, plan, images[part], ids[part], size[part])
+                            for part in parts
+                        ]
+                    )
+                    for one in (own, other)
+                )
+                where = f"level {name}, {task}, {count} at once"
+                alike(where, manifest.precision, found, wanted, reduced=any(level.plan))
+
+
+@needs_tensorrt
+@PATIENCE
+@pytest.mark.parametrize(("name", "precision"), PAIRS)
+def test_engines_say_of_images_with_texts_what_onnx_runtime_says(
+    bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
+) -> None:
+    bundle = bundles(name, precision)
+    own = PairSession(bundle, device="tensorrt", engines=engines.built(bundle))
+    other = PairSession(bundle, device="cuda")
+    check_asked(bundle, own, other)
+    for one in (own, other):
+        one.close()
+
+
+@needs_tensorrt
+@PATIENCE
 def test_an_engine_of_one_plan_says_what_the_one_of_all_says(
     tmp_path: Path, bundles: Callable[[str, Precision], Bundle]
 ) -> None:
-    bundle = bundles("tome", "fp16")
-    images = random_images(tiny.SIZE, 5)
+    kind, bundle = KINDS["tome"], bundles("tome", "fp16")
     alone = Session(bundle, device="tensorrt", engines=engines.built(bundle))
     fixed = Session(
         bundle, device="tensorrt", engines=engines.built(bundle, root=tmp_path, static=True)
     )
-    for name, level in bundle.manifest.levels.items():
-        wanted, found = (own.run(images, level.plan, slots=True) for own in (alone, fixed))
-        assert wanted.slots is not None
-        assert found.slots is not None
-        moved = (found.slots != wanted.slots).any(1)
-        if not moved.any():
-            judge(name, "fp16", found.logits, wanted.logits, moved, reduced=any(level.plan))
+    check_classified(kind, bundle, fixed, alone)
     for own in (alone, fixed):
         own.close()

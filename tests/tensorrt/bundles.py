@@ -1,11 +1,11 @@
-"""Tiny bundles of every kind, exported once a run."""
+"""Tiny bundles of every kind, exported once a run: that takes longer than most tests."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from export.bundle import Bundle
@@ -26,10 +26,13 @@ KINDS: dict[str, Callable[[], AnyCheckpoint]] = {
 
 LEVELS = {"exact": 0.0, "some": 0.2, "half": 0.4}
 
+folder: Path | None = None
+"""Of the run, which all of its processes share: conftest.py sets it."""
+
 
 @cache
 def bundle(kind: str, precision: Precision) -> Bundle:
-    """A bundle of a kind, one of `KINDS`, in a folder that goes with the process."""
+    """A bundle of a kind, one of `KINDS`. Others read it too: it is not to be changed."""
     options: dict[str, Any] = {"method": "pitome"} if kind == "pitome" else {}
     recipe = Recipe(
         name=f"{kind}-{precision}",
@@ -38,9 +41,11 @@ def bundle(kind: str, precision: Precision) -> Bundle:
         default_level="some",
         **options,
     )
-    return export_bundle(KINDS[kind](), kind, _folder() / recipe.name, recipe)
-
-
-@cache
-def _folder() -> Path:
-    return Path(mkdtemp(prefix="tokenfold-bundles-"))
+    assert folder is not None
+    out = folder / recipe.name
+    with (folder / f"{recipe.name}.lock").open("w") as lock:
+        # Until it is closed. Who comes second finds the bundle.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if out.exists():
+            return Bundle.open(out)
+        return export_bundle(KINDS[kind](), kind, out, recipe)

@@ -1,7 +1,8 @@
-"""What tests of the runtime share."""
+"""What tests of the builder and of the runtime share."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,17 @@ import pytest
 from export.cuda import device
 from tests.cuda.fake_runtime import FakeRuntime
 from tests.cuda.stand_ins import EngineStandIn
+from tests.tensorrt import bundles
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_bundles(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One for all workers of a run."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    bundles.folder = run / "bundles"
+    bundles.folder.mkdir(exist_ok=True)
 
 
 @pytest.fixture

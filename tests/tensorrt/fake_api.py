@@ -65,6 +65,30 @@ class ExecutionContextAllocationStrategy(Enum):
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    """Of TensorRT for RTX: when kernels for the shapes of a run are compiled."""
+
+    LAZY, EAGER, NONE = range(3)
+
+
+class IRuntimeConfig:
+    """How a context is to be made."""
+
+    def __init__(self) -> None:
+        self._strategy = ExecutionContextAllocationStrategy.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = (
+            DynamicShapesKernelSpecializationStrategy.LAZY
+        )
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self._strategy = strategy
+
+    def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
+        return self._strategy
+
+
 class DataType(Enum):
     """Of a tensor's elements."""
 
@@ -100,6 +124,7 @@ class FakeApi:
         self.TensorIOMode, self.TensorLocation = TensorIOMode, TensorLocation
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
         self.DataType = DataType
+        self.DynamicShapesKernelSpecializationStrategy: Any = None  # of RTX alone
         self.gpu = gpu
         self.calls: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
@@ -246,10 +271,18 @@ class ICudaEngine:
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if self._tensors[name].host else TensorLocation.DEVICE
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
     def create_execution_context(
         self,
-        strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC,
+        strategy: ExecutionContextAllocationStrategy
+        | IRuntimeConfig = ExecutionContextAllocationStrategy.STATIC,
     ) -> IExecutionContext | None:
+        if isinstance(strategy, IRuntimeConfig):
+            kind = strategy.dynamic_shapes_kernel_specialization_strategy
+            self._api.calls[f"context {kind.name}"] += 1
+            strategy = strategy.get_execution_context_allocation_strategy()
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             self._api.problems.append("a context takes working memory of its own")
         if self._api.fails("create_execution_context", self._runtime.logger):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from export.tensorrt.engines import Engines
+from export.bundle import Bundle
+from export.tensorrt.builder import Builder
+from export.tensorrt.command import build as build_engines
+from export.tensorrt.command import main
+from export.tensorrt.engines import EngineError, Engines
+from service.settings import Settings
 from tests.cuda_host import tensorrt as plugins
 from tests.tensorrt import ahead
 from tests.tensorrt.ahead import GPU, RTX, needs_rtx
@@ -21,12 +28,18 @@ from tests.tensorrt.bundles import bundle
 pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 
 
-def build(*arguments: object, with_plugins: bool = True) -> subprocess.CompletedProcess[str]:
-    library = str(plugins.build()) if with_plugins else "none"
-    command = [sys.executable, "-m", "tokenfold", "build", "--tensorrt", RTX, *map(str, arguments)]
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "tokenfold", "build", "--tensorrt", RTX, *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "TOKENFOLD_TENSORRT_LIBRARY": str(plugins.build()), **more}
+
+
+def build(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
-        env={**os.environ, "TOKENFOLD_TENSORRT_LIBRARY": library},
+        command(*arguments),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         check=False,
@@ -82,18 +95,28 @@ def test_a_damaged_engine_is_built_anew(root: Path) -> None:
 
 
 def test_other_plugins_mean_other_engines(root: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "engines"
-    folder = Engines(root, bundle("vilt", "fp16")).folder
-    target = Engines(copy, bundle("vilt", "fp16")).folder
-    target.mkdir(parents=True)
-    for path in folder.iterdir():
-        (target / path.name).hardlink_to(path)
-    arguments = (bundle("vilt", "fp16").folder, "--device", GPU, "--engines", copy)
+    made = bundle("vilt", "fp16")
     # As after `make plugins-tensorrt` has made another library.
-    done = build(*arguments, with_plugins=False)
-    assert "the plugins are not built (make plugins-tensorrt)" in done.stderr
+    other = tmp_path / "libtokenfold_tensorrt.so"
+    other.write_bytes(plugins.build().read_bytes() + b"\0")
+    before = files(root)
+    arguments = (made.folder, "--device", GPU, "--engines", root)
+    done = build(*arguments, TOKENFOLD_TENSORRT_LIBRARY=str(other))
     assert done.stdout.count("built in") == 2
-    assert len(files(copy)) == 6
+    assert set(files(root)) > set(before)
+    assert len(files(root)) == len(before) + 2
+
+
+def test_without_plugins_only_where_that_is_wanted(tmp_path: Path) -> None:
+    arguments = (bundle("vit", "fp16").folder, "--device", GPU, "--engines", tmp_path)
+    done = build(*arguments, TOKENFOLD_TENSORRT_LIBRARY="none")
+    assert done.returncode == 2
+    assert "the plugins are not built" in done.stderr
+    done = build(*arguments, "--no-plugins")
+    assert done.returncode == 0
+    assert [path.name for path in files(tmp_path)] == [
+        ahead.origin(bundle("vit", "fp16"), "model.onnx", with_plugins=False).file
+    ]
 
 
 def test_progress_for_programs(tmp_path: Path) -> None:
@@ -124,14 +147,106 @@ def test_an_engine_for_each_level(tmp_path: Path) -> None:
         (["--device", "current"], "cuda-bindings is not installed|no GPU"),
         (["--precision", "bf16", "--device", GPU], "is made of a float16 bundle, and vit-fp32 is"),
         (["--device", GPU, "--engines", "/proc/none"], "/proc/none"),
+        (["--device", GPU, "--engines", "/dev/null"], "/dev/null"),
+        (["--device", "sm_89,"], "'sm_89,' is not GPUs with commas between"),
+        (["--device", GPU, "--engines", ""], "an empty name is no folder"),
+        (["--device", GPU, "--engines", "~nobody-of-that-name/x"], "~nobody-of-that-name"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(arguments: list[str], said: str) -> None:
-    done = build(bundle("vit", "fp32").folder, *arguments)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("tokenfold build:")]
+def test_what_cannot_be_built_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--tensorrt", RTX, *arguments, str(bundle("vit", "fp32").folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENFOLD_TENSORRT_LIBRARY", str(plugins.build()))
+        patch.setattr(Builder, "build", None)  # nothing is built before it is told
+        try:
+            code = main(given)
+        except SystemExit as error:
+            code = int(str(error.code))
+    assert code == 2
+    err = capsys.readouterr().err
+    line = err.splitlines()[-1]
+    assert line.startswith("tokenfold build:")
     assert re.search(said, line)
-    assert "Traceback" not in done.stderr
+
+
+def test_the_folder_is_that_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bundle("vit", "fp16")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TOKENFOLD_ENGINES", "~/engines")
+    done = build(made.folder, "--device", GPU)
+    assert done.returncode == 0, done.stderr
+    assert Engines(Settings().engines, made).find(ahead.origin(made, "model.onnx"))
+    monkeypatch.setenv("TOKENFOLD_ENGINES", "")
+    with pytest.raises(ValidationError, match="an empty name is no folder"):
+        Settings()
+
+
+def test_a_bundle_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+    made, other = bundle("vit", "fp16"), bundle("pitome", "fp16")
+    copy = Bundle.open(Path(shutil.copytree(made.folder, tmp_path / "bundle")))
+    wanted = [ahead.origin(copy, "model.onnx")]
+
+    def replace(_: str, done: float, __: str) -> None:
+        if done == 0:
+            shutil.copy(other.folder / "model.onnx", copy.folder / "model.onnx")
+
+    root = tmp_path / "engines"
+    with pytest.raises(EngineError, match="was replaced while its engines were built"):
+        build_engines(copy, root, ahead.rtx(), ahead.registered(), wanted, tell=replace)
+    assert not files(root)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
+    """TensorRT for RTX has none, but takes and gives a file of them."""
+    made = bundle("vit", "fp16")
+    timings = tmp_path / "some.timings"
+    for _ in range(2):
+        origin = ahead.origin(made, "model.onnx")
+        assert ahead.builder().build(made.folder / "model.onnx", origin, timings=timings)
+        assert timings.stat().st_size
+    timings.write_bytes(b"nothing of the kind")
+    assert ahead.builder().build(made.folder / "model.onnx", origin, timings=timings)
+
+
+@pytest.mark.parametrize("when", ["Starting", "Building engine"])
+def test_ctrl_c_ends_a_build(tmp_path: Path, when: str) -> None:
+    made = bundle("vilt", "fp16")
+    line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for told in process.stdout:
+            found = json.loads(told)
+            if found["engine"].startswith("joint") and found["phase"] == when:
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert said == "tokenfold build: interrupted; what was built is kept\n"
+    assert [path.name for path in files(tmp_path)] == [ahead.origin(made, "vision.onnx").file]
+
+
+def test_a_reader_that_goes_ends_a_build(tmp_path: Path) -> None:
+    """As a server that is killed: nothing is built for nobody."""
+    made = bundle("vit", "fp16")
+    line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    assert not files(tmp_path)
 
 
 def test_int8_is_for_the_cpu_and_no_bundle_is_none(tmp_path: Path) -> None:
@@ -145,13 +260,11 @@ def test_int8_is_for_the_cpu_and_no_bundle_is_none(tmp_path: Path) -> None:
 
 def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
     made = bundle("vilt", "fp16")
-    command = [sys.executable, "-m", "tokenfold", "build", "--tensorrt", RTX, str(made.folder)]
-    command += ["--device", GPU, "--engines", str(tmp_path), "--json"]
-    environment = {**os.environ, "TOKENFOLD_TENSORRT_LIBRARY": str(plugins.build())}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line)["engine"].startswith("joint"):
+        for told in process.stdout:
+            if json.loads(told)["engine"].startswith("joint"):
                 break
         process.send_signal(signal.SIGKILL)
     engines = Engines(tmp_path, made)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from export.tensorrt import engines as keeping
 from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins, unfit
 from tests.tensorrt.bundles import bundle
 
@@ -111,6 +112,34 @@ def test_a_damaged_engine_is_not_read(engines: Engines, how: str) -> None:
     path.write_bytes(damaged(path.read_bytes(), how))
     with pytest.raises(EngineError, match=r"is damaged|is no engine of this version"):
         engines.read(origin())
+
+
+def test_what_is_no_file_is_not_read(engines: Engines) -> None:
+    path = engines.folder / origin().file
+    path.mkdir(parents=True)
+    with pytest.raises(EngineError, match="is no file"):
+        engines.read(origin())
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(EngineError, match="is no file"):
+        engines.find(origin())
+
+
+def test_an_engine_that_is_replaced_while_it_is_read(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened is read to its end, header and engine of one file."""
+    engines.write(origin(), CONTENT)
+    parse = keeping._Header.model_validate_json
+
+    def replaced(line: bytes) -> keeping._Header:
+        monkeypatch.undo()
+        engines.write(origin(), CONTENT[::-1] * 2)
+        return parse(line)
+
+    monkeypatch.setattr(keeping._Header, "model_validate_json", replaced)
+    assert engines.read(origin()) == CONTENT
+    assert engines.read(origin()) == CONTENT[::-1] * 2
 
 
 def test_a_failed_write_leaves_what_was_there(

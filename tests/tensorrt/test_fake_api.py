@@ -19,12 +19,14 @@ from tests.cuda.fake_session import SHAPE
 from tests.tensorrt import fake_engine
 from tests.tensorrt.fake_api import (
     DataType,
+    DynamicShapesKernelSpecializationStrategy,
     ExecutionContextAllocationStrategy,
     FakeApi,
     ICudaEngine,
     IExecutionContext,
     ILogger,
     IPluginRegistry,
+    IRuntimeConfig,
     Runtime,
     Severity,
     TensorIOMode,
@@ -52,6 +54,16 @@ def test_names_are_those_of_the_real_one(name: str) -> None:
                 assert not callable(getattr(theirs, member)) or inspect.isclass(ours)
     for enum in ENUMS:
         assert set(enum.__members__) <= set(getattr(real, enum.__name__).__members__)
+    strategy = getattr(real, "DynamicShapesKernelSpecializationStrategy", None)
+    if strategy is not None:  # of TensorRT for RTX
+        assert set(DynamicShapesKernelSpecializationStrategy.__members__) <= set(
+            strategy.__members__
+        )
+        assert all(
+            hasattr(real.IRuntimeConfig, member)
+            for member in (*vars(IRuntimeConfig), *vars(IRuntimeConfig()))
+            if not member.startswith("_")
+        )
     assert list(Severity.__members__) == list(real.ILogger.Severity.__members__)
     assert isinstance(real.get_plugin_registry(), real.IPluginRegistry)
     assert _arguments(FakeApi.Runtime) in _overloads(real.Runtime.__init__)

@@ -27,6 +27,7 @@ from tests.cuda.fake_runtime import FakeRuntime
 from tests.cuda.fake_session import SHAPE
 from tests.cuda.stand_ins import EngineStandIn
 from tests.tensorrt import fake_engine
+from tests.tensorrt.fake_api import DynamicShapesKernelSpecializationStrategy
 
 PLANS = ((0, 0), (1, 2), (3, 4))
 MOST = 8
@@ -95,6 +96,21 @@ def test_every_recording_has_a_context(tensorrt: EngineStandIn, gpu: FakeRuntime
     own.close()
     assert not +tensorrt.api.live
     assert not +gpu.live
+
+
+def test_what_is_recorded_waits_for_kernels_of_its_shapes(tensorrt: EngineStandIn) -> None:
+    """TensorRT for RTX runs others first, and a recording would keep them."""
+    tensorrt.api.DynamicShapesKernelSpecializationStrategy = (
+        DynamicShapesKernelSpecializationStrategy
+    )
+    own = CudaGraph(tensorrt.opener(), most=2)
+    assert not tensorrt.api.calls["context EAGER"]
+    own.warm([(1, 2)])
+    assert own.recorded == tensorrt.api.calls["context EAGER"] == 2
+    # What comes with plans of its own is not to wait.
+    own.run(["logits"], {"image": drawn(1), "plan": np.asarray((2, 1))})
+    assert tensorrt.api.calls["context EAGER"] == 2
+    own.close()
 
 
 def test_without_recordings_nothing_has_a_context_of_its_own(tensorrt: EngineStandIn) -> None:
