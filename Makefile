@@ -106,6 +106,7 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 
 # compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long, and no test of the
 # others is late because of it.
+without_engines := import sys; from export.tensorrt.runtime import missing; sys.exit(missing())
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 gpu_tests := .venv-gpu/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
 gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees or packed or zeros"
@@ -121,13 +122,14 @@ test-gpu:  ## check kernels, sessions and the service on a GPU, and time the ker
 			'  make plugins plugins-cuda plugins-tensorrt' \
 			'  $(gpu_tests)' \
 			'  compute-sanitizer --tool memcheck $(gpu_checks)   (and $(filter-out memcheck,$(gpu_tools)))' \
-			'  $(gpu_times)'; \
+			'  $(gpu_times)' \
+			'  make bench-gpu'; \
 	fi
 
 .PHONY: run-test-gpu
 run-test-gpu: .venv-gpu/.installed
 	@$(MAKE) plugins plugins-cuda plugins-tensorrt || printf '%s\n' '' \
-		'NOTICE: the ops for CUDA could not be built, for the reason above: sessions and the service are not tested.' ''
+		'NOTICE: ops for a GPU could not be built, for the reason above: what needs them is not tested.' ''
 	$(gpu_tests)
 	@if command -v compute-sanitizer >/dev/null; then \
 		for tool in $(gpu_tools); do \
@@ -137,6 +139,19 @@ run-test-gpu: .venv-gpu/.installed
 		echo 'NOTICE: compute-sanitizer is not installed, so memory, barriers and races are not checked.'; \
 	fi
 	$(gpu_times)
+	@if why=$$(.venv-gpu/bin/python -c '$(without_engines)' 2>&1); then $(MAKE) bench-gpu; else echo "NOTICE: no bench of TensorRT: $$why"; fi
+
+# ViT's levels are those of the tables of CUDA; PuMer's are the usual ones.
+gpu_levels := --levels exact=0$(comma)r8=r8$(comma)r13=r13$(comma)r16=r16 --default-level r8
+gpu_reports := $(patsubst %,$(build)/gpu/%.json,vit-b16 vit-l16 vilt-b32)
+
+.PHONY: bench-gpu
+bench-gpu: $(gpu_reports)  ## measure TensorRT beside ONNX Runtime on a GPU, and write docs/gpu.md
+	.venv-gpu/bin/python -m export.bench.gpu_tables $^ --into docs/gpu.md
+
+$(build)/gpu/%.json: .venv-gpu/.installed
+	.venv-gpu/bin/tokenfold export random:$* --precision fp16 $(if $(filter vit-%,$*),$(gpu_levels)) --out $(build)/gpu/$*
+	.venv-gpu/bin/tokenfold bench $(build)/gpu/$* --backend tensorrt --beside cuda --static-levels --engines $(build)/gpu/engines --out $@
 
 .PHONY: format
 format: .venv-test/.installed  ## rewrite the Python code in the house's style
@@ -191,7 +206,7 @@ plugins-tensorrt: $(tensorrt_library)  ## compile them as plugins of TensorRT, w
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-gpu $(build)/plugins-gpu-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
+	rm -rf $(build)/gpu .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-gpu $(build)/plugins-gpu-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
 	rm -f $(library) $(cuda_library) $(tensorrt_library)
 
 # Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
@@ -217,8 +232,8 @@ optional-plugins:
 	$(pip_install) '$(TORCH)'
 	$(pip_install) '$(TORCH)' -e '.[gpu,export,test]'
 	@# From NVIDIA's own index. Without it there is TensorRT for RTX, which the tests bring, for the GPUs that it knows.
-	$(pip_install) -e '.[tensorrt]' || printf '%s\n' '' 'NOTICE: TensorRT could not be installed, for the reason above.' ''
-	@touch $@
+	$(pip_install) -e '.[tensorrt]' && touch $@ || \
+		printf '%s\n' '' 'NOTICE: TensorRT could not be installed, for the reason above; it is tried again the next time.' ''
 
 $(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
 	$(call build_library,tokenfold_ort,$(plugins),$(build)/plugins,$(build)/plugins,$(ort_option),$(ort_headers))

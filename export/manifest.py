@@ -216,6 +216,13 @@ class Manifest(Document):
         return hashlib.sha256("\n".join([*stored, *ready]).encode()).hexdigest()
 
     @property
+    def cpu_only(self) -> str | None:
+        """Why no GPU is to run the network, for people; None if one may."""
+        if self.precision == "int8":
+            return f"{self.name} is an int8 bundle, which is for the CPU"
+        return None
+
+    @property
     def pair_tasks(self) -> list[PairTask]:
         """Those of its tasks that are on an image and a text."""
         return [task for task in self.tasks if task != "classify" and task != "embed"]

@@ -240,8 +240,8 @@ def check_unchanged(bundle: Bundle, origin: Origin) -> None:
 def unfit(bundle: Bundle, precision: Literal["bf16"] | None = None) -> str | None:
     """Why TensorRT cannot run a bundle; None if it can."""
     manifest = bundle.manifest
-    if manifest.precision == "int8":
-        return f"{manifest.name} is an int8 bundle, which is for the CPU"
+    if (why := manifest.cpu_only) is not None:
+        return why
     if precision == "bf16" and manifest.precision != "fp16":
         return f"bfloat16 is made of a float16 bundle, and {manifest.name} is {manifest.precision}"
     return None

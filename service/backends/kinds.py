@@ -47,12 +47,6 @@ class Kind(NamedTuple):
     prepare: Callable[[Bundle, Told, threading.Event], None] = _nothing
 
 
-def _no_int8(bundle: Bundle) -> str | None:
-    if bundle.manifest.precision == "int8":
-        return f"{bundle.manifest.name} is an int8 bundle, which is for the CPU"
-    return None
-
-
 def _used() -> int | None:
     try:
         return device.memory().used
@@ -66,7 +60,7 @@ CUDA = Kind(
     "cuda",
     load=partial(loading.load, device="cuda"),
     missing=session.missing,
-    unfit=_no_int8,
+    unfit=lambda bundle: bundle.manifest.cpu_only,
     used=_used,
 )
 CPU = Kind("cpu", "cpu", load=loading.load)

@@ -63,7 +63,13 @@ def test_where_engines_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse().engines == Path("/cache/tokenfold/engines")
     monkeypatch.setenv("TOKENFOLD_ENGINES", "/engines")
     assert parse().engines == Path("/engines")
-    assert parse("--engines=here").engines == Path("here")
+    # As an absolute one: a builder is told of it too.
+    assert parse("--engines=here").engines == Path.cwd() / "here"
+    assert parse("--engines=~/here").engines == Path("/home/x/here")
+    for named in ("", "~nobody-of-that-name/here"):
+        monkeypatch.setenv("TOKENFOLD_ENGINES", named)
+        with pytest.raises(ValidationError, match="engines"):
+            parse()
 
 
 @pytest.mark.parametrize(
