@@ -51,8 +51,8 @@ RUNS = 200
 ALIKE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
 # The share of images whose tokens merge alike at least.
 MERGED_ALIKE = 0.5
-# Images left out beside those. Tokens can come to the same slots another way, and then the answer is
-# off by a fifth: in float16 on a CPU, 2 of 240 images where PiToMe merges most.
+# Images left out beside those. Tokens can come to the same slots another way, and then the answer
+# is off by a fifth: in float16 on a CPU, 2 of 240 images where PiToMe merges most.
 ANOTHER_WAY = 2
 MANY = 40
 # The engines' ranges of batches each have kernels of their own.

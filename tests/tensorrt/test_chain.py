@@ -35,7 +35,8 @@ pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kind:
     """As on a machine with that GPU."""
     monkeypatch.setenv(library.VARIABLE, str(plugins.build()))
-    monkeypatch.setattr(flavour, "load", ahead.rtx)
+    own = ahead.rtx()
+    monkeypatch.setattr(flavour, "load", lambda: own)
     monkeypatch.setattr(target, "here", lambda own, found: target.ahead(own, found, GPU))
     plain = process.command_line
 
@@ -108,7 +109,7 @@ def test_engines_are_built_and_found(
 
 def test_a_build_that_is_not_wanted_any_more(kind: Kind, tmp_path: Path) -> None:
     """What was built before is kept, and nothing half is left."""
-    made = bundle("meter", "fp16")
+    made = bundle("vilt", "fp16")
     vision, joint = origins(made, tmp_path)
     stopping = threading.Event()
 
