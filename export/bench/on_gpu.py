@@ -45,8 +45,8 @@ def bench(options: Options, stage: Stage) -> GpuReport:
     bundle = Bundle.open(folder)
     targets = choose(bundle.manifest, options.r, options.levels, options.rates)
     asked = _asked(bundle, targets, options)
-    if bundle.manifest.precision == "int8":
-        raise BenchError(f"{bundle.manifest.name} is int8, which is for the CPU")
+    if (why := bundle.manifest.cpu_only) is not None:
+        raise BenchError(why)
     other = None
     if options.compare is not None:
         theirs = Bundle.open(options.compare)

@@ -195,7 +195,7 @@ def test_what_cannot_be_measured(
     int8 = Bundle.open(exported)
     int8.manifest = int8.manifest.model_copy(update={"precision": "int8"})
     monkeypatch.setattr(Bundle, "open", lambda _folder: int8)
-    assert "int8, which is for the CPU" in refusal()
+    assert "int8 bundle, which is for the CPU" in refusal()
     monkeypatch.setattr(session, "missing", lambda: "no GPU was found")
     assert refusal() == "tokenfold bench: --backend cuda: no GPU was found\n"
 

@@ -315,7 +315,7 @@ def test_what_cannot_be_measured(
     int8 = Bundle.open(exported)
     int8.manifest = int8.manifest.model_copy(update={"precision": "int8"})
     monkeypatch.setattr(Bundle, "open", lambda _: int8)
-    assert refusal(exported) == "tiny is int8, which is for the CPU"
+    assert refusal(exported) == "tiny is an int8 bundle, which is for the CPU"
 
 
 def test_the_builder_itself_takes_what_it_is_given(
