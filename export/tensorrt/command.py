@@ -56,10 +56,11 @@ class Done(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 2 for what the user can mend."""
     options = _parser().parse_args(arguments)
-    # The errors that TensorRT writes come in the message, the rest is for those who ask.
-    journal.logger.setLevel(logging.DEBUG if options.verbose else logging.CRITICAL)
-    if options.verbose:
-        logging.basicConfig(level=logging.DEBUG, format="%(message)s")
+    with _lines(options.verbose):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         bundle = Bundle.open(options.bundle)
         own = flavour.load(options.tensorrt)
@@ -233,6 +234,19 @@ def _gpus(text: str) -> list[str]:
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not GPUs with commas between")
     return found
+
+
+@contextlib.contextmanager
+def _lines(verbose: bool) -> Iterator[None]:
+    """What TensorRT writes is for those who ask: its errors come in the message."""
+    before = journal.logger.level
+    journal.logger.setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    if verbose:
+        logging.basicConfig(level=logging.DEBUG, format="%(message)s")
+    try:
+        yield
+    finally:
+        journal.logger.setLevel(before)
 
 
 @contextlib.contextmanager
