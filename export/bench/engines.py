@@ -14,7 +14,8 @@ from export.bench.stages import BenchError, Stage, notice
 from export.bundle import Bundle
 from export.manifest import GRAPHS
 from export.tensorrt import process, runtime
-from export.tensorrt.engines import Engines, Origin
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import Origin
 from export.tensorrt.process import BuildError, Progress
 from export.tensorrt.profiles import takes_plan
 from models.reduction.workload import Plan

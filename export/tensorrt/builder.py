@@ -10,10 +10,11 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from export.cuda import device
 from export.tensorrt import network
-from export.tensorrt.engines import Origin, replace
+from export.tensorrt.engines import replace
 from export.tensorrt.flavour import Flavour, TensorRtError
 from export.tensorrt.journal import Journal
 from export.tensorrt.monitor import Advance, monitor
+from export.tensorrt.origin import Origin
 from export.tensorrt.plugins import Plugins
 from export.tensorrt.profiles import Profile
 

@@ -21,18 +21,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from export.bundle import Bundle, BundleError
 from export.tensorrt import flavour, journal, plugins, target
 from export.tensorrt.builder import Builder
-from export.tensorrt.engines import (
-    VARIABLE,
-    Built,
-    EngineError,
-    Engines,
-    Origin,
-    Target,
-    check_unchanged,
-    folder,
-    origins,
-)
+from export.tensorrt.engines import VARIABLE, Built, Engines, folder
 from export.tensorrt.flavour import NAMES, Flavour, TensorRtError
+from export.tensorrt.origin import EngineError, Origin, Target, check_unchanged, origins
 from export.tensorrt.plugins import Plugins
 
 CURRENT = "current"

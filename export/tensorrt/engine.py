@@ -10,9 +10,9 @@ import numpy as np
 
 from export.cuda.device import Stream
 from export.cuda.lanes import Array
-from export.tensorrt.engines import EngineError, Origin
 from export.tensorrt.flavour import Flavour
 from export.tensorrt.journal import Journal
+from export.tensorrt.origin import EngineError, Origin
 from export.tensorrt.plugins import Plugins
 from models.reduction.workload import Plan
 

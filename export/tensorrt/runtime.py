@@ -12,8 +12,9 @@ from export.cuda import device
 from export.cuda.device import CudaError, Stream, kept
 from export.tensorrt import flavour, plugins, target
 from export.tensorrt.engine import Engine, RefusedError
-from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins
+from export.tensorrt.engines import Engines
 from export.tensorrt.flavour import Flavour, TensorRtError
+from export.tensorrt.origin import EngineError, Origin, Target, origins
 from export.tensorrt.plugins import Plugins
 from export.tensorrt.runner import EngineRunner
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from export.cuda import device
-from export.tensorrt.engines import Target
 from export.tensorrt.flavour import Flavour, TensorRtError
+from export.tensorrt.origin import Target
 from export.tensorrt.plugins import Plugins
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from export.bundle import Bundle
 from export.cuda import device, session
 from export.tensorrt import process, runtime
-from export.tensorrt.engines import unfit
+from export.tensorrt.origin import unfit
 from export.tensorrt.process import Told
 from service.backends import loading
 from service.backends.backend import Backend

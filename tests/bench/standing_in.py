@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from export.bundle import Bundle
-from export.tensorrt.engines import EngineError, Engines, Target, origins
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import EngineError, Target, origins
 
 COMMAND = (sys.executable, __file__)
 TARGET = Target(tensorrt="tensorrt 11.4.0", gpu="Standing In sm_90", plugins="ab" * 32)

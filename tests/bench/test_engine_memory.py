@@ -16,7 +16,8 @@ from export.bundle import Bundle
 from export.cuda import device
 from export.cuda.device import MemoryInfo
 from export.tensorrt import flavour, plugins, target
-from export.tensorrt.engines import Engines, Origin, origins
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import Origin, origins
 from models.reduction.workload import Plan
 from tests.bench.standing_in import TARGET
 from tests.bench.trivial import Make

@@ -23,7 +23,8 @@ from export.pipeline import export_bundle
 from export.recipe import Recipe
 from export.runtime import Opening
 from export.tensorrt import flavour, plugins, process, runtime, target
-from export.tensorrt.engines import EngineError, Engines, origins
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import EngineError, origins
 from models.checkpoints import native
 from models.reduction.workload import Plan
 from tests import tiny

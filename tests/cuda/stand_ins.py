@@ -16,8 +16,8 @@ from export.cuda.device import Stream
 from export.cuda.graph import CudaGraph
 from export.cuda.runner import Runner
 from export.tensorrt.engine import Engine
-from export.tensorrt.engines import EngineError, Origin
 from export.tensorrt.flavour import Flavour
+from export.tensorrt.origin import EngineError, Origin
 from export.tensorrt.runner import EngineRunner
 from models.reduction.workload import Plan
 from tests.cuda.fake_runtime import FakeRuntime

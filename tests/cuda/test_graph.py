@@ -18,7 +18,7 @@ from export.cuda.buckets import up_to
 from export.cuda.device import CudaError
 from export.cuda.graph import CudaGraph
 from export.cuda.lanes import IN_FLIGHT, Array
-from export.tensorrt.engines import EngineError
+from export.tensorrt.origin import EngineError
 from models.reduction.workload import Plan
 from tests.cuda import fake_session
 from tests.cuda.fake_runtime import FakeRuntime

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from export.bundle import Bundle
 from export.tensorrt import flavour, plugins, runtime, target
 from export.tensorrt.command import build
-from export.tensorrt.engines import origins
+from export.tensorrt.origin import origins
 
 MISSING = runtime.missing()
 

@@ -14,8 +14,8 @@ from export.manifest import GRAPHS, Precision
 from export.plugins.functions import DOMAIN
 from export.tensorrt import flavour, network, plugins, target
 from export.tensorrt.builder import Builder, Layer
-from export.tensorrt.engines import Origin, origins
 from export.tensorrt.flavour import Flavour
+from export.tensorrt.origin import Origin, origins
 from export.tensorrt.plugins import Plugins
 from models.reduction.workload import Plan
 from tests.cuda_host import tensorrt as built

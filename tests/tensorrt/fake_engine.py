@@ -15,7 +15,7 @@ import onnx
 
 from export.cuda.lanes import Array
 from export.document import Document
-from export.tensorrt.engines import Origin, Target
+from export.tensorrt.origin import Origin, Target
 from export.tensorrt.profiles import BATCHES, Profile, Range
 from models.reduction.workload import Plan
 from tests.cuda import fake_session

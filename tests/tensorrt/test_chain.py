@@ -17,8 +17,9 @@ from export.manifest import GRAPHS
 from export.plugins.tensorrt import library
 from export.tensorrt import flavour, process, runtime, target
 from export.tensorrt.engine import Engine
-from export.tensorrt.engines import EngineError, Engines, Origin
+from export.tensorrt.engines import Engines
 from export.tensorrt.flavour import Flavour
+from export.tensorrt.origin import EngineError, Origin
 from export.tensorrt.plugins import Plugins
 from service.backends import kinds
 from service.backends.kinds import Kind

@@ -18,7 +18,8 @@ from export.bundle import Bundle
 from export.tensorrt.builder import Builder
 from export.tensorrt.command import build as build_engines
 from export.tensorrt.command import main
-from export.tensorrt.engines import EngineError, Engines
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import EngineError
 from service.settings import Settings
 from tests.cuda_host import tensorrt as plugins
 from tests.tensorrt import ahead

@@ -18,8 +18,8 @@ import pytest
 from export.cuda.device import Memory, Pinned, Stream
 from export.tensorrt import flavour
 from export.tensorrt.engine import Context, Engine, RefusedError, Tensor
-from export.tensorrt.engines import EngineError
 from export.tensorrt.journal import Journal
+from export.tensorrt.origin import EngineError
 from export.tensorrt.plugins import Plugins
 from export.tensorrt.profiles import BATCHES
 from tests.cuda import fake_session
@@ -246,7 +246,7 @@ REAL = """
 import gc
 from export.tensorrt import flavour
 from export.tensorrt.engine import Engine
-from export.tensorrt.engines import EngineError
+from export.tensorrt.origin import EngineError
 from tests.tensorrt import fake_engine
 
 own = flavour.load()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from export.tensorrt import engines as keeping
-from export.tensorrt.engines import EngineError, Engines, Origin, Target, origins, unfit
+from export.tensorrt.engines import Engines
+from export.tensorrt.origin import EngineError, Origin, Target, origins, unfit
 from tests.tensorrt.bundles import bundle
 
 TARGET = Target(tensorrt="tensorrt 11.4.0", gpu="NVIDIA H200 sm_90", plugins="ab" * 32)

@@ -18,7 +18,7 @@ from export.cuda.device import Stream
 from export.cuda.graph import CudaGraph
 from export.cuda.lanes import Array
 from export.tensorrt.engine import Engine
-from export.tensorrt.engines import EngineError
+from export.tensorrt.origin import EngineError
 from export.tensorrt.profiles import BATCHES
 from export.tensorrt.runner import EngineRunner
 from models.reduction.workload import Plan

@@ -22,8 +22,9 @@ from export.pair_runtime import PairSession
 from export.plugins.tensorrt import library
 from export.runtime import Session
 from export.tensorrt import flavour, plugins, runtime, target
-from export.tensorrt.engines import EngineError, Engines, Origin, origins
+from export.tensorrt.engines import Engines
 from export.tensorrt.flavour import Flavour, TensorRtError
+from export.tensorrt.origin import EngineError, Origin, origins
 from export.tensorrt.plugins import Plugins
 from models.reduction.workload import Plan
 from tests.cuda import fake_session
