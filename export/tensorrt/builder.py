@@ -95,6 +95,10 @@ class Builder:
         config = self._builder.create_builder_config()
         # As on ONNX Runtime: float32 is float32.
         config.clear_flag(self._flavour.api.BuilderFlag.TF32)
+        allocated = getattr(self._flavour.api.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if allocated is not None:
+            # TensorRT for RTX might allocate inside a run otherwise, which cannot be recorded.
+            config.set_flag(allocated)
         config.profiling_verbosity = self._flavour.api.ProfilingVerbosity.DETAILED
         # All work in one stream, which is recorded; a network's layers follow each other anyway.
         config.max_aux_streams = 0
