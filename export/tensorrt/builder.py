@@ -185,10 +185,7 @@ class Builder:
             logger.warning("%s cannot be written, so all will be timed anew: %s", timings, error)
 
     def _failed(self, what: str) -> TensorRtError:
-        why = [self._journal.take() or "TensorRT does not say why"]
-        if self._plugins is not None and (problem := self._plugins.problem()):
-            why.append(problem)
-        return TensorRtError(f"{what}: {'; '.join(why)}")
+        return TensorRtError(f"{what}: {self._journal.why(self._plugins)}")
 
 
 def _layer(layer: Any, api: Any) -> Layer:

@@ -176,10 +176,7 @@ class Engine:
 
     def failed(self, what: str) -> EngineError:
         """What to raise, with what TensorRT and the plugins said."""
-        why = [self._journal.take() or "TensorRT does not say why"]
-        if self._plugins is not None and (problem := self._plugins.problem()):
-            why.append(problem)
-        return EngineError(f"{what}: {'; '.join(why)}")
+        return EngineError(f"{what}: {self._journal.why(self._plugins)}")
 
 
 class Context:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from export.tensorrt.flavour import Flavour
+from export.tensorrt.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,13 @@ class Journal:
         """
         self.logger = _logger(flavour)
         self.logger.ahead = self.logger.ahead or ahead
+
+    def why(self, plugins: Plugins | None) -> str:
+        """What TensorRT and the plugins said last in this thread, for a message."""
+        found = [self.take() or "TensorRT does not say why"]
+        if plugins is not None and (problem := plugins.problem()):
+            found.append(problem)
+        return "; ".join(found)
 
     def take(self) -> str | None:
         """The first error of this thread's calls since the last one of this, in one line."""
