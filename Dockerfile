@@ -30,13 +30,14 @@ RUN apt-get update \
 WORKDIR /src
 # In its own layer, and first: it changes least.
 COPY Makefile ./
-COPY export/plugins/ export/plugins/
+COPY native/ native/
 # Not `optional-plugins`: an image without them would be a slow one, unnoticed.
 RUN make plugins
-COPY pyproject.toml README.md tokenfold.py ./
+COPY pyproject.toml README.md ./
 COPY export/ export/
 COPY models/ models/
 COPY service/ service/
+COPY tokenfold/ tokenfold/
 # Not editable: the environment must hold all it needs, as nothing else is copied to the next stage.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/tokenfold \
@@ -52,14 +53,15 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Makefile ./
-COPY export/plugins/ export/plugins/
-# Such as 90, for an H100 alone: minutes less. By default all of export/plugins/kernels/architectures.txt.
+COPY native/ native/
+# Such as 90, for an H100 alone: minutes less. By default all of native/kernels/architectures.txt.
 ARG CUDA_ARCHITECTURES=
 RUN make plugins plugins-cuda plugins-tensorrt CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES}"
-COPY pyproject.toml README.md tokenfold.py ./
+COPY pyproject.toml README.md ./
 COPY export/ export/
 COPY models/ models/
 COPY service/ service/
+COPY tokenfold/ tokenfold/
 # PyPI's package of TensorRT's libraries is a stub, which fetches the real one from https://pypi.nvidia.com.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/tokenfold \

@@ -31,14 +31,16 @@ DATA ?= ../shared/data/cifar10-train.zip
 build := build
 demo := models/demo
 comma := ,
-plugins := export/plugins/onnxruntime
-library := $(plugins)/libtokenfold_ort.so
+# The compiled libraries lie in the package, so that a wheel holds them.
+libraries := tokenfold/runtime/native
+plugins := native/onnxruntime
+library := $(libraries)/libtokenfold_ort.so
 sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
-kernels := export/plugins/kernels
-cuda_library := $(plugins)/libtokenfold_ort_cuda.so
-cuda_sources := export/plugins/CMakeLists.txt $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
-tensorrt := export/plugins/tensorrt
-tensorrt_library := $(tensorrt)/libtokenfold_tensorrt.so
+kernels := native/kernels
+cuda_library := $(libraries)/libtokenfold_ort_cuda.so
+cuda_sources := native/CMakeLists.txt $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
+tensorrt := native/tensorrt
+tensorrt_library := $(libraries)/libtokenfold_tensorrt.so
 tensorrt_sources := $(wildcard $(addprefix $(tensorrt)/,*.cc *.h *.txt))
 # Such as 90 for an H100: the libraries are built for this alone then, and much sooner. After another value,
 # `make -B plugins-cuda plugins-tensorrt`.
@@ -72,7 +74,7 @@ endef
 # minutes to compile.
 define build_gpu_library
 	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
-	$(call build_library,$(1),export/plugins,$(build)/plugins-gpu,$(build)/plugins-gpu/$(2),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(3),$(4))
+	$(call build_library,$(1),native,$(build)/plugins-gpu,$(build)/plugins-gpu/$(2),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(3),$(4))
 endef
 ort_option := -DORT_INCLUDE_DIR="$$headers"
 ort_headers := $(plugins)/headers.sh $(build)
@@ -106,7 +108,7 @@ test: .venv-test/.installed optional-plugins  ## check the style, the types, and
 
 # compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long, and no test of the
 # others is late because of it.
-without_engines := import sys; from export.tensorrt.runtime import missing; sys.exit(missing())
+without_engines := import sys; from tokenfold.runtime.tensorrt.runtime import missing; sys.exit(missing())
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 gpu_tests := .venv-gpu/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
 gpu_checks := $(gpu_tests) -p no:cacheprovider --timeout 0 -k "ties_go or weighted_mean or pumer_agrees or packed or zeros"
@@ -147,7 +149,7 @@ gpu_reports := $(patsubst %,$(build)/gpu/%.json,vit-b16 vit-l16 vilt-b32)
 
 .PHONY: bench-gpu
 bench-gpu: $(gpu_reports)  ## measure TensorRT beside ONNX Runtime on a GPU, and write docs/gpu.md
-	.venv-gpu/bin/python -m export.bench.gpu_tables $^ --into docs/gpu.md
+	.venv-gpu/bin/python -m tokenfold.bench.gpu_tables $^ --into docs/gpu.md
 
 $(build)/gpu/%.json: .venv-gpu/.installed
 	.venv-gpu/bin/tokenfold export random:$* --precision fp16 $(if $(filter vit-%,$*),$(gpu_levels)) --out $(build)/gpu/$*
@@ -168,7 +170,7 @@ load: .venv/.installed optional-plugins  ## compare the served throughput of BUN
 
 .PHONY: demo
 demo: .venv-test/.installed optional-plugins  ## train the built-in classifier on DATA, about an hour, and export it
-	.venv-test/bin/python -m models.training.cifar --data $(DATA) --out $(build)/cifar10
+	.venv-test/bin/python -m tokenfold.models.training.cifar --data $(DATA) --out $(build)/cifar10
 	mkdir -p $(demo)/checkpoints/cifar10
 	cp $(build)/cifar10/tokenfold.json $(build)/cifar10/model.safetensors $(build)/cifar10/training.json $(demo)/checkpoints/cifar10
 	$(call export_demo,cifar10)
@@ -176,7 +178,7 @@ demo: .venv-test/.installed optional-plugins  ## train the built-in classifier o
 .PHONY: demo-scenes
 demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in network for images with texts, two hours, and export it
 	for phase in teacher compare student checkpoint; do \
-		.venv-test/bin/python -m models.training.scenes $$phase --out $(build)/scenes || exit; \
+		.venv-test/bin/python -m tokenfold.models.training.scenes $$phase --out $(build)/scenes || exit; \
 	done
 	mkdir -p $(demo)/checkpoints/scenes
 	cp $(build)/scenes/checkpoint/* $(demo)/checkpoints/scenes
@@ -185,7 +187,7 @@ demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in netwo
 .PHONY: demo-retrieval
 demo-retrieval: .venv-test/.installed optional-plugins  ## train the built-in network for retrieval, half an hour, and export it
 	for phase in train checkpoint; do \
-		.venv-test/bin/python -m models.training.scenes_retrieval $$phase --out $(build)/scenes || exit; \
+		.venv-test/bin/python -m tokenfold.models.training.scenes_retrieval $$phase --out $(build)/scenes || exit; \
 	done
 	mkdir -p $(demo)/checkpoints/scenes-retrieval
 	cp $(build)/scenes/retrieval-checkpoint/* $(demo)/checkpoints/scenes-retrieval

@@ -13,18 +13,26 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from export.bundle import Bundle, BundleError
-from export.machine import cores
-from export.manifest import Precision
-from export.pipeline import export_bundle
-from export.quality import DataError
-from export.recipe import PUBLISHED, Amount, AnyMethod, Recipe, RecipeError, Shares, remarks
-from export.verify import VerificationError
-from export.writing import check_replaceable
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.load import load
-from models.reduction.schedule import DEFAULT_LEVELS, Ramp
-from models.reduction.workload import PlanError, Shape
+from tokenfold.bundle.bundle import Bundle, BundleError
+from tokenfold.bundle.manifest import Precision
+from tokenfold.bundle.schedule import DEFAULT_LEVELS, Ramp
+from tokenfold.bundle.workload import PlanError, Shape
+from tokenfold.bundle.writing import check_replaceable
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.quality import DataError
+from tokenfold.export.recipe import (
+    PUBLISHED,
+    Amount,
+    AnyMethod,
+    Recipe,
+    RecipeError,
+    Shares,
+    remarks,
+)
+from tokenfold.export.verify import VerificationError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.load import load
+from tokenfold.runtime.machine import cores
 
 NOTABLE = 0.01
 """By so much of the FLOPs what a level removes may differ from what was asked, without a word."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from export import onnx_file
-from export.graph import Graph
-from export.symbolic import Symbolic
-from models.dual import DualEncoder
-from models.preprocess import Preprocess
-from models.reduction.matcher import Matcher
-from models.text_tower import TextTower
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.export import onnx_file
+from tokenfold.export.graph import Graph
+from tokenfold.export.symbolic import Symbolic
+from tokenfold.models.dual import DualEncoder
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.text_tower import TextTower
 
 
 class ImageGraph(nn.Module):
@@ -31,7 +31,7 @@ class ImageGraph(nn.Module):
         proportional: bool,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Wrap a network, which is left as it is; see `export.graph.Graph`."""
+        """Wrap a network, which is left as it is; see `tokenfold.export.graph.Graph`."""
         super().__init__()
         self.tower = Graph(model.image, preprocess, matchers, proportional, dtype)
 

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import torch
 
-from export.bundle import Bundle
-from export.dual_graph import ImageGraph, TextGraph
-from export.dual_quality import Scene, measure
-from export.dual_reference import Reference
-from export.dual_runtime import DualSession
-from export.dual_verify import verified_texts, verify
-from export.manifest import IMAGE, TEXT, TOKENIZER, Manifest, Similarity, TextSpec
-from export.matchers import matchers
-from export.profile import PROFILE
-from export.quality import profile
-from export.quantise import replace
-from export.recipe import Recipe, Stage, plan_levels
-from export.verify import verified_images
-from export.versions import versions
-from export.writing import stored_files, write_document, write_manifest, writing
-from models.checkpoints.checkpoint import DualCheckpoint
-from models.dual import DualEncoder
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import IMAGE, TEXT, TOKENIZER, Manifest, Similarity, TextSpec
+from tokenfold.bundle.profile import PROFILE
+from tokenfold.bundle.writing import stored_files, write_document, write_manifest, writing
+from tokenfold.export.dual_graph import ImageGraph, TextGraph
+from tokenfold.export.dual_quality import Scene, measure
+from tokenfold.export.dual_reference import Reference
+from tokenfold.export.dual_verify import verified_texts, verify
+from tokenfold.export.matchers import matchers
+from tokenfold.export.quality import profile
+from tokenfold.export.quantise import replace
+from tokenfold.export.recipe import Recipe, Stage, plan_levels
+from tokenfold.export.verify import verified_images
+from tokenfold.export.versions import versions
+from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
+from tokenfold.models.dual import DualEncoder
+from tokenfold.runtime.dual import DualSession
 
 
 def similarity(model: DualEncoder, template: str) -> Similarity:
@@ -39,7 +39,7 @@ def similarity(model: DualEncoder, template: str) -> Similarity:
 def export_bundle(
     checkpoint: DualCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage
 ) -> Bundle:
-    """Write a bundle to `out`; see `export.pipeline.export_bundle`."""
+    """Write a bundle to `out`; see `tokenfold.export.pipeline.export_bundle`."""
     method = recipe.image_method
     model, preprocess, text = checkpoint.model, checkpoint.preprocess, checkpoint.text
     workload = model.config.workload(method)

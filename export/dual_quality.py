@@ -1,6 +1,6 @@
 """What a dual encoder's levels find, measured on images, with texts that describe them or without.
 
-With an `items.jsonl` (see `export.items`), one object a line beside the images,
+With an `items.jsonl` (see `tokenfold.export.items`), one object a line beside the images,
 
     {"task": "retrieve", "images": ["a.png"], "text": "a red circle left of a square"}
 
@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.dual_runtime import Embedder, Float, Int
-from export.items import read_items
-from export.manifest import Manifest
-from export.profile import LevelProfile, Metric
-from export.quality import DataError, Photos, quality
-from models.text import EmptyTextError, TextEncoder
+from tokenfold.bundle.manifest import Manifest
+from tokenfold.bundle.profile import LevelProfile, Metric
+from tokenfold.bundle.text import EmptyTextError, TextEncoder
+from tokenfold.export.items import read_items
+from tokenfold.export.quality import DataError, Photos, quality
+from tokenfold.runtime.dual import Embedder, Float, Int
 
 NEIGHBOURS = 10
 """How many of the nearest images are looked at, where there are as many."""
@@ -163,7 +163,7 @@ def nearest(queries: Float, gallery: Float, count: int, *, but: Int | None = Non
 
 
 def neighbours(galleries: Mapping[str, Float]) -> dict[str, dict[str, float]]:
-    """See `export.profile.LevelProfile.neighbours`: by the query's level, then the gallery's.
+    """See `LevelProfile.neighbours`: by the query's level, then the gallery's.
 
     Args:
         galleries: by level, vectors (I, width) of the same images.

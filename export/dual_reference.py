@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from export.dual_runtime import Float, ImageVectors, Int
-from export.matchers import matchers
-from export.verify import normalised
-from models.checkpoints.checkpoint import DualCheckpoint
-from models.preprocess import Pixels
-from models.reduction.workload import Method
+from tokenfold.bundle.preprocess import Pixels
+from tokenfold.bundle.workload import Method
+from tokenfold.export.matchers import matchers
+from tokenfold.export.verify import normalised
+from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
+from tokenfold.runtime.dual import Float, ImageVectors, Int
 
 
 class Reference:
-    """The network of a checkpoint; see `export.dual_runtime.DualSession` for its methods."""
+    """The network of a checkpoint; see `tokenfold.runtime.dual.DualSession` for its methods."""
 
     def __init__(self, checkpoint: DualCheckpoint, method: Method, *, proportional: bool) -> None:
         """Args:

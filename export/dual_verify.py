@@ -1,4 +1,4 @@
-"""Do the graphs of a dual encoder compute what PyTorch does? See `export.verify`.
+"""Do the graphs of a dual encoder compute what PyTorch does? See `tokenfold.export.verify`.
 
 Images are asked at every level; texts of several lengths, alone and padded in a batch.
 """
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.dual_runtime import Embedder, Float, ImageVectors, Int
-from export.manifest import Level, Manifest
-from export.random_texts import random_texts
-from export.verify import Images, VerificationError, judge
-from models.text import TextEncoder
+from tokenfold.bundle.manifest import Level, Manifest
+from tokenfold.bundle.random_texts import random_texts
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.export.verify import Images, VerificationError, judge
+from tokenfold.runtime.dual import Embedder, Float, ImageVectors, Int
 
 LEAST_TOKENS = 3
 """Of a text of one word between two special tokens."""
@@ -50,7 +50,7 @@ def verify(
         progress: called after each level.
 
     Returns:
-        The largest deviation of each level, of images or of texts, see `export.verify.judge`.
+        The largest deviation of each level, of images or of texts, see `verify.judge`.
 
     Raises:
         VerificationError: vectors deviate by more than the precision allows, or are not finite.

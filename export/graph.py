@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export import onnx_file
-from export.stems import stem
-from export.symbolic import Symbolic, on_host
-from models.preprocess import Preprocess
-from models.reduction.matcher import Matcher
-from models.vit import VisionTransformer
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.export import onnx_file
+from tokenfold.export.stems import stem
+from tokenfold.export.symbolic import Symbolic, on_host
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.vit import VisionTransformer
 
 
 class Graph(nn.Module):

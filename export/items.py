@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from export.quality import DataError, Photos
-from models.tasks import PairTask
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.export.quality import DataError, Photos
 
 ITEMS = "items.jsonl"
 

@@ -1,4 +1,4 @@
-"""Linear layers of a traced graph as ops of their own, see `export.plugins.linear`.
+"""Linear layers of a traced graph as ops of their own, see `tokenfold.export.ops.linear`.
 
 Only those whose weights are float16: what is exported in another precision is for CPUs, whose
 quantiser and runtime look for plain matrix products.
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.plugins.functions import DOMAIN, PLUGIN_ATTRIBUTES
+from tokenfold.export.ops.functions import PLUGIN_ATTRIBUTES
+from tokenfold.runtime.native import DOMAIN
 
 MATCHERS = ("MatchToMe", "MatchPiToMe")
 """Ops that look at keys alone."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from models.reduction.matcher import Matcher
-from models.reduction.pitome import PiToMe, margin
-from models.reduction.tome import ToMe
-from models.reduction.workload import Method
-from models.vit import VisionConfig
+from tokenfold.bundle.workload import Method
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pitome import PiToMe, margin
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.vit import VisionConfig
 
 
 def matchers(method: Method, config: VisionConfig) -> list[Matcher] | None:

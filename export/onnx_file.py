@@ -13,8 +13,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export import linear
-from export.plugins.functions import DOMAIN, OPSET, functions
+from tokenfold.export import linear
+from tokenfold.export.ops.functions import OPSET, functions
+from tokenfold.runtime.native import DOMAIN
 
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights from which on they are kept outside the graph's file."""

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from export import onnx_file
-from export.stems import stem
-from export.symbolic import Symbolic, on_host
-from models.meter import Meter
-from models.preprocess import Preprocess
-from models.reduction.matcher import Matcher
-from models.reduction.pair_workload import PairWorkload
-from models.reduction.pumer import PuMer
-from models.reduction.tome import ToMe
-from models.reduction.workload import Plan
-from models.tasks import PairTask
-from models.vilt import Vilt
+from tokenfold.bundle.pair_workload import PairWorkload
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.workload import Plan
+from tokenfold.export import onnx_file
+from tokenfold.export.stems import stem
+from tokenfold.export.symbolic import Symbolic, on_host
+from tokenfold.models.meter import Meter
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.vilt import Vilt
 
 MOST_SIDE = 64
 """Rows or columns of patches that an image of another grid than the network's may have."""

@@ -7,23 +7,23 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from export import pair_quality
-from export.bundle import Bundle
-from export.manifest import JOINT, TOKENIZER, VISION, Manifest, TextSpec
-from export.pair_graph import JointGraph, VisionGraph
-from export.pair_reference import Reference
-from export.pair_runtime import PairSession
-from export.pair_verify import cases, verify
-from export.profile import PROFILE, LevelProfile
-from export.quality import profile
-from export.quantise import replace
-from export.recipe import Recipe, RecipeError, Stage, plan_levels
-from export.versions import versions
-from export.writing import stored_files, write_document, write_manifest, writing
-from models.checkpoints.checkpoint import PairCheckpoint
-from models.meter import Meter, merging_tower
-from models.reduction.pair_workload import PairWorkload
-from models.vilt import Vilt
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import JOINT, TOKENIZER, VISION, Manifest, TextSpec
+from tokenfold.bundle.pair_workload import PairWorkload
+from tokenfold.bundle.profile import PROFILE, LevelProfile
+from tokenfold.bundle.writing import stored_files, write_document, write_manifest, writing
+from tokenfold.export import pair_quality
+from tokenfold.export.pair_graph import JointGraph, VisionGraph
+from tokenfold.export.pair_reference import Reference
+from tokenfold.export.pair_verify import cases, verify
+from tokenfold.export.quality import profile
+from tokenfold.export.quantise import replace
+from tokenfold.export.recipe import Recipe, RecipeError, Stage, plan_levels
+from tokenfold.export.versions import versions
+from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
+from tokenfold.models.meter import Meter, merging_tower
+from tokenfold.models.vilt import Vilt
+from tokenfold.runtime.pair import PairSession
 
 
 def pair_workload(checkpoint: PairCheckpoint, recipe: Recipe) -> PairWorkload:
@@ -48,7 +48,7 @@ def pair_workload(checkpoint: PairCheckpoint, recipe: Recipe) -> PairWorkload:
 def export_bundle(
     checkpoint: PairCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage
 ) -> Bundle:
-    """Write a bundle to `out`; see `export.pipeline.export_bundle`."""
+    """Write a bundle to `out`; see `tokenfold.export.pipeline.export_bundle`."""
     if recipe.tower:
         if not isinstance(checkpoint.model, Meter):
             raise RecipeError("only METER has an image tower of its own that ToMe could reduce")

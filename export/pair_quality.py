@@ -1,6 +1,6 @@
 """Measured accuracy of each level and task, on images with texts whose answers are known.
 
-They come as a folder or zip with an `items.jsonl`, see `export.items`, beside the images:
+They come as a folder or zip with an `items.jsonl`, see `tokenfold.export.items`, beside the images:
 
     {"task": "vqa", "images": ["a.png"], "text": "What is red?", "answer": "the circle"}
     {"task": "reason", "images": ["l.png", "r.png"], "text": "Both are red.", "answer": "true"}
@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.items import Line, read_items
-from export.manifest import Manifest
-from export.pair_runtime import Asked, Float, ask
-from export.profile import Metric, Quality
-from export.quality import DataError, Photos, quality
-from models.pair import images as images_of
-from models.reduction.pair_workload import PairWorkload
-from models.tasks import PairTask, Task
-from models.text import EmptyTextError, TextEncoder
+from tokenfold.bundle.manifest import Manifest
+from tokenfold.bundle.pair_workload import PairWorkload
+from tokenfold.bundle.profile import Metric, Quality
+from tokenfold.bundle.tasks import PairTask, Task
+from tokenfold.bundle.text import EmptyTextError, TextEncoder
+from tokenfold.export.items import Line, read_items
+from tokenfold.export.quality import DataError, Photos, quality
+from tokenfold.models.pair import images as images_of
+from tokenfold.runtime.pair import Asked, Float, ask
 
 GENERIC: dict[PairTask, tuple[str, ...]] = {
     "vqa": ("What is this?", "What colour is it?", "How many are there?", "Is it outside?"),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from export.pair_graph import counts, pair_matchers
-from export.pair_runtime import Float, Int, PairOutput
-from export.verify import normalised
-from models.checkpoints.checkpoint import PairCheckpoint
-from models.preprocess import Pixels
-from models.reduction.pair_workload import PairWorkload
-from models.reduction.workload import Plan
-from models.tasks import PairTask
+from tokenfold.bundle.pair_workload import PairWorkload
+from tokenfold.bundle.preprocess import Pixels
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.workload import Plan
+from tokenfold.export.pair_graph import counts, pair_matchers
+from tokenfold.export.verify import normalised
+from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
+from tokenfold.runtime.pair import Float, Int, PairOutput
 
 
 class Reference:
-    """The network of a checkpoint; see `export.pair_runtime.PairSession` for its methods."""
+    """The network of a checkpoint; see `tokenfold.runtime.pair.PairSession` for its methods."""
 
     def __init__(
         self, checkpoint: PairCheckpoint, workload: PairWorkload, *, weighted: bool

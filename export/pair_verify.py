@@ -1,4 +1,4 @@
-"""Do the graphs of a network with texts compute what PyTorch does? See `export.verify`.
+"""Do the graphs of a network with texts compute what PyTorch does? See `tokenfold.export.verify`.
 
 Texts of several lengths are asked, alone and padded in a batch, of images of the network's own grid
 and, where it takes others, of another one.
@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from export.manifest import Manifest
-from export.pair_runtime import Asked, Float, Int, PairOutput, ask
-from export.random_texts import random_texts
-from export.verify import VerificationError, judge, random_images
-from models.pair import images as images_of
-from models.preprocess import Pixels
-from models.reduction.workload import Plan
-from models.tasks import PairTask
-from models.text import TextEncoder
+from tokenfold.bundle.manifest import Manifest
+from tokenfold.bundle.preprocess import Pixels
+from tokenfold.bundle.random_texts import random_texts
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.bundle.workload import Plan
+from tokenfold.export.verify import VerificationError, judge, random_images
+from tokenfold.models.pair import images as images_of
+from tokenfold.runtime.pair import Asked, Float, Int, PairOutput, ask
 
 LEAST_WORDS = 3
 """Tokens of a text of one word."""
@@ -79,7 +79,7 @@ def verify(
         progress: called after each level.
 
     Returns:
-        The largest deviation of each level, see `export.verify.judge`.
+        The largest deviation of each level, see `tokenfold.export.verify.judge`.
 
     Raises:
         VerificationError: a level deviates by more than its precision allows, or is not finite.

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import torch
 
-from export import dual_pipeline, pair_pipeline, quality
-from export import graph as graphs
-from export.bundle import Bundle
-from export.manifest import MODEL, Manifest
-from export.matchers import matchers
-from export.profile import PROFILE, LevelProfile
-from export.quantise import replace
-from export.recipe import Recipe, Stage, plan_levels
-from export.runtime import Session
-from export.verify import normalised, verified_images, verify
-from export.versions import versions
-from export.writing import stored_files, write_document, write_manifest, writing
-from models.checkpoints.checkpoint import AnyCheckpoint, Checkpoint, DualCheckpoint, PairCheckpoint
-from models.preprocess import Pixels
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import MODEL, Manifest
+from tokenfold.bundle.preprocess import Pixels
+from tokenfold.bundle.profile import PROFILE, LevelProfile
+from tokenfold.bundle.writing import stored_files, write_document, write_manifest, writing
+from tokenfold.export import dual_pipeline, pair_pipeline, quality
+from tokenfold.export import graph as graphs
+from tokenfold.export.matchers import matchers
+from tokenfold.export.quantise import replace
+from tokenfold.export.recipe import Recipe, Stage, plan_levels
+from tokenfold.export.verify import normalised, verified_images, verify
+from tokenfold.export.versions import versions
+from tokenfold.models.checkpoints.checkpoint import (
+    AnyCheckpoint,
+    Checkpoint,
+    DualCheckpoint,
+    PairCheckpoint,
+)
+from tokenfold.runtime.session import Session
 
 
 def export_bundle(

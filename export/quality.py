@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from export.machine import machine, software
-from export.manifest import Level
-from export.profile import LevelProfile, Metric, Profile, Quality
-from export.runtime import Session
-from models.preprocess import Pixels, Preprocess, pixels
+from tokenfold.bundle.manifest import Level
+from tokenfold.bundle.preprocess import Pixels, Preprocess, pixels
+from tokenfold.bundle.profile import LevelProfile, Metric, Profile, Quality
+from tokenfold.runtime.machine import machine, software
+from tokenfold.runtime.session import Session
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 

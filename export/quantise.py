@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from export import onnx_file
+from tokenfold.export import onnx_file
 
 
 def replace(graph: Path) -> None:

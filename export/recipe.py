@@ -9,18 +9,11 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from export.document import Name, Share
-from export.manifest import Level, Precision
-from models.reduction.pair_workload import PairWorkload, Rates
-from models.reduction.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for, reach
-from models.reduction.workload import (
-    BaseWorkload,
-    ImageWorkload,
-    Method,
-    Plan,
-    PlanError,
-    Shape,
-)
+from tokenfold.bundle.document import Name, Share
+from tokenfold.bundle.manifest import Level, Precision
+from tokenfold.bundle.pair_workload import PairWorkload, Rates
+from tokenfold.bundle.schedule import DEFAULT_LEVELS, Ramp, flops_ratio, linear, plan_for, reach
+from tokenfold.bundle.workload import BaseWorkload, ImageWorkload, Method, Plan, PlanError, Shape
 
 AnyMethod = Literal["none", "tome", "pitome", "pumer"]
 Stage = Callable[[str, int], Callable[[], None]]

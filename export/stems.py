@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from models.preprocess import Preprocess
-from models.vit import PatchEmbed
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.vit import PatchEmbed
 
 
 def stem(embed: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> nn.Module:

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.plugins.functions import DOMAIN, EXACT, PLUGIN_ATTRIBUTES, VERSION
-from models.operators import Count, Tokens
-from models.reduction.matcher import Matcher
-from models.reduction.pitome import PiToMe
-from models.reduction.pumer import PuMer
-from models.reduction.tome import ToMe
+from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES, VERSION
+from tokenfold.models.operators import Count, Tokens
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pitome import PiToMe
+from tokenfold.models.reduction.pumer import PuMer
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.runtime.native import DOMAIN
 
 
 class Symbolic:
-    """Emits attention, importance, a matcher and `Reduce`; see `export.plugins.functions`."""
+    """Emits attention, importance, a matcher and `Reduce`; see `tokenfold.export.ops.functions`."""
 
     def __init__(self) -> None:
         self._ones: dict[str, Tensor] = {}
@@ -43,7 +44,7 @@ class Symbolic:
     def importance(
         self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
-        """As `models.operators.Operators.importance`."""
+        """As `tokenfold.models.operators.Operators.importance`."""
         return _emit(
             "Importance",
             [q, k, size, query_size, _tensor(queries)],
@@ -60,7 +61,7 @@ class Symbolic:
         amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
-        """As `models.operators.Operators.reduce`, with counts that are tensors."""
+        """As `tokenfold.models.operators.Operators.reduce`, with counts that are tensors."""
         x, size, trace, text = tokens
         batch, before, dim = x.shape
         kind, attributes = _node(matcher)
@@ -124,7 +125,7 @@ def on_host(plan: Tensor, batch: Tensor) -> Tensor:
 def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Text tokens that are left, and how many tokens of both kinds go: int64 (1,) each.
 
-    In a graph what `models.reduction.pair_workload.pumer_widths` is in Python.
+    In a graph what `tokenfold.bundle.pair_workload.pumer_widths` is in Python.
     """
     prune, merge, words = counts
     image = _whole("Sub", tokens, text)
@@ -138,7 +139,7 @@ def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple
 
 
 def _clamp(r: Tensor, tokens: Tensor) -> Tensor:
-    """`models.reduction.workload.clamp` with one protected token."""
+    """`tokenfold.bundle.workload.clamp` with one protected token."""
     room = _whole("Div", _whole("Sub", tokens, torch.tensor([1])), torch.tensor([2]))
     return _whole("Max", _whole("Min", r, room), torch.tensor([0]))
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.manifest import Level, Precision
-from export.quality import Photos
-from export.runtime import Output, Session
-from models.checkpoints.checkpoint import Checkpoint
-from models.preprocess import Preprocess
-from models.reduction.matcher import Matcher
+from tokenfold.bundle.manifest import Level, Precision
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.export.quality import Photos
+from tokenfold.models.checkpoints.checkpoint import Checkpoint
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.runtime.session import Output, Session
 
 Images = npt.NDArray[np.uint8]
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.bundle import Bundle
 from load_tests.images import synthetic
 from load_tests.load import Report, closed_loop
-from service.settings import cores
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.service.settings import cores
 
 
 class Bare:
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
     # Here, so that a parent who imports this module loads no runtime of its own.
-    from export.dual_runtime import DualSession
-    from export.runtime import Session
+    from tokenfold.runtime.dual import DualSession
+    from tokenfold.runtime.session import Session
 
     answer: Callable[[Any, Sequence[int]], object]
     if bundle.manifest.kind == "dual":

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from export.bundle import Bundle, BundleError
 from load_tests import gallery_ingest, gallery_search
 from load_tests.arguments import add_bounds, between
-from service.settings import cores
+from tokenfold.bundle.bundle import Bundle, BundleError
+from tokenfold.service.settings import cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

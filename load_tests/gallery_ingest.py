@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.bundle import Bundle
 from load_tests.bare import bare_session
 from load_tests.client import Client, Target, post
 from load_tests.load import Report, closed_loop
 from load_tests.served_vs_bare import prepared_jpeg
 from load_tests.server import Service, serving
+from tokenfold.bundle.bundle import Bundle
 
 GALLERY = "load-test"
 # After the end of each JPEG, where no decoder looks: it makes every image another one.

@@ -21,11 +21,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from load_tests.load import percentile_ms
-from service.galleries import columns
-from service.galleries.record import GalleryInfo, ImageRow
-from service.galleries.store import Galleries
-from service.galleries.table import Gallery
-from service.galleries.upkeep import index, optimize
+from tokenfold.service.galleries import columns
+from tokenfold.service.galleries.record import GalleryInfo, ImageRow
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import Gallery
+from tokenfold.service.galleries.upkeep import index, optimize
 
 GOAL = 0.98  # recall of the ten best
 TOP = 10

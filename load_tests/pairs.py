@@ -18,7 +18,7 @@ from load_tests.classify import describe, load_requests
 from load_tests.client import Target, TargetError, post
 from load_tests.images import jpeg, synthetic
 from load_tests.load import MOST_CALLS
-from models.tasks import PairTask
+from tokenfold.bundle.tasks import PairTask
 
 FIELDS: dict[PairTask, str] = {
     "vqa": "question",

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from load_tests.arguments import between
 from load_tests.server import serving
-from models.demo import scenes
-from models.demo.scenes.descriptions import description
-from service.settings import DEMO
+from tokenfold import scenes
+from tokenfold.scenes.descriptions import description
+from tokenfold.service.settings import DEMO
 
 MODEL, MATCHER = "scenes-retrieval", "scenes"
 # Held-out scenes that no profile and no training run looked at.

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.bundle import Bundle, BundleError
 from load_tests.arguments import add_bounds, between
 from load_tests.bare import Bare, bare_session
 from load_tests.classify import load_requests
@@ -30,7 +29,8 @@ from load_tests.client import post
 from load_tests.images import jpeg, synthetic
 from load_tests.load import Report
 from load_tests.server import Service, serving
-from service.settings import cores
+from tokenfold.bundle.bundle import Bundle, BundleError
+from tokenfold.service.settings import cores
 
 GOAL = 0.95
 MOST_ROUNDS = 100

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.operators import Operators, Tokens
-from models.reduction.matcher import Matcher
-from models.reduction.pumer import PuMer
+from tokenfold.models.operators import Operators, Tokens
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Block
-from models.operators import Operators, Tokens
-from models.reduction.tome import ToMe
+from tokenfold.models.blocks import Block
+from tokenfold.models.operators import Operators, Tokens
+from tokenfold.models.reduction.tome import ToMe
 
 EPS = 1e-5
 

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.operators import Count, Operators, Tokens
-from models.post_norm import PostAttention, PostMlp
-from models.reduction.pumer import PuMer
+from tokenfold.models.operators import Count, Operators, Tokens
+from tokenfold.models.post_norm import PostAttention, PostMlp
+from tokenfold.models.reduction.pumer import PuMer
 
 Form = Literal["parallel", "sequential"]
 """Whether the image layer sees the text as it came (METER), or what the text layer made of it

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.operators import EAGER, Operators
-from models.reduction.matcher import Matcher
-from models.reduction.workload import DualWorkload, Method
-from models.text_tower import TextConfig, TextTower
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.bundle.workload import DualWorkload, Method
+from tokenfold.models.operators import EAGER, Operators
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.text_tower import TextConfig, TextTower
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 
 class DualConfig(BaseModel):

@@ -14,17 +14,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip import ClipTower
-from models.cross import CrossPair, Form
-from models.operators import EAGER, Operators, Tokens
-from models.pair import Fused, Heads, image_modality, images
-from models.pair_config import PairConfig
-from models.reduction.matcher import Matcher
-from models.reduction.pair_workload import MeterWorkload, PairMethod, Rates, even_widths
-from models.reduction.pumer import PuMer
-from models.roberta import TextTower
-from models.tasks import PairTask
-from models.vit import PatchEmbed
+from tokenfold.bundle.pair_workload import MeterWorkload, PairMethod, Rates, even_widths
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.clip import ClipTower
+from tokenfold.models.cross import CrossPair, Form
+from tokenfold.models.operators import EAGER, Operators, Tokens
+from tokenfold.models.pair import Fused, Heads, image_modality, images
+from tokenfold.models.pair_config import PairConfig
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
+from tokenfold.models.roberta import TextTower
+from tokenfold.models.vit import PatchEmbed
 
 
 class MeterConfig(PairConfig):

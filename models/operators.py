@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.reduction import slots as slotting
-from models.reduction.matcher import Matcher
-from models.reduction.pumer import PuMer
+from tokenfold.models.reduction import slots as slotting
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
 
 Count = int | Tensor
 """A number of tokens: while a graph is traced an int64 tensor of one element, else an int."""

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models.operators import EAGER, Operators
-from models.reduction.matcher import Matcher
-from models.reduction.pumer import PuMer
-from models.tasks import PairTask
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.operators import EAGER, Operators
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
 
 
 class HeadConfig(BaseModel):

@@ -6,9 +6,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.pair import HeadConfig
-from models.reduction.pair_workload import Rates
-from models.tasks import PairTask
+from tokenfold.bundle.pair_workload import Rates
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.pair import HeadConfig
 
 
 class PairConfig(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Activation, Mlp
-from models.operators import Operators
+from tokenfold.models.blocks import Activation, Mlp
+from tokenfold.models.operators import Operators
 
 
 class AttentionPool(nn.Module):

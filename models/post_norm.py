@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.blocks import Mlp
-from models.operators import Operators
+from tokenfold.models.blocks import Mlp
+from tokenfold.models.operators import Operators
 
 
 class PostAttention(nn.Module):

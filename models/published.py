@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.operators import Count, Eager, Tokens
-from models.reduction.matcher import Matcher
-from models.reduction.pumer import PuMer
+from tokenfold.models.operators import Count, Eager, Tokens
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
 
 EPS = 1e-6
 

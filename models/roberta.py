@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.operators import Operators
-from models.post_norm import PostBlock
+from tokenfold.models.operators import Operators
+from tokenfold.models.post_norm import PostBlock
 
 EPS = 1e-5
 

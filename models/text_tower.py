@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Activation, Block
-from models.operators import EAGER, Eager, Operators, Tokens
-from models.reduction.workload import TextWorkload
+from tokenfold.bundle.workload import TextWorkload
+from tokenfold.models.blocks import Activation, Block
+from tokenfold.models.operators import EAGER, Eager, Operators, Tokens
 
 
 class TextConfig(BaseModel):

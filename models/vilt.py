@@ -16,15 +16,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.blocks import Block
-from models.operators import EAGER, Operators, Tokens
-from models.pair import Fused, Heads, image_modality, images
-from models.pair_config import PairConfig
-from models.reduction.matcher import Matcher
-from models.reduction.pair_workload import PairMethod, Rates, ViltWorkload
-from models.reduction.pumer import PuMer
-from models.tasks import PairTask
-from models.vit import ConvStem, PatchEmbed
+from tokenfold.bundle.pair_workload import PairMethod, Rates, ViltWorkload
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.blocks import Block
+from tokenfold.models.operators import EAGER, Operators, Tokens
+from tokenfold.models.pair import Fused, Heads, image_modality, images
+from tokenfold.models.pair_config import PairConfig
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
+from tokenfold.models.vit import ConvStem, PatchEmbed
 
 
 class ViltConfig(PairConfig):

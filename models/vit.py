@@ -13,11 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import Activation, Block
-from models.operators import EAGER, Operators, Tokens
-from models.pooling import AttentionPool, fixed_flops, per_token_flops
-from models.reduction.matcher import Matcher
-from models.reduction.workload import Method, Workload
+from tokenfold.bundle.workload import Method, Workload
+from tokenfold.models.blocks import Activation, Block
+from tokenfold.models.operators import EAGER, Operators, Tokens
+from tokenfold.models.pooling import AttentionPool, fixed_flops, per_token_flops
+from tokenfold.models.reduction.matcher import Matcher
 
 Pool = Literal["class", "mean", "class+mean", "class+distill", "attention"]
 

@@ -1,4 +1,4 @@
-"""The application: the engine, the routes, and what is around them."""
+"""The application: the core, the routes, and what is around them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from service import errors, openapi
-from service.backends.kinds import Kind
-from service.engine import Engine
-from service.galleries import sample
-from service.middleware import BodyLimit, RequestContext
-from service.routes import (
+from tokenfold.service import errors
+from tokenfold.service.api import openapi
+from tokenfold.service.api.middleware import BodyLimit, RequestContext
+from tokenfold.service.api.routes import (
     classify,
     embed,
     entail,
@@ -28,13 +26,16 @@ from service.routes import (
     reason,
     vqa,
 )
-from service.settings import Settings
+from tokenfold.service.core import Core
+from tokenfold.service.galleries import sample
+from tokenfold.service.scheduling.backends.kinds import BackendKind
+from tokenfold.service.settings import Settings
 
 
 def create_app(
     settings: Settings,
     *,
-    kinds: Sequence[Kind] | None = None,
+    kinds: Sequence[BackendKind] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """An app that loads its models when it is started.
@@ -47,16 +48,16 @@ def create_app(
         BundleError, UnknownLevel: the bundles cannot be served.
         BackendError: not by the backend that the settings name.
     """
-    engine = Engine(settings, kinds=kinds, on_failure=on_failure)
+    core = Core(settings, kinds=kinds, on_failure=on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        engine.keeper.start()
-        async with sample.filling(engine):
+        core.start()
+        core.keeper.start()
+        async with sample.filling(core):
             yield
-        await engine.keeper.stop()
-        engine.stop()
+        await core.keeper.stop()
+        core.stop()
 
     app = FastAPI(
         title="Tokenfold",
@@ -65,7 +66,7 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.engine = engine
+    app.state.core = core
     modules = (
         *(classify, embed, vqa, entail, reason, match),
         *(galleries, gallery_images, gallery_search),
@@ -76,7 +77,7 @@ def create_app(
         _answer_head(app, module.router.routes)
     page.install(app)
     errors.install(app, [route for module in modules for route in module.router.routes])
-    openapi.install(app, engine)
+    openapi.install(app, core)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.bodies_bytes)
     app.add_middleware(RequestContext, log=settings.access_log)

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
-from service import running, texts
-from service.backends.backend import Sample
-from service.catalog import Model
-from service.engine import Engine
-from service.errors import ApiError
-from service.levels import Choice, Selector
-from service.results import results
-from service.steps import Asking, Item
-from service.vectors import Vector, vector
+from tokenfold.service import running, texts
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ApiError
+from tokenfold.service.results import results
+from tokenfold.service.scheduling.backends.backend import Sample
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Choice, Selector
+from tokenfold.service.steps import Asking, Item
+from tokenfold.service.vectors import Vector, vector
 
 
 class Embedded(NamedTuple):
@@ -33,17 +33,17 @@ class Embedded(NamedTuple):
     timings_ms: dict[str, float]
 
 
-def choose(engine: Engine, model: Model, selector: Selector, *, images: int = 1) -> Choice:
+def choose(core: Core, model: Model, selector: Selector, *, images: int = 1) -> Choice:
     """How much to reduce for so many images of one request.
 
     Raises:
         ApiError: see `running.choose`.
     """
-    return running.choose(engine, _asking(engine, model, [b""] * images), selector)
+    return running.choose(core, _asking(core, model, [b""] * images), selector)
 
 
 async def embed_images(
-    engine: Engine,
+    core: Core,
     model: Model,
     pictures: Sequence[bytes | str],
     choice: Choice,
@@ -59,11 +59,11 @@ async def embed_images(
     Raises:
         ApiError: none can be embedded now: too many, no place in the queue, or no caller.
     """
-    return await _embed(engine, _asking(engine, model, pictures), choice, request)
+    return await _embed(core, _asking(core, model, pictures), choice, request)
 
 
 async def embed_text(
-    engine: Engine, model: Model, text: str, *, request: Request | None = None
+    core: Core, model: Model, text: str, *, request: Request | None = None
 ) -> Embedded:
     """The vector of a text.
 
@@ -73,24 +73,24 @@ async def embed_text(
     encoded = await texts.encode(model.text, [text], "text")
     asking = Asking.of(model, "embed", (), encoded, [Item((), 0)])
     choice = model.levels.choose(Selector(), "embed")  # which no text looks at
-    (found,) = await _embed(engine, asking, choice, request)
+    (found,) = await _embed(core, asking, choice, request)
     if isinstance(found, ApiError):
         raise found
     return found
 
 
-def _asking(engine: Engine, model: Model, pictures: Sequence[bytes | str]) -> Asking:
-    limit = engine.settings.max_pixels
+def _asking(core: Core, model: Model, pictures: Sequence[bytes | str]) -> Asking:
+    limit = core.settings.max_pixels
     images = [running.image(data, max_pixels=limit) for data in pictures]
     return Asking.of(model, "embed", images, (), [Item((at,)) for at in range(len(images))])
 
 
 async def _embed(
-    engine: Engine, asking: Asking, choice: Choice, request: Request | None
+    core: Core, asking: Asking, choice: Choice, request: Request | None
 ) -> list[Embedded | ApiError]:
     arrived = time.perf_counter()
-    steps = await running.run(engine, asking, choice, request=request)
-    found = results(engine, steps, width=None, arrived=arrived, finish=_finish)
+    steps = await running.run(core, asking, choice, request=request)
+    found = results(core, steps, width=None, arrived=arrived, finish=_finish)
     return [
         one
         if isinstance(one, ApiError)

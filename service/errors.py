@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from service.startup_schemas import EngineStatus
+from tokenfold.service.api.schemas.startup import EngineStatus
 
 MEDIA_TYPE = "application/problem+json"
 _MOST = 20  # errors of one request

@@ -10,8 +10,8 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import DepthError, Pixels, Preprocess, pixels
-from service.errors import ImageError, ImageFormat, ImageTooLarge
+from tokenfold.bundle.preprocess import DepthError, Pixels, Preprocess, pixels
+from tokenfold.service.errors import ImageError, ImageFormat, ImageTooLarge
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF"
@@ -21,7 +21,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(data: bytes, preprocess: Preprocess, *, max_pixels: int) -> Pixels:
-    """An encoded image as the network's input; see `models.preprocess.pixels` for how.
+    """An encoded image as the network's input; see `tokenfold.bundle.preprocess.pixels` for how.
 
     Args:
         data: a whole file of one of `FORMATS`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-from service.vectors import Vector
+from tokenfold.service.vectors import Vector
 
 # Of 512 numbers each, 16 MB.
 _MOST = 8192

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
-from service import running, texts
-from service.backends.backend import Sample
-from service.catalog import Model
-from service.engine import Engine
-from service.errors import ApiError
-from service.levels import Selector
-from service.results import reduction, results
-from service.scores import yes
-from service.steps import Asking, Item
-from service.work import total
+from tokenfold.service import running, texts
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ApiError
+from tokenfold.service.results import reduction, results
+from tokenfold.service.scheduling.backends.backend import Sample
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.scheduling.work import total
+from tokenfold.service.scores import yes
+from tokenfold.service.steps import Asking, Item
 
 
 class Matched(NamedTuple):
@@ -35,7 +35,7 @@ class Matched(NamedTuple):
 
 
 async def match_scores(
-    engine: Engine,
+    core: Core,
     model: Model,
     pictures: Sequence[bytes | str],
     text: str,
@@ -55,7 +55,7 @@ async def match_scores(
             or every image failed; then it is the first one's.
     """
     arrived = time.perf_counter()
-    limit = engine.settings.max_pixels
+    limit = core.settings.max_pixels
     asking = Asking.of(
         model,
         "match",
@@ -63,9 +63,9 @@ async def match_scores(
         await texts.encode(model.text, [text], "text"),
         [Item((at,), 0) for at in range(len(pictures))],
     )
-    choice = running.choose(engine, asking, selector)
-    steps = await running.run(engine, asking, choice, request=request)
-    found = results(engine, steps, width=None, arrived=arrived, finish=_finish)
+    choice = running.choose(core, asking, selector)
+    steps = await running.run(core, asking, choice, request=request)
+    found = results(core, steps, width=None, arrived=arrived, finish=_finish)
     answered = [one for one in found if not isinstance(one, ApiError)]
     if not answered:
         raise next(one for one in found if isinstance(one, ApiError))

@@ -19,13 +19,13 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from models.tasks import Task
-from service.backends.metrics import BackendMetrics
-from service.errors import ApiError
-from service.galleries.metrics import GalleryMetrics
-from service.gpus import GpuCollector
-from service.queues import Lane
-from service.work import Works
+from tokenfold.bundle.tasks import Task
+from tokenfold.service.errors import ApiError
+from tokenfold.service.galleries.metrics import GalleryMetrics
+from tokenfold.service.gpus import GpuCollector
+from tokenfold.service.scheduling.backends.metrics import BackendMetrics
+from tokenfold.service.scheduling.queues import Lane
+from tokenfold.service.scheduling.work import Works
 
 Stage = Literal["decode", "queue", "infer", "post"]
 

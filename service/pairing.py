@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.errors import InvalidRequest
-from service.steps import Item
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.steps import Item
 
 
 def one_by_one(images: int, texts: int, *, name: str, of: int = 1) -> list[Item]:

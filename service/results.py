@@ -13,16 +13,16 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.backends.backend import Sample
-from service.catalog import Model
-from service.engine import Engine
-from service.errors import ApiError, Expired, ItemProblem, problem_response
-from service.levels import Choice
-from service.metrics import Stage, Track
-from service.scheduler import Done
-from service.steps import Steps
-from service.texts import describe
-from service.work import Work, total
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ApiError, Expired, ItemProblem, problem_response
+from tokenfold.service.metrics import Stage, Track
+from tokenfold.service.scheduling.backends.backend import Sample
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Choice
+from tokenfold.service.scheduling.scheduler import Done
+from tokenfold.service.scheduling.work import Work, total
+from tokenfold.service.steps import Steps
+from tokenfold.service.texts import describe
 
 # The task's own fields of a result, from the outputs of its items.
 Finish = Callable[[Model, Sequence[Sample]], dict[str, Any]]
@@ -31,7 +31,7 @@ Found = dict[str, Any] | ApiError
 
 
 def results(
-    engine: Engine, steps: Steps, *, width: int | None, arrived: float, finish: Finish
+    core: Core, steps: Steps, *, width: int | None, arrived: float, finish: Finish
 ) -> list[Found]:
     """Every result of a request.
 
@@ -41,13 +41,13 @@ def results(
     """
     items = len(steps.asking.items)
     return [
-        _result(engine, steps, range(at, at + (width or 1)), width is None, arrived, finish)
+        _result(core, steps, range(at, at + (width or 1)), width is None, arrived, finish)
         for at in range(0, items, width or 1)
     ]
 
 
 def _result(
-    engine: Engine, steps: Steps, items: range, single: bool, arrived: float, finish: Finish
+    core: Core, steps: Steps, items: range, single: bool, arrived: float, finish: Finish
 ) -> Found:
     begun = time.perf_counter()
     runs: list[Done] = []
@@ -55,8 +55,8 @@ def _result(
         outcome = steps.ticket.outcomes[index]
         if outcome is None:
             return Expired(
-                f"The answer was not there after {engine.settings.request_timeout:g} s.",
-                retry_after=max(1, math.ceil(engine.scheduler.wait)),
+                f"The answer was not there after {core.settings.request_timeout:g} s.",
+                retry_after=max(1, math.ceil(core.scheduler.wait)),
             )
         if isinstance(outcome, ApiError):
             return outcome
@@ -77,7 +77,7 @@ def _result(
     result["batch_size"] = max(run.batch_size for run in runs)
     seconds = _seconds(steps, items, runs, arrived)
     seconds["post"] = time.perf_counter() - begun
-    engine.metrics.stages(asking.task, seconds)
+    core.metrics.stages(asking.task, seconds)
     result["timings_ms"] = {stage: round(value * 1000, 3) for stage, value in seconds.items()}
     return result
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy.typing as npt
 from starlette.requests import Request
 
-from service import images
-from service.catalog import Model
-from service.engine import Engine
-from service.errors import Abandoned, ImageError, InvalidRequest
-from service.levels import Choice, Selector
-from service.steps import Asking, Prepare, Steps
+from tokenfold.service import images
+from tokenfold.service.core import Core
+from tokenfold.service.errors import Abandoned, ImageError, InvalidRequest
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Choice, Selector
+from tokenfold.service.steps import Asking, Prepare, Steps
 
 # Seconds before a request looks whether its caller is still there.
 _UNWATCHED = 0.1
@@ -45,7 +45,7 @@ def unbase64(text: str) -> bytes:
         raise ImageError("The image is not base64.") from error
 
 
-def choose(engine: Engine, asking: Asking, selector: Selector, *, spent: float = 0.0) -> Choice:
+def choose(core: Core, asking: Asking, selector: Selector, *, spent: float = 0.0) -> Choice:
     """How much to reduce.
 
     Args:
@@ -55,13 +55,13 @@ def choose(engine: Engine, asking: Asking, selector: Selector, *, spent: float =
         ApiError: see `Levels.choose`.
         InvalidRequest: it needs more runs than may wait.
     """
-    most = engine.settings.queue_limit
+    most = core.settings.queue_limit
     runs = len(asking.items) + len(asking.shared)
     if runs > most:
         raise InvalidRequest(
             f"The request needs {runs} runs of the model; at most {most} may wait."
         )
-    turns = engine.turns(asking.model, runs)
+    turns = core.turns(asking.model, runs)
 
     def takes(choice: Choice) -> float:
         return turns * sum(asking.costs(choice)) / runs
@@ -69,13 +69,13 @@ def choose(engine: Engine, asking: Asking, selector: Selector, *, spent: float =
     return asking.model.levels.choose(
         selector,
         asking.task,
-        wait=spent + engine.scheduler.wait if selector.max_latency_ms is not None else 0.0,
+        wait=spent + core.scheduler.wait if selector.max_latency_ms is not None else 0.0,
         takes=takes,
     )
 
 
 async def run(
-    engine: Engine,
+    core: Core,
     asking: Asking,
     choice: Choice,
     *,
@@ -94,17 +94,17 @@ async def run(
         ApiError: there are no places for it; see `Scheduler.admit`.
         Abandoned: the caller is gone.
     """
-    seconds = engine.settings.request_timeout if within is None else within
+    seconds = core.settings.request_timeout if within is None else within
     settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    ticket = engine.scheduler.admit(
+    ticket = core.scheduler.admit(
         asking.costs(choice),
         within=seconds,
         done=_waker(settled),
-        share=engine.share(asking.model),
+        share=core.share(asking.model),
     )
     steps = Steps(asking, choice, ticket, slots=slots)
     try:
-        steps.start(engine.decoders)
+        steps.start(core.decoders)
         await _wait(request, settled, seconds)
     finally:
         ticket.cancel()

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.manifest import Scoring
-from models.tasks import Task
-from service.catalog import Model
-from service.errors import InternalError
-from service.vectors import Vector, Vectors
+from tokenfold.bundle.manifest import Scoring
+from tokenfold.bundle.tasks import Task
+from tokenfold.service.errors import InternalError
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.vectors import Vector, Vectors
 
 Logits = npt.NDArray[Any]
 Scores = npt.NDArray[np.float64]

@@ -16,14 +16,14 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from export.bundle import BundleError
-from service import logs
-from service.app import create_app
-from service.backends.choice import BackendError
-from service.engine import Engine
-from service.errors import ApiError
-from service.protocol import BoundedHead
-from service.settings import Settings
+from tokenfold.bundle.bundle import BundleError
+from tokenfold.service import logs
+from tokenfold.service.api.protocol import BoundedHead
+from tokenfold.service.app import create_app
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ApiError
+from tokenfold.service.scheduling.backends.choice import BackendError
+from tokenfold.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class Server(uvicorn.Server):
     load balancer that asks /readyz gets no answer.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, core: Core) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine = core
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BundleError, BackendError, ApiError) as error:
         print(f"tokenfold serve: {error}", file=sys.stderr)
         return 1
-    engine: Engine = app.state.engine
+    core: Core = app.state.core
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -106,19 +106,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is accepted was waited for by then: this is for callers who never finish sending.
         timeout_graceful_shutdown=3,
     )
-    server = Server(config, engine)
+    server = Server(config, core)
     try:
         server.run()
     except SystemExit:
         # uvicorn could not listen, and has logged why. Threads run already: they end below.
         logger.info("the server did not start")
-    code = 1 if engine.failed is not None or not server.started else 0
-    if not engine.stop():
+    code = 1 if core.failed is not None or not server.started else 0
+    if not core.stop():
         # The runtime aborts if the interpreter goes while one of its threads still runs.
         logger.error("a worker is stuck; leaving it behind")
         logging.shutdown()
         os._exit(1)
-    if not engine.join_loader():
+    if not core.join_loader():
         logger.warning("a model is still being loaded; leaving it behind")
         logging.shutdown()
         os._exit(code)

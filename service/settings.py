@@ -10,10 +10,10 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-import models
-from export.tensorrt.engines import folder
+import tokenfold
+from tokenfold.runtime.tensorrt.engines import folder
 
-DEMO = Path(models.__file__).parent / "demo" / "bundles"
+DEMO = Path(tokenfold.__file__).parent / "models" / "demo" / "bundles"
 MEBI = 1024 * 1024
 
 

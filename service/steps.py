@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from models.tasks import Task
-from models.text import Encoded
-from service.backends.backend import PIXELS, TOKENS, Call, Step
-from service.catalog import Model
-from service.decoders import Decoders
-from service.errors import ApiError, InternalError
-from service.levels import Choice
-from service.queues import Lane
-from service.scheduler import Outcome, Ticket
-from service.work import Size, Work, Works
+from tokenfold.bundle.tasks import Task
+from tokenfold.bundle.text import Encoded
+from tokenfold.service.errors import ApiError, InternalError
+from tokenfold.service.scheduling.backends.backend import PIXELS, TOKENS, Call, Step
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.decoders import Decoders
+from tokenfold.service.scheduling.levels import Choice
+from tokenfold.service.scheduling.queues import Lane
+from tokenfold.service.scheduling.scheduler import Outcome, Ticket
+from tokenfold.service.scheduling.work import Size, Work, Works
 
 logger = logging.getLogger(__name__)
 

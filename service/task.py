@@ -9,29 +9,29 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.tasks import Task
-from service import running, texts
-from service.engine import Engine
-from service.errors import InvalidRequest
-from service.metrics import Track
-from service.results import Finish, respond, results
-from service.schemas import Asked
-from service.steps import Asking, Item
+from tokenfold.bundle.tasks import Task
+from tokenfold.service import running, texts
+from tokenfold.service.api.schemas.inference import Asked
+from tokenfold.service.core import Core
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.metrics import Track
+from tokenfold.service.results import Finish, respond, results
+from tokenfold.service.steps import Asking, Item
 
 
-def check_count(engine: Engine, what: str, count: int) -> None:
+def check_count(core: Core, what: str, count: int) -> None:
     """Whether a request may have so many of something.
 
     Raises:
         InvalidRequest: it may not.
     """
-    most = engine.settings.max_items
+    most = core.settings.max_items
     if count > most:
         raise InvalidRequest(f"A request has at most {most} {what}; this one has {count}.")
 
 
 async def answer(
-    engine: Engine,
+    core: Core,
     request: Request,
     track: Track,
     *,
@@ -61,10 +61,10 @@ async def answer(
     """
     now = time.perf_counter()
     arrived = now if arrived is None else arrived
-    settings = engine.settings
-    check_count(engine, "images", len(pictures))
-    check_count(engine, "texts", len(words))
-    model = engine.catalog.find(asked.model, task)
+    settings = core.settings
+    check_count(core, "images", len(pictures))
+    check_count(core, "texts", len(words))
+    model = core.catalog.find(asked.model, task)
     track.model = model.name
     asking = Asking.of(
         model,
@@ -74,18 +74,18 @@ async def answer(
         items,
     )
     spent = now - arrived
-    choice = running.choose(engine, asking, asked.selector, spent=spent)
+    choice = running.choose(core, asking, asked.selector, spent=spent)
     track.level = choice.level
     slots = "slots" in asked.include
     steps = await running.run(
-        engine,
+        core,
         asking,
         choice,
         slots=slots,
         request=request,
         within=settings.request_timeout - spent,
     )
-    found = results(engine, steps, width=width, arrived=arrived, finish=finish)
+    found = results(core, steps, width=width, arrived=arrived, finish=finish)
     extra: Mapping[str, Any] = {}
     if width is not None:
         extra = {"texts": [texts.describe(text, pieces=slots) for text in asking.texts]}

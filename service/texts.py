@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from models.text import EmptyTextError, Encoded, TextEncoder
-from service.errors import ApiError, invalid
+from tokenfold.bundle.text import EmptyTextError, Encoded, TextEncoder
+from tokenfold.service.errors import ApiError, invalid
 
 LONGEST = 4096  # characters of a text; the longest that a network reads have some hundreds
 # Control characters but tab and line breaks, and halves of surrogate pairs.

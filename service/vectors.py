@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from service.backends.backend import Sample
-from service.catalog import Model
-from service.errors import InternalError
+from tokenfold.service.errors import InternalError
+from tokenfold.service.scheduling.backends.backend import Sample
+from tokenfold.service.scheduling.catalog import Model
 
 Vector = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]

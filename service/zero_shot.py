@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from starlette.requests import Request
 
-from service import running, texts
-from service.catalog import Catalog, Model
-from service.engine import Engine
-from service.errors import ApiError, Expired, InvalidRequest
-from service.levels import Selector
-from service.steps import Asking, Item
-from service.vectors import Vector, Vectors, vector
+from tokenfold.service import running, texts
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ApiError, Expired, InvalidRequest
+from tokenfold.service.scheduling.catalog import Catalog, Model
+from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.steps import Asking, Item
+from tokenfold.service.vectors import Vector, Vectors, vector
 
 # Texts that take places in the queue at once: a thousand labels are not to fill it.
 _AT_ONCE = 64
@@ -40,7 +40,7 @@ def check_model(catalog: Catalog, name: str | None, *, labels: bool) -> None:
 
 
 async def label_vectors(
-    engine: Engine,
+    core: Core,
     model: Model,
     labels: Sequence[str],
     template: str | None,
@@ -58,31 +58,31 @@ async def label_vectors(
     assert similarity is not None  # of every dual encoder
     how = similarity.template if template is None else template
     written = [how.replace("{}", label) for label in labels]
-    found = engine.labels.get(model.name, written)
+    found = core.labels.get(model.name, written)
     missing = {text: at for at, text in enumerate(written) if text not in found}
     places = list(missing.values())
-    deadline = time.perf_counter() + engine.settings.request_timeout
-    wave = min(_AT_ONCE, engine.settings.queue_limit)
+    deadline = time.perf_counter() + core.settings.request_timeout
+    wave = min(_AT_ONCE, core.settings.queue_limit)
     for begin in range(0, len(places), wave):
         some = places[begin : begin + wave]
         encoded = await texts.encode(model.text, [written[at] for at in some], "labels", some)
         asking = Asking.of(model, "embed", (), encoded, [Item((), at) for at in range(len(some))])
-        read = await _read(engine, asking, request, deadline)
+        read = await _read(core, asking, request, deadline)
         vectors = dict(zip((written[at] for at in some), read, strict=True))
-        engine.labels.keep(model.name, vectors)
+        core.labels.keep(model.name, vectors)
         found |= vectors
     return np.stack([found[text] for text in written])
 
 
-async def _read(engine: Engine, asking: Asking, request: Request, deadline: float) -> list[Vector]:
+async def _read(core: Core, asking: Asking, request: Request, deadline: float) -> list[Vector]:
     choice = asking.model.levels.choose(Selector(), asking.task)  # which no text looks at
     within = deadline - time.perf_counter()
-    steps = await running.run(engine, asking, choice, request=request, within=within)
+    steps = await running.run(core, asking, choice, request=request, within=within)
     found = []
     for outcome in steps.ticket.outcomes:
         if outcome is None:
             raise Expired(
-                f"The labels were not read in {engine.settings.request_timeout:g} s. Those that "
+                f"The labels were not read in {core.settings.request_timeout:g} s. Those that "
                 "were are remembered.",
                 retry_after=1,
             )

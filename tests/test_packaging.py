@@ -29,7 +29,7 @@ from load_tests.server import serving
 TOP = Path(__file__).parent.parent
 DOCKERFILE = TOP / "Dockerfile"
 DOCKER = TOP / "docker"
-HEADERS = TOP / "export" / "plugins" / "onnxruntime" / "headers.sh"
+HEADERS = TOP / "native" / "onnxruntime" / "headers.sh"
 
 # Distributions that only the exporter needs, or that exclude each other.
 HEAVY = {
@@ -57,8 +57,8 @@ import json, sys
 for name in json.loads(sys.argv[1]):
     sys.modules[name] = None
 sys.argv[:2] = ["tokenfold"]
-import tokenfold
-sys.exit(tokenfold.main())
+from tokenfold import cli
+sys.exit(cli.main())
 """
 
 
@@ -274,7 +274,7 @@ class TestMake:
 
 
 class TestHeaders:
-    """export/plugins/onnxruntime/headers.sh, as far as it needs no network."""
+    """native/onnxruntime/headers.sh, as far as it needs no network."""
 
     def test_it_takes_the_folder_it_is_given(self, tmp_path: Path) -> None:
         nested = tmp_path / "include" / "onnxruntime"
@@ -464,7 +464,7 @@ class TestCompose:
 
     @each_target
     def test_the_service_stops_in_peace(self, target: str) -> None:
-        from service.settings import Settings
+        from tokenfold.service.settings import Settings
 
         service = composed(target)["services"]["tokenfold"]
         grace = float(service["stop_grace_period"].removesuffix("s"))
@@ -472,7 +472,7 @@ class TestCompose:
 
     @each_target
     def test_its_settings_are_settings_of_the_service(self, target: str) -> None:
-        from service.settings import Settings
+        from tokenfold.service.settings import Settings
 
         service = composed(target)["services"]["tokenfold"]
         given = {**stages()[target].environment(), **service["environment"]}

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
-from models.dual import DualConfig, DualEncoder
-from models.meter import Meter, MeterConfig
-from models.preprocess import Preprocess
-from models.tasks import PairTask
-from models.text import word_level
-from models.vilt import Vilt, ViltConfig
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
+from tokenfold.models.dual import DualConfig, DualEncoder
+from tokenfold.models.meter import Meter, MeterConfig
+from tokenfold.models.vilt import Vilt, ViltConfig
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 SIZE = (32, 32)
 LABELS = ("ant", "bee", "cat", "dog", "elk")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 FILES = (
     "answers.json", "answers.txt",

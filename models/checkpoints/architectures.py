@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from models.blocks import Activation
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.blocks import Activation
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 # Width, layers, heads.
 SIZES = {

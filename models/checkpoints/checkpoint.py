@@ -9,13 +9,13 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from models.dual import DualEncoder
-from models.meter import Meter
-from models.preprocess import Preprocess
-from models.tasks import PairTask
-from models.text import TextEncoder
-from models.vilt import Vilt
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.models.dual import DualEncoder
+from tokenfold.models.meter import Meter
+from tokenfold.models.vilt import Vilt
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 Layout = Mapping[str, tuple[str, ...]]
 """Our name of a weight -> the checkpoint's names of the parts that make it up, in order."""

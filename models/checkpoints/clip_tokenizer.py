@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from models.checkpoints.checkpoint import CheckpointError
-from models.text import TextEncoder
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

@@ -8,20 +8,26 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints import clip_tokenizer, dual_names, positions, processors, tokenizer
-from models.checkpoints.checkpoint import (
+from tokenfold.models.checkpoints import (
+    clip_tokenizer,
+    dual_names,
+    positions,
+    processors,
+    tokenizer,
+)
+from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     DualCheckpoint,
     load_weights,
     network_config,
     rename,
 )
-from models.checkpoints.dual_kinds import CLIP, SIGLIP, DualKind
-from models.checkpoints.families import ACTIVATIONS, FAMILIES
-from models.checkpoints.families import Settings as VisionSettings
-from models.checkpoints.files import folder_weights, read_json
-from models.checkpoints.weight_names import shape, without
-from models.dual import DualConfig, DualEncoder
+from tokenfold.models.checkpoints.dual_kinds import CLIP, SIGLIP, DualKind
+from tokenfold.models.checkpoints.families import ACTIVATIONS, FAMILIES
+from tokenfold.models.checkpoints.families import Settings as VisionSettings
+from tokenfold.models.checkpoints.files import folder_weights, read_json
+from tokenfold.models.checkpoints.weight_names import shape, without
+from tokenfold.models.dual import DualConfig, DualEncoder
 
 CONFIG = "config.json"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.checkpoints.weight_names import Names, layer
-from models.dual import DualConfig
+from tokenfold.models.checkpoints.weight_names import Names, layer
+from tokenfold.models.dual import DualConfig
 
 POOL = "vision_model.head.attention.in_proj"
 TRUNK = "visual.trunk."

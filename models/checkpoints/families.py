@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.blocks import Activation
-from models.checkpoints.dual_names import huggingface_blocks
-from models.checkpoints.weight_names import Names, layer
-from models.vit import VisionConfig
+from tokenfold.models.blocks import Activation
+from tokenfold.models.checkpoints.dual_names import huggingface_blocks
+from tokenfold.models.checkpoints.weight_names import Names, layer
+from tokenfold.models.vit import VisionConfig
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",

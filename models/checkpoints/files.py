@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from models.checkpoints import answers
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.files import INDEX, OPEN_CLIP, PICKLED, SAFETENSORS
+from tokenfold.models.checkpoints import answers
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.files import INDEX, OPEN_CLIP, PICKLED, SAFETENSORS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DESCRIPTIONS = (

@@ -11,18 +11,18 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.checkpoints import positions, processors
-from models.checkpoints.checkpoint import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.checkpoints import positions, processors
+from tokenfold.models.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_weights,
     rename,
     vision_config,
 )
-from models.checkpoints.families import ACTIVATIONS, FAMILIES, Family, Settings
-from models.checkpoints.files import folder_weights, read_json
-from models.preprocess import Preprocess
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.families import ACTIVATIONS, FAMILIES, Family, Settings
+from tokenfold.models.checkpoints.files import folder_weights, read_json
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 CONFIG = "config.json"
 

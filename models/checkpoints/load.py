@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.checkpoints import (
+from tokenfold.models.checkpoints import (
     dual,
     hub,
     huggingface,
@@ -21,8 +21,8 @@ from models.checkpoints import (
     vilt,
     vilt_official,
 )
-from models.checkpoints.checkpoint import AnyCheckpoint, Checkpoint, CheckpointError
-from models.checkpoints.files import SUFFIXES, read_json, read_weights
+from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint, Checkpoint, CheckpointError
+from tokenfold.models.checkpoints.files import SUFFIXES, read_json, read_weights
 
 ALLOWED = (
     "a folder in Hugging Face, timm, OpenCLIP or Tokenfold format, a state dict "

@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.checkpoints import (
+from tokenfold.bundle.pair_workload import Rates
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import (
     architectures,
     meter_names,
     pair_heads,
@@ -25,22 +28,19 @@ from models.checkpoints import (
     tokenizer,
     weight_names,
 )
-from models.checkpoints.checkpoint import (
+from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
     load_weights,
     network_config,
     rename,
 )
-from models.checkpoints.files import folder_weights, read_json
-from models.checkpoints.processors import CLIP_MEAN, CLIP_STD
-from models.checkpoints.pumer import Reduction
-from models.checkpoints.weight_names import without
-from models.cross import Form
-from models.meter import Meter, MeterConfig
-from models.preprocess import Preprocess
-from models.reduction.pair_workload import Rates
-from models.tasks import PairTask
+from tokenfold.models.checkpoints.files import folder_weights, read_json
+from tokenfold.models.checkpoints.processors import CLIP_MEAN, CLIP_STD
+from tokenfold.models.checkpoints.pumer import Reduction
+from tokenfold.models.checkpoints.weight_names import without
+from tokenfold.models.cross import Form
+from tokenfold.models.meter import Meter, MeterConfig
 
 CONFIG = "config.json"
 TOKENIZER_OF = "FacebookAI/roberta-base"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.checkpoints import pair_heads
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.weight_names import Names, layer
-from models.meter import MeterConfig
-from models.tasks import PairTask
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import pair_heads
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.weight_names import Names, layer
+from tokenfold.models.meter import MeterConfig
 
 SEGMENTS = "text.segments"
 POSITIONS = "text.positions"

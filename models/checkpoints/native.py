@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.checkpoint import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import TOKENIZER, Template, TextEncoder
+from tokenfold.models.checkpoints.checkpoint import (
     AnyCheckpoint,
     Checkpoint,
     CheckpointError,
@@ -19,14 +22,11 @@ from models.checkpoints.checkpoint import (
     PairCheckpoint,
     load_weights,
 )
-from models.checkpoints.files import read_json, read_weights
-from models.dual import DualConfig, DualEncoder
-from models.meter import Meter, MeterConfig
-from models.preprocess import Preprocess
-from models.tasks import PairTask
-from models.text import TOKENIZER, Template, TextEncoder
-from models.vilt import Vilt, ViltConfig
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.files import read_json, read_weights
+from tokenfold.models.dual import DualConfig, DualEncoder
+from tokenfold.models.meter import Meter, MeterConfig
+from tokenfold.models.vilt import Vilt, ViltConfig
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 DESCRIPTION = "tokenfold.json"
 WEIGHTS = "model.safetensors"

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.blocks import Activation
-from models.checkpoints import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.blocks import Activation
+from tokenfold.models.checkpoints import (
     architectures,
     clip_tokenizer,
     dual_names,
@@ -25,25 +26,24 @@ from models.checkpoints import (
     processors,
     tokenizer,
 )
-from models.checkpoints.checkpoint import (
+from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     DualCheckpoint,
     load_weights,
     network_config,
     rename,
 )
-from models.checkpoints.dual_kinds import CLIP, SIGLIP, DualKind
-from models.checkpoints.files import read_weights
-from models.checkpoints.open_clip_config import (
+from tokenfold.models.checkpoints.dual_kinds import CLIP, SIGLIP, DualKind
+from tokenfold.models.checkpoints.files import read_weights
+from tokenfold.models.checkpoints.open_clip_config import (
     CONFIG,
     HEAD_WIDTH,
     Config,
     ImageConfig,
     NetworkConfig,
 )
-from models.checkpoints.weight_names import shape, without
-from models.dual import DualConfig, DualEncoder
-from models.preprocess import Preprocess
+from tokenfold.models.checkpoints.weight_names import shape, without
+from tokenfold.models.dual import DualConfig, DualEncoder
 
 # What OpenAI's files hold beside the weights, and nobody else's.
 SETTINGS = ("input_resolution", "context_length", "vocab_size")

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.files import read_json
-from models.preprocess import Interpolation, Triple
+from tokenfold.bundle.preprocess import Interpolation, Triple
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.files import read_json
 
 CONFIG = "open_clip_config.json"
 HEAD_WIDTH = 64

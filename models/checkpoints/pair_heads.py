@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints import answers
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.weight_names import Names, layer, shape
-from models.pair import HeadConfig
-from models.tasks import PairTask
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import answers
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.weight_names import Names, layer, shape
+from tokenfold.models.pair import HeadConfig
 
 # By the name of the head's last layer. `rank_output` comes before `itm_score`, which it was made
 # from and which retrieval no longer asks.

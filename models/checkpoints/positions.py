@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 
 def resize(positions: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:

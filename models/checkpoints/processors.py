@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.files import read_json
-from models.preprocess import Interpolation, Preprocess, Triple
+from tokenfold.bundle.preprocess import Interpolation, Preprocess, Triple
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.files import read_json
 
 FILE = "preprocessor_config.json"
 COMBINED = "processor_config.json"  # that of the text too, as newer versions write it

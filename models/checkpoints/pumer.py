@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints.checkpoint import CheckpointError
-from models.reduction.pair_workload import Rates
+from tokenfold.bundle.pair_workload import Rates
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 # vilt-vqa2-p0.1-r0.3-t0.2-258: rates to prune, merge, merge text; layers of one digit each.
 NAME = re.compile(r"p(0?\.\d+)-?r(0?\.\d+)-?t(0?\.\d+)-(?:[a-z]+-)*(\d+)(?!\d)")

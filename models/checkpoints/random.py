@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models.checkpoints import processors
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError, vision_config
-from models.vit import VisionTransformer
+from tokenfold.models.checkpoints import processors
+from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError, vision_config
+from tokenfold.models.vit import VisionTransformer
 
 PREFIX = "random:"
 SEED = 0

@@ -8,12 +8,19 @@ from typing import NamedTuple
 
 import torch
 
-from models.checkpoints import processors
-from models.checkpoints.checkpoint import CheckpointError, DualCheckpoint, network_config
-from models.checkpoints.dual_kinds import CLIP, SIGLIP
-from models.checkpoints.random import DEFAULT_SIZE, LARGEST_SIZE, PREFIX, SEED, SIZES, draw
-from models.dual import DualConfig, DualEncoder
-from models.text import word_level
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints import processors
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, DualCheckpoint, network_config
+from tokenfold.models.checkpoints.dual_kinds import CLIP, SIGLIP
+from tokenfold.models.checkpoints.random import (
+    DEFAULT_SIZE,
+    LARGEST_SIZE,
+    PREFIX,
+    SEED,
+    SIZES,
+    draw,
+)
+from tokenfold.models.dual import DualConfig, DualEncoder
 
 
 class Text(NamedTuple):

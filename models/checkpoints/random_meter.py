@@ -6,12 +6,12 @@ import re
 
 import torch
 
-from models.checkpoints import meter
-from models.checkpoints.checkpoint import CheckpointError, PairCheckpoint, network_config
-from models.checkpoints.random import LARGEST_SIZE, PREFIX, SEED, draw
-from models.meter import Meter, MeterConfig
-from models.pair import HeadConfig
-from models.text import word_level
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints import meter
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, PairCheckpoint, network_config
+from tokenfold.models.checkpoints.random import LARGEST_SIZE, PREFIX, SEED, draw
+from tokenfold.models.meter import Meter, MeterConfig
+from tokenfold.models.pair import HeadConfig
 
 # Width, heads, hidden width of the MLPs.
 SIZES = {"ti": (192, 3, 768), "s": (384, 6, 1536), "b": (768, 12, 3072)}

@@ -6,12 +6,12 @@ import re
 
 import torch
 
-from models.checkpoints.checkpoint import CheckpointError, PairCheckpoint, network_config
-from models.checkpoints.random import LARGEST_SIZE, PREFIX, SEED, draw
-from models.pair import HeadConfig
-from models.preprocess import Preprocess
-from models.text import word_level
-from models.vilt import Vilt, ViltConfig
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, PairCheckpoint, network_config
+from tokenfold.models.checkpoints.random import LARGEST_SIZE, PREFIX, SEED, draw
+from tokenfold.models.pair import HeadConfig
+from tokenfold.models.vilt import Vilt, ViltConfig
 
 VILT = "vilt-b32"
 NAMES = (VILT,)

@@ -22,7 +22,7 @@ from tokenizers import (
     processors,
 )
 
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 # The numbers of fields in SentencePiece's `sentencepiece_model.proto`.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3

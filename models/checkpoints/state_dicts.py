@@ -16,23 +16,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.checkpoints import architectures
-from models.checkpoints.architectures import Architecture
-from models.checkpoints.checkpoint import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.checkpoints import architectures
+from tokenfold.models.checkpoints.architectures import Architecture
+from tokenfold.models.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_weights,
     vision_config,
 )
-from models.checkpoints.processors import (
+from tokenfold.models.checkpoints.processors import (
     CLIP_MEAN,
     CLIP_STD,
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
-from models.preprocess import Preprocess
-from models.vit import Pool, VisionConfig, VisionTransformer
+from tokenfold.models.vit import Pool, VisionConfig, VisionTransformer
 
 
 def from_weights(weights: Mapping[str, Tensor], file: Path) -> Checkpoint:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.checkpoints import architectures
-from models.checkpoints.checkpoint import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.checkpoints import architectures
+from tokenfold.models.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_weights,
     rename,
     vision_config,
 )
-from models.checkpoints.processors import IMAGENET_MEAN, IMAGENET_STD
-from models.preprocess import Preprocess
-from models.vit import VisionTransformer
+from tokenfold.models.checkpoints.processors import IMAGENET_MEAN, IMAGENET_STD
+from tokenfold.models.vit import VisionTransformer
 
 POSITIONS = "encoder.pos_embedding"
 LAYER = re.compile(r"encoder\.layers\.(encoder_)?layer_(\d+)\.")

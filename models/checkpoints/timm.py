@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.blocks import ACTIVATIONS, Activation
-from models.checkpoints import architectures
-from models.checkpoints.architectures import Architecture
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError
-from models.checkpoints.files import folder_weights, read_json
-from models.checkpoints.processors import IMAGENET_MEAN, IMAGENET_STD
-from models.checkpoints.state_dicts import checkpoint, network_of, renamed
-from models.preprocess import Preprocess
-from models.vit import Pool, VisionConfig
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.blocks import ACTIVATIONS, Activation
+from tokenfold.models.checkpoints import architectures
+from tokenfold.models.checkpoints.architectures import Architecture
+from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError
+from tokenfold.models.checkpoints.files import folder_weights, read_json
+from tokenfold.models.checkpoints.processors import IMAGENET_MEAN, IMAGENET_STD
+from tokenfold.models.checkpoints.state_dicts import checkpoint, network_of, renamed
+from tokenfold.models.vit import Pool, VisionConfig
 
 CONFIG = "config.json"
 POOLS: dict[str, Pool] = {"token": "class", "avg": "mean"}

@@ -16,10 +16,10 @@ from tokenizers import (
     processors,
 )
 
-from models.checkpoints import clip_tokenizer, hub, sentencepiece
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.files import read_json
-from models.text import TOKENIZER, TextEncoder, read_tokenizer
+from tokenfold.bundle.text import TOKENIZER, TextEncoder, read_tokenizer
+from tokenfold.models.checkpoints import clip_tokenizer, hub, sentencepiece
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.files import read_json
 
 CONFIG = "tokenizer_config.json"
 WORDS = "vocab.txt"

@@ -11,19 +11,26 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.checkpoints import answers, pair_heads, processors, tokenizer, vilt_names, vilt_official
-from models.checkpoints.checkpoint import (
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import (
+    answers,
+    pair_heads,
+    processors,
+    tokenizer,
+    vilt_names,
+    vilt_official,
+)
+from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
     load_weights,
     network_config,
     rename,
 )
-from models.checkpoints.files import folder_weights, read_json
-from models.checkpoints.pair_heads import LABELS
-from models.checkpoints.weight_names import without
-from models.tasks import PairTask
-from models.vilt import Vilt, ViltConfig
+from tokenfold.models.checkpoints.files import folder_weights, read_json
+from tokenfold.models.checkpoints.pair_heads import LABELS
+from tokenfold.models.checkpoints.weight_names import without
+from tokenfold.models.vilt import Vilt, ViltConfig
 
 CONFIG = "config.json"
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.checkpoints import pair_heads
-from models.checkpoints.checkpoint import CheckpointError
-from models.checkpoints.weight_names import Names, layer
-from models.tasks import PairTask
-from models.vilt import ViltConfig
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import pair_heads
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.weight_names import Names, layer
+from tokenfold.models.vilt import ViltConfig
 
 SEGMENTS = "text_embed.segments"
 """BERT's token types, of which ViLT uses the first alone; `fold` adds it to the positions."""

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints import (
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.models.checkpoints import (
     architectures,
     pair_heads,
     processors,
@@ -22,18 +24,16 @@ from models.checkpoints import (
     tokenizer,
     vilt_names,
 )
-from models.checkpoints.checkpoint import (
+from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
     load_weights,
     network_config,
     rename,
 )
-from models.checkpoints.pumer import Reduction
-from models.checkpoints.weight_names import shape, without
-from models.preprocess import Preprocess
-from models.tasks import PairTask
-from models.vilt import Vilt, ViltConfig
+from tokenfold.models.checkpoints.pumer import Reduction
+from tokenfold.models.checkpoints.weight_names import shape, without
+from tokenfold.models.vilt import Vilt, ViltConfig
 
 CONFIG = "config.json"
 TOKENIZER_OF = "google-bert/bert-base-uncased"

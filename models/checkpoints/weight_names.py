@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 Names = dict[str, tuple[str, ...]]
 """Our name of a weight -> the checkpoint's names of its parts, see `checkpoint.Layout`."""

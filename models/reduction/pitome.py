@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.reduction.matcher import ABSENT, PROTECTED, rank, unit
-from models.reduction.slots import identity
-from models.reduction.workload import clamp
+from tokenfold.bundle.workload import clamp
+from tokenfold.models.reduction.matcher import ABSENT, PROTECTED, rank, unit
+from tokenfold.models.reduction.slots import identity
 
 # Attraction counts in whole steps of 1 / STEPS: float32 then adds up to 2,000 tokens exactly, in
 # any order, so that equal energies are equal in every implementation.

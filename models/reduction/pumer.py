@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.reduction.matcher import ABSENT, rank
-from models.reduction.pair_workload import pumer_widths
-from models.reduction.slots import DROPPED, compose, identity
-from models.reduction.tome import ToMe
-from models.reduction.workload import clamp
+from tokenfold.bundle.pair_workload import pumer_widths
+from tokenfold.bundle.workload import clamp
+from tokenfold.models.reduction.matcher import ABSENT, rank
+from tokenfold.models.reduction.slots import DROPPED, compose, identity
+from tokenfold.models.reduction.tome import ToMe
 
 
 def prune(importance: Tensor, size: Tensor, pruned: int) -> Tensor:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.reduction.matcher import ABSENT, PROTECTED, rank, unit
-from models.reduction.slots import DROPPED, absent_last, identity
-from models.reduction.workload import clamp
+from tokenfold.bundle.workload import clamp
+from tokenfold.models.reduction.matcher import ABSENT, PROTECTED, rank, unit
+from tokenfold.models.reduction.slots import DROPPED, absent_last, identity
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Train the embedded default: a small ViT for CIFAR-10, with token merging in the loop.
 
-    python -m models.training.cifar --data ../shared/data/cifar10-train.zip --out build/cifar10
+    python -m tokenfold.models.training.cifar \\
+        --data ../shared/data/cifar10-train.zip --out build/cifar10
 
 Every tenth image of each class (5,000 in all) is held out and never trained on. Half of the steps
 run at a random reduction, so that the merged levels lose little. The run is seeded, saves after
@@ -26,13 +27,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.native import save
-from models.preprocess import Preprocess
-from models.reduction.schedule import DEFAULT_LEVELS, plan_for
-from models.reduction.tome import ToMe
-from models.training.mixed_precision import MixedPrecision
-from models.vit import VisionConfig, VisionTransformer
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.schedule import DEFAULT_LEVELS, plan_for
+from tokenfold.models.checkpoints.checkpoint import Checkpoint
+from tokenfold.models.checkpoints.native import save
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.training.mixed_precision import MixedPrecision
+from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",

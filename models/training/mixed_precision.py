@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.operators import Eager
+from tokenfold.models.operators import Eager
 
 
 class MixedPrecision(Eager):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from models.demo import scenes
-from models.demo.scenes.descriptions import DESCRIPTION_WORDS, description, query
-from models.text import word_level
-from models.training.scenes_data import padded, patches
+from tokenfold import scenes
+from tokenfold.bundle.text import word_level
+from tokenfold.models.training.scenes_data import padded, patches
+from tokenfold.scenes.descriptions import DESCRIPTION_WORDS, description, query
 
 MOST_TEXT = 64
 TEXT = word_level(DESCRIPTION_WORDS, MOST_TEXT)

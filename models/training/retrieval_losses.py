@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dual import DualEncoder
-from models.operators import Tokens
-from models.reduction.schedule import plan_for
-from models.reduction.tome import ToMe
-from models.training.mixed_precision import MixedPrecision
-from models.training.retrieval_data import FACTS, Batch
-from models.training.run import Settings
-from models.training.scenes_data import GRID
-from models.training.scenes_losses import KINDS, normalised
+from tokenfold.bundle.schedule import plan_for
+from tokenfold.models.dual import DualEncoder
+from tokenfold.models.operators import Tokens
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.training.mixed_precision import MixedPrecision
+from tokenfold.models.training.retrieval_data import FACTS, Batch
+from tokenfold.models.training.run import Settings
+from tokenfold.models.training.scenes_data import GRID
+from tokenfold.models.training.scenes_losses import KINDS, normalised
 
 # Of the steps that see whole images, those that see them reduced.
 REDUCED = 0.6

@@ -1,9 +1,9 @@
 """Train the embedded vision-language default: a tiny ViLT on the world of scenes.
 
-    python -m models.training.scenes teacher
-    python -m models.training.scenes compare
-    python -m models.training.scenes student
-    python -m models.training.scenes checkpoint
+    python -m tokenfold.models.training.scenes teacher
+    python -m tokenfold.models.training.scenes compare
+    python -m tokenfold.models.training.scenes student
+    python -m tokenfold.models.training.scenes checkpoint
 
 The teacher learns unreduced. Beside the answers it is told, patch by patch, what is shown there and
 whether the text mentions it, and later how many things each phrase of the text describes, and
@@ -36,16 +36,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models.checkpoints.checkpoint import PairCheckpoint
-from models.checkpoints.native import save
-from models.demo import scenes
-from models.preprocess import Preprocess
-from models.reduction.schedule import plan_for
-from models.tasks import PairTask
-from models.text import word_level
-from models.training.run import Run, Settings
-from models.training.scenes_data import LABELS, Batch, Batches, Mix, evaluation, write_held_out
-from models.training.scenes_losses import (
+from tokenfold import scenes
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.schedule import plan_for
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
+from tokenfold.models.checkpoints.native import save
+from tokenfold.models.training.run import Run, Settings
+from tokenfold.models.training.scenes_data import (
+    LABELS,
+    Batch,
+    Batches,
+    Mix,
+    evaluation,
+    write_held_out,
+)
+from tokenfold.models.training.scenes_losses import (
     MEAN,
     STD,
     Probes,
@@ -54,8 +61,8 @@ from models.training.scenes_losses import (
     student_loss,
     teacher_loss,
 )
-from models.training.scenes_network import CONFIG, initialised
-from models.vilt import Vilt
+from tokenfold.models.training.scenes_network import CONFIG, initialised
+from tokenfold.models.vilt import Vilt
 
 MIX = Mix(vqa=18, entail=9, match=7, reason=8)
 TEACHER = Settings(steps=9000, rate=1e-3, seed=0, patches=72, masked=7500, told=3000, harder=4500)

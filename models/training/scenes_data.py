@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from models.demo import scenes
-from models.tasks import PairTask
+from tokenfold import scenes
+from tokenfold.bundle.tasks import PairTask
 
 PATCH = 8
 GRID = scenes.SIZE // PATCH

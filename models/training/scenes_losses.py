@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.demo import scenes
-from models.operators import Tokens
-from models.reduction.matcher import Matcher
-from models.reduction.pumer import PuMer
-from models.reduction.tome import ToMe
-from models.reduction.workload import Plan
-from models.tasks import PairTask
-from models.training.mixed_precision import MixedPrecision
-from models.training.scenes_data import GRID, PHRASES, Batch
-from models.training.scenes_network import WIDTH
-from models.vilt import Vilt
+from tokenfold import scenes
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.workload import Plan
+from tokenfold.models.operators import Tokens
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pumer import PuMer
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.training.mixed_precision import MixedPrecision
+from tokenfold.models.training.scenes_data import GRID, PHRASES, Batch
+from tokenfold.models.training.scenes_network import WIDTH
+from tokenfold.models.vilt import Vilt
 
 MEAN = STD = (0.5, 0.5, 0.5)
 # Layers behind which the patches say what they show, and whether the text mentions it.

@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.demo import scenes
-from models.pair import HeadConfig
-from models.training.scenes_data import LABELS, PATCH, SPECIAL
-from models.vilt import Vilt, ViltConfig
+from tokenfold import scenes
+from tokenfold.models.pair import HeadConfig
+from tokenfold.models.training.scenes_data import LABELS, PATCH, SPECIAL
+from tokenfold.models.vilt import Vilt, ViltConfig
 
 WIDTH = 160
 CONFIG = ViltConfig(

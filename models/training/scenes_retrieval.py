@@ -1,7 +1,7 @@
 """Train the embedded dual encoder: a tiny SigLIP on the world of scenes.
 
-    python -m models.training.scenes_retrieval train
-    python -m models.training.scenes_retrieval checkpoint
+    python -m tokenfold.models.training.scenes_retrieval train
+    python -m tokenfold.models.training.scenes_retrieval checkpoint
 
 Images and their descriptions are drawn together, others apart (CLIP, Radford et al. 2021). Beside
 that, each patch is asked what it shows, and each vector, of image and text alike, which attributes
@@ -27,16 +27,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from models.checkpoints import native
-from models.checkpoints.checkpoint import DualCheckpoint
-from models.demo import scenes
-from models.dual import DualConfig, DualEncoder
-from models.preprocess import Preprocess
-from models.reduction.schedule import plan_for
-from models.reduction.tome import ToMe
-from models.text_tower import TextConfig
-from models.training.mixed_precision import MixedPrecision
-from models.training.retrieval_data import (
+from tokenfold import scenes
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.schedule import plan_for
+from tokenfold.models.checkpoints import native
+from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
+from tokenfold.models.dual import DualConfig, DualEncoder
+from tokenfold.models.reduction.tome import ToMe
+from tokenfold.models.text_tower import TextConfig
+from tokenfold.models.training.mixed_precision import MixedPrecision
+from tokenfold.models.training.retrieval_data import (
     MOST_TEXT,
     TEXT,
     Batches,
@@ -46,13 +46,13 @@ from models.training.retrieval_data import (
     pixels,
     write_held_out,
 )
-from models.training.retrieval_losses import Probes, losses
-from models.training.run import Run, Settings
-from models.training.scenes_data import PATCH
-from models.training.scenes_losses import MEAN, STD, normalised
-from models.training.scenes_network import waves
-from models.vilt import Vilt
-from models.vit import VisionConfig
+from tokenfold.models.training.retrieval_losses import Probes, losses
+from tokenfold.models.training.run import Run, Settings
+from tokenfold.models.training.scenes_data import PATCH
+from tokenfold.models.training.scenes_losses import MEAN, STD, normalised
+from tokenfold.models.training.scenes_network import waves
+from tokenfold.models.vilt import Vilt
+from tokenfold.models.vit import VisionConfig
 
 WIDTH, VECTOR = 160, 256
 CONFIG = DualConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
-from service.errors import ApiError, StorageFailed, StorageFull
+from tokenfold.service.errors import ApiError, StorageFailed, StorageFull
 
 logger = logging.getLogger(__name__)
 

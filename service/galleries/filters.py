@@ -17,8 +17,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from service.errors import InvalidFilter, short
-from service.galleries.record import is_text
+from tokenfold.service.errors import InvalidFilter, short
+from tokenfold.service.galleries.record import is_text
 
 COLUMN = "metadata"
 MOST_CONDITIONS = 32  # of one filter

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
-from service.catalog import Model
-from service.embedding import Embedded, embed_images
-from service.engine import Engine
-from service.errors import ApiError, InternalError, InvalidRequest
-from service.galleries.own import own_choice
-from service.galleries.record import ImageRow
-from service.galleries.table import Gallery
-from service.galleries.thumbnails import Thumbnail, thumbnail
-from service.running import unbase64
+from tokenfold.service.core import Core
+from tokenfold.service.embedding import Embedded, embed_images
+from tokenfold.service.errors import ApiError, InternalError, InvalidRequest
+from tokenfold.service.galleries.own import own_choice
+from tokenfold.service.galleries.record import ImageRow
+from tokenfold.service.galleries.table import Gallery
+from tokenfold.service.galleries.thumbnails import Thumbnail, thumbnail
+from tokenfold.service.running import unbase64
+from tokenfold.service.scheduling.catalog import Model
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Content(NamedTuple):
 
 
 async def ingest(
-    engine: Engine,
+    core: Core,
     gallery: Gallery,
     model: Model,
     arrivals: Sequence[Arrival],
@@ -91,7 +91,7 @@ async def ingest(
     there = {at: content for at, content in first.values() if at not in fresh}
     results: dict[int, Result] = {at: {"status": "unchanged"} for at in there}
     rows = await _said_anew(gallery, there, arrivals)
-    for at, found in (await _embed(engine, gallery, model, fresh, request)).items():
+    for at, found in (await _embed(core, gallery, model, fresh, request)).items():
         if isinstance(found, ApiError):
             results[at] = found
             continue
@@ -174,7 +174,7 @@ async def _said_anew(
 
 
 async def _embed(
-    engine: Engine,
+    core: Core,
     gallery: Gallery,
     model: Model,
     contents: Mapping[int, _Content],
@@ -185,15 +185,13 @@ async def _embed(
         return {}
     pictures = [content.data for content in contents.values()]
     choice = own_choice(model, gallery.info)
-    embedding = asyncio.ensure_future(
-        embed_images(engine, model, pictures, choice, request=request)
-    )
+    embedding = asyncio.ensure_future(embed_images(core, model, pictures, choice, request=request))
     try:
         # The workers wait for what the embedding has decoded: that goes first.
         await asyncio.sleep(0)
         small: Sequence[Thumbnail | ApiError] = []
         if not embedding.done():  # else it was refused
-            small = await asyncio.gather(*(_thumbnail(engine, picture) for picture in pictures))
+            small = await asyncio.gather(*(_thumbnail(core, picture) for picture in pictures))
         embedded = await embedding
     finally:
         embedding.cancel()
@@ -207,7 +205,7 @@ async def _embed(
     }
 
 
-async def _thumbnail(engine: Engine, picture: bytes) -> Thumbnail | ApiError:
+async def _thumbnail(core: Core, picture: bytes) -> Thumbnail | ApiError:
     loop = asyncio.get_running_loop()
     settled: asyncio.Future[Thumbnail | ApiError] = loop.create_future()
 
@@ -218,7 +216,7 @@ async def _thumbnail(engine: Engine, picture: bytes) -> Thumbnail | ApiError:
     def work() -> None:
         found: Thumbnail | ApiError
         try:
-            found = thumbnail(picture, max_pixels=engine.settings.max_pixels)
+            found = thumbnail(picture, max_pixels=core.settings.max_pixels)
         except ApiError as error:
             found = error
         except Exception:
@@ -228,7 +226,7 @@ async def _thumbnail(engine: Engine, picture: bytes) -> Thumbnail | ApiError:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, found)
 
-    engine.decoders.submit(work)
+    core.decoders.submit(work)
     return await settled
 
 

@@ -11,10 +11,10 @@ import contextlib
 import logging
 import time
 
-from service.errors import ApiError, StorageFailed
-from service.galleries.metrics import GalleryMetrics
-from service.galleries.store import Galleries
-from service.galleries.upkeep import Upkeep
+from tokenfold.service.errors import ApiError, StorageFailed
+from tokenfold.service.galleries.metrics import GalleryMetrics
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 

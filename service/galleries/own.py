@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from service.catalog import Catalog, Model
-from service.errors import OtherModel
-from service.galleries.record import GalleryInfo
-from service.levels import Choice
+from tokenfold.service.errors import OtherModel
+from tokenfold.service.galleries.record import GalleryInfo
+from tokenfold.service.scheduling.catalog import Catalog, Model
+from tokenfold.service.scheduling.levels import Choice
 
 
 def described(name: str, model: Model, choice: Choice) -> GalleryInfo:

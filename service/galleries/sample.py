@@ -7,15 +7,15 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from models.demo.scenes import HELD_OUT, png, scene
-from service.catalog import Model
-from service.embedding import choose
-from service.engine import Engine
-from service.errors import ApiError, GalleryExists, Unavailable
-from service.galleries.ingest import Arrival, ingest
-from service.galleries.own import described, own_model
-from service.galleries.table import Gallery
-from service.levels import Selector
+from tokenfold.scenes import HELD_OUT, png, scene
+from tokenfold.service.core import Core
+from tokenfold.service.embedding import choose
+from tokenfold.service.errors import ApiError, GalleryExists, Unavailable
+from tokenfold.service.galleries.ingest import Arrival, ingest
+from tokenfold.service.galleries.own import described, own_model
+from tokenfold.service.galleries.table import Gallery
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Selector
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ _PAUSE = 0.1
 
 
 @contextlib.asynccontextmanager
-async def filling(engine: Engine) -> AsyncIterator[None]:
+async def filling(core: Core) -> AsyncIterator[None]:
     """Fill the gallery in the background, if the settings want it."""
-    if not engine.settings.sample_gallery:
+    if not core.settings.sample_gallery:
         yield
         return
-    task = asyncio.get_running_loop().create_task(_fill_or_say_why_not(engine))
+    task = asyncio.get_running_loop().create_task(_fill_or_say_why_not(core))
     try:
         yield
     finally:
@@ -44,19 +44,19 @@ async def filling(engine: Engine) -> AsyncIterator[None]:
             await task
 
 
-async def fill(engine: Engine, *, images: int = IMAGES) -> None:
+async def fill(core: Core, *, images: int = IMAGES) -> None:
     """Make the gallery and put in what is missing: the last time may have been cut short.
 
     Raises:
         ApiError: it cannot be made, or is another model's.
     """
-    while not engine.started:
-        if engine.failed is not None:
+    while not core.started:
+        if core.failed is not None:
             return
         await asyncio.sleep(_PAUSE)
-    model = engine.catalog.find(MODEL, "embed")
-    gallery = await _gallery(engine, model)
-    own_model(engine.catalog, gallery.info)
+    model = core.catalog.find(MODEL, "embed")
+    gallery = await _gallery(core, model)
+    own_model(core.catalog, gallery.info)
     seeds = SEEDS[:images]
     known = await gallery.known([_id(seed) for seed in seeds])
     missing = [seed for seed in seeds if _id(seed) not in known]
@@ -64,35 +64,33 @@ async def fill(engine: Engine, *, images: int = IMAGES) -> None:
         return
     for at in range(0, len(missing), _BATCH):
         arrivals = await asyncio.to_thread(_draw, missing[at : at + _BATCH])
-        await _keep(engine, gallery, model, arrivals)
-    engine.metrics.galleries.size(NAME, await gallery.count())
+        await _keep(core, gallery, model, arrivals)
+    core.metrics.galleries.size(NAME, await gallery.count())
     logger.info("filled the gallery %s", NAME, extra={"images": len(missing)})
 
 
-async def _fill_or_say_why_not(engine: Engine) -> None:
+async def _fill_or_say_why_not(core: Core) -> None:
     try:
-        await fill(engine)
+        await fill(core)
     except ApiError as error:
         logger.warning("there is no complete gallery %s: %s", NAME, error)
     except Exception:
         logger.exception("the gallery %s could not be filled", NAME)
 
 
-async def _gallery(engine: Engine, model: Model) -> Gallery:
-    galleries = await engine.keeper.galleries()
-    choice = choose(engine, model, Selector())
+async def _gallery(core: Core, model: Model) -> Gallery:
+    galleries = await core.keeper.galleries()
+    choice = choose(core, model, Selector())
     try:
         return await galleries.create(described(NAME, model, choice))
     except GalleryExists:
         return await galleries.get(NAME)
 
 
-async def _keep(
-    engine: Engine, gallery: Gallery, model: Model, arrivals: Sequence[Arrival]
-) -> None:
+async def _keep(core: Core, gallery: Gallery, model: Model, arrivals: Sequence[Arrival]) -> None:
     while True:
         try:
-            done = await ingest(engine, gallery, model, arrivals)
+            done = await ingest(core, gallery, model, arrivals)
         except Unavailable as error:
             # Whoever asks something goes first.
             await asyncio.sleep(error.retry_after or 1)

@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from starlette.requests import Request
 
-from service.catalog import Model
-from service.embedding import choose, embed_images, embed_text
-from service.engine import Engine
-from service.errors import ApiError, UnknownImage
-from service.galleries.metrics import By
-from service.galleries.own import own_choice
-from service.galleries.record import Hit
-from service.galleries.table import Gallery
-from service.levels import Selector
-from service.matching import match_scores
+from tokenfold.service.core import Core
+from tokenfold.service.embedding import choose, embed_images, embed_text
+from tokenfold.service.errors import ApiError, UnknownImage
+from tokenfold.service.galleries.metrics import By
+from tokenfold.service.galleries.own import own_choice
+from tokenfold.service.galleries.record import Hit
+from tokenfold.service.galleries.table import Gallery
+from tokenfold.service.matching import match_scores
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Selector
 
 
 class Query(NamedTuple):
@@ -87,7 +87,7 @@ class Searched(NamedTuple):
 
 
 async def search(
-    engine: Engine,
+    core: Core,
     gallery: Gallery,
     model: Model | None,
     query: Query,
@@ -108,7 +108,7 @@ async def search(
         ApiError: nothing can be embedded, or ranked again, now.
     """
     begun = time.perf_counter()
-    vector, reduction = await _vector(engine, gallery, model, query, request)
+    vector, reduction = await _vector(core, gallery, model, query, request)
     embedded = time.perf_counter()
     hits = await _nearest(gallery, vector, query, rerank.candidates if rerank else 0)
     searched = time.perf_counter()
@@ -117,7 +117,7 @@ async def search(
     told = None
     if rerank is not None:
         assert isinstance(query.sought, str)  # a text
-        ranked, told = await _again(engine, gallery, ranked, query, rerank, request)
+        ranked, told = await _again(core, gallery, ranked, query, rerank, request)
         timings["rerank"] = time.perf_counter() - searched
     return Searched(
         ranked[query.offset : query.offset + query.top_k],
@@ -128,7 +128,7 @@ async def search(
 
 
 async def _vector(
-    engine: Engine, gallery: Gallery, model: Model | None, query: Query, request: Request | None
+    core: Core, gallery: Gallery, model: Model | None, query: Query, request: Request | None
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any] | None]:
     if query.by == "id":
         assert isinstance(query.sought, str)
@@ -139,14 +139,14 @@ async def _vector(
     assert model is not None
     if query.by == "text":
         assert isinstance(query.sought, str)
-        embedded = await embed_text(engine, model, query.sought, request=request)
+        embedded = await embed_text(core, model, query.sought, request=request)
         return embedded.vector, None
     choice = (
-        choose(engine, model, query.selector)
+        choose(core, model, query.selector)
         if any(value is not None for value in query.selector)
         else own_choice(model, gallery.info)
     )
-    (found,) = await embed_images(engine, model, [query.sought], choice, request=request)
+    (found,) = await embed_images(core, model, [query.sought], choice, request=request)
     if isinstance(found, ApiError):
         raise found
     return found.vector, found.reduction
@@ -168,7 +168,7 @@ async def _nearest(
 
 
 async def _again(
-    engine: Engine,
+    core: Core,
     gallery: Gallery,
     ranked: Sequence[Ranked],
     query: Query,
@@ -187,7 +187,7 @@ async def _again(
     if not seen:
         return list(ranked), None
     matched = await match_scores(
-        engine,
+        core,
         rerank.model,
         [pictures[one.hit.id] for one in seen],
         query.sought,

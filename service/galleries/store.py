@@ -14,11 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from service.errors import GalleryExists, StorageFailed, StorageFull, UnknownGallery
-from service.galleries.columns import DELETED, PENDING, description, mark, marked, schema
-from service.galleries.failures import LanceError, is_missing, storage_error
-from service.galleries.record import GalleryInfo
-from service.galleries.table import Gallery
+from tokenfold.service.errors import GalleryExists, StorageFailed, StorageFull, UnknownGallery
+from tokenfold.service.galleries.columns import DELETED, PENDING, description, mark, marked, schema
+from tokenfold.service.galleries.failures import LanceError, is_missing, storage_error
+from tokenfold.service.galleries.record import GalleryInfo
+from tokenfold.service.galleries.table import Gallery
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import UnknownGallery
-from service.galleries.columns import (
+from tokenfold.service.errors import UnknownGallery
+from tokenfold.service.galleries.columns import (
     SHOWN,
     description,
     hits,
@@ -23,10 +23,10 @@ from service.galleries.columns import (
     nearest,
     table,
 )
-from service.galleries.commits import Commits
-from service.galleries.failures import LanceError, is_conflict, is_missing, storage_error
-from service.galleries.filters import quoted, where
-from service.galleries.record import GalleryInfo, GalleryStats, Hit, ImageRow
+from tokenfold.service.galleries.commits import Commits
+from tokenfold.service.galleries.failures import LanceError, is_conflict, is_missing, storage_error
+from tokenfold.service.galleries.filters import quoted, where
+from tokenfold.service.galleries.record import GalleryInfo, GalleryStats, Hit, ImageRow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from models.preprocess import Preprocess, lies
-from service import images
+from tokenfold.bundle.preprocess import Preprocess, lies
+from tokenfold.service import images
 
 LONGEST = 384  # pixels of the longer side: what networks that see images with texts look at
 _QUALITY = 90

@@ -13,11 +13,11 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-from service.errors import ApiError
-from service.galleries.failures import LanceError, is_conflict
-from service.galleries.record import GalleryStats
-from service.galleries.store import Galleries
-from service.galleries.table import ID_INDEX, VECTOR_INDEX, Gallery
+from tokenfold.service.errors import ApiError
+from tokenfold.service.galleries.failures import LanceError, is_conflict
+from tokenfold.service.galleries.record import GalleryStats
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import ID_INDEX, VECTOR_INDEX, Gallery
 
 logger = logging.getLogger(__name__)
 

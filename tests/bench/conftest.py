@@ -8,13 +8,13 @@ import onnx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from export.bench import on_cpu
-from export.bench.memory import Peak
-from export.manifest import MODEL, Level, Manifest
-from export.writing import stored_files, write_manifest, writing
-from models.preprocess import Preprocess
-from models.reduction.workload import Method
 from tests.bench.trivial import CONFIG, LABELS, Make, graph, level
+from tokenfold.bench import on_cpu
+from tokenfold.bench.memory import Peak
+from tokenfold.bundle.manifest import MODEL, Level, Manifest
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.workload import Method
+from tokenfold.bundle.writing import stored_files, write_manifest, writing
 
 
 @pytest.fixture

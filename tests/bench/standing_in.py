@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from export.bundle import Bundle
-from export.tensorrt.engines import Engines
-from export.tensorrt.origin import EngineError, Target, origins
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.runtime.tensorrt.engines import Engines
+from tokenfold.runtime.tensorrt.origin import EngineError, Target, origins
 
 COMMAND = (sys.executable, __file__)
 TARGET = Target(tensorrt="tensorrt 11.4.0", gpu="Standing In sm_90", plugins="ab" * 32)

@@ -13,13 +13,13 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from export.bench import command, on_cpu
-from export.bench.memory import Peak
-from export.bundle import Bundle
-from export.manifest import MODEL
-from export.profile import LevelProfile, Profile, Quality
-from export.writing import write_profile
 from tests.bench.trivial import QUICK, Make, level
+from tokenfold.bench import command, on_cpu
+from tokenfold.bench.memory import Peak
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import MODEL
+from tokenfold.bundle.profile import LevelProfile, Profile, Quality
+from tokenfold.bundle.writing import write_profile
 
 ROW = [
     "level",
@@ -171,7 +171,7 @@ def test_compare_with_another_bundle(make: Make, capsys: pytest.CaptureFixture[s
 
 def test_nothing_of_the_export_extra_is_imported_without_need() -> None:
     line = (
-        "import export.bench.command, sys; "
+        "import tokenfold.bench.command, sys; "
         "sys.exit(not sys.modules.keys().isdisjoint(['torch', 'onnx']))"
     )
     assert subprocess.run([sys.executable, "-c", line], check=False).returncode == 0

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from export.bench import device_memory
-from export.bench.device_memory import DevicePeak, device_peak
-from export.bench.memory import MemoryProbeError
-from export.bench.subjects import Graphs, ImageGraphs, Images, opened
-from export.bundle import Bundle
-from export.cuda import device
-from export.cuda.device import MemoryInfo
-from export.pair_runtime import Float
-from export.runtime import Opening
-from models.reduction.workload import Plan
 from tests.bench.trivial import Make
+from tokenfold.bench import device_memory
+from tokenfold.bench.device_memory import DevicePeak, device_peak
+from tokenfold.bench.memory import MemoryProbeError
+from tokenfold.bench.subjects import Graphs, ImageGraphs, Images, opened
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda import device
+from tokenfold.runtime.cuda.device import MemoryInfo
+from tokenfold.runtime.pair import Float
+from tokenfold.runtime.session import Opening
 
 
 @pytest.fixture

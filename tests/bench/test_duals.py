@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from export.bench import command
-from export.bench.subjects import DualGraphs, longest_texts, opened, random_inputs
-from export.bench.targets import choose
-from export.bundle import Bundle
-from export.pipeline import export_bundle
-from export.profile import LevelProfile, Profile
-from export.quality import profile
-from export.recipe import Recipe
-from export.writing import write_profile
-from models.checkpoints import native
-from models.checkpoints.checkpoint import AnyCheckpoint
 from tests import tiny
 from tests.bench.trivial import QUICK
+from tokenfold.bench import command
+from tokenfold.bench.subjects import DualGraphs, longest_texts, opened, random_inputs
+from tokenfold.bench.targets import choose
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.profile import LevelProfile, Profile
+from tokenfold.bundle.writing import write_profile
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.quality import profile
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
+from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
 
 LEVELS = {"exact": 0.0, "half": 0.3}
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from export.bench import engine_memory
-from export.bench.memory import MemoryProbeError
-from export.bundle import Bundle
-from export.cuda import device
-from export.cuda.device import MemoryInfo
-from export.tensorrt import flavour, plugins, target
-from export.tensorrt.engines import Engines
-from export.tensorrt.origin import Origin, origins
-from models.reduction.workload import Plan
 from tests.bench.standing_in import TARGET
 from tests.bench.trivial import Make
+from tokenfold.bench import engine_memory
+from tokenfold.bench.memory import MemoryProbeError
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda import device
+from tokenfold.runtime.cuda.device import MemoryInfo
+from tokenfold.runtime.tensorrt import flavour, plugins, target
+from tokenfold.runtime.tensorrt.engines import Engines
+from tokenfold.runtime.tensorrt.origin import Origin, origins
 
 ROOM = 1000
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from export.bench import gpu_tables
-from export.bench.engine_report import EngineFile, EngineSet, TensorRt
-from export.bench.gpu_report import (
+from tokenfold.bench import gpu_tables
+from tokenfold.bench.engine_report import EngineFile, EngineSet, TensorRt
+from tokenfold.bench.gpu_report import (
     DeviceMemory,
     GpuMachine,
     GpuReport,
@@ -16,9 +16,9 @@ from export.bench.gpu_report import (
     Speed,
     TorchSpeed,
 )
-from export.bench.options import TorchWay
-from export.bench.report import Against
-from export.bench.torch_eager import ROOT
+from tokenfold.bench.options import TorchWay
+from tokenfold.bench.report import Against
+from tokenfold.bench.torch_eager import ROOT
 
 MARKS = (gpu_tables.CUDA, gpu_tables.TENSORRT)
 

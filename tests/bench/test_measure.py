@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from export.bench.measure import Measured, Subject, in_rounds, slices
+from tokenfold.bench.measure import Measured, Subject, in_rounds, slices
 
 
 def test_every_subject_gets_a_slice_in_every_round() -> None:

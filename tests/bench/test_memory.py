@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from export.bench import memory
-from export.bench.memory import MemoryProbeError, peak
 from tests.bench.trivial import Make
+from tokenfold.bench import memory
+from tokenfold.bench.memory import MemoryProbeError, peak
 
 MB_PER_TOKEN = 4.0
 

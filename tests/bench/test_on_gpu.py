@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from export.bench import command, gpu_loading, on_gpu, workers
-from export.bench.device_memory import DevicePeak
-from export.bench.gpu_report import GpuMachine, GpuReport
-from export.bench.subjects import ImageGraphs, random_batches
-from export.bundle import Bundle
-from export.cuda import session
-from export.pipeline import export_bundle
-from export.recipe import Recipe
-from export.tensorrt import runtime
-from models.checkpoints import native
 from tests import tiny
+from tokenfold.bench import command, gpu_loading, on_gpu, workers
+from tokenfold.bench.device_memory import DevicePeak
+from tokenfold.bench.gpu_report import GpuMachine, GpuReport
+from tokenfold.bench.subjects import ImageGraphs, random_batches
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
+from tokenfold.runtime.cuda import session
+from tokenfold.runtime.tensorrt import runtime
 
 QUICK = ("--backend", "cuda", "--rounds", "2", "--seconds", "0.001", "--batch", "1", "2")
 MACHINE = GpuMachine(

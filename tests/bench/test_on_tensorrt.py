@@ -12,27 +12,27 @@ from typing import Any
 
 import pytest
 
-from export.bench import command, engine_memory, engines, gpu_loading, on_gpu
-from export.bench.device_memory import DevicePeak
-from export.bench.gpu_report import GpuMachine, GpuReport
-from export.bench.subjects import Graphs, opened
-from export.bundle import Bundle
-from export.cuda import device, session
-from export.pair_runtime import Float
-from export.pipeline import export_bundle
-from export.recipe import Recipe
-from export.runtime import Opening
-from export.tensorrt import flavour, plugins, process, runtime, target
-from export.tensorrt.engines import Engines
-from export.tensorrt.origin import EngineError, origins
-from models.checkpoints import native
-from models.reduction.workload import Plan
 from tests import tiny
 from tests.bench import standing_in
 from tests.bench.standing_in import BYTES, STATIC_BYTES, TARGET
 from tests.bench.trivial import Make
+from tests.runtime.tensorrt import standin_builder
 from tests.service.standin import until
-from tests.tensorrt import standin_builder
+from tokenfold.bench import command, engine_memory, engines, gpu_loading, on_gpu
+from tokenfold.bench.device_memory import DevicePeak
+from tokenfold.bench.gpu_report import GpuMachine, GpuReport
+from tokenfold.bench.subjects import Graphs, opened
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.workload import Plan
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
+from tokenfold.runtime.cuda import device, session
+from tokenfold.runtime.pair import Float
+from tokenfold.runtime.session import Opening
+from tokenfold.runtime.tensorrt import flavour, plugins, process, runtime, target
+from tokenfold.runtime.tensorrt.engines import Engines
+from tokenfold.runtime.tensorrt.origin import EngineError, origins
 
 QUICK = ("--backend", "tensorrt", "--rounds", "2", "--seconds", "0.001", "--batch", "1", "2")
 MACHINE = GpuMachine(
@@ -324,7 +324,9 @@ def test_the_builder_itself_takes_what_it_is_given(
 ) -> None:
     if device.missing() is None:
         pytest.skip("there is a GPU")
-    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-m", "export.tensorrt.command"))
+    monkeypatch.setattr(
+        process, "COMMAND", (sys.executable, "-m", "tokenfold.runtime.tensorrt.command")
+    )
     bundle = Bundle.open(exported)
     why = [refusal(exported)]
     # One in bfloat16 is there, and those of one plan are not.

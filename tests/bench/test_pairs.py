@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from export.bench import command
-from export.bench.memory import peak
-from export.bench.subjects import PairGraphs, opened, random_inputs
-from export.bench.targets import TargetError, choose, runs_on
-from export.bench.torch_eager import eager
-from export.bundle import Bundle
-from export.pipeline import export_bundle
-from export.recipe import Recipe
-from models.checkpoints import native
 from tests import tiny
 from tests.bench.trivial import QUICK
+from tokenfold.bench import command
+from tokenfold.bench.memory import peak
+from tokenfold.bench.subjects import PairGraphs, opened, random_inputs
+from tokenfold.bench.targets import TargetError, choose, runs_on
+from tokenfold.bench.torch_eager import eager
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
 
 LEVELS = {"exact": 0.0, "half": 0.3}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from export.bench.targets import TargetError, choose, runs_on
-from export.bundle import Bundle
 from tests.bench.trivial import Make, level
+from tokenfold.bench.targets import TargetError, choose, runs_on
+from tokenfold.bundle.bundle import Bundle
 
 
 def test_the_unreduced_plan_is_always_measured_first(make: Make) -> None:

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from export.bench import torch_cuda
-from export.bench.options import TorchWay
-from export.bench.subjects import ImageGraphs, random_batches
-from export.bench.torch_cuda import Network, Row
-from export.bundle import Bundle
-from export.pipeline import export_bundle
-from export.recipe import Recipe
-from models.checkpoints import native
 from tests import tiny
+from tokenfold.bench import torch_cuda
+from tokenfold.bench.options import TorchWay
+from tokenfold.bench.subjects import ImageGraphs, random_batches
+from tokenfold.bench.torch_cuda import Network, Row
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from export.bench import command, torch_eager
-from export.bench.subjects import ImageGraphs, random_batches
-from export.bundle import Bundle
-from export.manifest import Precision
-from export.pipeline import export_bundle
-from export.recipe import Recipe
-from export.writing import write_manifest
-from models.checkpoints import native
-from models.checkpoints.checkpoint import Checkpoint
 from tests import tiny
 from tests.bench.trivial import QUICK
+from tokenfold.bench import command, torch_eager
+from tokenfold.bench.subjects import ImageGraphs, random_batches
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import Precision
+from tokenfold.bundle.writing import write_manifest
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints import native
+from tokenfold.models.checkpoints.checkpoint import Checkpoint
 
 MakeFrom = Callable[..., Path]
 LEVELS = {"exact": 0.0, "most": 0.4}
@@ -143,7 +143,7 @@ def test_few_batches_are_kept_as_floats(here: Path) -> None:
 def test_without_pytorch(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "export.bench.torch_eager", raising=False)
+    monkeypatch.delitem(sys.modules, "tokenfold.bench.torch_eager", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(here / "tiny") == 2
     assert "pip install 'tokenfold[export]'" in capsys.readouterr().err

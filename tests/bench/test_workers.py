@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bench import workers
-from export.bench.options import TorchWay
-from export.bench.workers import Asked, WorkerError, Workers
+from tokenfold.bench import workers
+from tokenfold.bench.options import TorchWay
+from tokenfold.bench.workers import Asked, WorkerError, Workers
 
 ANSWERS = """
 import json, sys

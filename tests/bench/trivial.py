@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from export.manifest import Level
-from models.reduction.schedule import flops_ratio
-from models.reduction.workload import Method, Plan
-from models.vit import VisionConfig
+from tokenfold.bundle.manifest import Level
+from tokenfold.bundle.schedule import flops_ratio
+from tokenfold.bundle.workload import Method, Plan
+from tokenfold.models.vit import VisionConfig
 
 CONFIG = VisionConfig(
     image_size=(8, 8), patch_size=4, dim=8, depth=2, heads=2, mlp_dim=16, classes=3

@@ -1,14 +1,14 @@
-"""Attend and Importance on a GPU, for tensors of this machine: as `tests.cuda_host.attend_ops`."""
+"""Attend and Importance on a GPU, for tensors of this machine: as `cuda_host.attend_ops`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tests.cuda_host import interface, library
-from tests.cuda_host.attend_ops import attend_of, importance_bytes, importance_of, rows, same
 from tests.gpu.device_ops import GUARD, OnDevice, function
 from tests.gpu.driver import device
+from tests.native.cuda_host import interface, library
+from tests.native.cuda_host.attend_ops import attend_of, importance_bytes, importance_of, rows, same
 
 _RUNS = 2
 
@@ -114,7 +114,7 @@ def attend(
     gaps: tuple[int, int, int] = (0, 0, 0),
     offset: int = 0,
 ) -> Tensor:
-    """As `tests.cuda_host.attend_ops.attend`."""
+    """As `tests.native.cuda_host.attend_ops.attend`."""
     return run(attend_call(q, k, v, size, heads=heads, gaps=gaps, offset=offset))
 
 
@@ -148,5 +148,5 @@ def importance(
     heads: int,
     gaps: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """As `tests.cuda_host.attend_ops.importance`."""
+    """As `tests.native.cuda_host.attend_ops.importance`."""
     return run(importance_call(q, k, size, query_size, asked, heads=heads, gaps=gaps))

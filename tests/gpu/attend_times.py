@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.operators import Eager
 from tests.gpu import attend_device, driver, times
+from tokenfold.models.operators import Eager
 
 
 class Shape(NamedTuple):

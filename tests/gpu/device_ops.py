@@ -1,4 +1,4 @@
-"""The ops on a GPU, for tensors of this machine: what `tests.cuda_host.ops` has, on the device."""
+"""The ops on a GPU, for tensors of this machine: what `cuda_host.ops` has, on the device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cuda_host import interface, library, nvrtc
 from tests.gpu.driver import device
+from tests.native.cuda_host import interface, library, nvrtc
 
 # Bytes around an output, and what is written there to see that no kernel writes it.
 GUARD = 256
@@ -184,13 +184,13 @@ def match_call(
 def match(
     op: str, keys: Tensor, size: Tensor, r: int, *, heads: int, protected: int, margin: float = 0.0
 ) -> Tensor:
-    """As `tests.cuda_host.ops.match`."""
+    """As `tests.native.cuda_host.ops.match`."""
     call = match_call(op, keys, size, r, heads=heads, protected=protected, margin=margin)
     return _run(call)["slots"]
 
 
 def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
-    """As `tests.cuda_host.ops.unit_metric`."""
+    """As `tests.native.cuda_host.ops.unit_metric`."""
     ones = torch.ones(keys.shape[:2])
     found = _run(_pumer_call(keys, ones, ones, keys.shape[1], (0, 0, 1), heads))
     return found["workspace"].view(torch.float32).reshape(*ones.shape, -1)
@@ -199,7 +199,7 @@ def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
 def match_pumer(
     keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], *, heads: int
 ) -> Tensor:
-    """As `tests.cuda_host.ops.match_pumer`."""
+    """As `tests.native.cuda_host.ops.match_pumer`."""
     return _run(_pumer_call(keys, size, importance, text, counts, heads))["slots"]
 
 
@@ -249,7 +249,7 @@ def reduce_call(
 def reduce(
     x: Tensor, size: Tensor, slots: Tensor, width: int, trace: Tensor | None = None, offset: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tests.cuda_host.ops.reduce`."""
+    """As `tests.native.cuda_host.ops.reduce`."""
     trace = torch.empty(len(x), 0, dtype=torch.int64) if trace is None else trace
     found = _run(reduce_call(x, size, slots, width, trace, offset))
     return found["y"], found["new_size"], found["new_trace"]

@@ -20,7 +20,7 @@ from ctypes import (
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
-from tests.cuda_host import interface
+from tests.native.cuda_host import interface
 
 LIBRARY = "libcuda.so.1"
 

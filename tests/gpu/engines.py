@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from export.bundle import Bundle
-from export.tensorrt import flavour, plugins, runtime, target
-from export.tensorrt.command import build
-from export.tensorrt.origin import origins
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.runtime.tensorrt import flavour, plugins, runtime, target
+from tokenfold.runtime.tensorrt.command import build
+from tokenfold.runtime.tensorrt.origin import origins
 
 MISSING = runtime.missing()
 

@@ -7,24 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.cuda_host import attend_ops, library, nvrtc
 from tests.gpu import attend_device, attend_times, driver
+from tests.native.cuda_host import attend_ops, library, nvrtc
 
-# Collected here, they run with the ops below put in place of those of `tests.cuda_host`.
-from tests.test_cuda_attend import (  # noqa: F401
+# Collected here, they run with the ops below put in place of those of `tests.native.cuda_host`.
+from tests.native.test_cuda_attend import (
     check,
     inputs,
-    test_absent_tokens_may_hold_anything,
-    test_an_image_gives_the_same_bits_in_any_batch,
-    test_an_image_without_tokens_gives_zeros,
-    test_attention_with_sizes,
-    test_empty_tensors,
-    test_heads_and_rows_that_tensor_cores_cannot_read,
-    test_importance_of_tokens,
-    test_one_launch_may_be_of_any_length,
-    test_rows_of_one_packed_tensor,
-    test_scores_of_any_magnitude,
-    test_sizes_of_real_networks,
 )
 
 pytestmark = [

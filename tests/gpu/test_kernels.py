@@ -7,37 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models.reduction import slots as slotting
-from tests.cuda_host import library, nvrtc, ops
 from tests.gpu import device_ops, driver, times
+from tests.native.cuda_host import library, nvrtc, ops
 
-# Collected here, they run with the ops below put in place of those of `tests.cuda_host`.
-from tests.test_cuda_match import (  # noqa: F401
-    test_more_tokens_than_fit_are_a_clear_error,
-    test_padding_of_an_image_in_pumer,
-    test_pumer_agrees_with_pytorch,
-    test_pumer_at_the_sizes_of_real_networks,
-    test_random_inputs_agree_with_pytorch,
-    test_random_inputs_of_real_sizes,
-    test_ties_at_the_sizes_of_real_networks,
-    test_ties_go_to_the_lowest_index,
-    test_ties_of_pumer_go_to_the_lowest_index,
-    test_unit_metric,
-    test_values_that_are_no_numbers_still_give_slots,
-)
-from tests.test_cuda_reduce import (  # noqa: F401
-    test_absent_tokens_may_hold_anything,
-    test_empty_tensors,
-    test_every_number_of_16_bits_survives,
-    test_many_images,
-    test_means_round_to_the_nearest_even,
-    test_nothing_moved_is_bit_for_bit,
-    test_sizes_of_real_networks,
-    test_slots_out_of_range_drop_and_harm_nothing,
-    test_sums_of_halves_are_wide,
-    test_the_weighted_mean,
-    test_too_many_tokens_are_a_clear_error,
-)
+# Collected here, they run with the ops below put in place of those of `tests.native.cuda_host`.
+from tokenfold.models.reduction import slots as slotting
 
 pytestmark = [
     pytest.mark.skipif(driver.missing() is not None, reason=str(driver.missing())),

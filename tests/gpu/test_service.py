@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from load_tests.images import jpeg, synthetic
-from service.app import create_app
-from service.backends.kinds import CPU, CUDA, Kind, all_kinds
-from service.engine import Engine
-from service.settings import DEMO
 from tests.gpu import engines
 from tests.service import standin
 from tests.service.standin import Remote, serving, until
+from tokenfold.service.app import create_app
+from tokenfold.service.core import Core
+from tokenfold.service.scheduling.backends.kinds import CPU, CUDA, BackendKind, all_kinds
+from tokenfold.service.settings import DEMO
 
 MISSING = CUDA.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -29,7 +29,7 @@ PATIENCE = 120.0
 PHOTOS = [jpeg(synthetic(64, 64, seed)) for seed in range(8)]
 
 
-def server(root: Path, backend: str, kinds: Sequence[Kind] = (CUDA, CPU)) -> Any:
+def server(root: Path, backend: str, kinds: Sequence[BackendKind] = (CUDA, CPU)) -> Any:
     given = standin.settings(
         DEMO, backend=backend, workers=None, data_dir=str(root / backend), engines=root / "engines"
     )
@@ -37,11 +37,11 @@ def server(root: Path, backend: str, kinds: Sequence[Kind] = (CUDA, CPU)) -> Any
 
 
 @pytest.fixture(scope="module")
-def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Remote]]:
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Core, Remote]]:
     app = server(tmp_path_factory.mktemp("gpu"), "auto")
     with serving(app, patience=PATIENCE) as remote:
-        assert app.state.engine.failed is None
-        yield app.state.engine, remote
+        assert app.state.core.failed is None
+        yield app.state.core, remote
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def results(remote: Remote, task: str, level: str, **fields: Any) -> list[dict[s
     return found
 
 
-def test_each_model_runs_where_it_should(on_gpu: tuple[Engine, Remote]) -> None:
-    engine, remote = on_gpu
+def test_each_model_runs_where_it_should(on_gpu: tuple[Core, Remote]) -> None:
+    core, remote = on_gpu
     for model in remote.get("/v1/models").json()["models"]:
         wanted = "cpu" if model["precision"] == "int8" else "cuda"
         assert (model["name"], model["backend"]) == (model["name"], wanted)
         assert model["native_ops"]
-    for model in engine.catalog:
+    for model in core.catalog:
         failed = {"model": model.name, "backend": "cuda"}
         assert remote.sample("tokenfold_backend_failures_total", **failed) == 0
         if model.backend.kind is CUDA:
@@ -72,7 +72,7 @@ def test_each_model_runs_where_it_should(on_gpu: tuple[Engine, Remote]) -> None:
             assert remote.sample("tokenfold_model_memory_bytes", **peak) > 0
 
 
-def test_images_are_classified_alike(on_gpu: tuple[Engine, Remote], on_cpu: Remote) -> None:
+def test_images_are_classified_alike(on_gpu: tuple[Core, Remote], on_cpu: Remote) -> None:
     for level in ("exact", "high"):
         both = (
             results(remote, "classify", level, model="cifar10", top_k=10)
@@ -86,7 +86,7 @@ def test_images_are_classified_alike(on_gpu: tuple[Engine, Remote], on_cpu: Remo
                 assert one["score"] == pytest.approx(scores[one["label"]], abs=close)
 
 
-def test_questions_are_answered_alike(on_gpu: tuple[Engine, Remote], on_cpu: Remote) -> None:
+def test_questions_are_answered_alike(on_gpu: tuple[Core, Remote], on_cpu: Remote) -> None:
     asked = {"model": "scenes", "question": "What colour is the circle?"}
     both = [results(remote, "vqa", "exact", **asked) for remote in (on_gpu[1], on_cpu)]
     for found, wanted in zip(*both, strict=True):
@@ -95,7 +95,7 @@ def test_questions_are_answered_alike(on_gpu: tuple[Engine, Remote], on_cpu: Rem
         assert likeliest["score"] == pytest.approx(scores[likeliest["answer"]], abs=1e-3)
 
 
-def test_many_at_once_share_runs(on_gpu: tuple[Engine, Remote]) -> None:
+def test_many_at_once_share_runs(on_gpu: tuple[Core, Remote]) -> None:
     _, remote = on_gpu
     levels = ["exact", "balanced", "fast"]
     with ThreadPoolExecutor(32) as pool:
@@ -111,7 +111,7 @@ def test_many_at_once_share_runs(on_gpu: tuple[Engine, Remote]) -> None:
         assert [one["predictions"][0]["label"] for one in answer] == first
 
 
-def test_gpus_are_watched(on_gpu: tuple[Engine, Remote]) -> None:
+def test_gpus_are_watched(on_gpu: tuple[Core, Remote]) -> None:
     pytest.importorskip("pynvml")
     _, remote = on_gpu
     memory = {kind: {"gpu": "0", "kind": kind} for kind in ("used", "total")}
@@ -125,7 +125,7 @@ def test_gpus_are_watched(on_gpu: tuple[Engine, Remote]) -> None:
 def test_a_session_that_is_gone_loses_no_request(tmp_path: Path) -> None:
     app = server(tmp_path, "auto")
     with serving(app, patience=PATIENCE) as remote, ThreadPoolExecutor(16) as pool:
-        model = app.state.engine.catalog.get("cifar10")
+        model = app.state.core.catalog.get("cifar10")
         futures = [
             pool.submit(results, remote, "classify", "balanced", model="cifar10") for _ in range(40)
         ]
@@ -136,7 +136,7 @@ def test_a_session_that_is_gone_loses_no_request(tmp_path: Path) -> None:
         failed = {"model": "cifar10", "backend": "cuda"}
         assert remote.sample("tokenfold_backend_failures_total", **failed) == 1
         # The others stay where they are.
-        assert app.state.engine.catalog.get("scenes").backend.kind is CUDA
+        assert app.state.core.catalog.get("scenes").backend.kind is CUDA
 
 
 @pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))

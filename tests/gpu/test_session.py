@@ -14,27 +14,27 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
-from export.cuda import device, session
-from export.cuda.buckets import up_to
-from export.cuda.graph import CudaGraph
-from export.dual_runtime import DualSession
-from export.dual_verify import verified_texts
-from export.manifest import Precision
-from export.pair_runtime import PairSession, ask
-from export.pair_verify import cases, verify
-from export.pipeline import export_bundle
-from export.random_texts import random_texts
-from export.recipe import Recipe
-from export.runtime import Array, Device, Loaded, Session
-from export.verify import judge, random_images
-from models.checkpoints.checkpoint import AnyCheckpoint
-from models.pair import images as images_of
-from models.reduction.workload import Plan
-from models.tasks import PairTask
-from models.text import TextEncoder
 from tests import tiny
 from tests.gpu import engines
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import Precision
+from tokenfold.bundle.random_texts import random_texts
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.bundle.workload import Plan
+from tokenfold.export.dual_verify import verified_texts
+from tokenfold.export.pair_verify import cases, verify
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.export.verify import judge, random_images
+from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
+from tokenfold.models.pair import images as images_of
+from tokenfold.runtime.cuda import device, session
+from tokenfold.runtime.cuda.buckets import up_to
+from tokenfold.runtime.cuda.graph import CudaGraph
+from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.pair import PairSession, ask
+from tokenfold.runtime.session import Array, BaseSession, Device, Session
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -98,7 +98,7 @@ class Kind(NamedTuple):
 
     make: Callable[[], AnyCheckpoint]
     method: str
-    open: Callable[[Bundle, Device], Loaded]
+    open: Callable[[Bundle, Device], BaseSession]
     run: Callable[[Any, Array, Plan], Images]
 
 
@@ -114,11 +114,11 @@ def _embed(own: DualSession, images: Array, plan: Plan) -> Images:
     return Images(output.vectors, output.slots)
 
 
-def _classifier(bundle: Bundle, where: Device) -> Loaded:
+def _classifier(bundle: Bundle, where: Device) -> BaseSession:
     return Session(bundle, device=where, engines=_engines(bundle, where))
 
 
-def _dual(bundle: Bundle, where: Device) -> Loaded:
+def _dual(bundle: Bundle, where: Device) -> BaseSession:
     return DualSession(bundle, device=where, engines=_engines(bundle, where))
 
 
@@ -177,8 +177,8 @@ class Opened(NamedTuple):
     kind: Kind
     precision: Precision
     bundle: Bundle
-    cpu: Loaded
-    gpu: Loaded
+    cpu: BaseSession
+    gpu: BaseSession
 
     @property
     def plans(self) -> list[Plan]:
@@ -329,7 +329,7 @@ def test_nothing_is_copied_inside_a_run(
     monkeypatch.setattr(session, "opened", opened_with_profile)
     bundle = bundles(name, precision)
     images = random_images(tiny.SIZE, 2)
-    gpu: Loaded
+    gpu: BaseSession
     if name in KINDS:
         gpu = KINDS[name].open(bundle, "cuda")
         KINDS[name].run(gpu, images, bundle.manifest.levels["half"].plan)
@@ -351,7 +351,7 @@ def test_nothing_is_copied_inside_a_run(
 
 
 def check_classified(
-    kind: Kind, bundle: Bundle, own: Loaded, other: Loaded, counts: Sequence[int] = COUNTS
+    kind: Kind, bundle: Bundle, own: BaseSession, other: BaseSession, counts: Sequence[int] = COUNTS
 ) -> None:
     """Two sessions of a bundle whose first graph takes images answer alike, at every level."""
     images = random_images(tiny.SIZE, MANY, seed=MANY)

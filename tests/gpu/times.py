@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.reduction import slots as slotting
-from models.reduction.matcher import Matcher
-from models.reduction.pitome import PiToMe
-from models.reduction.tome import ToMe
 from tests.gpu import device_ops, driver
+from tokenfold.models.reduction import slots as slotting
+from tokenfold.models.reduction.matcher import Matcher
+from tokenfold.models.reduction.pitome import PiToMe
+from tokenfold.models.reduction.tome import ToMe
 
 # ViT-B/16 at 224: a layer's tokens, heads, width, and a plan.
 TOKENS, HEADS, DIM, R = 197, 12, 768, 16

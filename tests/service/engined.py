@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from export.bundle import Bundle
-from export.tensorrt import process
-from export.tensorrt.process import Told
-from service.backends.kinds import Kind
+from tests.runtime.tensorrt import standin_builder as builder
+from tests.runtime.tensorrt.standin_builder import alive, command
 from tests.service.second import Second, Seconds
-from tests.tensorrt import standin_builder as builder
-from tests.tensorrt.standin_builder import alive, command
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.runtime.tensorrt import process
+from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
 class Engined(Seconds):
@@ -31,7 +31,7 @@ class Engined(Seconds):
         self.mode: dict[str, str] = {}
         self.prepared: list[str] = []
         folder.mkdir(exist_ok=True)
-        self.kind = Kind(
+        self.kind = BackendKind(
             name,
             "cuda",
             self._load_built,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.bundle import Bundle
-from service.app import create_app
-from service.backends import loading
-from service.backends.backend import Call, Sample
-from service.backends.kinds import Kind
 from tests.service import standin
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.service.app import create_app
+from tokenfold.service.scheduling.backends import loading
+from tokenfold.service.scheduling.backends.backend import Call, Sample
+from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
 class Slow:
@@ -21,7 +21,7 @@ class Slow:
     def __init__(self, found: Bundle) -> None:
         self._inner = loading.load(found)
         self.native = self._inner.native
-        self.at_once = self._inner.at_once
+        self.max_concurrent_runs = self._inner.max_concurrent_runs
         self.gate = threading.Event()
         self.gate.set()
         self.running = 0
@@ -29,8 +29,8 @@ class Slow:
         self.calls: list[Call] = []
         self.error: BaseException | None = None
 
-    def take(self, call: Call, waiting: int, /) -> int:
-        return self._inner.take(call, waiting)
+    def batch_size_for(self, call: Call, waiting: int, /) -> int:
+        return self._inner.batch_size_for(call, waiting)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         self.running += 1
@@ -53,7 +53,7 @@ class Gated:
         self.backends: list[Slow] = []
         self.app = create_app(
             standin.settings(bundles, workers=1, decoders=1, **changes),
-            kinds=[Kind("cpu", "cpu", self._load)],
+            kinds=[BackendKind("cpu", "cpu", self._load)],
         )
 
     def _load(self, found: Bundle) -> Slow:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export.bundle import Bundle
-from service.backends import loading
-from service.backends.backend import Call, Sample
-from service.backends.kinds import Kind
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.service.scheduling.backends import loading
+from tokenfold.service.scheduling.backends.backend import Call, Sample
+from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 MOST = 4
 
@@ -28,7 +28,7 @@ class Second:
     def __init__(self, bundle: Bundle, fails: Callable[[Sequence[Sample]], bool]) -> None:
         self._inner = loading.load(bundle)
         self.native = self._inner.native
-        self.at_once = 2
+        self.max_concurrent_runs = 2
         self.fails = fails
         self.wrong = 0.0
         self.ran: list[int] = []
@@ -37,7 +37,7 @@ class Second:
         self.closed = 0
         self._lock = threading.Lock()
 
-    def take(self, _: Call, waiting: int, /) -> int:
+    def batch_size_for(self, _: Call, waiting: int, /) -> int:
         return min(waiting, MOST)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
@@ -79,7 +79,7 @@ class Seconds:
         self.wrong = 0.0
         self.error: Exception | None = None
         self.loaded = 0
-        self.kind = Kind(name, "cuda" if device == "cuda" else "cpu", self._load)
+        self.kind = BackendKind(name, "cuda" if device == "cuda" else "cpu", self._load)
 
     def _load(self, bundle: Bundle) -> Second:
         self.loaded += 1

@@ -26,13 +26,13 @@ from fastapi import FastAPI
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.manifest import MODEL, Level, Manifest
-from export.profile import PROFILE, Latency, LevelProfile, Profile, Quality
-from export.writing import stored_files, write_manifest, writing
-from models.preprocess import Preprocess
-from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import Workload
-from service.settings import Settings
+from tokenfold.bundle.manifest import MODEL, Level, Manifest
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.profile import PROFILE, Latency, LevelProfile, Profile, Quality
+from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.bundle.workload import Workload
+from tokenfold.bundle.writing import stored_files, write_manifest, writing
+from tokenfold.service.settings import Settings
 
 DATA = ".galleries"  # beside the bundles
 ENGINES = ".engines"
@@ -288,7 +288,7 @@ def serving(app: FastAPI, *, patience: float = 10.0, **options: Any) -> Iterator
         until(lambda: server.started or not thread.is_alive())
         port = app.state.port = server.servers[0].sockets[0].getsockname()[1]
         with Remote(f"http://127.0.0.1:{port}") as client:
-            until(lambda: app.state.engine.started or app.state.engine.failed, patience)
+            until(lambda: app.state.core.started or app.state.core.failed, patience)
             yield client
     finally:
         server.should_exit = True

@@ -14,15 +14,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.manifest import IMAGE, TEXT, TOKENIZER, Level, Manifest, Scoring, Similarity, TextSpec
-from export.profile import PROFILE, LevelProfile, Profile, Quality
-from export.writing import stored_files, write_manifest, writing
-from models.preprocess import Preprocess
-from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import DualWorkload, TextWorkload
-from models.text import word_level
 from tests.service.standin import bundle
 from tests.service.standin_pairs import pair_bundle
+from tokenfold.bundle.manifest import (
+    IMAGE,
+    TEXT,
+    TOKENIZER,
+    Level,
+    Manifest,
+    Scoring,
+    Similarity,
+    TextSpec,
+)
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.profile import PROFILE, LevelProfile, Profile, Quality
+from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.bundle.text import word_level
+from tokenfold.bundle.workload import DualWorkload, TextWorkload
+from tokenfold.bundle.writing import stored_files, write_manifest, writing
 
 SIDE, PATCH = 16, 4
 MOST_TOKENS = 12

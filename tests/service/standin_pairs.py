@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.manifest import JOINT, TOKENIZER, VISION, Level, Manifest, TextSpec
-from export.profile import PROFILE, LevelProfile, Profile, Quality
-from export.writing import stored_files, write_manifest, writing
-from models.preprocess import Preprocess
-from models.reduction.pair_workload import ViltWorkload
-from models.reduction.schedule import flops_ratio, plan_for
-from models.tasks import PairTask
-from models.text import word_level
+from tokenfold.bundle.manifest import JOINT, TOKENIZER, VISION, Level, Manifest, TextSpec
+from tokenfold.bundle.pair_workload import ViltWorkload
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.profile import PROFILE, LevelProfile, Profile, Quality
+from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.text import word_level
+from tokenfold.bundle.writing import stored_files, write_manifest, writing
 
 SIDE, PATCH = 16, 4
 MOST_TOKENS = 12

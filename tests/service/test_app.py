@@ -21,17 +21,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle
-from models.reduction.schedule import flops_ratio, plan_for
-from models.reduction.workload import Plan
-from service import logs
-from service.app import create_app
-from service.backends import loading
-from service.backends.backend import Backend
-from service.backends.kinds import Kind
-from service.costs import Times
-from service.protocol import BoundedHead
-from service.schemas import ClassifyResponse
 from tests.service import standin
 from tests.service.gated import Gated
 from tests.service.standin import (
@@ -46,6 +35,17 @@ from tests.service.standin import (
     serving,
     until,
 )
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.bundle.workload import Plan
+from tokenfold.service import logs
+from tokenfold.service.api.protocol import BoundedHead
+from tokenfold.service.api.schemas.inference import ClassifyResponse
+from tokenfold.service.app import create_app
+from tokenfold.service.scheduling.backends import loading
+from tokenfold.service.scheduling.backends.backend import Backend
+from tokenfold.service.scheduling.backends.kinds import BackendKind
+from tokenfold.service.scheduling.costs import Times
 
 
 @pytest.fixture(scope="module")
@@ -618,7 +618,7 @@ class TestUnderLoad:
     def test_a_latency_budget_under_load(self, bundles: Path, pool: ThreadPoolExecutor) -> None:
         gated = Gated(bundles)
         with serving(gated.app) as remote:
-            costs = gated.app.state.engine.catalog.get("colours").costs
+            costs = gated.app.state.core.catalog.get("colours").costs
             takes = {name: self._seconds(gated, level.plan) for name, level in self._levels(gated)}
             known = {WORKLOAD.flops(level.plan): 0.1 for _, level in self._levels(gated)}
             costs.learn(Times(known))
@@ -633,12 +633,12 @@ class TestUnderLoad:
 
     @staticmethod
     def _seconds(gated: Gated, plan: Plan) -> float:
-        model = gated.app.state.engine.catalog.get("colours")
+        model = gated.app.state.core.catalog.get("colours")
         return float(model.costs.seconds((model.levels.work(plan),)))
 
     @staticmethod
     def _levels(gated: Gated) -> Any:
-        return gated.app.state.engine.catalog.get("colours").levels.levels.items()
+        return gated.app.state.core.catalog.get("colours").levels.levels.items()
 
     def test_a_failing_model(self, bundles: Path, caplog: pytest.LogCaptureFixture) -> None:
         gated = Gated(bundles)
@@ -690,7 +690,7 @@ class TestStarting:
             gate.wait(10)
             return loading.load(found)
 
-        app = create_app(standin.settings(bundles), kinds=[Kind("cpu", "cpu", load)])
+        app = create_app(standin.settings(bundles), kinds=[BackendKind("cpu", "cpu", load)])
         release = threading.Thread(target=self._probe, args=(app, gate))
         release.start()
         with serving(app) as remote:
@@ -723,7 +723,9 @@ class TestStarting:
             raise RuntimeError("no such op")
 
         app = create_app(
-            standin.settings(bundles), kinds=[Kind("cpu", "cpu", load)], on_failure=failed.set
+            standin.settings(bundles),
+            kinds=[BackendKind("cpu", "cpu", load)],
+            on_failure=failed.set,
         )
         with serving(app) as remote:
             assert failed.is_set()
@@ -734,7 +736,7 @@ class TestStarting:
         bundle(tmp_path / "a", labels=("red", "green"))
         app = create_app(standin.settings(tmp_path))
         with serving(app):
-            assert "3 outputs and 2 labels" in str(app.state.engine.failed)
+            assert "3 outputs and 2 labels" in str(app.state.core.failed)
 
 
 class TestMetrics:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.gpus import Gpu, GpuCollector, Gpus
+from tokenfold.service.gpus import Gpu, GpuCollector, Gpus
 
 
 class Library:

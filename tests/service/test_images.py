@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import Pixels, Preprocess
-from service import images
-from service.errors import ApiError, ImageError, ImageFormat, ImageTooLarge
 from tests.service.standin import encoded, picture
+from tokenfold.bundle.preprocess import Pixels, Preprocess
+from tokenfold.service import images
+from tokenfold.service.errors import ApiError, ImageError, ImageFormat, ImageTooLarge
 
 SMALL = Preprocess(size=(8, 8))
 PLENTY = 1_000_000
@@ -286,7 +286,7 @@ def test_decoding_a_large_jpeg_reduced_hardly_shows(monkeypatch: pytest.MonkeyPa
     data = encoded(image, "JPEG", quality=90)
     preprocess = Preprocess(size=(224, 224))
     found = decode(data, preprocess, max_pixels=2_000_000).astype(int)
-    monkeypatch.setattr("models.preprocess._GAP", 1000)
+    monkeypatch.setattr("tokenfold.bundle.preprocess._GAP", 1000)
     whole = decode(data, preprocess, max_pixels=2_000_000).astype(int)
     difference = np.abs(found - whole)
     assert difference.max() > 0  # else nothing was reduced, and this test tests nothing

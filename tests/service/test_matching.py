@@ -8,35 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import Engine
-from service.errors import ImageFormat, InvalidRequest, TwoSelectors
-from service.levels import Selector
-from service.matching import Matched, match_scores
 from tests.service import standin
 from tests.service.standin import picture, until
 from tests.service.standin_pairs import WORKLOAD, pair_bundle
+from tokenfold.service.core import Core
+from tokenfold.service.errors import ImageFormat, InvalidRequest, TwoSelectors
+from tokenfold.service.matching import Matched, match_scores
+from tokenfold.service.scheduling.levels import Selector
 
 RED, BLUE = picture("red"), picture("blue")
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
     root: Path = tmp_path_factory.mktemp("bundles")
     pair_bundle(root / "a")
-    found = Engine(standin.settings(root))
+    found = Core(standin.settings(root))
     found.start()
     until(lambda: found.started)
     yield found
     found.stop()
 
 
-def match(engine: Engine, *pictures: bytes, text: str = "red", level: str = "exact") -> Matched:
-    model = engine.catalog.find(None, "match")
-    return asyncio.run(match_scores(engine, model, pictures, text, Selector(level=level)))
+def match(core: Core, *pictures: bytes, text: str = "red", level: str = "exact") -> Matched:
+    model = core.catalog.find(None, "match")
+    return asyncio.run(match_scores(core, model, pictures, text, Selector(level=level)))
 
 
-def test_scores_in_order(engine: Engine) -> None:
-    found = match(engine, BLUE, RED, BLUE, text="the blue one", level="fast")
+def test_scores_in_order(core: Core) -> None:
+    found = match(core, BLUE, RED, BLUE, text="the blue one", level="fast")
     assert [isinstance(score, float) and score > 0.5 for score in found.scores] == [
         *(True, False, True)
     ]
@@ -46,19 +46,19 @@ def test_scores_in_order(engine: Engine) -> None:
     assert set(found.timings_ms) == {"decode", "queue", "infer", "post"}
 
 
-def test_one_that_fails_fails_alone(engine: Engine) -> None:
-    found = match(engine, RED, b"none", RED)
+def test_one_that_fails_fails_alone(core: Core) -> None:
+    found = match(core, RED, b"none", RED)
     assert isinstance(found.scores[1], ImageFormat)
     assert found.scores[0] == found.scores[2]
     # What was not run is not counted.
     assert found.reduction["tokens_in"] == 2 * (WORKLOAD.image + 3)
 
 
-def test_nothing_to_answer(engine: Engine) -> None:
+def test_nothing_to_answer(core: Core) -> None:
     with pytest.raises(ImageFormat):
-        match(engine, b"none", b"neither")
+        match(core, b"none", b"neither")
     with pytest.raises(InvalidRequest, match=r"text\.0: is empty"):
-        match(engine, RED, text="\u200b")
-    model = engine.catalog.find(None, "match")
+        match(core, RED, text="\u200b")
+    model = core.catalog.find(None, "match")
     with pytest.raises(TwoSelectors):
-        asyncio.run(match_scores(engine, model, [RED], "red", Selector("exact", 0.5)))
+        asyncio.run(match_scores(core, model, [RED], "red", Selector("exact", 0.5)))

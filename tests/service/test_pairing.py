@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest
-from service.pairing import matrix, one_by_one
-from service.steps import Item
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.pairing import matrix, one_by_one
+from tokenfold.service.steps import Item
 
 COUNTS = st.integers(1, 40)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-import tokenfold
 from tests.service.standin import Remote, bundle, picture, process, until
+from tokenfold import cli
 
 
 def run(*line: str) -> subprocess.CompletedProcess[str]:
@@ -155,8 +155,9 @@ def test_a_bundle_that_does_not_load_ends_the_server(tmp_path: Path) -> None:
 def test_serving_imports_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import pkgutil, importlib, service, tokenfold\n"
-        "for found in pkgutil.walk_packages(service.__path__, 'service.'):\n"
+        "import pkgutil, importlib\n"
+        "from tokenfold import service\n"
+        "for found in pkgutil.walk_packages(service.__path__, 'tokenfold.service.'):\n"
         "    importlib.import_module(found.name)\n"
         "heavy = {'torch', 'onnx', 'onnxscript', 'transformers', 'safetensors'}\n"
         "print(sorted(name for name in heavy if sys.modules.get(name)))\n"
@@ -168,25 +169,25 @@ def test_serving_imports_no_torch() -> None:
 
 class TestCommandLine:
     def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert tokenfold.main(["--help"]) == 0
+        assert cli.main(["--help"]) == 0
         assert "serve" in capsys.readouterr().out
-        assert tokenfold.main([]) == 2
+        assert cli.main([]) == 2
         assert "usage" in capsys.readouterr().err
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert tokenfold.main(["--version"]) == 0
+        assert cli.main(["--version"]) == 0
         assert capsys.readouterr().out.startswith("tokenfold ")
 
     def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert tokenfold.main(["sevre"]) == 2
+        assert cli.main(["sevre"]) == 2
         assert "'sevre'" in capsys.readouterr().err
 
     def test_without_torch_export_names_the_extra(self) -> None:
         # The import system says of a module that is None what it says of one that is not there.
         code = (
             "import sys; sys.modules['torch'] = None\n"
-            "import tokenfold\n"
-            "sys.exit(tokenfold.main(['export', 'random:vit-ti16', '--out', 'x']))"
+            "from tokenfold import cli\n"
+            "sys.exit(cli.main(['export', 'random:vit-ti16', '--out', 'x']))"
         )
         done = run("-c", code)
         assert done.returncode == 1

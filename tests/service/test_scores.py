@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.bundle import Bundle
-from export.manifest import Scoring
-from models.tasks import PairTask
-from service.catalog import Model
-from service.errors import InternalError
-from service.scores import best, scores, yes
 from tests.service.standin_pairs import TASKS, pair_bundle
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import Scoring
+from tokenfold.bundle.tasks import PairTask
+from tokenfold.service.errors import InternalError
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scores import best, scores, yes
 
 
 @pytest.fixture(scope="module")

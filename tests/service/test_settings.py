@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from service import server
-from service.settings import DEMO, Settings, cores
+from tokenfold.service import server
+from tokenfold.service.settings import DEMO, Settings, cores
 
 
 def parse(*flags: str) -> Settings:

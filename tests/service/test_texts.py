@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.text import word_level
-from service.errors import InvalidRequest
-from service.texts import LONGEST, describe, encode, readable
+from tokenfold.bundle.text import word_level
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.texts import LONGEST, describe, encode, readable
 
 ENCODER = word_level(("red", "blue"), 6)
 

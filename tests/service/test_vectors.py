@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from export.bundle import Bundle
-from service.catalog import Model
-from service.errors import InternalError
-from service.vectors import vector, written
 from tests.service.standin_dual import dual_bundle
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.service.errors import InternalError
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.vectors import vector, written
 
 VECTORS = arrays.arrays(np.float32, st.integers(1, 8), elements=st.floats(-1, 1, width=32))
 

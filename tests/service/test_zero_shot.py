@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import create_app
-from service.schemas import MOST_LABELS, ClassifyResponse
 from tests.service import standin
 from tests.service.gated import Gated
 from tests.service.standin import LABELS, Remote, picture, problem, serving, until
 from tests.service.standin_dual import WORKLOAD, every_kind
+from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyResponse
+from tokenfold.service.app import create_app
 
 RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.galleries.record import GalleryInfo, ImageRow
+from tokenfold.service.galleries.record import GalleryInfo, ImageRow
 
 WIDTH = 8
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)

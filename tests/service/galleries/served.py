@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
-from service.app import create_app
-from service.gallery_schemas import ImagesAdded, SearchResponse
 from tests.service import standin
 from tests.service.standin import Remote, bundle, picture, serving
 from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import pair_bundle
+from tokenfold.service.api.schemas.galleries import ImagesAdded, SearchResponse
+from tokenfold.service.app import create_app
 
 RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
 YELLOW, WHITE = picture("yellow"), picture("white")

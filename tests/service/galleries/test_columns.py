@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest
-from service.galleries import columns
-from service.galleries.record import ImageRow
 from tests.service.galleries.made import WIDTH, assert_same, image, info, vectors
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.galleries import columns
+from tokenfold.service.galleries.record import ImageRow
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.galleries.commits import Commits
+from tokenfold.service.galleries.commits import Commits
 
 
 class Log:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from service.galleries.store import Galleries
-from service.galleries.table import Gallery
-from service.galleries.upkeep import index, optimize
 from tests.service.galleries.made import assert_same, info
 from tests.service.galleries.writers import BATCH, GALLERY, Order, row, writers
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import Gallery
+from tokenfold.service.galleries.upkeep import index, optimize
 
 KILLS = 50
 
@@ -112,8 +112,8 @@ def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
 
 FULL = """
 import asyncio, resource, signal, sys
-from service.errors import StorageFull
-from service.galleries.store import Galleries
+from tokenfold.service.errors import StorageFull
+from tokenfold.service.galleries.store import Galleries
 from tests.service.galleries.made import assert_same, image, info, vectors
 
 def limit(size):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.errors import StorageFailed, StorageFull
-from service.galleries import failures
+from tokenfold.service.errors import StorageFailed, StorageFull
+from tokenfold.service.galleries import failures
 
 ENDING = ", /root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/lance-file-13.0.0/src/x.rs:1"
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import InvalidFilter
-from service.galleries.filters import MOST_CONDITIONS, MOST_VALUES, where
-from service.galleries.store import Galleries
-from service.galleries.table import Gallery
 from tests.service.galleries.made import image, info
+from tokenfold.service.errors import InvalidFilter
+from tokenfold.service.galleries.filters import MOST_CONDITIONS, MOST_VALUES, where
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import Gallery
 
 NASTY = "it's \"q\" \\ é😀\n-- '; DROP"
 KEPT: dict[str, dict[str, Any]] = {

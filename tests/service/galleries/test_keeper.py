@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.errors import StorageFailed
-from service.galleries import keeper
-from service.galleries.keeper import Keeper
-from service.galleries.metrics import GalleryMetrics
-from service.galleries.record import GalleryInfo
+from tokenfold.service.errors import StorageFailed
+from tokenfold.service.galleries import keeper
+from tokenfold.service.galleries.keeper import Keeper
+from tokenfold.service.galleries.metrics import GalleryMetrics
+from tokenfold.service.galleries.record import GalleryInfo
 
 
 def kept(uri: Path | str) -> tuple[Keeper, CollectorRegistry]:

@@ -16,21 +16,6 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from service.errors import StorageFailed
-from service.galleries.table import Gallery
-from service.gallery_schemas import (
-    GalleryCreate,
-    GalleryDescription,
-    GalleryImage,
-    GalleryList,
-    ImagePage,
-    ImagesAdd,
-    ImagesAdded,
-    ImagesDelete,
-    ImagesDeleted,
-    SearchRequest,
-    SearchResponse,
-)
 from tests.service.galleries.served import (
     BLUE,
     GREEN,
@@ -46,6 +31,21 @@ from tests.service.galleries.served import (
 )
 from tests.service.standin import Remote, bundle, picture, problem
 from tests.service.standin_dual import WIDTH, dual_bundle
+from tokenfold.service.api.schemas.galleries import (
+    GalleryCreate,
+    GalleryDescription,
+    GalleryImage,
+    GalleryList,
+    ImagePage,
+    ImagesAdd,
+    ImagesAdded,
+    ImagesDelete,
+    ImagesDeleted,
+    SearchRequest,
+    SearchResponse,
+)
+from tokenfold.service.errors import StorageFailed
+from tokenfold.service.galleries.table import Gallery
 
 
 @pytest.fixture(scope="module")

@@ -7,34 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from service.app import create_app
-from service.engine import Engine
-from service.errors import OtherModel
-from service.galleries import sample
-from service.routes.galleries import describe
 from tests.service import standin
 from tests.service.galleries.served import galleries_at, search
 from tests.service.standin import bundle, until
 from tests.service.standin_dual import dual_bundle
+from tokenfold.service.api.routes.galleries import describe
+from tokenfold.service.app import create_app
+from tokenfold.service.core import Core
+from tokenfold.service.errors import OtherModel
+from tokenfold.service.galleries import sample
 
 IMAGES = 40
 
 
-def engine_on(root: Path, **changes: object) -> Engine:
-    found: Engine = create_app(standin.settings(root, **changes)).state.engine
+def engine_on(root: Path, **changes: object) -> Core:
+    found: Core = create_app(standin.settings(root, **changes)).state.core
     return found
 
 
-async def fill(engine: Engine, images: int) -> int:
+async def fill(core: Core, images: int) -> int:
     """Images of the gallery after it was filled up to so many."""
-    engine.start()
+    core.start()
     try:
-        await sample.fill(engine, images=images)
-        gallery = await (await engine.keeper.galleries()).get(sample.NAME)
-        return (await describe(engine, gallery)).images
+        await sample.fill(core, images=images)
+        gallery = await (await core.keeper.galleries()).get(sample.NAME)
+        return (await describe(core, gallery)).images
     finally:
-        await engine.keeper.stop()
-        engine.stop()
+        await core.keeper.stop()
+        core.stop()
 
 
 def test_it_is_filled_once_and_whole(tmp_path: Path) -> None:

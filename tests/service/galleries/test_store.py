@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.errors import ApiError, GalleryExists, StorageFailed, StorageFull, UnknownGallery
-from service.galleries import store
-from service.galleries.columns import PENDING, mark
-from service.galleries.store import Galleries
 from tests.service.galleries.made import WIDTH, image, info, vectors
+from tokenfold.service.errors import (
+    ApiError,
+    GalleryExists,
+    StorageFailed,
+    StorageFull,
+    UnknownGallery,
+)
+from tokenfold.service.galleries import store
+from tokenfold.service.galleries.columns import PENDING, mark
+from tokenfold.service.galleries.store import Galleries
 
 
 def with_two(place: Path, use: Callable[[Galleries, Galleries], Awaitable[None]]) -> None:
@@ -259,7 +265,7 @@ def test_more_galleries_than_a_page_lists(tmp_path: Path, monkeypatch: pytest.Mo
             await one.create(info(f"g{n}"))
         assert await names(other) == [f"g{n}" for n in range(7)]
 
-    monkeypatch.setattr("service.galleries.store._PAGE", 3)
+    monkeypatch.setattr("tokenfold.service.galleries.store._PAGE", 3)
     with_two(tmp_path, use)
 
 
@@ -296,8 +302,8 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
 def test_lancedb_is_not_imported_before_it_is_needed() -> None:
     # It takes a second of a processor.
     code = (
-        "import sys, service.galleries.upkeep; print([name for name in ('lancedb', 'pyarrow', "
-        "'torch') if name in sys.modules])"
+        "import sys, tokenfold.service.galleries.upkeep; "
+        "print([name for name in ('lancedb', 'pyarrow', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import InvalidFilter, InvalidRequest
-from service.galleries.store import Galleries
-from service.galleries.table import Gallery
 from tests.service.galleries.made import WIDTH, assert_same, image, info, unit, vectors
+from tokenfold.service.errors import InvalidFilter, InvalidRequest
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import Gallery
 
 
 def with_gallery(place: Path, use: Callable[[Gallery], Awaitable[None]]) -> None:

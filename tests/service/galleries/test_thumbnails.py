@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.errors import ImageError, ImageFormat, ImageTooLarge
-from service.galleries.thumbnails import LONGEST, thumbnail
 from tests.service.standin import encoded, picture
+from tokenfold.service.errors import ImageError, ImageFormat, ImageTooLarge
+from tokenfold.service.galleries.thumbnails import LONGEST, thumbnail
 
 MOST = 50_000_000
 

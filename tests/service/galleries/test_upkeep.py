@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.galleries import upkeep
-from service.galleries.failures import is_conflict
-from service.galleries.record import GalleryStats
-from service.galleries.store import Galleries
-from service.galleries.table import VECTOR_INDEX, Gallery
-from service.galleries.upkeep import Policy, Upkeep, crowded, index, optimize
 from tests.service.galleries.made import Vectors, assert_same, image, info, unit, vectors
+from tokenfold.service.galleries import upkeep
+from tokenfold.service.galleries.failures import is_conflict
+from tokenfold.service.galleries.record import GalleryStats
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.table import VECTOR_INDEX, Gallery
+from tokenfold.service.galleries.upkeep import Policy, Upkeep, crowded, index, optimize
 
 SMALL = Policy(index_from=300, partition=64)
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.galleries.failures import LanceError
-from service.galleries.record import ImageRow
-from service.galleries.store import Galleries
-from service.galleries.upkeep import index, optimize
 from tests.service.galleries.made import image
+from tokenfold.service.galleries.failures import LanceError
+from tokenfold.service.galleries.record import ImageRow
+from tokenfold.service.galleries.store import Galleries
+from tokenfold.service.galleries.upkeep import index, optimize
 
 GALLERY = "holiday"
 BATCH = 4

@@ -1,1 +1,0 @@
-"""The ops for TensorRT: a plugin library, and where it is."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, schemas, request bodies, middleware and the OpenAPI document."""

@@ -1,0 +1,272 @@
+"""The OpenAPI document: what FastAPI cannot see because the routes read their bodies themselves.
+
+The same pydantic model describes a form and JSON; here it becomes the schema of each, with the
+names of the models and levels that are served.
+"""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Collection
+from copy import deepcopy
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _installed
+from itertools import combinations
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from PIL import Image
+from pydantic import BaseModel
+
+from tokenfold.bundle.tasks import Task
+from tokenfold.service.api.body import repeated
+from tokenfold.service.api.schemas.inference import Asked
+from tokenfold.service.core import Core
+from tokenfold.service.errors import MEDIA_TYPE, Problem
+from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.texts import LONGEST
+
+_REF = "#/components/schemas/"
+
+_PROBLEMS = {
+    400: "The body is not what its content type says",
+    404: "Unknown model",
+    408: "The body did not arrive in time",
+    409: "No level meets the budget of time or accuracy",
+    413: "The body or the image is too large",
+    415: "Neither a form nor JSON, or no image of a known format",
+    422: "Fields or images that cannot be used",
+    431: "The headers are too long",
+    500: "A fault of the server",
+    503: "Busy, starting or shutting down",
+}
+_OF_GALLERIES = _PROBLEMS | {
+    404: "Unknown gallery, image or model",
+    409: "Another model's gallery, one that exists already, or no level meets the budget",
+    507: "The disk is full",
+}
+# Of every body that is read.
+_OF_BODIES = (400, 408, 413, 415, 422, 431, 503)
+
+_REQUESTS: dict[str, tuple[type[BaseModel], tuple[Task, ...]]] = {}
+
+
+def version() -> str:
+    """Of the installed package."""
+    try:
+        return _installed("tokenfold")
+    except PackageNotFoundError:
+        return "0"
+
+
+def problems(*statuses: int, galleries: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for its `responses`."""
+    told = _OF_GALLERIES if galleries else _PROBLEMS
+    return {
+        status: {
+            "description": told[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _REF + "Problem"}}},
+            **({"headers": {"Retry-After": _RETRY_AFTER}} if status == 503 else {}),
+        }
+        for status in statuses
+    }
+
+
+_RETRY_AFTER = {
+    "description": "Seconds until it is worth trying again, from the queue's cost.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_PICTURES = {"image": {"contentType": "image/jpeg, image/png, image/webp"}}
+_SERVER_TIMING = {
+    "description": "Milliseconds of the slowest item in each stage, and the largest batch.",
+    "schema": {"type": "string"},
+    "example": 'decode;dur=1.9, queue;dur=0.1, infer;dur=20.4, post;dur=0.1, batch;desc="1"',
+}
+
+
+def inference(
+    request: type[Asked], *tasks: Task, asked: dict[str, Any], example: dict[str, Any]
+) -> dict[str, Any]:
+    """What to pass to the decorator of a route that reads `request` with `body.read`.
+
+    Args:
+        tasks: models of one of them answer it.
+        asked: further fields of an example of a request.
+        example: an answer.
+    """
+    least = request.model_json_schema()["properties"]["image"]["minItems"]
+    images = _sample() if least == 1 else [_sample()] * least
+    _REQUESTS[request.__name__] = (request, tasks)
+    return {
+        "responses": {
+            200: {
+                "headers": {"Server-Timing": _SERVER_TIMING},
+                "content": {"application/json": {"example": example}},
+            },
+            **problems(*_PROBLEMS),
+        },
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {
+                        "schema": {"$ref": f"{_REF}{request.__name__}Form"},
+                        "encoding": _PICTURES,
+                    },
+                    "application/json": {
+                        "schema": {"$ref": _REF + request.__name__},
+                        "examples": {
+                            "reduced": {
+                                "summary": "Half of the FLOPs removed",
+                                "value": {"image": images, "reduction": 0.5, **asked},
+                            }
+                        },
+                    },
+                },
+            }
+        },
+    }
+
+
+def accepting(
+    request: type[BaseModel],
+    *,
+    asked: dict[str, Any],
+    example: dict[str, Any],
+    status: int = 200,
+    also: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """What to pass to the decorator of a route of galleries that reads `request` with `body.read`.
+
+    Args:
+        asked: an example of a request; an image that it needs is added.
+        example: an answer.
+        status: of the answer.
+        also: statuses of errors, but for those of every body.
+    """
+    _REQUESTS[request.__name__] = (request, ("embed",))
+    images = "image" in request.model_fields
+    if images and request.model_fields["image"].is_required():
+        asked = {"image": _sample(), **asked}
+    encoding = {"encoding": _PICTURES} if images else {}
+    return {
+        "responses": {
+            status: {"content": {"application/json": {"example": example}}},
+            **problems(*sorted({*_OF_BODIES, *also}), galleries=True),
+        },
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {
+                        "schema": {"$ref": f"{_REF}{request.__name__}Form"},
+                        **encoding,
+                    },
+                    "application/json": {
+                        "schema": {"$ref": _REF + request.__name__},
+                        "examples": {"usual": {"summary": "Such as", "value": asked}},
+                    },
+                },
+            }
+        },
+    }
+
+
+def install(app: FastAPI, core: Core) -> None:
+    """Make `app.openapi` describe what this server serves."""
+
+    def build() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, summary=app.summary, version=app.version, routes=app.routes
+            )
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            problem = Problem.model_json_schema(ref_template=_REF + "{model}")
+            # It refers to itself: its own description is then among the definitions.
+            schemas |= {"Problem": problem, **problem.pop("$defs", {})}
+            for name, (request, tasks) in _REQUESTS.items():
+                schemas[name] = _schema(request, tasks, core, form=False)
+                schemas[name + "Form"] = _schema(request, tasks, core, form=True)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = build  # type: ignore[method-assign]
+
+
+def _schema(
+    request: type[BaseModel], tasks: Collection[Task], core: Core, *, form: bool
+) -> dict[str, Any]:
+    schema = deepcopy(request.model_json_schema(ref_template=_REF + "{model}"))
+    properties = schema["properties"]
+    for found in properties.values():
+        _without_null(found)
+    able = [model for model in core.catalog if not model.tasks.keys().isdisjoint(tasks)]
+    levels = dict.fromkeys(level for model in able for level in model.levels.levels)
+    # Without any every name is refused, which an empty list of names could not say.
+    for name, known in (("model", [model.name for model in able]), ("level", list(levels))):
+        if name in properties and known:
+            properties[name]["enum"] = known
+    for name, kind in repeated(request).items():
+        if kind != "names":
+            given = properties[name]
+            of = (_FILE if form else _BASE64) if kind == "files" else _text(given["items"], form)
+            most = given.get("maxItems", core.settings.max_items)
+            properties[name] = _one_or_more(of, given, most=most, form=form)
+    for found in properties.values():
+        if form and found.get("type") == "object":
+            found |= _WRITTEN
+            del found["additionalProperties"]
+    if "rerank" in properties:
+        properties["rerank"]["maximum"] = core.settings.max_rerank
+        # It may be one of the network that ranks again.
+        properties["level"].pop("enum", None)
+    selectors = [name for name in Selector._fields if name in properties]
+    if len(selectors) > 1:
+        schema["not"] = {"anyOf": [{"required": list(two)} for two in combinations(selectors, 2)]}
+    return schema
+
+
+def _text(items: dict[str, Any], form: bool) -> dict[str, Any]:
+    """What is written in a field that may be repeated: a text, a name, or an object."""
+    if "anyOf" in items:
+        return _WRITTEN if form else _OBJECT
+    return items if "pattern" in items else _TEXT
+
+
+_TEXT = {"type": "string", "minLength": 1, "maxLength": LONGEST, "pattern": r"\S"}
+_OBJECT = {"type": "object", "additionalProperties": True}
+_WRITTEN = {"type": "string", "contentMediaType": "application/json"}
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_BASE64 = {"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}
+
+
+def _one_or_more(
+    of: dict[str, Any], given: dict[str, Any], *, most: int, form: bool
+) -> dict[str, Any]:
+    """A field that may be repeated: in a form by itself, in JSON one value or a list."""
+    least = given.get("minItems", 1)
+    several = {"type": "array", "items": of, "minItems": least, "maxItems": most}
+    found = several if form or least > 1 else {"anyOf": [of, several]}
+    return found | {"description": given["description"]}
+
+
+def _without_null(found: dict[str, Any]) -> None:
+    # A field that may be left out, but is never null.
+    variants = [one for one in found.get("anyOf", []) if one != {"type": "null"}]
+    if len(variants) == 1:
+        del found["anyOf"]
+        found |= variants[0]
+    if "default" in found and found["default"] is None:
+        del found["default"]
+
+
+def _sample() -> str:
+    """A small image, in base64."""
+    ramp = Image.linear_gradient("L").resize((8, 8)).convert("RGB")
+    file = io.BytesIO()
+    ramp.save(file, "PNG")
+    return b64encode(file.getvalue()).decode()

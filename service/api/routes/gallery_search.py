@@ -1,0 +1,160 @@
+"""POST /v1/galleries/{name}/search: by a text, by an image, or for more like one."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from tokenfold.service.api import body
+from tokenfold.service.api.openapi import accepting
+from tokenfold.service.api.routes.galleries import GalleryName, opened, path_of
+from tokenfold.service.api.schemas.galleries import SearchRequest, SearchResponse
+from tokenfold.service.core import Core
+from tokenfold.service.errors import InvalidRequest
+from tokenfold.service.galleries.metrics import By
+from tokenfold.service.galleries.own import own_model
+from tokenfold.service.galleries.search import Query, Ranked, Rerank, search
+from tokenfold.service.galleries.table import Gallery
+
+router = APIRouter(tags=["galleries"])
+
+_EXAMPLE = {
+    "gallery": "holiday",
+    "model": "scenes-retrieval",
+    "results": [
+        {
+            "id": "beach-1",
+            "score": 1.394389,
+            "similarity": 0.412983,
+            "match": 0.981406,
+            "metadata": {"album": "2024", "stars": 4},
+            "width": 4000,
+            "height": 3000,
+            "added": "2026-01-31T12:00:00Z",
+            "thumbnail": "/v1/galleries/holiday/images/beach-1/thumbnail",
+        }
+    ],
+    "rerank": {
+        "model": "scenes",
+        "candidates": 1,
+        "reduction": {
+            "method": "pumer",
+            "level": "balanced",
+            "requested": 0.4,
+            "flops_ratio": 0.602813,
+            "tokens_in": 153,
+            "tokens_out": 43,
+        },
+    },
+    "timings_ms": {"embed": 1.904, "search": 3.512, "rerank": 6.127},
+}
+
+
+@router.post(
+    "/v1/galleries/{name}/search",
+    operation_id="searchGallery",
+    summary="Search a gallery",
+    response_model=SearchResponse,
+    **accepting(
+        SearchRequest,
+        asked={"text": "two dogs on a beach", "top_k": 10, "rerank": 50},
+        example=_EXAMPLE,
+        also=(404, 409, 413, 500),
+    ),
+)
+async def search_gallery(request: Request, name: GalleryName) -> Response:
+    """The images that fit a text best, or that look most like an image.
+
+    With `rerank`, a network that sees an image together with the text looks at the best again: the
+    slower, but more careful second look. `offset` counts in the order after that.
+    """
+    core: Core = request.app.state.core
+    with core.metrics.track("gallery-search") as track:
+        core.check_room()
+        asked = await body.read(request, SearchRequest)
+        begun = time.perf_counter()
+        asked.selector.check()
+        by, sought = _sought(asked)
+        rerank = _rerank(core, asked)
+        gallery = await opened(request, name)
+        track.model = gallery.info.model
+        # An image of the gallery has its vector: no model is needed to find more like it.
+        model = None
+        if by != "id" or asked.model is not None:
+            model = own_model(core.catalog, gallery.info, asked=asked.model)
+        query = Query(
+            by, sought, asked.selector, asked.top_k, asked.offset, asked.filter, asked.exact
+        )
+        done = await search(core, gallery, model, query, rerank=rerank, request=request)
+        core.metrics.galleries.searched(by, time.perf_counter() - begun)
+        track.level = (done.reduction or {}).get("level", track.level)
+        answer: dict[str, Any] = {
+            "gallery": gallery.info.name,
+            "model": gallery.info.model,
+            "results": [_shown(gallery, one) for one in done.found],
+        }
+        if done.reduction is not None:
+            answer["reduction"] = done.reduction
+        if done.rerank is not None:
+            answer["rerank"] = done.rerank
+        answer["timings_ms"] = done.timings_ms
+        stages = ", ".join(f"{stage};dur={ms:g}" for stage, ms in done.timings_ms.items())
+        return Response(
+            json.dumps(answer, separators=(",", ":")),
+            media_type="application/json",
+            headers={"server-timing": stages},
+        )
+
+
+def _sought(asked: SearchRequest) -> tuple[By, bytes | str]:
+    """What is searched by, and for.
+
+    Raises:
+        InvalidRequest: nothing, or more than one thing.
+    """
+    given: list[tuple[By, bytes | str]] = []
+    if asked.text is not None:
+        given.append(("text", asked.text))
+    if asked.image:
+        given.append(("image", asked.image[0]))
+    if asked.id is not None:
+        given.append(("id", asked.id))
+    if len(given) != 1:
+        said = " and ".join(by for by, _ in given) or "nothing"
+        raise InvalidRequest(f"Search by one of text, image and id, not by {said}.")
+    return given[0]
+
+
+def _rerank(core: Core, asked: SearchRequest) -> Rerank | None:
+    """Who looks at how many again.
+
+    Raises:
+        InvalidRequest: too many, or there is no text to look for.
+        UnknownModel: nobody can.
+    """
+    if asked.rerank is None:
+        return None
+    if asked.text is None:
+        raise InvalidRequest("Only what was found by a text can be ranked again.")
+    most = core.settings.max_rerank
+    if asked.rerank > most:
+        raise InvalidRequest(f"At most {most} images are ranked again, not {asked.rerank}.")
+    return Rerank(core.catalog.find(asked.rerank_model, "match"), asked.rerank)
+
+
+def _shown(gallery: Gallery, found: Ranked) -> dict[str, Any]:
+    hit = found.hit
+    shown: dict[str, Any] = {"id": hit.id, "score": round(found.score, 6)}
+    if found.match is not None:
+        shown["similarity"] = round(hit.score, 6)
+        shown["match"] = round(found.match, 6)
+    return shown | {
+        "metadata": hit.metadata,
+        "width": hit.width,
+        "height": hit.height,
+        "added": hit.added.isoformat(),
+        "thumbnail": path_of(gallery.info.name, hit.id) + "/thumbnail",
+    }

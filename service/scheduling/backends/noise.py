@@ -1,0 +1,57 @@
+"""Inputs that mean nothing: to see whether a network runs, and how long it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenfold.bundle.manifest import Manifest
+from tokenfold.bundle.tasks import Task
+from tokenfold.service.scheduling.backends.backend import PIXELS, Sample, Step
+
+# Tokens of a short text.
+SHORT = 8
+
+
+def images_of(task: Task, step: Step) -> int:
+    """How many images an item of a step looks at."""
+    if step == "read":
+        return 0
+    return 2 if task == "reason" and step != "embed" else 1
+
+
+def sample(
+    manifest: Manifest,
+    *,
+    images: int,
+    text: int | None = None,
+    vocabulary: int = 0,
+    seed: int = 0,
+) -> Sample:
+    """An item.
+
+    Args:
+        images: of the bundle's own size.
+        text: tokens; None for no text.
+        vocabulary: all ids are below it.
+    """
+    noise = np.random.default_rng(seed)
+    shape = manifest.preprocess.size
+    found: dict[str, npt.NDArray[Any]] = {
+        name: noise.integers(0, 256, (*shape, 3), dtype=np.uint8) for name in PIXELS[:images]
+    }
+    if text is not None:
+        found["input_ids"] = noise.integers(0, vocabulary, text)
+    return found
+
+
+def lengths(manifest: Manifest) -> tuple[int, ...]:
+    """Tokens of texts by themselves: a short one and the longest, or what all of them have."""
+    if manifest.text is None:
+        return ()
+    most = manifest.text.most_tokens
+    if manifest.text.padding is not None or most <= SHORT:
+        return (most,)
+    return (SHORT, most)

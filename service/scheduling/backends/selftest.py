@@ -1,0 +1,138 @@
+"""Whether a backend answers as the CPU does, on noise, before a request comes to it.
+
+Unreduced it must give the CPU's numbers, for one item and for several in one run. Reduced, numbers
+may differ: of two tokens that are nearly as much alike, either may be merged. There the outputs
+must be finite, of the right shapes, and the slots those of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import Precision
+from tokenfold.bundle.tasks import Task
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.service.scheduling.backends import noise
+from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample, Step
+
+# Largest difference, as a share of the largest number.
+TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 5e-2}
+
+_TOGETHER = 3
+
+
+class SelfTestError(RuntimeError):
+    """A backend's answers are not the CPU's; the message has the numbers."""
+
+
+class _Probe(NamedTuple):
+    """Something to ask, of as many items as share a run.
+
+    Attributes:
+        name: for people.
+        exact: whether nothing is reduced, so that the numbers must agree.
+    """
+
+    name: str
+    call: Call
+    samples: Sequence[Sample]
+    exact: bool
+
+
+def check(bundle: Bundle, backend: Backend, reference: Backend) -> dict[str, float]:
+    """Ask everything that a bundle can be asked.
+
+    Args:
+        reference: the same bundle on the CPU.
+
+    Returns:
+        The relative differences from the reference that were seen, by what was asked.
+
+    Raises:
+        SelfTestError: one is too large, or a reduced answer is none.
+        Exception: the backend does not run.
+    """
+    tolerance = TOLERANCE[bundle.manifest.precision]
+    seen: dict[str, float] = {}
+    for probe in _probes(bundle):
+        alone = [
+            backend.run([sample], probe.call, slots=not probe.exact)[0] for sample in probe.samples
+        ]
+        if not probe.exact:
+            for found in alone:
+                _check_reduced(probe, found)
+            continue
+        wanted = reference.run(probe.samples[:1], probe.call, slots=False)[0]
+        seen[probe.name] = _difference(alone[:1], [wanted])
+        together = backend.run(probe.samples, probe.call, slots=False)
+        seen[f"{probe.name} together"] = _difference(together, alone)
+        if max(seen.values()) > tolerance:
+            said = ", ".join(f"{what} {by:.2e}" for what, by in seen.items())
+            raise SelfTestError(f"it is off by more than {tolerance:g}: {said}")
+    return seen
+
+
+def _probes(bundle: Bundle) -> Iterator[_Probe]:
+    manifest = bundle.manifest
+    unreduced = manifest.workload.unreduced
+    reduced = manifest.levels[manifest.default_level].plan
+    vocabulary, text = 0, None
+    if manifest.text is not None:
+        spec = manifest.text
+        vocabulary = TextEncoder.open(bundle.tokenizer, spec.most_tokens, spec.padding).vocabulary
+    if manifest.kind == "pair":
+        text = spec.most_tokens
+
+    def probe(task: Task, step: Step, plan: tuple[int, ...], text: int | None) -> _Probe:
+        images = noise.images_of(task, step)
+        samples = [
+            noise.sample(manifest, images=images, text=text, vocabulary=vocabulary, seed=seed)
+            for seed in range(_TOGETHER if plan == unreduced else 1)
+        ]
+        shapes = (manifest.preprocess.size,) * images
+        plans = () if step in ("embed", "read") else (plan,) * images
+        exact = plan == unreduced
+        how = step if step in ("embed", "read") else task if exact else f"{task}, reduced"
+        return _Probe(how, Call(step, task, plans, shapes), samples, exact)
+
+    first = next(iter(manifest.tasks))
+    if manifest.kind == "dual":
+        for length in noise.lengths(manifest):
+            yield probe(first, "read", unreduced, length)
+    if manifest.kind == "pair":
+        yield probe(first, "embed", unreduced, None)
+    for task in manifest.tasks:
+        yield probe(task, "answer", unreduced, text)
+    if reduced != unreduced:
+        yield probe(first, "answer", reduced, text)
+
+
+def _difference(found: Sequence[Sample], wanted: Sequence[Sample]) -> float:
+    """The largest, over all items and outputs; infinite where shapes differ, or one is."""
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        for name, value in other.items():
+            worst = max(worst, _relative(one.get(name), value))
+    return worst
+
+
+def _relative(found: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:
+    if found is None or found.shape != wanted.shape:
+        return float("inf")
+    if not (np.isfinite(found) & np.isfinite(wanted)).all():
+        return float("inf")
+    largest = float(np.abs(wanted).max())
+    return float(np.abs(found - wanted).max()) / (largest or 1.0)
+
+
+def _check_reduced(probe: _Probe, found: Sample) -> None:
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise SelfTestError(f"{probe.name}: {name} is not finite")
+        if name.endswith("slots") and not ((value >= -1) & (value < value.size)).all():
+            raise SelfTestError(f"{probe.name}: {name} are no places of {value.size} tokens")

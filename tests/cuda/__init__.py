@@ -1,1 +1,0 @@
-"""Tests of `export.cuda`, most of them without a GPU."""

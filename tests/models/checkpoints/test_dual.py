@@ -1,0 +1,291 @@
+"""CLIP and SigLIP from Hugging Face's folders: the vectors are theirs; what else is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests import tiny
+from tests.models.published_dual import write_clip, write_siglip
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.models.checkpoints import native, random_dual
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, DualCheckpoint
+from tokenfold.models.checkpoints.load import load, load_classifier
+
+TEXTS = ("a photo of a cat", "this is a photo of two dogs", "a", "it is red, isn't it? " * 8)
+
+
+def dual(source: Path | str) -> DualCheckpoint:
+    loaded = load(str(source))
+    assert isinstance(loaded, DualCheckpoint)
+    assert not loaded.model.training
+    return loaded
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def images(loaded: DualCheckpoint, batch: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(batch, 3, *loaded.model.config.image.image_size, generator=generator)
+
+
+def padded(loaded: DualCheckpoint, fill: int) -> tuple[Tensor, Tensor]:
+    """All texts at the length of the longest, with the sizes of their tokens."""
+    ids = [loaded.text.encode(text).ids for text in TEXTS]
+    longest = max(map(len, ids))
+    rows = [np.pad(row, (0, longest - len(row)), constant_values=fill) for row in ids]
+    lengths = torch.tensor([len(row) for row in ids])
+    size = (torch.arange(longest) < lengths[:, None]).float()
+    return torch.from_numpy(np.stack(rows)), size
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change fields of a JSON file, those of a tower by `vision_config` and `text_config`."""
+    content = json.loads(file.read_text())
+    for key, value in changes.items():
+        content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("write", [write_clip, write_siglip])
+@torch.no_grad()
+def test_vectors_and_logits_are_those_of_transformers(write: Any, tmp_path: Path) -> None:
+    theirs = write(tmp_path)
+    ours = dual(tmp_path)
+    image = images(ours)
+    ids, size = padded(ours, ours.text.padding or 0)
+    wanted = theirs(pixel_values=image, input_ids=ids)
+    vectors, texts = ours.model.embed_images(image), ours.model.embed_texts(ids, size)
+    close(vectors, wanted.image_embeds)
+    close(texts, wanted.text_embeds)
+    logits = ours.model.logits(vectors, texts)
+    close(logits, wanted.logits_per_image)
+    assert logits.std() > 0.1
+    features = theirs.get_image_features(pixel_values=image)
+    features = getattr(features, "pooler_output", features)
+    close(ours.model.image(image).logits, features)
+    features = theirs.get_text_features(input_ids=ids)
+    features = getattr(features, "pooler_output", features)
+    close(ours.model.text(ids, size), features)
+
+
+@pytest.mark.parametrize("fill", [0, 7])
+@torch.no_grad()
+def test_clip_s_texts_need_no_padding(fill: int, tmp_path: Path) -> None:
+    theirs = write_clip(tmp_path)
+    ours = dual(tmp_path)
+    ids, size = padded(ours, fill)
+    together = ours.model.embed_texts(ids, size)
+    wanted = theirs.get_text_features(input_ids=ids)
+    wanted = F.normalize(getattr(wanted, "pooler_output", wanted), dim=-1)
+    for at, text in enumerate(TEXTS):
+        alone = ours.model.embed_texts(torch.from_numpy(ours.text.encode(text).ids)[None])[0]
+        torch.testing.assert_close(alone, together[at], rtol=0, atol=1e-5)
+        close(alone, wanted[at])
+    assert {len(ours.text.encode(text).ids) for text in TEXTS} > {16}
+
+
+def test_siglip_s_texts_are_filled_up(tmp_path: Path) -> None:
+    write_siglip(tmp_path)
+    ours = dual(tmp_path)
+    encoded = ours.text.encode("A photo, of a CAT!")
+    assert encoded.ids.tolist() == [3, 4, 5, 3, 8, 1] + [1] * 10
+    assert len(encoded.tokens) == 6
+    assert not encoded.cut
+
+
+@torch.no_grad()
+def test_the_end_of_old_files_is_the_highest_id(tmp_path: Path) -> None:
+    theirs = write_clip(tmp_path, text_config={"eos_token_id": 2})
+    ours = dual(tmp_path)
+    ids, size = padded(ours, 0)
+    wanted = theirs.get_text_features(input_ids=ids)
+    wanted = getattr(wanted, "pooler_output", wanted)
+    close(ours.model.text(ids, size), wanted)
+    edit(tmp_path / "config.json", text_config={"eos_token_id": 9})
+    with pytest.raises(CheckpointError, match="the network looks for token 9"):
+        load(str(tmp_path))
+
+
+def test_what_a_folder_says_beside_its_weights(tmp_path: Path) -> None:
+    write_clip(tmp_path)
+    ours = dual(tmp_path)
+    config = ours.model.config
+    assert (config.scores, ours.template) == ("softmax", "a photo of a {}.")
+    assert (config.width, config.text.most_text, ours.text.most_tokens) == (40, 16, 16)
+    assert ours.preprocess.resize == "shorter"  # the usual one: there is no file
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 40},
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+        "resample": 3,
+        "image_mean": [0.1, 0.2, 0.3],
+    }
+    expected = Preprocess(
+        size=(32, 32),
+        resize="shorter",
+        shorter_side=40,
+        interpolation="bicubic",
+        mean=(0.1, 0.2, 0.3),
+    )
+    # As newer versions write it, and as older ones do, which comes first.
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    assert dual(tmp_path).preprocess == expected
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 2}))
+    assert dual(tmp_path).preprocess.interpolation == "bilinear"
+    with pytest.raises(CheckpointError, match="no image classifier"):
+        load_classifier(str(tmp_path))
+
+
+def test_siglip_s_own(tmp_path: Path) -> None:
+    write_siglip(tmp_path)
+    ours = dual(tmp_path)
+    assert (ours.model.config.scores, ours.template) == ("sigmoid", "This is a photo of {}.")
+    assert ours.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
+    assert ours.model.config.image.activation == "gelu_tanh"
+
+
+@torch.no_grad()
+def test_patches_that_do_not_tile_leave_the_edges_out(tmp_path: Path) -> None:
+    theirs = write_siglip(tmp_path, vision_config={"image_size": 37})
+    ours = dual(tmp_path)
+    assert ours.model.config.image.grid == (4, 4)
+    image = images(ours)
+    assert image.shape[-1] == 37
+    ids, _ = padded(ours, 1)
+    wanted = theirs(pixel_values=image, input_ids=ids)
+    close(ours.model.embed_images(image), wanted.image_embeds)
+
+
+@pytest.mark.parametrize("write", [write_clip, write_siglip])
+@torch.no_grad()
+def test_positions_are_resized_to_larger_images(write: Any, tmp_path: Path) -> None:
+    theirs = write(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 48, "width": 48}, "resample": 3})
+    )
+    ours = dual(tmp_path)
+    assert ours.model.config.image.grid == (6, 6)
+    image = images(ours)
+    wanted = theirs.get_image_features(pixel_values=image, interpolate_pos_encoding=True)
+    wanted = getattr(wanted, "pooler_output", wanted)
+    close(ours.model.image(image).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["CLIPVisionModel"]}, "architecture is CLIPVisionModel; supported of"),
+        ({"model_type": "siglip2"}, "NaFlex"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"vision_config": 3}, "vision_config is no object"),
+        ({"vision_config": {"hidden_size": "x"}}, r"vision_config\.hidden_size: Input should be"),
+        ({"vision_config": {"hidden_act": "sin"}}, r"vision_config\.hidden_act is 'sin'"),
+        ({"text_config": {"hidden_act": "sin"}}, r"text_config\.hidden_act is 'sin'"),
+        ({"vision_config": {"num_channels": 1}}, "num_channels is 1"),
+        ({"vision_config": {"patch_size": [8, 4]}}, "patches are square"),
+        ({"vision_config": {"num_attention_heads": 5}}, "does not divide into 5 heads"),
+        ({"vision_config": {"num_hidden_layers": 4}}, r"missing: vision_model\.encoder\.layers\.3"),
+        ({"text_config": {"num_hidden_layers": 1}}, r"unknown: text_model\.encoder\.layers\.1"),
+        ({"text_config": {"vocab_size": 7}}, "wrong shape"),
+    ],
+)
+def test_what_a_folder_cannot_be_is_told(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_clip(tmp_path)
+    edit(tmp_path / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path))
+
+
+def test_what_siglip_cannot_be_is_told(tmp_path: Path) -> None:
+    write_siglip(tmp_path)
+    edit(tmp_path / "config.json", vision_config={"vision_use_head": False})
+    with pytest.raises(CheckpointError, match="without its head"):
+        load(str(tmp_path))
+    edit(tmp_path / "config.json", vision_config={"vision_use_head": True})
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_model.head.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: text_model\.head\.weight"):
+        load(str(tmp_path))
+
+
+def test_a_tokenizer_of_more_words_is_told(tmp_path: Path) -> None:
+    write_siglip(tmp_path, text_config={"vocab_size": 20})
+    with pytest.raises(CheckpointError, match="words, the network 20"):
+        load(str(tmp_path))
+
+
+# Our own folders, and networks of no training.
+
+
+@pytest.mark.parametrize("siglip", [False, True])
+@torch.no_grad()
+def test_our_own_folder_is_read_as_written(siglip: bool, tmp_path: Path) -> None:
+    made = tiny.dual_checkpoint(siglip=siglip)
+    native.save(tmp_path, made)
+    again = dual(tmp_path)
+    assert again.model.config == made.model.config
+    assert (again.preprocess, again.template) == (made.preprocess, made.template)
+    assert again.text.padding == (0 if siglip else None)
+    text = "what is it, a cat or two?"
+    assert again.text.encode(text).ids.tolist() == made.text.encode(text).ids.tolist()
+    image = images(made)
+    torch.testing.assert_close(again.model.embed_images(image), made.model.embed_images(image))
+    ids = torch.from_numpy(made.text.encode(text).ids)[None]
+    torch.testing.assert_close(again.model.embed_texts(ids), made.model.embed_texts(ids))
+
+
+def test_what_our_own_folder_cannot_be_is_told(tmp_path: Path) -> None:
+    native.save(tmp_path, tiny.dual_checkpoint(siglip=True))
+    edit(tmp_path / "tokenfold.json", padding=None)
+    with pytest.raises(CheckpointError, match="texts are padded where"):
+        load(str(tmp_path))
+    edit(tmp_path / "tokenfold.json", padding=999)
+    with pytest.raises(CheckpointError, match="no token 999 to pad with"):
+        load(str(tmp_path))
+    for template in (5, "it is", "{} or {}"):
+        edit(tmp_path / "tokenfold.json", padding=0, template=template)
+        with pytest.raises(CheckpointError, match="template"):
+            load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "length"), [("clip-vit-ti16-64", 192, 5), ("siglip-ti16-64", 192, 64)]
+)
+@torch.no_grad()
+def test_random_networks(name: str, width: int, length: int) -> None:
+    ours, again = dual(f"random:{name}"), dual(f"random:{name}")
+    image = images(ours)
+    vectors = ours.model.embed_images(image)
+    torch.testing.assert_close(vectors, again.model.embed_images(image))
+    assert vectors.shape == (3, width)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    texts = [ours.text.encode(text).ids for text in ("word1 word2 word3", "word4 word5 word6")]
+    assert [len(ids) for ids in texts] == [length, length]
+    found = ours.model.embed_texts(torch.from_numpy(np.stack(texts)))
+    assert found[0] @ found[1] < 0.9999
+    assert vectors[0] @ vectors[1] < 0.99
+
+
+def test_unknown_random_networks_are_told() -> None:
+    assert not random_dual.recognises("clip-b16")  # an image classifier
+    with pytest.raises(CheckpointError, match=r"clip-vit-b16, .*siglip-b16"):
+        load("random:siglip-x16")
+    with pytest.raises(CheckpointError, match="patches of 16 do not tile"):
+        load("random:siglip-ti16-65")
+    with pytest.raises(CheckpointError, match="at most 2048 pixels"):
+        load("random:clip-vit-ti16-4096")

@@ -1,0 +1,332 @@
+"""OpenCLIP's state dicts, and OpenAI's: the vectors are theirs, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from tests.models.published_dual import (
+    PIECES,
+    OpenClip,
+    write_clip_tokenizer,
+    write_sentence_pieces,
+)
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.text import word_level
+from tokenfold.models.checkpoints import hub
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, DualCheckpoint
+from tokenfold.models.checkpoints.load import load
+
+TEXTS = ("a photo of a cat", "a photo of two dogs", "naïve")
+
+# As ViT-B-32's on the hub, but for the sizes.
+CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 40,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8},
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 128,
+            "heads": 2,
+            "layers": 2,
+        },
+    },
+    "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+}
+SIGLIP: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 64,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 32,
+            "timm_model_name": "vit_base_patch8_siglip_32",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 50,
+            "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "width": 64,
+            "heads": 2,
+            "layers": 3,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    },
+    "preprocess_cfg": {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
+}
+
+
+def dual(source: Path) -> DualCheckpoint:
+    loaded = load(str(source))
+    assert isinstance(loaded, DualCheckpoint)
+    assert not loaded.model.training
+    return loaded
+
+
+@torch.no_grad()
+def same(ours: DualCheckpoint, theirs: OpenClip) -> None:
+    image = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    vectors = ours.model.embed_images(image)
+    for text in TEXTS:
+        ids = torch.from_numpy(ours.text.encode(text).ids)[None]
+        logits = ours.model.logits(vectors, ours.model.embed_texts(ids))
+        torch.testing.assert_close(logits, theirs(image, ids), rtol=0, atol=1e-4)
+
+
+def write(folder: Path, *, quick: bool, name: str) -> OpenClip:
+    model = OpenClip.shaken(write_clip_tokenizer(folder), quick=quick)
+    torch.save(model.state_dict(), folder / name)
+    return model
+
+
+def configured(folder: Path, content: dict[str, Any], **model: Any) -> Path:
+    """With changes of `model_cfg`, where objects are changed field by field."""
+    old = content["model_cfg"]
+    new = {
+        key: {**old[key], **value} if isinstance(value, dict) else value
+        for key, value in model.items()
+    }
+    made = {**content, "model_cfg": {**old, **new}}
+    (folder / "open_clip_config.json").write_text(json.dumps(made))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "quick"),
+    [
+        ("vit_b_32-laion400m_e32.pt", False),
+        ("ViT-B-32-DataComp.pt", False),
+        ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", True),
+        ("vit_b_32-openai.pth", True),
+    ],
+)
+def test_a_file_s_name_says_the_activation(name: str, quick: bool, tmp_path: Path) -> None:
+    theirs = write(tmp_path, quick=quick, name=name)
+    ours = dual(tmp_path / name)
+    same(ours, theirs)
+    assert ours.model.config.image.activation == ("quick_gelu" if quick else "gelu")
+    assert ours.preprocess.resize == "shorter"
+    assert ours.preprocess.mean[0] == pytest.approx(0.4815, abs=1e-4)
+    assert ours.template == "a photo of a {}."
+
+
+def test_a_name_that_does_not_say_it_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, quick=True, name="clip.pt")
+    with pytest.raises(CheckpointError, match=r"GELU and with QuickGELU; put open_clip_config"):
+        load(str(tmp_path / "clip.pt"))
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_told(tmp_path: Path) -> None:
+    write(tmp_path, quick=True, name="vit-openai.pt")
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).unlink()
+    word_level(("a", "photo"), 16).save(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="texts end in token 3, but the network looks for"):
+        load(str(tmp_path / "vit-openai.pt"))
+
+
+def test_openai_s_settings_give_it_away(tmp_path: Path) -> None:
+    theirs = write(tmp_path, quick=True, name="ViT-B-32.pt")
+    settings = {"input_resolution": 32, "context_length": 16, "vocab_size": 9}
+    weights = theirs.state_dict() | {key: torch.tensor(at) for key, at in settings.items()}
+    torch.save(weights, tmp_path / "ViT-B-32.pt")
+    same(dual(tmp_path / "ViT-B-32.pt"), theirs)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("custom", [False, True])
+def test_a_folder_of_open_clip(quick: bool, custom: bool, tmp_path: Path) -> None:
+    theirs = write(tmp_path, quick=quick, name="open_clip_pytorch_model.bin")
+    if custom:
+        weights = {
+            key if key.startswith(("visual.", "logit")) else f"text.{key}": tensor
+            for key, tensor in theirs.state_dict().items()
+        }
+        torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
+    ours = dual(configured(tmp_path, CONFIG, quick_gelu=quick))
+    same(ours, theirs)
+    assert ours.preprocess == Preprocess(
+        size=(32, 32),
+        resize="shorter",
+        shorter_side=32,
+        interpolation="bicubic",
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+    )
+
+
+def test_a_repository_of_open_clip_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = write(tmp_path / "there", quick=False, name="open_clip_pytorch_model.bin")
+    configured(tmp_path / "there", CONFIG)
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        assert repository == "laion/some-clip"
+        for file in (tmp_path / "there").iterdir():
+            if file.name in allow_patterns:
+                (here / file.name).write_bytes(file.read_bytes())
+        return str(here)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    loaded = load("laion/some-clip")
+    assert isinstance(loaded, DualCheckpoint)
+    same(loaded, theirs)
+
+
+def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
+    """A SigLIP of ours, and its weights by OpenCLIP's names."""
+    tower = {"dim": 64, "heads": 1, "activation": "gelu"}
+    ours = tiny.dual_checkpoint(
+        siglip=True,
+        image=tower,
+        text={
+            "dim": 64,
+            "heads": 2,
+            "classes": 64,
+            "vocabulary": 50,
+            "most_text": 16,
+            "eps": 1e-6,
+            "activation": "gelu",
+        },
+    )
+    named: dict[str, Tensor] = {}
+    plain = {"words.weight": "token_embedding.weight", "positions.weight": "positional_embedding"}
+    block = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "attn.qkv": "attn.in_proj",
+    }
+    for key, tensor in ours.model.state_dict().items():
+        side, _, rest = key.partition(".")
+        if side == "image":
+            named[f"visual.trunk.{rest.replace('probe', 'latent')}"] = tensor
+        elif side == "text":
+            if rest in plain:
+                rest = plain[rest]
+            elif rest.startswith("blocks"):
+                _, layer, part = rest.split(".", 2)
+                stem, _, kind = part.rpartition(".")
+                joint = "_" if stem == "attn.qkv" else "."
+                rest = f"transformer.resblocks.{layer}.{block[stem]}{joint}{kind}"
+            rest = rest.replace("norm.", "ln_final.").replace("head.", "text_projection.")
+            named[f"text.{rest}"] = tensor
+        else:
+            named[key] = tensor
+    return ours, named
+
+
+def write_siglip(folder: Path, **changes: Any) -> DualCheckpoint:
+    ours, named = siglip_weights()
+    write_sentence_pieces(folder, PIECES)
+    torch.save(named, folder / "open_clip_pytorch_model.bin")
+    configured(folder, SIGLIP, **changes)
+    return ours
+
+
+@torch.no_grad()
+def test_siglip_of_open_clip(tmp_path: Path) -> None:
+    made = write_siglip(tmp_path)
+    ours = dual(tmp_path)
+    config = ours.model.config
+    assert config.scores == "sigmoid"
+    assert (config.image.pool, config.text.padded, ours.text.padding) == ("attention", True, 1)
+    assert ours.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
+    assert config.text == made.model.config.text
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.model.embed_images(image), made.model.embed_images(image))
+    ids = torch.from_numpy(ours.text.encode("a photo of a cat").ids)[None]
+    torch.testing.assert_close(ours.model.embed_texts(ids), made.model.embed_texts(ids))
+    tanh = {"act_kwargs": {"approximate": "tanh"}}
+    write_siglip(
+        tmp_path, text_cfg=tanh, vision_cfg={"timm_model_name": "vit_so400m_patch8_siglip_32"}
+    )
+    towers = dual(tmp_path).model.config
+    assert towers.text.activation == towers.image.activation == "gelu_tanh"
+    assert towers.image.heads == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_cfg": {"timm_model_name": "vit_medium_patch16_gap_256"}}, "supported are SigLIP"),
+        ({"vision_cfg": {"timm_proj": "linear"}}, "supported are SigLIP"),
+        ({"text_cfg": {"no_causal_mask": False}}, "is causal"),
+        ({"text_cfg": {"pool_type": "mean"}}, r"text_cfg\.pool_type: Input should be"),
+        ({"text_cfg": {"embed_cls": True}}, r"text_cfg\.embed_cls = True is not supported"),
+        ({"vision_cfg": {"attentional_pool": True}}, r"vision_cfg\.attentional_pool"),
+        ({"text_cfg": {"hf_model_name": "roberta-base"}}, r"text_cfg\.hf_model_name"),
+    ],
+)
+def test_what_siglip_cannot_be_is_told(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_siglip(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path))
+
+
+def test_siglip_needs_its_configuration(tmp_path: Path) -> None:
+    write_siglip(tmp_path)
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json has to lie beside"):
+        load(str(tmp_path / "open_clip_pytorch_model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "message"),
+    [
+        ("visual.conv1.weight", torch.ones(64, 1, 8, 8), "square patches of 3 channels"),
+        ("visual.positional_embedding", torch.ones(16, 64), "15 patches, which form no square"),
+        ("positional_embedding", torch.ones(16), "1 dimensions instead of 2"),
+        ("odd", torch.ones(1), "unknown: odd"),
+        ("visual.layer1.0.conv1.weight", None, "ResNets, are not supported"),
+        ("visual.proj", None, r"missing: visual\.proj"),
+        ("ln_final.bias", None, r"missing: ln_final\.bias"),
+    ],
+)
+def test_what_a_file_cannot_be_is_told(
+    key: str, tensor: Tensor | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "laion.pt"
+    weights = write(tmp_path, quick=False, name=file.name).state_dict()
+    if tensor is not None:
+        weights[key] = tensor
+    elif key in weights:
+        del weights[key]
+    else:
+        weights[key] = weights.pop("visual.conv1.weight")
+    torch.save(weights, file)
+    with pytest.raises(CheckpointError, match=message):
+        load(str(file))
+
+
+def test_a_text_tower_that_is_not_clip_s_is_told(tmp_path: Path) -> None:
+    write(tmp_path, quick=False, name="open_clip_pytorch_model.bin")
+    configured(tmp_path, CONFIG, text_cfg={"no_causal_mask": True})
+    with pytest.raises(CheckpointError, match="sees all tokens"):
+        load(str(tmp_path))
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match="no weights in it: open_clip_model"):
+        load(str(tmp_path))

@@ -1,0 +1,82 @@
+"""SentencePiece's files, read without its library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.models.published_dual import PIECES, write_sentence_pieces
+from tokenfold.bundle.text import EmptyTextError
+from tokenfold.models.checkpoints import sentencepiece, tokenizer
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
+
+
+def test_what_a_file_says(tmp_path: Path) -> None:
+    found = sentencepiece.read(write_sentence_pieces(tmp_path))
+    assert [piece for piece, _ in found.pieces] == PIECES
+    assert found.pieces[4][1] == pytest.approx(-8 / 6)
+    assert (found.unknown, found.control, found.characters) == (2, ["<pad>", "</s>"], b"")
+
+
+def test_texts_are_cut_into_the_likeliest_pieces(tmp_path: Path) -> None:
+    write_sentence_pieces(tmp_path)
+    ours = tokenizer.read(tmp_path, 12, siglip=True)
+    encoded = ours.encode("  This is a PHOTO,  of   two dogs!")
+    assert encoded.tokens == ("this", "is", "a", "photo", "of", "two", "dog", "s", "</s>")
+    assert encoded.ids.tolist() == [6, 7, 3, 4, 5, 9, 10, PIECES.index("s"), 1, 1, 1, 1]
+    assert ours.encode("é 狗").ids.tolist()[:5] == [11, PIECES.index("é"), 11, 2, 1]
+    assert ours.padding == 1
+    assert ours.vocabulary == len(PIECES)
+    with pytest.raises(EmptyTextError):
+        ours.encode("...!")
+
+
+def test_it_is_saved_as_what_it_is(tmp_path: Path) -> None:
+    write_sentence_pieces(tmp_path)
+    ours = tokenizer.read(tmp_path, 12, siglip=True)
+    ours.save(tmp_path / "tokenizer.json")
+    again = tokenizer.read(tmp_path, 12, siglip=True)  # which now comes first
+    for text in ("A photo, of two DOGS", "is it a cat? no."):
+        assert again.encode(text).ids.tolist() == ours.encode(text).ids.tolist()
+        assert again.encode(text).tokens == ours.encode(text).tokens
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no pieces"),
+        (b"\x0a", "index out of range"),
+        (b"\x0a\x50abc", "cut off"),
+        (b"\x0b", "no vocabulary of SentencePiece"),
+        (b"\x0a\x05\x0a\x03abc", "none for what is unknown"),
+    ],
+)
+def test_damaged_files_are_told(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"spiece\.model: .*{message}"):
+        tokenizer.read(tmp_path, 12, siglip=True)
+
+
+def test_other_kinds_are_told(tmp_path: Path) -> None:
+    write_sentence_pieces(tmp_path, kind=2)
+    with pytest.raises(CheckpointError, match="no unigram model"):
+        tokenizer.read(tmp_path, 12, siglip=True)
+    write_sentence_pieces(tmp_path, [piece for piece in PIECES if piece != "</s>"])
+    with pytest.raises(CheckpointError, match="</s> is not in it"):
+        tokenizer.read(tmp_path, 12, siglip=True)
+    (tmp_path / "spiece.model").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer in it: tokenizer\.json, or spiece"):
+        tokenizer.read(tmp_path, 12, siglip=True)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("noise") / "spiece.model"
+    file.write_bytes(noise)
+    with pytest.raises(CheckpointError):
+        sentencepiece.read(file)

@@ -1,0 +1,400 @@
+"""timm folders, and state dicts of timm, DeiT-III, SWAG and torchvision: parity, and refusals.
+
+`goldens/timm.json` holds what timm and torchvision themselves compute, by `goldens/make_timm.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokenfold.models.checkpoints import architectures
+from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError
+from tokenfold.models.checkpoints.load import load_classifier as load
+
+GOLDENS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "goldens" / "timm.json").read_text()
+)["networks"]
+TIMM = [name for name in GOLDENS if name != "torchvision"]
+Weights = dict[str, Tensor]
+
+
+def draw(key: str, shape: tuple[int, ...]) -> Tensor:
+    """As `make_timm.py` draws."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    values = 0.3 * random.standard_normal(shape) + (0.5 if len(shape) == 1 else 0.0)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def golden_weights(name: str) -> Weights:
+    return {key: draw(key, tuple(shape)) for key, shape in GOLDENS[name]["shapes"].items()}
+
+
+def golden_folder(name: str, folder: Path, **changes: Any) -> str:
+    config = {**GOLDENS[name]["config"], **changes}
+    height, width = GOLDENS[name]["size"]
+    if height != width:
+        config["pretrained_cfg"] |= {"crop_mode": "squash", "crop_pct": 1.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(golden_weights(name), folder / "model.safetensors")
+    return str(folder)
+
+
+def agrees(checkpoint: Checkpoint, name: str) -> None:
+    with torch.no_grad():
+        logits = checkpoint.model(draw("image", (2, 3, *GOLDENS[name]["size"]))).logits
+    expected = torch.tensor(GOLDENS[name]["logits"])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_a_timm_folder_computes_what_timm_computes(name: str, tmp_path: Path) -> None:
+    checkpoint = load(golden_folder(name, tmp_path))
+    agrees(checkpoint, name)
+    assert not checkpoint.model.training
+    assert checkpoint.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_its_pre_processing(name: str, tmp_path: Path) -> None:
+    preprocess = load(golden_folder(name, tmp_path)).preprocess
+    config = GOLDENS[name]["config"]["pretrained_cfg"]
+    assert list(preprocess.mean) == config["mean"]
+    assert list(preprocess.std) == config["std"]
+    assert preprocess.interpolation == config["interpolation"]
+    assert list(preprocess.size) == list(GOLDENS[name]["size"])
+    if preprocess.size[0] == preprocess.size[1]:
+        assert preprocess.resize == "shorter"
+        assert preprocess.shorter_side == int(16 / config["crop_pct"])
+    else:
+        assert preprocess.resize == "stretch"
+
+
+def test_labels_come_with_their_descriptions(tmp_path: Path) -> None:
+    names, described = ["n01", "n02", "n03"], {"n01": "a cat", "n03": "a dog"}
+    name = "vit_tiny_patch16_224"
+    folder = golden_folder(name, tmp_path, label_names=names, label_descriptions=described)
+    assert load(folder).labels == ("a cat", "n02", "a dog")
+    folder = golden_folder(name, tmp_path, label_names={"0": "x", "1": "y", "2": "z"})
+    assert load(folder).labels == ("x", "y", "z")
+    for wrong in (["n01"], {"0": "x", "2": "z"}):
+        folder = golden_folder(name, tmp_path, label_names=wrong)
+        with pytest.raises(CheckpointError, match="label_names has to name classes 0 to 2"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "vit_base_patch16_rpn_224"}, "vit_base_patch16_rpn_224.*supported are"),
+        ({"architecture": "vit_base_patch16_siglip_224"}, "siglip.*supported are vit_SIZE"),
+        ({"architecture": None}, "None.*supported are"),
+        ({"model_args": {}}, "has width 192, but its weights have 16"),
+        ({"model_args": {"embed_dim": 16}}, "has depth 12, but its weights have 2"),
+        ({"model_args": {"embed_dim": 16, "depth": 2}}, "patch size 16, but its weights have 8"),
+        ({"model_args": 3}, "model_args is no object"),
+    ],
+)
+def test_another_architecture_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(golden_folder("vit_tiny_patch16_224", tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"reg_tokens": 4}, "reg_tokens = 4 is not supported"),
+        ({"norm_layer": "rmsnorm"}, "norm_layer = 'rmsnorm' is not supported"),
+        ({"pool_include_prefix": True}, "pool_include_prefix"),
+        ({"act_layer": "mish"}, "act_layer is 'mish'; supported are gelu, "),
+        ({"global_pool": "map"}, "global_pool is 'map'; supported are token, avg"),
+        ({"img_size": 24}, "5 positions, but images of 24 x 24 pixels have 9 patches of 8"),
+        ({"img_size": [8, 8, 8]}, "not a height and a width"),
+        ({"num_heads": 5}, "width 16 does not divide into 5 heads"),
+        ({"num_heads": "four"}, "valid integer"),
+    ],
+)
+def test_another_option_is_refused(args: dict[str, Any], message: str, tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    args = {**GOLDENS[name]["config"]["model_args"], **args}
+    with pytest.raises(CheckpointError, match=message):
+        load(golden_folder(name, tmp_path, model_args=args))
+
+
+def test_options_of_no_effect_are_taken(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    args = {**GOLDENS[name]["config"]["model_args"], "reg_tokens": 0, "pos_embed": "learn"}
+    agrees(load(golden_folder(name, tmp_path, model_args=args)), name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("norm.bias"), "missing: norm.bias"),
+        (lambda w: w.pop("blocks.1.attn.qkv.weight"), r"missing: blocks\.1\.attn\.qkv\.weight"),
+        (lambda w: w.pop("head.weight"), "missing: head.weight; only classifiers"),
+        (lambda w: w.pop("pos_embed"), "missing: pos_embed"),
+        (lambda w: w.update({"rope": torch.ones(1)}), "unknown: rope"),
+        (lambda w: w.update({"reg_token": torch.ones(1, 1, 16)}), "register tokens are not"),
+        (
+            lambda w: w.update({"norm.bias": torch.ones(15)}),
+            r"wrong shape: norm\.bias is \(15,\), not \(16,\)",
+        ),
+        (
+            lambda w: w.update({"head.bias": torch.ones(3, dtype=torch.int8)}),
+            r"wrong type: head\.bias is torch\.int8",
+        ),
+        (lambda w: w.update({"pos_embed": torch.ones(5, 16)}), "2 dimensions instead of 3"),
+        (
+            lambda w: w.update({"patch_embed.proj.weight": torch.ones(16, 1, 8, 8)}),
+            "not square patches of 3 channels",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    golden_folder(name, tmp_path)
+    weights = golden_weights(name)
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "activation", "eps"),
+    [
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", 12, "gelu", 1e-6),
+        ("vit_base_patch16_gap_224", 16, "gelu", 1e-6),
+        ("vit_base_patch16_plus_clip_240", 14, "gelu", 1e-5),
+        ("vit_huge_patch14_clip_quickgelu_224.dfn5b", 16, "quick_gelu", 1e-5),
+        ("vit_giant_patch14_dinov2", 24, "gelu", 1e-6),
+        ("vit_base_patch16_224_miil", 12, "gelu", 1e-6),
+        ("deit3_medium_patch16_224", 8, "gelu", 1e-6),
+    ],
+)
+def test_names_say_what_weights_do_not(name: str, heads: int, activation: str, eps: float) -> None:
+    found = architectures.parse(name)
+    assert (found.heads, found.activation, found.eps) == (heads, activation, eps)
+
+
+def plain(dim: int = 128, *, patches: int = 4, extra: Weights | None = None) -> Weights:
+    """timm's names for a network of two layers."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, patches + 1, dim),
+        "patch_embed.proj.weight": (dim, 3, 8, 8),
+        "patch_embed.proj.bias": (dim,),
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+        "head.weight": (3, dim),
+        "head.bias": (3,),
+    }
+    for i in range(2):
+        for layer, shape in {
+            "norm1": (dim,),
+            "attn.qkv": (3 * dim, dim),
+            "attn.proj": (dim, dim),
+            "norm2": (dim,),
+            "mlp.fc1": (16, dim),
+            "mlp.fc2": (dim, 16),
+        }.items():
+            shapes[f"blocks.{i}.{layer}.weight"] = shape
+            shapes[f"blocks.{i}.{layer}.bias"] = shape[:1]
+    return {**{key: draw(key, shape) for key, shape in shapes.items()}, **(extra or {})}
+
+
+def logits_of(checkpoint: Checkpoint) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = checkpoint.model(draw("image", (2, 3, 16, 16))).logits
+    return out
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".torch", ".safetensors"])
+def test_a_bare_state_dict(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(plain(), file)
+    else:
+        torch.save(plain(), file)
+    checkpoint = load(str(file))
+    assert checkpoint.model.config.heads == 2
+    assert checkpoint.model.config.image_size == (16, 16)
+    assert checkpoint.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model": weights, "args": argparse.Namespace(lr=0.1), "epoch": 3},
+        lambda weights: {"state_dict": weights},
+        lambda weights: {f"module.{key}": value for key, value in weights.items()},
+        lambda weights: {"model": {f"module.{key}": value for key, value in weights.items()}},
+    ],
+)
+def test_what_training_wraps_around_is_taken_off(wrap: Any, tmp_path: Path) -> None:
+    torch.save(plain(), tmp_path / "plain.pth")
+    torch.save(wrap(plain()), tmp_path / "wrapped.pth")
+    expected = logits_of(load(str(tmp_path / "plain.pth")))
+    assert torch.equal(logits_of(load(str(tmp_path / "wrapped.pth"))), expected)
+
+
+def test_deit_3_s_layer_scale(tmp_path: Path) -> None:
+    scales = {f"blocks.{i}.gamma_{n}": draw(f"{i}{n}", (128,)) for i in (0, 1) for n in (1, 2)}
+    positions = {"pos_embed": draw("p", (1, 4, 128))}
+    torch.save({"model": plain(extra={**scales, **positions})}, tmp_path / "deit_3_small.pth")
+    model = load(str(tmp_path / "deit_3_small.pth")).model
+    assert model.config.layer_scale
+    assert not model.config.position_prefix
+    assert torch.equal(model.state_dict()["blocks.1.ls2.gamma"], scales["blocks.1.gamma_2"])
+
+
+@pytest.mark.parametrize(
+    ("file", "mean", "shorter"),
+    [
+        ("deit_small_patch16_224-cd65a155.pth", 0.485, 256),
+        ("vit_small_patch16_224.augreg_in1k.bin", 0.5, 248),
+        ("vit_medium_patch32_clip_224.pth", 0.48145466, 224),
+    ],
+)
+def test_a_file_s_name_counts(file: str, mean: float, shorter: int, tmp_path: Path) -> None:
+    architecture = architectures.guess(file)
+    assert architecture is not None
+    assert architecture.dim
+    assert architecture.depth
+    assert architecture.patch_size
+    side = 224 // architecture.patch_size
+    dim, patch = architecture.dim, architecture.patch_size
+    weights = plain(dim, patches=side * side)
+    weights["patch_embed.proj.weight"] = torch.zeros(dim, 3, patch, patch)
+    for key in [key for key in weights if key.startswith("blocks.1.")]:
+        for layer in range(1, architecture.depth):
+            weights[key.replace("blocks.1.", f"blocks.{layer}.")] = weights[key]
+    if architecture.clip:
+        weights |= {"norm_pre.weight": torch.ones(dim), "norm_pre.bias": torch.zeros(dim)}
+        del weights["patch_embed.proj.bias"]
+    torch.save(weights, tmp_path / file)
+    checkpoint = load(str(tmp_path / file))
+    assert checkpoint.model.config.heads == architecture.heads
+    assert checkpoint.model.config.eps == architecture.eps
+    assert checkpoint.preprocess.mean[0] == mean
+    assert checkpoint.preprocess.shorter_side == shorter
+
+
+def without(*keys: str) -> Weights:
+    return {key: value for key, value in plain().items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (plain(100), "how many heads share a width of 100 is not known; name the file"),
+        (plain(extra={"norm_pre.weight": torch.ones(128)}), "GELU and with QuickGELU; name"),
+        (without("cls_token"), "without class token exist with different numbers of heads"),
+        (plain(patches=7), "8 positions, which are no square of patches and 1 other tokens"),
+        ({"w": torch.ones(1)}, r"missing: patch_embed\.proj\.weight.*timm's names"),
+    ],
+)
+def test_what_would_be_a_guess_is_refused(weights: Weights, message: str, tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path / "weights.pth"))
+
+
+def test_qk_norm_shows_the_heads(tmp_path: Path) -> None:
+    norms = {
+        f"blocks.{i}.attn.{which}_norm.{kind}": torch.ones(20)
+        for i in (0, 1)
+        for which in "qk"
+        for kind in ("weight", "bias")
+    }
+    torch.save(plain(100, extra=norms), tmp_path / "weights.pth")
+    assert load(str(tmp_path / "weights.pth")).model.config.heads == 5
+
+
+def swag_names(weights: Weights) -> Weights:
+    """torchvision's names -> SWAG's, of the same network."""
+    named = {}
+    for key, value in weights.items():
+        for ours, theirs in {
+            ".encoder_layer_": ".layer_",
+            ".mlp.0.": ".mlp.linear_1.",
+            ".mlp.3.": ".mlp.linear_2.",
+            "heads.head.": "head.layers.head.",
+        }.items():
+            key = key.replace(ours, theirs)
+        named[key] = value.transpose(0, 1).contiguous() if key == "encoder.pos_embedding" else value
+    return named
+
+
+def older_names(weights: Weights) -> Weights:
+    """As torchvision's published files have them."""
+    return {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): value
+        for key, value in weights.items()
+    }
+
+
+@pytest.mark.parametrize("layout", [dict, older_names, swag_names])
+def test_swag_and_torchvision_compute_what_torchvision_computes(
+    layout: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "vit_b16_in1k.torch"
+    torch.save(layout(golden_weights("torchvision")), file)
+    checkpoint = load(str(file))
+    agrees(checkpoint, "torchvision")
+    preprocess = checkpoint.preprocess
+    assert (preprocess.shorter_side, preprocess.interpolation) == (16, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("vit_b_16-c867db91.pth", (256, "bilinear")), ("vit_b_16_lc_swag.pth", (224, "bicubic"))],
+)
+def test_torchvision_s_own_are_resized_its_way(
+    file: str, expected: tuple[int, str], tmp_path: Path
+) -> None:
+    weights = golden_weights("torchvision")
+    weights["encoder.pos_embedding"] = torch.zeros(1, 28 * 28 + 1, 128)  # 224 pixels by 8
+    torch.save(weights, tmp_path / file)
+    preprocess = load(str(tmp_path / file)).preprocess
+    assert (preprocess.shorter_side, preprocess.interpolation) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("head.layers.head.weight"), r"missing: head\.layers\.head\.weight"),
+        (lambda w: w.update({"extra": torch.ones(1)}), "unknown: extra"),
+        (
+            lambda w: w.update({"encoder.ln.bias": torch.ones(1)}),
+            r"wrong shape: encoder\.ln\.bias is \(1,\)",
+        ),
+        (
+            lambda w: w.update({"encoder.pos_embedding": torch.ones(6, 1, 128)}),
+            r"encoder\.pos_embedding of shape \(6, 1, 128\)",
+        ),
+        (
+            lambda w: w.update({"conv_proj.weight": torch.ones(128)}),
+            r"conv_proj\.weight has 1 dimensions",
+        ),
+    ],
+)
+def test_swag_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: Path) -> None:
+    weights = swag_names(golden_weights("torchvision"))
+    change(weights)
+    torch.save(weights, tmp_path / "vit.torch")
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path / "vit.torch"))

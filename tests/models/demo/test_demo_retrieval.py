@@ -1,0 +1,109 @@
+"""The dual encoder that the project ships: what it says of itself holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tokenfold import scenes
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.schedule import DEFAULT_LEVELS
+from tokenfold.bundle.text import TextEncoder
+from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.recipe import Recipe
+from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
+from tokenfold.models.checkpoints.load import load
+from tokenfold.models.training.retrieval_data import held_out
+from tokenfold.models.training.scenes_retrieval import MEASURED, SETTINGS
+from tokenfold.runtime.dual import DualSession
+
+DEMO = Path(__file__).parents[3] / "models" / "demo"
+CHECKPOINT = DEMO / "checkpoints" / "scenes-retrieval"
+BUNDLE = DEMO / "bundles" / "scenes-retrieval"
+# What the unreduced network has to reach, and how much of it 40 % fewer FLOPs may cost.
+LEAST, LOSS = 0.8, 0.01
+
+
+def test_every_level_has_its_measured_recall() -> None:
+    bundle = Bundle.open(BUNDLE)
+    assert bundle.manifest.name == BUNDLE.name
+    assert bundle.manifest.kind == "dual"
+    assert {name: level.reduction for name, level in bundle.manifest.levels.items()} == (
+        DEFAULT_LEVELS
+    )
+    assert bundle.profile is not None
+    found = {name: level.quality["embed"] for name, level in bundle.profile.levels.items()}
+    assert {(one.metric, one.samples) for one in found.values()} == {("recall", MEASURED)}
+    assert found["exact"].value >= LEAST
+    assert found["balanced"].value >= found["exact"].value - LOSS
+    assert all(level.latency and level.neighbours for level in bundle.profile.levels.values())
+
+
+def test_the_network_is_small_and_sees_enough_tokens() -> None:
+    checkpoint = load(str(CHECKPOINT))
+    assert isinstance(checkpoint, DualCheckpoint)
+    assert sum(one.numel() for one in checkpoint.model.parameters()) < 6_000_000
+    assert checkpoint.model.config.image.workload("tome").tokens >= 144
+
+
+def test_the_checkpoint_says_how_it_was_trained() -> None:
+    told = json.loads((CHECKPOINT / "training.json").read_text())
+    assert told["steps"] == SETTINGS.steps
+
+
+def test_the_checkpoint_exports_to_the_shipped_bundle(tmp_path: Path) -> None:
+    shipped = Bundle.open(BUNDLE)
+    recipe = Recipe(name=BUNDLE.name, precision=shipped.manifest.precision)
+    again = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / BUNDLE.name, recipe)
+    assert again.manifest.workload == shipped.manifest.workload
+    assert again.manifest.levels == shipped.manifest.levels
+    assert again.manifest.similarity == shipped.manifest.similarity
+    images = np.stack([scenes.draw(scene) for scene in held_out(3).drawn])
+    old, new = DualSession(shipped), DualSession(again)
+    for level in shipped.manifest.levels.values():
+        before, after = (session.embed_images(images, level.plan) for session in (old, new))
+        np.testing.assert_allclose(before.vectors, after.vectors, atol=1e-4)
+
+
+def test_held_out_scenes_are_found_as_the_profile_says() -> None:
+    bundle = Bundle.open(BUNDLE)
+    assert bundle.profile is not None
+    session, count = DualSession(bundle), 300
+    # Others than those that the profile was measured on.
+    gallery = held_out(count, first=70_000)
+    text = TextEncoder.open(bundle.tokenizer, 64)
+    texts = []
+    for one in gallery.texts:
+        ids = text.encode(one).ids[None]
+        texts.append(session.embed_texts(ids, np.ones(ids.shape, dtype=np.float32))[0])
+    images = np.stack([scenes.draw(scene) for scene in gallery.drawn])
+    for name in ("exact", "balanced"):
+        plan = bundle.manifest.levels[name].plan
+        vectors = np.concatenate(
+            [session.embed_images(images[at : at + 50], plan).vectors for at in range(0, count, 50)]
+        )
+        right = (np.stack(texts) @ vectors.T).argmax(1) == np.arange(count)
+        # A smaller gallery is easier, so that the profile bounds it from below.
+        assert right.mean() >= bundle.profile.levels[name].quality["embed"].low
+
+
+def test_short_queries_find_what_they_name() -> None:
+    bundle = Bundle.open(BUNDLE)
+    session = DualSession(bundle)
+    gallery = held_out(300, first=80_000)
+    images = np.stack([scenes.draw(scene) for scene in gallery.drawn])
+    plan = bundle.manifest.levels["balanced"].plan
+    vectors = np.concatenate(
+        [session.embed_images(images[at : at + 50], plan).vectors for at in range(0, 300, 50)]
+    )
+    text = TextEncoder.open(bundle.tokenizer, 64)
+    right = []
+    for colour in scenes.COLOURS:
+        for shape in scenes.SHAPES:
+            ids = text.encode(f"a {colour} {shape}").ids[None]
+            vector = session.embed_texts(ids, np.ones(ids.shape, dtype=np.float32))[0]
+            best = gallery.drawn[int((vectors @ vector).argmax())]
+            right.append(any((one.colour, one.shape) == (colour, shape) for one in best.things))
+    assert np.mean(right) >= 0.8

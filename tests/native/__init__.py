@@ -1,0 +1,1 @@
+"""Tests of the kernels, ops and plugins in native/."""

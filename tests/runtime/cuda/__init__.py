@@ -1,0 +1,1 @@
+"""Tests of `tokenfold.runtime.cuda`, most of them without a GPU."""

@@ -1,0 +1,145 @@
+"""Stands in for a session of ONNX Runtime on a GPU: its kernels are work of a fake stream.
+
+It computes `logits`, (B, 2) float32: the sum of an image's pixels, and a number that stands for
+the plan; and `slots`, (B, 3) int64, of the same two. Its only memory is shared by all runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda.device import Memory, Stream
+from tokenfold.runtime.cuda.lanes import Array
+
+SHAPE = (4, 4, 3)
+PLAN = 2
+MOST = 64
+
+
+def logits(images: Array, plan: Plan) -> npt.NDArray[np.float32]:
+    """What a graph with a plan says to images."""
+    sums = images.reshape(len(images), -1).sum(1)
+    return np.stack([sums, np.full(len(images), number(plan))], axis=1).astype(np.float32)
+
+
+def slots(images: Array, plan: Plan) -> npt.NDArray[np.int64]:
+    """Where a graph with a plan puts the tokens of images."""
+    return np.repeat(logits(images, plan)[:, :1], 3, axis=1).astype(np.int64) + number(plan)
+
+
+class Binding:
+    """Addresses and shapes of inputs and outputs."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, Sequence[int]] = {}
+        self.addresses: dict[str, int] = {}
+        self.plan: Plan = ()
+
+    def bind_input(
+        self, name: str, kind: str, number: int, dtype: Any, shape: Sequence[int], address: int
+    ) -> None:
+        assert (kind, number) == ("cuda", 0)
+        assert dtype is {"image": np.uint8, "logits": np.float32, "slots": np.int64}[name]
+        self.shapes[name] = shape
+        self.addresses[name] = address
+
+    bind_output = bind_input
+
+    def bind_cpu_input(self, name: str, plan: npt.NDArray[np.int64]) -> None:
+        assert name == "plan"
+        assert plan.dtype == np.int64
+        self.plan = tuple(plan.tolist())
+
+
+class FakeSession:
+    """A session.
+
+    Attributes:
+        runs: how often ONNX Runtime was asked to run, recorded or not.
+        grows: how many more runs take memory from CUDA.
+        host: whether a run copies something from the host.
+        plan: whether it takes one.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        plan: bool = True,
+        texts: bool = False,
+        free: bool = False,
+        grows: int = 0,
+        host: bool = False,
+    ) -> None:
+        self._stream = stream
+        self.plan, self.grows, self.host = plan, grows, host
+        self._texts, self._free = texts, free
+        self._shared = np.zeros(MOST, np.int64)
+        self.runs = 0
+
+    def get_inputs(self) -> list[Any]:
+        image = ["batch", "rows", "columns", 3] if self._free else ["batch", *SHAPE]
+        found = [SimpleNamespace(name="image", shape=image)]
+        if self.plan:
+            found.append(SimpleNamespace(name="plan", shape=[PLAN]))
+        if self._texts:
+            found.append(SimpleNamespace(name="input_ids", shape=["batch", "text"]))
+        return found
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("logits", "slots")]
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run(self, names: Sequence[str], feeds: dict[str, Array]) -> list[Array]:
+        self.runs += 1
+        images, plan = feeds["image"], tuple(feeds.get("plan", np.zeros(0)).tolist())
+        self._stream.wait()
+        made: dict[str, Array] = {"logits": logits(images, plan), "slots": slots(images, plan)}
+        return [made[name] for name in names]
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        assert self.plan == bool(binding.plan)
+        assert len(binding.plan) in (0, PLAN)
+        self.runs += 1
+        if self.grows:
+            self.grows -= 1
+            Memory(1).free()
+        stream = self._stream.handle
+        given = {name: self._view(binding, name) for name in binding.shapes}
+        batch = len(given["image"])
+
+        def first() -> None:
+            self._shared[:batch] = given["image"].reshape(batch, -1).sum(1)
+
+        def second() -> None:
+            given["logits"][:] = np.stack(
+                [self._shared[:batch], np.full(batch, number(binding.plan))], axis=1
+            )
+            given["slots"][:] = self._shared[:batch, None] + number(binding.plan)
+
+        stream.append(first, kind="host" if self.host else "kernel")
+        stream.append(second)
+
+    def _view(self, binding: Binding, name: str) -> Array:
+        shape, dtype = (
+            binding.shapes[name],
+            {"image": np.uint8, "logits": np.float32, "slots": np.int64}[name],
+        )
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = (ctypes.c_uint8 * size).from_address(binding.addresses[name])
+        return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
+
+
+def number(plan: Plan) -> int:
+    """What stands for a plan."""
+    return sum(count * 10**at for at, count in enumerate(plan))

@@ -1,0 +1,426 @@
+"""The selector: which plan a request gets, and what it is told when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.service.standin_dual import WORKLOAD as DUAL
+from tokenfold.bundle.manifest import JOINT, TOKENIZER, VISION, Level, Manifest, StoredFile
+from tokenfold.bundle.pair_workload import ViltWorkload
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.profile import LevelProfile, Profile, Quality
+from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.bundle.tasks import Task
+from tokenfold.bundle.workload import BaseWorkload, Workload
+from tokenfold.service.errors import (
+    AccuracyBudget,
+    InvalidRequest,
+    LatencyBudget,
+    NoProfile,
+    TooSlowNow,
+    TwoSelectors,
+    UnknownLevel,
+)
+from tokenfold.service.scheduling.costs import Costs, Times
+from tokenfold.service.scheduling.levels import Levels, Selector
+from tokenfold.service.scheduling.work import Size, Work, Works
+
+VIT_S = Workload(
+    method="tome", tokens=197, protected=1, depth=12, dim=384, mlp_dim=1536, metric_dim=64,
+    stem=58_000_000, head=384_000,
+)  # fmt: skip
+NAMES = {"exact": 0.0, "high": 0.2, "balanced": 0.4, "fast": 0.55, "fastest": 0.7}
+MILLISECONDS = {"exact": 50.0, "high": 40.0, "balanced": 30.0, "fast": 22.0, "fastest": 15.0}
+ACCURACY = {"exact": 0.80, "high": 0.805, "balanced": 0.79, "fast": 0.77, "fastest": 0.70}
+
+
+def manifest(workload: Workload = VIT_S) -> Manifest:
+    plans = {name: plan_for(workload, share) for name, share in NAMES.items()}
+    return Manifest(
+        name="vit",
+        source="tests",
+        precision="fp32",
+        workload=workload,
+        preprocess=Preprocess(size=(224, 224)),
+        tasks={"classify": ("a", "b")},
+        # From the most reduced on: the service sorts them.
+        levels={
+            name: Level(
+                reduction=NAMES[name],
+                plan=plans[name],
+                flops_ratio=flops_ratio(workload, plans[name]),
+                tokens_out=workload.widths(plans[name])[-1],
+            )
+            for name in reversed(NAMES)
+        },
+        default_level="balanced",
+        versions={},
+        files={"model.onnx": StoredFile(sha256="0" * 64, bytes=1)},
+    )
+
+
+def profile(accuracy: dict[str, float]) -> Profile:
+    return Profile(
+        measured=date(2026, 1, 1),
+        machine="none",
+        runtime="none",
+        levels={
+            name: LevelProfile(
+                quality={"classify": Quality(metric="top1", value=value, low=0, high=1, samples=10)}
+            )
+            for name, value in accuracy.items()
+        },
+    )
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def levels(
+    accuracy: dict[str, float] | None = None,
+    default: str | None = None,
+    clock: Clock | None = None,
+) -> Levels:
+    # Without a clock of its own a test takes no time.
+    costs = Costs(clock=clock or Clock())
+    found = Levels(
+        manifest(), None if accuracy is None else profile(accuracy), costs, default=default
+    )
+    known = {
+        VIT_S.flops(level.plan): MILLISECONDS[name] / 1000 for name, level in found.levels.items()
+    }
+    costs.learn(Times(known))
+    return found
+
+
+def works(reduction: float, workload: BaseWorkload = VIT_S) -> Works:
+    return (Work.of(workload, plan_for(workload, reduction)),)
+
+
+def test_by_name_and_by_default() -> None:
+    assert levels().choose(Selector(level="fast"), "classify").level == "fast"
+    assert levels().choose(Selector(), "classify").level == "balanced"
+    assert levels(default="high").choose(Selector(), "classify").level == "high"
+
+
+def test_from_the_least_reduced_to_the_most() -> None:
+    assert list(levels().levels) == list(NAMES)
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UnknownLevel, match=r"'turbo'.*exact, high, balanced, fast, fastest"):
+        levels().choose(Selector(level="turbo"), "classify")
+    with pytest.raises(UnknownLevel, match="'turbo'"):
+        levels(default="turbo")
+
+
+def test_two_selectors() -> None:
+    with pytest.raises(TwoSelectors, match="reduction and min_accuracy"):
+        levels().choose(Selector(reduction=0.1, min_accuracy=0.0), "classify")
+
+
+@given(st.floats(0, 1))
+def test_any_reduction_gets_the_closest_plan(reduction: float) -> None:
+    choice = levels().choose(Selector(reduction=reduction), "classify")
+    assert choice.plan == plan_for(VIT_S, reduction)
+    assert choice.requested == reduction
+    assert choice.work.ratio == flops_ratio(VIT_S, choice.plan)
+    assert (choice.work.tokens_in, choice.work.tokens_out) == (197, VIT_S.widths(choice.plan)[-1])
+    assert choice.level in {*NAMES, "custom"}
+
+
+def test_a_reduction_that_is_a_level_has_its_name() -> None:
+    for name, share in NAMES.items():
+        assert levels().choose(Selector(reduction=share), "classify").level == name
+    assert levels().choose(Selector(reduction=0.31), "classify").level == "custom"
+
+
+@pytest.mark.parametrize("reduction", [-0.1, 1.1, float("nan"), float("inf")])
+def test_reductions_outside_the_range(reduction: float) -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 1"):
+        levels().choose(Selector(reduction=reduction), "classify")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(1000, "exact"), (50.1, "exact"), (49, "high"), (15.1, "fastest")]
+)
+def test_latency_budget_takes_the_least_reduced_that_fits(budget: float, expected: str) -> None:
+    assert levels().choose(Selector(max_latency_ms=budget), "classify").level == expected
+
+
+def test_latency_budget_takes_the_most_accurate_that_fits() -> None:
+    assert levels(ACCURACY).choose(Selector(max_latency_ms=1000), "classify").level == "high"
+
+
+def test_latency_budget_counts_the_queue_and_all_runs() -> None:
+    found = levels()
+    assert found.choose(Selector(max_latency_ms=60), "classify", wait=0.02).level == "high"
+    assert (
+        found.choose(
+            Selector(max_latency_ms=60),
+            "classify",
+            takes=lambda choice: 2 * found.costs.seconds((choice.work,)),
+        ).level
+        == "balanced"
+    )
+
+
+def test_latency_budget_nobody_meets() -> None:
+    with pytest.raises(LatencyBudget, match=r"fastest level, fastest, takes about 15\.0 ms"):
+        levels().choose(Selector(max_latency_ms=10), "classify")
+
+
+def test_latency_budget_that_only_the_queue_breaks() -> None:
+    with pytest.raises(TooSlowNow, match="1200 ms in the queue") as caught:
+        levels().choose(Selector(max_latency_ms=60), "classify", wait=1.2)
+    assert caught.value.retry_after == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [(0.8, "high"), (0.79, "balanced"), (0.5, "fastest"), (0, "fastest")]
+)
+def test_accuracy_budget_takes_the_fastest_that_reaches_it(wanted: float, expected: str) -> None:
+    assert levels(ACCURACY).choose(Selector(min_accuracy=wanted), "classify").level == expected
+
+
+def test_a_latency_budget_is_not_locked_out_for_good() -> None:
+    clock = Clock()
+    found = levels(clock=clock)
+    for _ in range(200):
+        found.costs.observe(works(0.0), 60.0)
+    with pytest.raises(LatencyBudget):
+        found.choose(Selector(max_latency_ms=60), "classify")
+    # Every budget is refused, so nothing runs that could show that the machine is free again.
+    clock.now += 60
+    assert found.choose(Selector(max_latency_ms=60), "classify").level == "exact"
+
+
+def test_accuracy_budget_nobody_meets() -> None:
+    with pytest.raises(AccuracyBudget, match=r"high, was measured at 0\.8050"):
+        levels(ACCURACY).choose(Selector(min_accuracy=0.9), "classify")
+
+
+def test_accuracy_was_never_measured() -> None:
+    with pytest.raises(NoProfile, match="vit"):
+        levels().choose(Selector(min_accuracy=0.1), "classify")
+
+
+def test_levels_of_which_some_were_measured() -> None:
+    found = levels({"fast": 0.9})
+    assert found.choose(Selector(min_accuracy=0.5), "classify").level == "fast"
+    # Nothing can be said of the others, so the least reduced counts as the best.
+    assert found.choose(Selector(max_latency_ms=1000), "classify").level == "exact"
+
+
+def test_a_network_without_reduction_has_one_plan() -> None:
+    workload = VIT_S.model_copy(update={"method": "none"})
+    found = Levels(manifest(workload), None, Costs())
+    assert found.choose(Selector(reduction=0.7), "classify").plan == (0,) * 12
+    assert found.choose(Selector(reduction=0.7), "classify").level == "exact"
+
+
+VILT = ViltWorkload(
+    method="pumer", text=40, image=145, most_text=40, layers=(2, 5, 8), depth=12, dim=768,
+    mlp_dim=3072, metric_dim=64, stem=2_359_296, head=1_000_000,
+)  # fmt: skip
+
+
+def pairs(quality: Mapping[str, Mapping[Task, float]] | None = None) -> Levels:
+    """Of a network with texts: seconds are GFLOPs."""
+    plans = {name: plan_for(VILT, share) for name, share in NAMES.items()}
+    fields = manifest().model_dump() | {
+        "workload": VILT,
+        "tasks": {"vqa": ("a", "b"), "match": ()},
+        "text": {"most_tokens": 40},
+        "levels": {
+            name: Level(
+                reduction=NAMES[name],
+                plan=plan,
+                flops_ratio=flops_ratio(VILT, plan),
+                tokens_out=VILT.widths(plan)[-1],
+            )
+            for name, plan in plans.items()
+        },
+        "files": {
+            name: StoredFile(sha256="0" * 64, bytes=1) for name in (VISION, JOINT, TOKENIZER)
+        },
+    }
+    measured = Profile(
+        measured=date(2026, 1, 1),
+        machine="none",
+        runtime="none",
+        levels={
+            name: LevelProfile(
+                quality={
+                    task: Quality(metric="accuracy", value=value, low=0, high=1, samples=10)
+                    for task, value in found.items()
+                }
+            )
+            for name, found in (quality or {}).items()
+        },
+    )
+    found = Levels(Manifest.model_validate(fields), measured, Costs(clock=Clock()))
+    found.costs.learn(
+        Times({flops: flops / 1e9 for flops in map(VILT.flops, plans.values())}, embedding=0.5)
+    )
+    return found
+
+
+class TestTexts:
+    @given(st.floats(0, 1), st.integers(3, 40), st.integers(2, 241))
+    def test_a_plan_of_its_own_for_each_length(
+        self, reduction: float, text: int, image: int
+    ) -> None:
+        found = pairs()
+        choice = found.choose(Selector(reduction=reduction), "vqa")
+        sized = VILT.sized(text=text, image=image)
+        fit = found.fit(choice, Size(text, image))
+        assert fit.plan == plan_for(sized, reduction)
+        assert fit.work.ratio == flops_ratio(sized, fit.plan)
+        assert fit.work.tokens_in == text + image
+        assert choice.plan == plan_for(VILT, reduction)
+
+    def test_a_level_is_the_bundles_own_plan_at_the_nominal_size(self) -> None:
+        found = pairs()
+        for name, level in found.levels.items():
+            choice = found.choose(Selector(level=name), "vqa")
+            assert found.fit(choice, Size(40, 145)).plan == level.plan == choice.plan
+            assert found.fit(choice, Size(12, 145)).work.flops < choice.work.flops
+
+    def test_accuracy_is_that_of_the_task(self) -> None:
+        found = pairs({"exact": {"vqa": 0.9, "match": 0.8}, "fast": {"vqa": 0.85, "match": 0.5}})
+        assert found.choose(Selector(min_accuracy=0.8), "vqa").level == "fast"
+        assert found.choose(Selector(min_accuracy=0.8), "match").level == "exact"
+        with pytest.raises(AccuracyBudget):
+            found.choose(Selector(min_accuracy=0.85), "match")
+        with pytest.raises(NoProfile, match="vit at match"):
+            pairs({"exact": {"vqa": 0.9}}).choose(Selector(min_accuracy=0.1), "match")
+
+    def test_costs_follow_the_flops(self) -> None:
+        found = pairs()
+        short, large = VILT.sized(text=5), VILT.sized(image=241)
+        for workload in (VILT, short, large):
+            expected = workload.flops(plan_for(workload, 0.3)) / 1e9
+            assert found.costs.seconds(works(0.3, workload)) == pytest.approx(expected)
+
+    def test_costs_of_several_steps(self) -> None:
+        costs, (work,) = pairs().costs, works(0.0, VILT)
+        once = costs.seconds((work,))
+        assert costs.seconds((work, work)) == pytest.approx(2 * once)
+        assert costs.seconds((), "embed") == 0.5
+        assert costs.seconds((work,), "fuse") == pytest.approx(once - 0.5)
+        assert costs.seconds((work, work), "fuse") == pytest.approx(2 * (once - 0.5))
+        for _ in range(200):
+            costs.observe((), 1.0, "embed")
+        assert costs.seconds((work,)) == pytest.approx(2 * once, rel=0.01)
+
+
+class TestCosts:
+    def test_nothing_is_known_before_the_warm_up(self) -> None:
+        costs = Costs()
+        costs.observe(works(0.5), 1.0)
+        assert costs.seconds(works(0.5)) == 0.0
+
+    def test_between_levels_by_flops(self) -> None:
+        found = levels().costs
+        middle = found.seconds(works(0.3))
+        assert 0.030 < middle < 0.040
+        assert found.seconds(works(1.0)) == pytest.approx(0.015)
+
+    def test_runs_correct_every_level(self) -> None:
+        found = levels().costs
+        exact, fast = works(0.0), works(0.55)
+        for _ in range(200):
+            found.observe(exact, 0.1)
+        assert found.seconds(exact) == pytest.approx(0.1, rel=0.01)
+        assert found.seconds(fast) == pytest.approx(0.044, rel=0.01)
+        for _ in range(200):
+            found.observe(fast, 0.022)
+        assert found.seconds(exact) == pytest.approx(0.05, rel=0.01)
+
+    def test_one_stall_does_not_shut_out_budgets(self) -> None:
+        found = levels().costs
+        found.observe(works(0.0), 60.0)
+        assert found.seconds(works(0.0)) < 0.08
+
+    def test_slowness_is_forgotten_while_nothing_runs(self) -> None:
+        clock = Clock()
+        found = levels(clock=clock).costs
+        exact = works(0.0)
+        for _ in range(200):
+            found.observe(exact, 0.25)
+        assert found.seconds(exact) == pytest.approx(0.25, rel=0.01)
+        clock.now += 5
+        assert found.seconds(exact) == pytest.approx(0.15, rel=0.01)
+        # The next run corrects what is left, not what was.
+        found.observe(exact, 0.05)
+        assert found.seconds(exact) == pytest.approx(0.145, rel=0.01)
+        clock.now += 3600
+        assert found.seconds(exact) == pytest.approx(0.05)
+
+    def test_quickness_is_not_forgotten(self) -> None:
+        # Else a budget that was met an hour ago would be refused, and no run could correct that.
+        clock = Clock()
+        found = levels(clock=clock).costs
+        exact = works(0.0)
+        for _ in range(200):
+            found.observe(exact, 0.025)
+        clock.now += 3600
+        assert found.seconds(exact) == pytest.approx(0.025, rel=0.01)
+
+
+def test_texts_by_themselves_take_their_own_time() -> None:
+    costs = Costs(clock=Clock())
+    short, long = Work.of_text(DUAL, 8), Work.of_text(DUAL, 16)
+    assert costs.seconds((short,), "read") == 0.0
+    costs.learn(Times({short.flops: 1.0}, reading={short.flops: 0.2, long.flops: 0.4}))
+    assert costs.seconds((short,), "read") == 0.2
+    between = costs.seconds((Work.of_text(DUAL, 12),), "read")
+    assert 0.2 < between < 0.4
+    # One drift for the whole model.
+    costs.observe((short,), 0.4, "read")
+    assert costs.seconds((short,), "read") > 0.2
+    assert costs.seconds((short,)) > 1.0
+
+
+def test_no_other_network_reads_texts_by_themselves() -> None:
+    with pytest.raises(TypeError, match="dual encoders"):
+        Work.of_text(VIT_S, 8)
+
+
+def test_runs_of_several_items() -> None:
+    clock, one = Clock(), works(0.0)
+    costs = Costs(clock=clock)
+    costs.learn(Times({one[0].flops: 1.0}, share=0.1))
+    assert costs.share == 0.1
+    # 1 s, and a tenth for each of the ten others.
+    for _ in range(100):
+        clock.now += 2.0
+        costs.observe(one, 2.0, items=11)
+    assert costs.seconds(one) == pytest.approx(1.0)
+    # Two on their way: each has waited for the one before it.
+    for _ in range(100):
+        clock.now += 2.0
+        costs.observe(one, 4.0, items=11)
+    assert costs.seconds(one) == pytest.approx(1.0)
+    for _ in range(20):
+        clock.now += 4.0
+        costs.observe(one, 4.0, items=11)
+    assert costs.seconds(one) > 1.1
+    # Where batches gain nothing, a run takes as long as its items one after the other.
+    costs.learn(Times({one[0].flops: 1.0}))
+    for _ in range(100):
+        costs.observe(one, 3.0, items=3)
+    assert costs.seconds(one) == pytest.approx(1.0)

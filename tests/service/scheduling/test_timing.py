@@ -1,0 +1,107 @@
+"""Models that are timed again."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.service import standin
+from tests.service.second import Seconds
+from tests.service.standin import bundle, serving
+from tokenfold.service.app import create_app
+from tokenfold.service.scheduling import timing, warmup
+from tokenfold.service.scheduling.backends.kinds import CPU
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.costs import Times
+from tokenfold.service.scheduling.scheduler import Scheduler
+from tokenfold.service.scheduling.timing import Timing
+
+
+class Other:
+    """Stands for a model whose backend changes now and then."""
+
+    name = "other"
+
+    def __init__(self, *kinds: str) -> None:
+        self._kinds = list(kinds)
+        self.backend = self
+        self.learnt: list[Times] = []
+        self.costs = self
+
+    @property
+    def kind(self) -> str:
+        return self._kinds.pop(0) if len(self._kinds) > 1 else self._kinds[0]
+
+    def learn(self, times: Times) -> None:
+        self.learnt.append(times)
+
+
+def test_times_of_two_backends_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Times] = []
+
+    def times(*_: Any) -> Times:
+        made.append(Times({1: float(len(made))}))
+        return made[-1]
+
+    monkeypatch.setattr(warmup, "times", times)
+    # Before and after each round.
+    changing = cast(Model, Other("first", "second", "second", "third", "third"))
+    assert timing.measure(changing, lambda *_: [], 2) is made[2]
+    assert len(made) == 3
+
+
+def test_a_model_is_timed_while_it_answers(tmp_path: Path) -> None:
+    bundle(tmp_path / "a")
+    second = Seconds()
+    app = create_app(standin.settings(tmp_path), kinds=[second.kind, CPU])
+    with serving(app):
+        core = app.state.core
+        (model,) = core.catalog
+        before = len(second.made[0].ran)
+        model.costs.learn(Times({1: 1e6}))
+        found = Timing(core.scheduler)
+        found.again(model)
+        (thread,) = found.threads
+        thread.join(30)
+        assert len(second.made[0].ran) > before
+        assert 0 < model.costs.seconds((model.levels.work(model.levels.levels["exact"].plan),)) < 10
+
+
+def test_a_shutdown_ends_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = Scheduler(workers=1, limit=1)
+    begun = threading.Event()
+
+    def times(_: Model, run_many: warmup.RunMany, __: int) -> Times:
+        begun.set()
+        scheduler.drain()
+        run_many(cast(Any, None), {}, False, 1)
+        raise AssertionError("nothing is run any more")
+
+    monkeypatch.setattr(warmup, "times", times)
+    model = Other("first")
+    found = Timing(scheduler)
+    found.again(cast(Model, model))
+    found.threads[0].join(10)
+    assert begun.is_set()
+    assert not model.learnt
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+def test_what_goes_wrong_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def times(*_: Any) -> Times:
+        raise OSError("no")
+
+    monkeypatch.setattr(warmup, "times", times)
+    model = Other("first")
+    found = Timing(Scheduler(workers=1, limit=1))
+    found.again(cast(Model, model))
+    found.threads[0].join(10)
+    assert not model.learnt
+    assert "other could not be timed again" in caplog.text

@@ -1,0 +1,60 @@
+"""What is done before the first request, so that no request has to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.service import standin
+from tests.service.standin import bundle, serving
+from tests.service.standin_dual import MOST_TOKENS, WORKLOAD, dual_bundle
+from tests.service.standin_pairs import pair_bundle
+from tokenfold.bundle import schedule
+from tokenfold.bundle.bundle import Bundle, BundleError
+from tokenfold.service.app import create_app
+from tokenfold.service.core import Core
+from tokenfold.service.scheduling import warmup
+from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.scheduling.work import Work
+
+
+@pytest.mark.parametrize("write", [bundle, pair_bundle, dual_bundle])
+def test_no_request_looks_for_the_plans_of_a_length(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = Model(Bundle.open(write(tmp_path / "a")))
+    schedule._family.cache_clear()
+    warmup.plan_ahead(model)
+    searched = schedule._family.cache_info().misses
+    assert searched
+    choice = model.levels.choose(Selector(reduction=0.37), next(iter(model.tasks)))
+    if (nominal := model.levels.nominal) is not None:
+        for text in range(1, nominal.text + 1):
+            model.levels.fit(choice, nominal._replace(text=text))
+    assert schedule._family.cache_info().misses == searched
+
+
+@pytest.mark.parametrize(("padded", "lengths"), [(False, (8, MOST_TOKENS)), (True, (MOST_TOKENS,))])
+def test_texts_by_themselves_are_timed(
+    padded: bool, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    dual_bundle(tmp_path / "a", padded=padded)
+    app = create_app(standin.settings(tmp_path))
+    with serving(app):
+        core: Core = app.state.core
+        (model,) = core.catalog
+        for tokens in lengths:
+            assert model.costs.seconds((Work.of_text(WORKLOAD, tokens),), "read") > 0
+        assert model.costs.seconds((model.levels.choose(Selector(), "embed").work,)) > 0
+
+
+def test_vectors_of_another_width_are_told(tmp_path: Path) -> None:
+    dual_bundle(tmp_path / "a", width=7)
+    app = create_app(standin.settings(tmp_path))
+    with serving(app):
+        failed = app.state.core.failed
+    assert isinstance(failed, BundleError)
+    assert "vectors of 20 numbers, and says 7" in str(failed)

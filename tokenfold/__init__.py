@@ -1,0 +1,1 @@
+"""Serve vision transformers with token reduction, at a level chosen per request."""

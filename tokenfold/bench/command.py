@@ -1,0 +1,67 @@
+"""`tokenfold bench`: how fast each level of a bundle is, and how much memory it takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tokenfold.bench import on_cpu
+from tokenfold.bench.gpu_report import GpuReport
+from tokenfold.bench.memory import MemoryProbeError
+from tokenfold.bench.options import Options, parse
+from tokenfold.bench.report import Report
+from tokenfold.bench.stages import BenchError, Stage, progress
+from tokenfold.bench.targets import TargetError
+from tokenfold.bundle.bundle import BundleError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+WIDE = 160
+"""Columns of a table that nobody looks at in a terminal."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line. Returns the exit code: 2 for what cannot be measured."""
+    options = parse(argv)
+    report: Report | GpuReport
+    try:
+        with progress() as stage:
+            bench = on_cpu.bench if options.backend == "cpu" else _on_gpu
+            report = bench(options, stage)
+    except (BenchError, BundleError, TargetError, MemoryProbeError, OSError) as error:
+        # One line, though a schema's errors come in several.
+        print(f"tokenfold bench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if options.json:
+        print(report.json_text())
+    else:
+        _print(report)
+    return 0
+
+
+def _on_gpu(options: Options, stage: Stage) -> GpuReport:
+    # Here only: the packages that it imports are not on every machine, nor quick to load.
+    from tokenfold.bench.on_gpu import bench
+
+    try:
+        return bench(options, stage)
+    except RuntimeError as error:
+        # Of CUDA, or of ONNX Runtime or TensorRT on it.
+        raise BenchError(str(error)) from error
+
+
+def _print(report: Report | GpuReport) -> None:
+    console = Console()
+    if not console.is_terminal:
+        # Into a file or pipe: it would fold the table to 80 columns.
+        console = Console(width=WIDE)
+    console.print(report.tables())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

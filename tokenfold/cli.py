@@ -1,0 +1,80 @@
+"""The command line: `tokenfold serve`, `export`, `build`, `bench` and `ingest`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+
+class _Command(NamedTuple):
+    module: str
+    about: str
+    extra: str  # of pyproject.toml, which brings what the module imports
+
+
+_COMMANDS = {
+    "serve": _Command("tokenfold.service.server", "serve bundles over HTTP", "cpu"),
+    "export": _Command("tokenfold.export.cli", "make a bundle from a checkpoint", "export"),
+    "build": _Command(
+        "tokenfold.runtime.tensorrt.command", "build a bundle's TensorRT engines", "tensorrt"
+    ),
+    "bench": _Command("tokenfold.bench.command", "measure a bundle's levels", "cpu"),
+    "ingest": _Command("tokenfold.client.ingest", "send a folder of images to a gallery", "cpu"),
+}
+
+# Top-level modules that are this project's: their absence is a bug, not a missing extra.
+_OURS = {"tokenfold"}
+
+
+def _usage() -> str:
+    lines = ["usage: tokenfold [--help] [--version] COMMAND ...", "", "commands:"]
+    lines += [f"  {name:8} {command.about}" for name, command in _COMMANDS.items()]
+    lines += ["", "tokenfold COMMAND --help says more of each."]
+    return "\n".join(lines)
+
+
+def _version() -> str:
+    try:
+        return version("tokenfold")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        print(_usage(), file=sys.stderr)
+        return 2
+    name, *rest = given
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"tokenfold {_version()}")
+        return 0
+    command = _COMMANDS.get(name)
+    if command is None:
+        print(f"tokenfold: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        # Only the command's own imports: serving needs no torch.
+        module = importlib.import_module(command.module)
+        return int(module.main(rest) or 0)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in _OURS:
+            raise
+        print(
+            f"tokenfold {name} needs {missing}, which is not installed: "
+            f"pip install 'tokenfold[{command.extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

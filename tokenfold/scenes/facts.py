@@ -1,0 +1,214 @@
+"""Facts about a scene, true or false as asked, that questions and claims put into words.
+
+A maker decides the form of a text first, makes sure that both a true and a false fact have this
+form, and only then takes the one that was asked for: so the words alone do not tell which it is.
+Where it finds none, it returns None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenfold.scenes.phrases import (
+    FORMS,
+    OPPOSITE,
+    RELATIONS,
+    SHORT,
+    VALUES,
+    Form,
+    Kind,
+    Matches,
+    Things,
+    a,
+    absent,
+    kind_of,
+    matches,
+    number_of,
+    plural,
+    present,
+    refer,
+    sides,
+    the,
+)
+from tokenfold.scenes.world import pick, shuffled
+
+
+class Fact(NamedTuple):
+    """What the templates of `key` take, and what their noun phrases match."""
+
+    key: str
+    fields: dict[str, str]
+    mentions: tuple[Matches, ...]
+
+
+Maker = Callable[[Things, np.random.Generator, bool], Fact | None]
+
+
+def existence(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    form = pick(random, FORMS)
+    there, not_there = kind_of(pick(random, things), form), absent(things, form, random)
+    if not_there is None:
+        return None
+    key, truthful = pick(random, (("existence", True), ("any", True), ("absence", False)))
+    kind = there if truth == truthful else not_there
+    fields = {"a": a(kind, random), "x": plural(kind, random)}
+    return Fact(key, fields, (matches(things, kind),))
+
+
+def count(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    form = pick(random, ((), *SHORT))
+    counts = {kind: len(matches(things, kind)) for kind in present(things, form)}
+    if not form:
+        # All things together have one count only, so here it is the number that is wrong.
+        actual = len(things)
+        said = actual if truth else actual + pick(random, (-1, 1))
+        said = said if 2 <= said <= 5 else 2 * actual - said
+        kind = Kind()
+    else:
+        nothing = absent(things, form, random)
+        if nothing is not None:
+            counts[nothing] = 0
+        said = pick(random, (1, 2, 2, 3, 3, 4, 5))
+        right = [kind for kind, number in counts.items() if number == said]
+        wrong = [kind for kind, number in counts.items() if 1 <= abs(number - said) <= 2]
+        if not right or not wrong:
+            return None
+        kind = pick(random, right if truth else wrong)
+    fields = {"verb": "is" if said == 1 else "are", "n": number_of(said, kind, random)}
+    return Fact("count", fields, (matches(things, kind),))
+
+
+def attribute(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    name = pick(random, tuple(VALUES))
+    index = pick(random, range(len(things)))
+    kind = refer(things, index, random, avoid=(name,))
+    if kind is None:
+        return None
+    value = getattr(things[index], name)
+    if not truth:
+        around = [found for t in things if (found := getattr(t, name)) != value]
+        others = [other for other in VALUES[name] if other != value]
+        value = pick(random, around if around and random.random() < 0.6 else others)
+    said = a(Kind(shape=value), random) if name == "shape" else value
+    return Fact("attribute", {"a": the(kind, random), "value": said}, ((index,),))
+
+
+def relation(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    first, second = random.permutation(len(things))[:2].tolist()
+    found = sides(things[first], things[second])
+    kinds = refer(things, first, random), refer(things, second, random)
+    if not found or kinds[0] is None or kinds[1] is None:
+        return None
+    side = pick(random, found)
+    said = pick(random, RELATIONS[side if truth else OPPOSITE[side]])
+    fields = {"a": the(kinds[0], random), "rel": said, "b": the(kinds[1], random)}
+    return Fact("relation", fields, ((first,), (second,)))
+
+
+def comparison(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    maker = pick(random, (_numbers, _numbers, _equal_numbers, _extent, _extent, _sameness))
+    for _ in range(8):
+        fact = maker(things, random, truth)
+        if fact is not None:
+            return fact
+    return None
+
+
+def every(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    """All things of a kind have an attribute; only of kinds that two things or more have."""
+    name = pick(random, tuple(VALUES))
+    form: Form = pick(random, ((), *((other,) for other in VALUES if other != name)))
+    options: dict[bool, list[tuple[Kind, str]]] = {True: [], False: []}
+    for kind in present(things, form):
+        found = [getattr(things[index], name) for index in matches(things, kind)]
+        if len(found) > 1:
+            options[len(set(found)) == 1] += [(kind, value) for value in dict.fromkeys(found)]
+    if not options[True]:
+        return None
+    kind, value = pick(random, options[True])
+    if not truth:
+        if options[False] and random.random() < 0.7:
+            kind, value = pick(random, options[False])
+        else:
+            value = pick(random, [other for other in VALUES[name] if other != value])
+    plain = plural(Kind(shape=value), random) if name == "shape" else value
+    fields = {"x": plural(kind, random), "value": plain}
+    return Fact("every", fields, (matches(things, kind),))
+
+
+def _two_kinds(
+    things: Things, random: np.random.Generator
+) -> tuple[list[tuple[Kind, Kind]], list[tuple[Kind, Kind]]]:
+    """Pairs of kinds of one form: those with equally many things, and with more of the first."""
+    form = pick(random, SHORT)
+    kinds = shuffled(random, present(things, form))
+    nothing = absent(things, form, random)
+    if nothing is not None:
+        kinds.append(nothing)
+    numbers = {kind: len(matches(things, kind)) for kind in kinds}
+    pairs = list(permutations(kinds, 2))
+    same = [(one, other) for one, other in pairs if numbers[one] == numbers[other]]
+    more = [(one, other) for one, other in pairs if numbers[one] > numbers[other]]
+    return same, more
+
+
+def _numbers(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    _, options = _two_kinds(things, random)
+    if not options:
+        return None
+    more, less = pick(random, options)
+    key = pick(random, ("more", "fewer"))
+    pair = (more, less) if (key == "more") == truth else (less, more)
+    fields = {"x": plural(pair[0], random), "y": plural(pair[1], random)}
+    return Fact(key, fields, (matches(things, pair[0]), matches(things, pair[1])))
+
+
+def _equal_numbers(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    same, more = _two_kinds(things, random)
+    if not same or not more:
+        return None
+    one, other = pick(random, same if truth else more)
+    pair = (one, other) if random.random() < 0.5 else (other, one)
+    fields = {"x": plural(pair[0], random), "y": plural(pair[1], random)}
+    return Fact("equal", fields, (matches(things, pair[0]), matches(things, pair[1])))
+
+
+def _extent(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    large = [index for index, thing in enumerate(things) if thing.size == "large"]
+    small = [index for index, thing in enumerate(things) if thing.size == "small"]
+    if not large or not small:
+        return None
+    pair = pick(random, large), pick(random, small)
+    key = pick(random, ("larger", "smaller"))
+    first, second = pair if (key == "larger") == truth else pair[::-1]
+    kinds = [refer(things, index, random, avoid=("size",)) for index in (first, second)]
+    return _about_two(key, (first, second), kinds, random)
+
+
+def _sameness(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+    name = pick(random, ("shape", "colour", "texture", "size"))
+    key = pick(random, ("same", "different"))
+    first, second = random.permutation(len(things))[:2].tolist()
+    same = getattr(things[first], name) == getattr(things[second], name)
+    if same != (truth == (key == "same")):
+        return None
+    kinds = [refer(things, index, random, avoid=(name,)) for index in (first, second)]
+    return _about_two(key, (first, second), kinds, random, {"name": name})
+
+
+def _about_two(
+    key: str,
+    indexes: tuple[int, int],
+    kinds: list[Kind | None],
+    random: np.random.Generator,
+    fields: dict[str, str] | None = None,
+) -> Fact | None:
+    first, second = kinds
+    if first is None or second is None:
+        return None
+    both = {"a": the(first, random), "b": the(second, random)}
+    return Fact(key, both | (fields or {}), ((indexes[0],), (indexes[1],)))
