@@ -18,7 +18,7 @@ from typing import Any
 from load_tests.images import synthetic
 from load_tests.load import Report, closed_loop
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.service.settings import cores
+from tokenfold.runtime.machine import cores
 
 
 class Bare:

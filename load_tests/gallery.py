@@ -19,7 +19,7 @@ from rich.console import Console
 from load_tests import gallery_ingest, gallery_search
 from load_tests.arguments import add_bounds, between
 from tokenfold.bundle.bundle import Bundle, BundleError
-from tokenfold.service.settings import cores
+from tokenfold.runtime.machine import cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

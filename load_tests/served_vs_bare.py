@@ -30,7 +30,7 @@ from load_tests.images import jpeg, synthetic
 from load_tests.load import Report
 from load_tests.server import Service, serving
 from tokenfold.bundle.bundle import Bundle, BundleError
-from tokenfold.service.settings import cores
+from tokenfold.runtime.machine import cores
 
 GOAL = 0.95
 MOST_ROUNDS = 100

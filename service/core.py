@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
+from tokenfold.runtime.machine import cores
 from tokenfold.runtime.tensorrt.process import StoppedError
 from tokenfold.service.errors import Draining, Starting, WorkerDied
 from tokenfold.service.galleries.keeper import Keeper
@@ -28,7 +29,7 @@ from tokenfold.service.scheduling.queues import Lane
 from tokenfold.service.scheduling.scheduler import Outcome, Scheduler
 from tokenfold.service.scheduling.timing import Timing
 from tokenfold.service.scheduling.work import Works
-from tokenfold.service.settings import Settings, cores
+from tokenfold.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Literal, Self
@@ -11,20 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import tokenfold
+from tokenfold.runtime.machine import cores
 from tokenfold.runtime.tensorrt.engines import folder
 
 DEMO = Path(tokenfold.__file__).parent / "models" / "demo" / "bundles"
 MEBI = 1024 * 1024
-
-
-def cores() -> int:
-    """Processor cores that this process may use: its affinity, and its container's quota."""
-    allowed = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        # "max" is no number: there is no quota.
-        allowed = min(allowed, max(1, round(int(quota) / int(period))))
-    return allowed
 
 
 def data_home() -> str:

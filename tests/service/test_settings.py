@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from tokenfold.runtime.machine import cores
 from tokenfold.service import server
-from tokenfold.service.settings import DEMO, Settings, cores
+from tokenfold.service.settings import DEMO, Settings
 
 
 def parse(*flags: str) -> Settings:

@@ -1,28 +1,36 @@
-"""On what something was measured, in a line each."""
+"""The machine: cores that may be used, the processor, and the versions that measurements name."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
 
-import onnxruntime
-
 from tokenfold.runtime.native import onnxruntime as library
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the processor cores this process may use: its affinity, within its container's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = CPU_QUOTA.read_text().split()
+        # "max" is no number: there is no quota.
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    return allowed
 
 
 def machine() -> str:
-    """Processor and cores, e.g. `AMD EPYC 9354, 2 cores`."""
+    """Return the processor and its cores, e.g. `AMD EPYC 9354, 2 cores`."""
     return f"{_processor()}, {cores()} cores"
 
 
 def software(*, native: bool) -> str:
-    """ONNX Runtime's version, and which ops ran."""
+    """Return ONNX Runtime's version and the kind of ops that ran."""
+    import onnxruntime  # here: the service reads `cores` before it needs a runtime
+
     ops = f"native ops ({library.kernels()})" if native else "portable ops"
     return f"onnxruntime {onnxruntime.__version__}, {ops}"
 

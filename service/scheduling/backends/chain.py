@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tokenfold.bundle.bundle import Bundle
+from tokenfold.runtime.machine import cores
 from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
-from tokenfold.service.settings import cores
 
 logger = logging.getLogger(__name__)
 
