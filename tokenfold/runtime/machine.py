@@ -13,7 +13,7 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """Return the processor cores this process may use: its affinity, within its container's quota."""
+    """Return the cores this process may use: its affinity, within its container quota."""
     allowed = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
         quota, period = CPU_QUOTA.read_text().split()
