@@ -25,7 +25,7 @@ from load_tests.images import jpeg, synthetic
 from load_tests.load import LONGEST_SECONDS, closed_loop
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.runtime.machine import cores
-from tokenfold.service import images
+from tokenfold.inference import images
 from tokenfold.service.settings import Settings
 
 # Heights and widths of what is decoded where no photo is named: a web page's, and a camera's.

@@ -1,16 +1,15 @@
-"""The application: the core, the routes, and what is around them."""
+"""The FastAPI application: core, galleries, routes and middleware."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from tokenfold.service import errors
-from tokenfold.service.api import openapi
+from tokenfold.service.api import openapi, problems
 from tokenfold.service.api.middleware import BodyLimit, RequestContext
 from tokenfold.service.api.routes import (
     classify,
@@ -28,8 +27,10 @@ from tokenfold.service.api.routes import (
 )
 from tokenfold.service.core import Core
 from tokenfold.service.galleries import sample
+from tokenfold.service.galleries.keeper import Keeper
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.settings import Settings
+from tokenfold.service.zero_shot import LabelEncoder
 
 
 def create_app(
@@ -38,25 +39,30 @@ def create_app(
     kinds: Sequence[BackendKind] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """An app that loads its models when it is started.
+    """Create an app that loads its models when it starts.
 
     Args:
-        kinds: backends to choose from, the best first; by default all that there are.
+        settings: the settings.
+        kinds: kinds of backends to choose from, the best first; by default all.
         on_failure: called, from another thread, when a model cannot be loaded.
 
     Raises:
         BundleError, UnknownLevel: the bundles cannot be served.
-        BackendError: not by the backend that the settings name.
+        BackendError: the backend that the settings name cannot run them.
     """
     core = Core(settings, kinds=kinds, on_failure=on_failure)
+    keeper = Keeper(settings.data_dir, core.metrics.galleries)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         core.start()
-        core.keeper.start()
-        async with sample.filling(core):
+        keeper.start()
+        async with AsyncExitStack() as stack:
+            if settings.sample_gallery:
+                filling = sample.filling(core.dispatcher, keeper, core.wait_started)
+                await stack.enter_async_context(filling)
             yield
-        await core.keeper.stop()
+        await keeper.stop()
         core.stop()
 
     app = FastAPI(
@@ -67,6 +73,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.core = core
+    app.state.keeper = keeper
+    app.state.labels = LabelEncoder(core.dispatcher)
     modules = (
         *(classify, embed, vqa, entail, reason, match),
         *(galleries, gallery_images, gallery_search),
@@ -76,7 +84,7 @@ def create_app(
         app.include_router(module.router)
         _answer_head(app, module.router.routes)
     page.install(app)
-    errors.install(app, [route for module in modules for route in module.router.routes])
+    problems.install(app, [route for module in modules for route in module.router.routes])
     openapi.install(app, core)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.bodies_bytes)
@@ -85,7 +93,7 @@ def create_app(
 
 
 def _answer_head(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
-    """Like GET, wherever that is answered. The server leaves the body out."""
+    """Answer HEAD like GET on every route. The server leaves the body out."""
     for route in routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             app.add_api_route(

@@ -1,6 +1,6 @@
 """What GPUs are doing, for Prometheus: memory and utilisation, over NVIDIA's management library.
 
-Asked at each scrape. Where the library or a driver is missing there are no such metrics.
+InferenceBody at each scrape. Where the library or a driver is missing there are no such metrics.
 """
 
 from __future__ import annotations

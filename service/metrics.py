@@ -20,12 +20,12 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from tokenfold.bundle.tasks import Task
-from tokenfold.service.errors import ApiError
+from tokenfold.inference.errors import RequestError
+from tokenfold.inference.work import Works
 from tokenfold.service.galleries.metrics import GalleryMetrics
 from tokenfold.service.gpus import GpuCollector
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
-from tokenfold.service.scheduling.queues import Lane
-from tokenfold.service.scheduling.work import Works
+from tokenfold.service.scheduling.queue import Lane
 
 Stage = Literal["decode", "queue", "infer", "post"]
 
@@ -155,7 +155,7 @@ class Metrics:
         begun = time.perf_counter()
         try:
             yield found
-        except ApiError as error:
+        except RequestError as error:
             found.outcome = error.outcome
             raise
         except asyncio.CancelledError:

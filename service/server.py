@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from tokenfold.bundle.bundle import BundleError
+from tokenfold.inference.errors import RequestError
 from tokenfold.service import logs
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
-from tokenfold.service.errors import ApiError
 from tokenfold.service.scheduling.backends.choice import BackendError
 from tokenfold.service.settings import Settings
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         app = create_app(settings, on_failure=on_failure)
-    except (BundleError, BackendError, ApiError) as error:
+    except (BundleError, BackendError, RequestError) as error:
         print(f"tokenfold serve: {error}", file=sys.stderr)
         return 1
     core: Core = app.state.core

@@ -1,30 +1,136 @@
-"""Classes that a request names: their texts as vectors, with which those of images are compared."""
+"""Zero-shot classification: vectors of the labels that a request names."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from starlette.requests import Request
 
-from tokenfold.service import running, texts
-from tokenfold.service.core import Core
-from tokenfold.service.errors import ApiError, Expired, InvalidRequest
-from tokenfold.service.scheduling.catalog import Catalog, Model
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.steps import Asking, Item
-from tokenfold.service.vectors import Vector, Vectors, vector
+from tokenfold.inference.errors import EmptyText, InvalidRequest
+from tokenfold.inference.outputs import Vector, Vectors, similarity_of, vector
+from tokenfold.inference.request import Item, Request
+from tokenfold.service.errors import Expired
+from tokenfold.service.scheduling.catalog import Catalog, ServedModel
+from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone, succeeded
 
-# Texts that take places in the queue at once: a thousand labels are not to fill it.
-_AT_ONCE = 64
+# Texts in the queue at once: a request with a thousand labels must not fill it.
+_WAVE = 64
+# Vectors that are kept: 16 MB if each has 512 components.
+_MAX_VECTORS = 8192
+
+
+class VectorCache:
+    """Least-recently-used cache of text vectors by model and text. Used by one thread."""
+
+    def __init__(self, max_vectors: int = _MAX_VECTORS) -> None:
+        self._max_vectors = max_vectors
+        self._vectors: OrderedDict[tuple[str, str], Vector] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, model: str, texts: Iterable[str]) -> dict[str, Vector]:
+        """Return the vectors of those texts that are cached."""
+        vectors = {}
+        for text in texts:
+            key = (model, text)
+            if key in self._vectors:
+                self._vectors.move_to_end(key)
+                vectors[text] = self._vectors[key]
+        return vectors
+
+    def put(self, model: str, vectors: Mapping[str, Vector]) -> None:
+        """Cache vectors by their texts."""
+        for text, row in vectors.items():
+            # A view of a row would keep its whole batch in memory.
+            self._vectors[model, text] = row.copy()
+            self._vectors.move_to_end((model, text))
+        while len(self._vectors) > self._max_vectors:
+            self._vectors.popitem(last=False)
+
+
+class LabelEncoder:
+    """Vectors of labels. Most requests name the same labels, so they are cached.
+
+    Attributes:
+        cache: vectors of labels.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.cache = VectorCache()
+        self._dispatcher = dispatcher
+
+    async def vectors(
+        self,
+        model: ServedModel,
+        labels: Sequence[str],
+        template: str | None,
+        *,
+        gone: Gone | None = None,
+    ) -> Vectors:
+        """Return the vectors of labels, (labels, width). Uncached ones are encoded first.
+
+        Args:
+            model: a dual encoder.
+            labels: the labels.
+            template: text of a label, which replaces `{}`; by default the model's.
+            gone: returns when the caller has gone away.
+
+        Raises:
+            EmptyText: a label has no words.
+            Expired: the labels were not encoded in time.
+            RequestError: no text can be encoded now.
+        """
+        pattern = similarity_of(model).template if template is None else template
+        texts = [pattern.replace("{}", label) for label in labels]
+        vectors = self.cache.get(model.name, texts)
+        positions = list(
+            {text: index for index, text in enumerate(texts) if text not in vectors}.values()
+        )
+        limits = self._dispatcher.limits
+        deadline = time.perf_counter() + limits.max_seconds
+        wave = min(_WAVE, limits.max_runs)
+        for start in range(0, len(positions), wave):
+            part = positions[start : start + wave]
+            request = Request(
+                model=model.name,
+                task="embed",
+                texts=[texts[index] for index in part],
+                text_field="labels",
+                items=[Item((), index) for index in range(len(part))],
+                deadline=deadline,
+            )
+            try:
+                result = await self._dispatcher.answer(model, request, gone=gone)
+            except EmptyText as error:
+                raise EmptyText("labels", part[error.index]) from None
+            try:
+                items = succeeded(result)
+            except Expired:
+                raise Expired(
+                    f"The labels were not encoded within {limits.max_seconds:g} s. Those that were "
+                    "encoded are cached.",
+                    retry_after=1,
+                ) from None
+            rows = [vector(model, item.output) for item in items]
+            encoded = dict(zip(request.texts, rows, strict=True))
+            self.cache.put(model.name, encoded)
+            vectors |= encoded
+        return np.stack([vectors[text] for text in texts])
 
 
 def check_model(catalog: Catalog, name: str | None, *, labels: bool) -> None:
-    """Whether a request to classify names a model that can: with labels of its own, or without.
+    """Check that a request to classify names a suitable model, if it names one.
+
+    Args:
+        catalog: the served models.
+        name: the name of the model, or None.
+        labels: whether the request has labels.
 
     Raises:
-        InvalidRequest: it cannot, but would the other way.
+        InvalidRequest: the model needs labels and there are none, or the other way round.
     """
     model = None if name is None else catalog.named(name)
     if model is None:
@@ -34,59 +140,4 @@ def check_model(catalog: Catalog, name: str | None, *, labels: bool) -> None:
             f"{model.name} has classes of its own: leave labels out, or name a dual encoder."
         )
     if not labels and "embed" in model.tasks:
-        raise InvalidRequest(
-            f"{model.name} has no classes of its own: say with labels which there are."
-        )
-
-
-async def label_vectors(
-    core: Core,
-    model: Model,
-    labels: Sequence[str],
-    template: str | None,
-    request: Request,
-) -> Vectors:
-    """The vectors of labels, (labels, width); those that are not remembered are read first.
-
-    Args:
-        template: how a label becomes a text, at its `{}`; by default the model's.
-
-    Raises:
-        ApiError: a text is empty, or cannot be read now.
-    """
-    similarity = model.manifest.similarity
-    assert similarity is not None  # of every dual encoder
-    how = similarity.template if template is None else template
-    written = [how.replace("{}", label) for label in labels]
-    found = core.labels.get(model.name, written)
-    missing = {text: at for at, text in enumerate(written) if text not in found}
-    places = list(missing.values())
-    deadline = time.perf_counter() + core.settings.request_timeout
-    wave = min(_AT_ONCE, core.settings.queue_limit)
-    for begin in range(0, len(places), wave):
-        some = places[begin : begin + wave]
-        encoded = await texts.encode(model.text, [written[at] for at in some], "labels", some)
-        asking = Asking.of(model, "embed", (), encoded, [Item((), at) for at in range(len(some))])
-        read = await _read(core, asking, request, deadline)
-        vectors = dict(zip((written[at] for at in some), read, strict=True))
-        core.labels.keep(model.name, vectors)
-        found |= vectors
-    return np.stack([found[text] for text in written])
-
-
-async def _read(core: Core, asking: Asking, request: Request, deadline: float) -> list[Vector]:
-    choice = asking.model.levels.choose(Selector(), asking.task)  # which no text looks at
-    within = deadline - time.perf_counter()
-    steps = await running.run(core, asking, choice, request=request, within=within)
-    found = []
-    for outcome in steps.ticket.outcomes:
-        if outcome is None:
-            raise Expired(
-                f"The labels were not read in {core.settings.request_timeout:g} s. Those that "
-                "were are remembered.",
-                retry_after=1,
-            )
-        if isinstance(outcome, ApiError):
-            raise outcome
-        found.append(vector(asking.model, outcome.output))
-    return found
+        raise InvalidRequest(f"{model.name} has no classes of its own: pass the classes as labels.")

@@ -14,17 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from tokenfold.inference.errors import InvalidRequest, RequestError, shortened
 from tokenfold.service.api import form
-from tokenfold.service.errors import (
-    Abandoned,
-    ApiError,
-    BodyTimeout,
-    InvalidRequest,
-    MalformedBody,
-    UnsupportedMediaType,
-    invalid,
-    short,
-)
+from tokenfold.service.api.problems import invalid_fields
+from tokenfold.service.errors import Abandoned, BodyTimeout, MalformedBody, UnsupportedMediaType
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -67,10 +60,10 @@ async def read(request: Request, model: type[B]) -> B:
             fields = _parse_form(await _receive(request), found.get("boundary", ""), model)
             return model.model_validate(fields)
     except ValidationError as error:
-        raise invalid(_told(error, model)) from None
+        raise invalid_fields(_told(error, model)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
-    said = f"not {short(kind)!r}" if kind else "and its content-type header is missing"
+    said = f"not {shortened(kind)!r}" if kind else "and its content-type header is missing"
     raise UnsupportedMediaType(f"The body is multipart/form-data or application/json, {said}.")
 
 
@@ -149,8 +142,8 @@ def _text(part: form.Part) -> str:
         raise _wrong(part.name, "is not UTF-8") from None
 
 
-def _wrong(name: str, message: str) -> ApiError:
-    return invalid([{"loc": (name,), "msg": message}])
+def _wrong(name: str, message: str) -> RequestError:
+    return invalid_fields([{"loc": (name,), "msg": message}])
 
 
 @cache

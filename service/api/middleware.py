@@ -1,4 +1,4 @@
-"""Around every request, in plain ASGI: its id, its log line, its size, and the last resort."""
+"""ASGI middleware around every request: request ids, access log, size limits, and a last resort."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from itertools import count
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tokenfold.service.errors import BodyTooLarge, Draining, InternalError, TooManyBodies
+from tokenfold.inference.errors import InternalError
+from tokenfold.service.api.problems import error_response
+from tokenfold.service.errors import BodyTooLarge, Draining, TooManyBodies
 from tokenfold.service.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -25,9 +27,9 @@ _count = count(1)
 
 
 class RequestContext:
-    """Gives each request an id (the caller's, if it is a decent one) and a line in the log.
+    """Gives each request an id (the caller's, if it is valid) and a line in the access log.
 
-    What nothing else has caught becomes a 500 that says nothing of its inside.
+    An unexpected exception becomes a 500 that reveals nothing about it.
     """
 
     def __init__(self, app: ASGIApp, *, log: bool = True) -> None:
@@ -54,17 +56,17 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            # The server ends before the answer is there: uvicorn would call it an internal error.
-            # The task is over after this, so that the cancellation need not go on.
+            # The server ends before the answer is ready; uvicorn would answer with a 500. The task
+            # ends after this, so that the cancellation need not propagate.
             if status is not None:
                 raise
-            error = Draining("The server was shut down before the answer was there.", retry_after=1)
-            await error.response()(scope, receive, send_with_id)
+            error = Draining("The server was shut down before the answer was ready.", retry_after=1)
+            await error_response(error)(scope, receive, send_with_id)
         except Exception:
             logger.exception("unexpected error")
             if status is not None:
-                raise  # half an answer is out: the connection has to break
-            await InternalError().response()(scope, receive, send_with_id)
+                raise  # a part of the answer has been sent: the connection has to break
+            await error_response(InternalError())(scope, receive, send_with_id)
         finally:
             if self._log:
                 access.info(
@@ -80,18 +82,21 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses bodies of too many bytes: by their header, else when the count gets there.
+    """Refuses bodies that are too large: by their header, or once too many bytes have arrived.
 
-    Bodies are kept until they are answered. What all of them hold is limited too, by the bytes that
-    came: a header that only promises many takes no room.
+    Bodies stay in memory until they are answered. Their total is limited too, by the bytes that
+    have arrived.
 
     The errors are raised where the body is read, so that they are counted like any other.
     """
 
     def __init__(self, app: ASGIApp, *, limit: int, total: int) -> None:
-        """Args:
-        limit: bytes of a body.
-        total: bytes of all bodies at once.
+        """Wrap an app.
+
+        Args:
+            app: the app.
+            limit: bytes of a body.
+            total: bytes of all bodies in memory.
         """
         self._app = app
         self._limit = limit
@@ -104,24 +109,24 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "")
         large = declared.isdecimal() and int(declared) > self._limit
-        said = f"The body may have at most {self._limit:,} bytes."
+        too_large = f"The body may have at most {self._limit:,} bytes."
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
             if large:
-                # Not even received: a caller that expects 100 is to send nothing.
-                raise BodyTooLarge(said)
+                # It is not received: a caller that waits for `100 Continue` sends nothing.
+                raise BodyTooLarge(too_large)
             message = await receive()
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 seen += size
                 self._held += size
                 if seen > self._limit:
-                    raise BodyTooLarge(said)
+                    raise BodyTooLarge(too_large)
                 if self._held > self._total:
                     raise TooManyBodies(
-                        f"The bodies of all requests may have {self._total:,} bytes at once.",
+                        f"The bodies of all requests may have at most {self._total:,} bytes together.",
                         retry_after=1,
                     )
             return message

@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI cannot see because the routes read their bodies themselves.
+"""The OpenAPI document: request bodies and errors, which FastAPI cannot derive from the routes.
 
-The same pydantic model describes a form and JSON; here it becomes the schema of each, with the
-names of the models and levels that are served.
+The routes read their bodies themselves. One pydantic model describes a form and JSON; here it
+becomes a schema for each, with the names of the served models and levels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tokenfold.bundle.tasks import Task
+from tokenfold.inference.levels import Selector
+from tokenfold.inference.texts import MAX_CHARACTERS
 from tokenfold.service.api.body import repeated
-from tokenfold.service.api.schemas.inference import Asked
+from tokenfold.service.api.problems import MEDIA_TYPE, Problem
+from tokenfold.service.api.schemas.inference import InferenceBody
 from tokenfold.service.core import Core
-from tokenfold.service.errors import MEDIA_TYPE, Problem
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.texts import LONGEST
 
 _REF = "#/components/schemas/"
 
@@ -54,7 +54,7 @@ _REQUESTS: dict[str, tuple[type[BaseModel], tuple[Task, ...]]] = {}
 
 
 def version() -> str:
-    """Of the installed package."""
+    """Return the version of the installed package."""
     try:
         return _installed("tokenfold")
     except PackageNotFoundError:
@@ -62,7 +62,7 @@ def version() -> str:
 
 
 def problems(*statuses: int, galleries: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its `responses`."""
+    """Return the errors of a route, for its `responses`."""
     told = _OF_GALLERIES if galleries else _PROBLEMS
     return {
         status: {
@@ -87,14 +87,15 @@ _SERVER_TIMING = {
 
 
 def inference(
-    request: type[Asked], *tasks: Task, asked: dict[str, Any], example: dict[str, Any]
+    request: type[InferenceBody], *tasks: Task, asked: dict[str, Any], example: dict[str, Any]
 ) -> dict[str, Any]:
-    """What to pass to the decorator of a route that reads `request` with `body.read`.
+    """Return the decorator arguments of an inference route, which reads its body with `body.read`.
 
     Args:
-        tasks: models of one of them answer it.
-        asked: further fields of an example of a request.
-        example: an answer.
+        request: the body.
+        tasks: tasks of the models that answer it.
+        asked: additional fields of the example request.
+        example: an example answer.
     """
     least = request.model_json_schema()["properties"]["image"]["minItems"]
     images = _sample() if least == 1 else [_sample()] * least
@@ -138,13 +139,14 @@ def accepting(
     status: int = 200,
     also: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """What to pass to the decorator of a route of galleries that reads `request` with `body.read`.
+    """Return the decorator arguments of a gallery route, which reads its body with `body.read`.
 
     Args:
-        asked: an example of a request; an image that it needs is added.
-        example: an answer.
-        status: of the answer.
-        also: statuses of errors, but for those of every body.
+        request: the body.
+        asked: an example request, without the image that it may need.
+        example: an example answer.
+        status: status of the answer.
+        also: statuses of errors, beside those of every body.
     """
     _REQUESTS[request.__name__] = (request, ("embed",))
     images = "image" in request.model_fields
@@ -175,7 +177,7 @@ def accepting(
 
 
 def install(app: FastAPI, core: Core) -> None:
-    """Make `app.openapi` describe what this server serves."""
+    """Make `app.openapi` describe the models of this server."""
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -184,7 +186,7 @@ def install(app: FastAPI, core: Core) -> None:
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             problem = Problem.model_json_schema(ref_template=_REF + "{model}")
-            # It refers to itself: its own description is then among the definitions.
+            # It refers to itself, so its schema is among its own definitions.
             schemas |= {"Problem": problem, **problem.pop("$defs", {})}
             for name, (request, tasks) in _REQUESTS.items():
                 schemas[name] = _schema(request, tasks, core, form=False)
@@ -206,7 +208,7 @@ def _schema(
         _without_null(found)
     able = [model for model in core.catalog if not model.tasks.keys().isdisjoint(tasks)]
     levels = dict.fromkeys(level for model in able for level in model.levels.levels)
-    # Without any every name is refused, which an empty list of names could not say.
+    # Without a model every name is refused, which an empty enum could not express.
     for name, known in (("model", [model.name for model in able]), ("level", list(levels))):
         if name in properties and known:
             properties[name]["enum"] = known
@@ -222,7 +224,7 @@ def _schema(
             del found["additionalProperties"]
     if "rerank" in properties:
         properties["rerank"]["maximum"] = core.settings.max_rerank
-        # It may be one of the network that ranks again.
+        # The level may also be one of the re-ranking model.
         properties["level"].pop("enum", None)
     selectors = [name for name in Selector._fields if name in properties]
     if len(selectors) > 1:
@@ -231,13 +233,13 @@ def _schema(
 
 
 def _text(items: dict[str, Any], form: bool) -> dict[str, Any]:
-    """What is written in a field that may be repeated: a text, a name, or an object."""
+    """Return the schema of a text in a field that may be repeated: a text, a name or an object."""
     if "anyOf" in items:
         return _WRITTEN if form else _OBJECT
     return items if "pattern" in items else _TEXT
 
 
-_TEXT = {"type": "string", "minLength": 1, "maxLength": LONGEST, "pattern": r"\S"}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}
 _OBJECT = {"type": "object", "additionalProperties": True}
 _WRITTEN = {"type": "string", "contentMediaType": "application/json"}
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -247,7 +249,7 @@ _BASE64 = {"type": "string", "format": "byte", "contentEncoding": "base64", "min
 def _one_or_more(
     of: dict[str, Any], given: dict[str, Any], *, most: int, form: bool
 ) -> dict[str, Any]:
-    """A field that may be repeated: in a form by itself, in JSON one value or a list."""
+    """Return the schema of a field that may be repeated; in JSON it is a value or a list."""
     least = given.get("minItems", 1)
     several = {"type": "array", "items": of, "minItems": least, "maxItems": most}
     found = several if form or least > 1 else {"anyOf": [of, several]}
@@ -255,7 +257,7 @@ def _one_or_more(
 
 
 def _without_null(found: dict[str, Any]) -> None:
-    # A field that may be left out, but is never null.
+    # The field may be left out, but must not be null.
     variants = [one for one in found.get("anyOf", []) if one != {"type": "null"}]
     if len(variants) == 1:
         del found["anyOf"]
@@ -265,7 +267,7 @@ def _without_null(found: dict[str, Any]) -> None:
 
 
 def _sample() -> str:
-    """A small image, in base64."""
+    """Return a small image as base64."""
     ramp = Image.linear_gradient("L").resize((8, 8)).convert("RGB")
     file = io.BytesIO()
     ramp.save(file, "PNG")

@@ -1,5 +1,6 @@
-"""HTTP as uvicorn speaks it, but for heads without end: it would keep and parse them whatever their
-length, and everybody else would wait.
+"""uvicorn's HTTP protocol with a header-size limit.
+
+uvicorn would keep and parse headers of any length, and every other request would wait.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tokenfold.service.errors import MEDIA_TYPE, HeadTooLarge
+from tokenfold.service.api.problems import MEDIA_TYPE, problem_of, status_of
+from tokenfold.service.errors import HeadTooLarge
 
-LONGEST = 65_536  # bytes of a request's first line and headers
-# Seconds in which what a refused caller still sends is read and forgotten: it would not see the
-# answer if the connection were closed on what it sends.
+MAX_HEAD = 65_536  # bytes of a request's first line and headers
+# Seconds during which the rest of a refused request is read and dropped. If the connection were
+# closed at once, the caller would not see the answer.
 _LINGER = 1.0
 
 
 class BoundedHead(HttpToolsProtocol):
-    """Refuses requests with too long a head, with 431, and ends the connection."""
+    """Answers requests with too long a head with 431, and closes the connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = True
-        self._received = 0  # bytes of pieces that brought no end of the head
+        self._received = 0  # bytes that arrived before the end of the head
         self._refused = False
 
     def data_received(self, data: bytes) -> None:
@@ -33,7 +35,7 @@ class BoundedHead(HttpToolsProtocol):
         if self._in_head:
             self._received += len(data)
         super().data_received(data)
-        if self._in_head and self._received > LONGEST and not self.transport.is_closing():
+        if self._in_head and self._received > MAX_HEAD and not self.transport.is_closing():
             self._refuse()
 
     def on_message_begin(self) -> None:
@@ -45,11 +47,11 @@ class BoundedHead(HttpToolsProtocol):
         """See HttpToolsProtocol."""
         received, self._received = self._received, 0
         self._in_head = False
-        # A head that came in few bytes need not be measured; what came may be more of a body, and
-        # is not known of a head behind another request's body.
-        if not 0 < received <= LONGEST:
+        # A head that arrived in few bytes need not be measured. The bytes that arrived may include
+        # a part of the body, and are unknown for a head that follows another request's body.
+        if not 0 < received <= MAX_HEAD:
             length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if length > LONGEST:
+            if length > MAX_HEAD:
                 self._refused = True
                 raise ValueError("the head is too long")  # the parser stops; see send_400_response
         super().on_headers_complete()
@@ -63,10 +65,10 @@ class BoundedHead(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         self._refused = True
-        error = HeadTooLarge(f"The first line and the headers may have at most {LONGEST:,} bytes.")
-        body = error.problem().model_dump_json(exclude_none=True).encode()
+        error = HeadTooLarge(f"The first line and the headers may have at most {MAX_HEAD:,} bytes.")
+        body = problem_of(error).model_dump_json(exclude_none=True).encode()
         head = (
-            f"HTTP/1.1 {error.status} Request Header Fields Too Large\r\n"
+            f"HTTP/1.1 {status_of(error)} Request Header Fields Too Large\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
             "connection: close\r\n\r\n"
         )

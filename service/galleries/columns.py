@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from tokenfold.service.errors import InvalidRequest
+from tokenfold.inference.errors import InvalidRequest
 from tokenfold.service.galleries.record import GalleryInfo, Hit, ImageRow, is_text
 
 # pyarrow takes a while to import, and a server without galleries does not need it.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 
-from tokenfold.service.errors import ApiError, StorageFailed, StorageFull
+from tokenfold.inference.errors import RequestError
+from tokenfold.service.errors import StorageFailed, StorageFull
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def is_missing(error: Exception) -> bool:
     return _MISSING.search(str(error)) is not None
 
 
-def storage_error(error: Exception, doing: str) -> ApiError:
+def storage_error(error: Exception, doing: str) -> RequestError:
     """What the caller is told; the log says the rest.
 
     Args:

@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenfold.service.errors import InvalidFilter, short
+from tokenfold.inference.errors import shortened
+from tokenfold.service.errors import InvalidFilter
 from tokenfold.service.galleries.record import is_text
 
 COLUMN = "metadata"
@@ -65,7 +66,7 @@ def _entry(key: str, asked: Any) -> list[str]:
         operator = _OPERATORS.get(name)
         if operator is None:
             raise InvalidFilter(
-                f"{_named(key)} has no operator '{short(str(name))}'; "
+                f"{_named(key)} has no operator '{shortened(str(name))}'; "
                 f"known: {', '.join(_OPERATORS)}."
             )
         conditions.append(operator(key, field, value))
@@ -168,7 +169,7 @@ def _double(key: str, value: float) -> str:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidFilter(f"{_named(key)}: {short(str(value))} is out of range.")
+        raise InvalidFilter(f"{_named(key)}: {shortened(str(value))} is out of range.")
     return f"CAST({quoted(repr(number))} AS DOUBLE)"
 
 
@@ -193,4 +194,4 @@ def _clean(key: str, text: str) -> str:
 
 
 def _named(key: str) -> str:
-    return f"filter '{short(key)}'"
+    return f"filter '{shortened(key)}'"

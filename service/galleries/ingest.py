@@ -1,4 +1,4 @@
-"""From the images of a request to rows of a gallery: what is there is not embedded again."""
+"""Ingest: from images to rows of a gallery. Known images are not embedded again."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from starlette.requests import Request
-
-from tokenfold.service.core import Core
-from tokenfold.service.embedding import Embedded, embed_images
-from tokenfold.service.errors import ApiError, InternalError, InvalidRequest
+from tokenfold.inference.errors import InternalError, InvalidRequest, RequestError
+from tokenfold.inference.images import unbase64
+from tokenfold.service.galleries.inference import Embedded, embed_images
 from tokenfold.service.galleries.own import own_choice
 from tokenfold.service.galleries.record import ImageRow
 from tokenfold.service.galleries.table import Gallery
 from tokenfold.service.galleries.thumbnails import Thumbnail, thumbnail
-from tokenfold.service.running import unbase64
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.catalog import ServedModel
+from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone
 
 logger = logging.getLogger(__name__)
 
-Result = dict[str, Any] | ApiError
-"""As `gallery_schemas.Kept` describes it."""
+Result = dict[str, Any] | RequestError
+"""As `schemas.galleries.Kept` describes it."""
 
 
 class Arrival(NamedTuple):
-    """An image that is to be kept.
+    """An image to add.
 
     Attributes:
-        picture: a file, or base64 of one.
-        id: None for its content's hash.
-        metadata: None for what is there already.
+        picture: an encoded image, as bytes or base64.
+        id: its id; None for the hash of its content.
+        metadata: its metadata; None to keep the stored metadata.
     """
 
     picture: bytes | str
@@ -44,11 +42,11 @@ class Arrival(NamedTuple):
 
 
 class Ingested(NamedTuple):
-    """What became of all of a request's images.
+    """The results of adding images.
 
     Attributes:
-        results: in order.
-        timings_ms: of all of them together.
+        results: of each image, in order.
+        timings_ms: milliseconds by stage, of all images together.
     """
 
     results: list[Result]
@@ -62,24 +60,28 @@ class _Content(NamedTuple):
 
 
 async def ingest(
-    core: Core,
+    dispatcher: Dispatcher,
     gallery: Gallery,
-    model: Model,
+    model: ServedModel,
     arrivals: Sequence[Arrival],
     *,
-    request: Request | None = None,
+    gone: Gone | None = None,
+    priority: int = 0,
 ) -> Ingested:
-    """Keep images; what has a result that is no error is on disk.
+    """Add images to a gallery. Those whose result is no error are on disk.
 
     Args:
-        model: the gallery's own.
-        arrivals: 1 or more, at most as many as may wait in the queue.
-        request: whose caller is watched.
+        dispatcher: embeds the images.
+        gallery: the gallery.
+        model: the gallery's model.
+        arrivals: the images; 1 or more, at most as many as may wait in the queue.
+        gone: returns when the caller has gone away.
+        priority: of the embedding.
 
     Raises:
-        InvalidRequest: two different images with one id, or two things said of one image.
-        StorageFull, StorageFailed, UnknownGallery: nothing was kept.
-        ApiError: none can be embedded now.
+        InvalidRequest: two different images have one id, or one image has two metadata.
+        StorageFull, StorageFailed, UnknownGallery: nothing was stored.
+        RequestError: no image can be embedded at the moment.
     """
     begun = time.perf_counter()
     contents = await asyncio.to_thread(lambda: [_content(one) for one in arrivals])
@@ -91,8 +93,8 @@ async def ingest(
     there = {at: content for at, content in first.values() if at not in fresh}
     results: dict[int, Result] = {at: {"status": "unchanged"} for at in there}
     rows = await _said_anew(gallery, there, arrivals)
-    for at, found in (await _embed(core, gallery, model, fresh, request)).items():
-        if isinstance(found, ApiError):
+    for at, found in (await _embed(dispatcher, gallery, model, fresh, gone, priority)).items():
+        if isinstance(found, RequestError):
             results[at] = found
             continue
         embedded, small = found
@@ -127,17 +129,17 @@ async def ingest(
     )
 
 
-def _content(arrival: Arrival) -> _Content | ApiError:
+def _content(arrival: Arrival) -> _Content | RequestError:
     try:
         data = unbase64(arrival.picture) if isinstance(arrival.picture, str) else arrival.picture
-    except ApiError as error:
+    except RequestError as error:
         return error
     digest = hashlib.sha256(data).hexdigest()
     return _Content(data, digest, arrival.id or digest)
 
 
 def _first_of_each(
-    contents: Sequence[_Content | ApiError], arrivals: Sequence[Arrival]
+    contents: Sequence[_Content | RequestError], arrivals: Sequence[Arrival]
 ) -> dict[str, tuple[int, _Content]]:
     """By id, the first image that has it, and which one it is.
 
@@ -146,7 +148,7 @@ def _first_of_each(
     """
     first: dict[str, tuple[int, _Content]] = {}
     for at, content in enumerate(contents):
-        if isinstance(content, ApiError):
+        if isinstance(content, RequestError):
             continue
         origin, before = first.setdefault(content.id, (at, content))
         if before.sha256 != content.sha256:
@@ -174,50 +176,53 @@ async def _said_anew(
 
 
 async def _embed(
-    core: Core,
+    dispatcher: Dispatcher,
     gallery: Gallery,
-    model: Model,
+    model: ServedModel,
     contents: Mapping[int, _Content],
-    request: Request | None,
-) -> dict[int, tuple[Embedded, Thumbnail] | ApiError]:
+    gone: Gone | None,
+    priority: int,
+) -> dict[int, tuple[Embedded, Thumbnail] | RequestError]:
     """Vectors and thumbnails."""
     if not contents:
         return {}
     pictures = [content.data for content in contents.values()]
     choice = own_choice(model, gallery.info)
-    embedding = asyncio.ensure_future(embed_images(core, model, pictures, choice, request=request))
+    embedding = asyncio.ensure_future(
+        embed_images(dispatcher, model, pictures, choice, gone=gone, priority=priority)
+    )
     try:
         # The workers wait for what the embedding has decoded: that goes first.
         await asyncio.sleep(0)
-        small: Sequence[Thumbnail | ApiError] = []
+        small: Sequence[Thumbnail | RequestError] = []
         if not embedding.done():  # else it was refused
-            small = await asyncio.gather(*(_thumbnail(core, picture) for picture in pictures))
+            small = await asyncio.gather(*(_thumbnail(dispatcher, picture) for picture in pictures))
         embedded = await embedding
     finally:
         embedding.cancel()
     return {
         at: vector
-        if isinstance(vector, ApiError)
+        if isinstance(vector, RequestError)
         else picture
-        if isinstance(picture, ApiError)
+        if isinstance(picture, RequestError)
         else (vector, picture)
         for at, vector, picture in zip(contents, embedded, small, strict=True)
     }
 
 
-async def _thumbnail(core: Core, picture: bytes) -> Thumbnail | ApiError:
+async def _thumbnail(dispatcher: Dispatcher, picture: bytes) -> Thumbnail | RequestError:
     loop = asyncio.get_running_loop()
-    settled: asyncio.Future[Thumbnail | ApiError] = loop.create_future()
+    settled: asyncio.Future[Thumbnail | RequestError] = loop.create_future()
 
-    def settle(found: Thumbnail | ApiError) -> None:
+    def settle(found: Thumbnail | RequestError) -> None:
         if not settled.done():
             settled.set_result(found)
 
     def work() -> None:
-        found: Thumbnail | ApiError
+        found: Thumbnail | RequestError
         try:
-            found = thumbnail(picture, max_pixels=core.settings.max_pixels)
-        except ApiError as error:
+            found = thumbnail(picture, max_pixels=dispatcher.limits.max_pixels)
+        except RequestError as error:
             found = error
         except Exception:
             logger.exception("a thumbnail could not be made")
@@ -226,21 +231,21 @@ async def _thumbnail(core: Core, picture: bytes) -> Thumbnail | ApiError:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, found)
 
-    core.decoders.submit(work)
+    dispatcher.decoders.submit(work)
     return await settled
 
 
 def _told(
-    content: _Content | ApiError,
+    content: _Content | RequestError,
     at: int,
     first: Mapping[str, tuple[int, _Content]],
     results: Mapping[int, Result],
 ) -> Result:
-    if isinstance(content, ApiError):
+    if isinstance(content, RequestError):
         return content
     origin, _ = first[content.id]
     result = results[origin]
-    if isinstance(result, ApiError):
+    if isinstance(result, RequestError):
         return result
     # The same image for the second time: the first one has brought it.
     return {"id": content.id, **(result if origin == at else {"status": "unchanged"})}

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import time
 
-from tokenfold.service.errors import ApiError, StorageFailed
+from tokenfold.inference.errors import RequestError
+from tokenfold.service.errors import StorageFailed
 from tokenfold.service.galleries.metrics import GalleryMetrics
 from tokenfold.service.galleries.store import Galleries
 from tokenfold.service.galleries.upkeep import Upkeep
@@ -29,12 +30,12 @@ class Keeper:
 
     def __init__(self, uri: str, metrics: GalleryMetrics) -> None:
         self._uri = uri
-        self._metrics = metrics
+        self.metrics = metrics
         self._opening = asyncio.Lock()
         self._galleries: Galleries | None = None
         self._upkeep: Upkeep | None = None
         self._counting: asyncio.Task[None] | None = None
-        self._failure: ApiError | None = None
+        self._failure: RequestError | None = None
         self._failed_at = 0.0
         self._stopped = False
 
@@ -77,7 +78,7 @@ class Keeper:
             raise self._failure
         try:
             galleries = await Galleries.open(self._uri)
-        except ApiError as error:
+        except RequestError as error:
             self._failure, self._failed_at = error, time.monotonic()
             logger.error("the galleries in %s cannot be opened: %s", self._uri, error)
             raise
@@ -90,8 +91,8 @@ class Keeper:
         while True:
             try:
                 found = await (await self.galleries()).list()
-                self._metrics.sizes({one.info.name: await one.count() for one in found})
-            except ApiError:
+                self.metrics.sizes({one.info.name: await one.count() for one in found})
+            except RequestError:
                 pass  # logged where it was opened, and told to whoever asks
             except Exception:
                 logger.exception("the galleries could not be counted")

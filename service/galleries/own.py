@@ -1,17 +1,17 @@
-"""A gallery's model and level: chosen once, and found again among those that are served."""
+"""A gallery's model and level: chosen when it is created, and looked up later."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from tokenfold.inference.levels import Choice
 from tokenfold.service.errors import OtherModel
 from tokenfold.service.galleries.record import GalleryInfo
-from tokenfold.service.scheduling.catalog import Catalog, Model
-from tokenfold.service.scheduling.levels import Choice
+from tokenfold.service.scheduling.catalog import Catalog, ServedModel
 
 
-def described(name: str, model: Model, choice: Choice) -> GalleryInfo:
-    """A new gallery of a dual encoder's vectors, made as is chosen now."""
+def described(name: str, model: ServedModel, choice: Choice) -> GalleryInfo:
+    """Return the description of a new gallery of a dual encoder's vectors."""
     assert model.manifest.similarity is not None  # a dual encoder has one
     return GalleryInfo(
         name=name,
@@ -25,37 +25,39 @@ def described(name: str, model: Model, choice: Choice) -> GalleryInfo:
     )
 
 
-def own_model(catalog: Catalog, info: GalleryInfo, *, asked: str | None = None) -> Model:
-    """The model that made a gallery's vectors.
+def own_model(catalog: Catalog, info: GalleryInfo, *, named: str | None = None) -> ServedModel:
+    """Return the model that made a gallery's vectors.
 
     Args:
-        asked: the model that a request names, if it does.
+        catalog: the served models.
+        info: description of the gallery.
+        named: the model that the request names, if any.
 
     Raises:
-        OtherModel: it is not served, or was exported anew, or the request names another: vectors
-            of two networks have nothing to do with each other.
+        OtherModel: the model is not served, was exported again, or is not the named one. Vectors of
+            two networks cannot be compared.
     """
-    if asked is not None and asked != info.model:
+    if named is not None and named != info.model:
         raise OtherModel(
-            f"The vectors of {info.name} are those of {info.model}: {asked!r} has no part in it. "
-            f"Create another gallery for that model."
+            f"The vectors of {info.name} were made by {info.model}, not by {named!r}. "
+            "Create another gallery for that model."
         )
     model = catalog.named(info.model)
     if model is None or "embed" not in model.tasks:
         raise OtherModel(
-            f"The vectors of {info.name} are those of {info.model}, which is not served here. It "
-            f"can be listed, and searched by id."
+            f"The vectors of {info.name} were made by {info.model}, which is not served here. The "
+            "gallery can be listed, and searched by id."
         )
     if model.manifest.fingerprint != info.fingerprint:
         raise OtherModel(
-            f"The vectors of {info.name} are those of another export of {info.model}: its weights "
-            f"differ from the served ones. It can be listed, and searched by id; for text and "
-            f"images create another gallery."
+            f"The vectors of {info.name} were made by another export of {info.model}, with "
+            "other weights than the served ones. The gallery can be listed, and searched by id; "
+            "create another gallery to search by text or image."
         )
     return model
 
 
-def own_choice(model: Model, info: GalleryInfo) -> Choice:
-    """The level that a gallery's images are embedded at, as it was when the gallery was made."""
+def own_choice(model: ServedModel, info: GalleryInfo) -> Choice:
+    """Return the level of a gallery's images, as it was when the gallery was created."""
     plan = tuple(int(count) for count in info.plan)
     return Choice(info.level, plan, info.requested, model.levels.work(plan))

@@ -1,21 +1,23 @@
-"""A gallery to search at once: drawn scenes, embedded when the server has started."""
+"""The sample gallery: drawn scenes, embedded when the server has started."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from tokenfold.inference.errors import RequestError, Unavailable
+from tokenfold.inference.levels import Selector
 from tokenfold.scenes import HELD_OUT, png, scene
-from tokenfold.service.core import Core
-from tokenfold.service.embedding import choose
-from tokenfold.service.errors import ApiError, GalleryExists, Unavailable
+from tokenfold.service.errors import GalleryExists
+from tokenfold.service.galleries.inference import choose
 from tokenfold.service.galleries.ingest import Arrival, ingest
+from tokenfold.service.galleries.keeper import Keeper
 from tokenfold.service.galleries.own import described, own_model
 from tokenfold.service.galleries.table import Gallery
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.scheduling.catalog import ServedModel
+from tokenfold.service.scheduling.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +27,21 @@ IMAGES = 500
 # Scenes that no network was trained on, and that no profile was measured on.
 SEEDS = HELD_OUT[-IMAGES:]
 _BATCH = 25
-# Seconds between two looks at whether the models are there.
-_PAUSE = 0.1
+_PRIORITY = -1  # the requests of callers go first
 
 
 @contextlib.asynccontextmanager
-async def filling(core: Core) -> AsyncIterator[None]:
-    """Fill the gallery in the background, if the settings want it."""
-    if not core.settings.sample_gallery:
-        yield
-        return
-    task = asyncio.get_running_loop().create_task(_fill_or_say_why_not(core))
+async def filling(
+    dispatcher: Dispatcher, keeper: Keeper, started: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[None]:
+    """Fill the gallery in the background, until the context is left.
+
+    Args:
+        dispatcher: embeds the scenes.
+        keeper: of the galleries.
+        started: waits for the models; returns False if they cannot be loaded.
+    """
+    task = asyncio.get_running_loop().create_task(_fill(dispatcher, keeper, started))
     try:
         yield
     finally:
@@ -44,58 +50,64 @@ async def filling(core: Core) -> AsyncIterator[None]:
             await task
 
 
-async def fill(core: Core, *, images: int = IMAGES) -> None:
-    """Make the gallery and put in what is missing: the last time may have been cut short.
+async def fill(dispatcher: Dispatcher, keeper: Keeper, *, images: int = IMAGES) -> None:
+    """Create the gallery, if need be, and add the scenes that are missing.
+
+    Args:
+        dispatcher: embeds the scenes.
+        keeper: of the galleries.
+        images: number of scenes.
 
     Raises:
-        ApiError: it cannot be made, or is another model's.
+        RequestError: the gallery cannot be created, or belongs to another model.
     """
-    while not core.started:
-        if core.failed is not None:
-            return
-        await asyncio.sleep(_PAUSE)
-    model = core.catalog.find(MODEL, "embed")
-    gallery = await _gallery(core, model)
-    own_model(core.catalog, gallery.info)
+    model = dispatcher.catalog.find(MODEL, "embed")
+    gallery = await _gallery(dispatcher, keeper, model)
+    own_model(dispatcher.catalog, gallery.info)
     seeds = SEEDS[:images]
     known = await gallery.known([_id(seed) for seed in seeds])
     missing = [seed for seed in seeds if _id(seed) not in known]
     if not missing:
         return
-    for at in range(0, len(missing), _BATCH):
-        arrivals = await asyncio.to_thread(_draw, missing[at : at + _BATCH])
-        await _keep(core, gallery, model, arrivals)
-    core.metrics.galleries.size(NAME, await gallery.count())
+    for start in range(0, len(missing), _BATCH):
+        arrivals = await asyncio.to_thread(_draw, missing[start : start + _BATCH])
+        await _add(dispatcher, gallery, model, arrivals)
+    keeper.metrics.size(NAME, await gallery.count())
     logger.info("filled the gallery %s", NAME, extra={"images": len(missing)})
 
 
-async def _fill_or_say_why_not(core: Core) -> None:
+async def _fill(
+    dispatcher: Dispatcher, keeper: Keeper, started: Callable[[], Awaitable[bool]]
+) -> None:
     try:
-        await fill(core)
-    except ApiError as error:
-        logger.warning("there is no complete gallery %s: %s", NAME, error)
+        if await started():
+            await fill(dispatcher, keeper)
+    except RequestError as error:
+        logger.warning("the gallery %s is incomplete: %s", NAME, error)
     except Exception:
         logger.exception("the gallery %s could not be filled", NAME)
 
 
-async def _gallery(core: Core, model: Model) -> Gallery:
-    galleries = await core.keeper.galleries()
-    choice = choose(core, model, Selector())
+async def _gallery(dispatcher: Dispatcher, keeper: Keeper, model: ServedModel) -> Gallery:
+    galleries = await keeper.galleries()
+    choice = await choose(dispatcher, model, Selector())
     try:
         return await galleries.create(described(NAME, model, choice))
     except GalleryExists:
         return await galleries.get(NAME)
 
 
-async def _keep(core: Core, gallery: Gallery, model: Model, arrivals: Sequence[Arrival]) -> None:
+async def _add(
+    dispatcher: Dispatcher, gallery: Gallery, model: ServedModel, arrivals: Sequence[Arrival]
+) -> None:
+    """Add images; wait and repeat while the server is busy."""
     while True:
         try:
-            done = await ingest(core, gallery, model, arrivals)
+            done = await ingest(dispatcher, gallery, model, arrivals, priority=_PRIORITY)
         except Unavailable as error:
-            # Whoever asks something goes first.
             await asyncio.sleep(error.retry_after or 1)
             continue
-        failed = [one for one in done.results if isinstance(one, ApiError)]
+        failed = [result for result in done.results if isinstance(result, RequestError)]
         if not failed:
             return
         if not isinstance(failed[0], Unavailable):

@@ -1,4 +1,4 @@
-"""From a query to images: its vector, the nearest ones, and the best of them looked at again."""
+"""Search: the vector of a query, the nearest images, and re-ranking of the best."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
 
-from tokenfold.service.core import Core
-from tokenfold.service.embedding import choose, embed_images, embed_text
-from tokenfold.service.errors import ApiError, UnknownImage
+from tokenfold.inference.errors import RequestError
+from tokenfold.inference.levels import Selector
+from tokenfold.service.errors import UnknownImage
+from tokenfold.service.galleries.inference import embed_images, embed_text, match_scores
 from tokenfold.service.galleries.metrics import By
 from tokenfold.service.galleries.own import own_choice
 from tokenfold.service.galleries.record import Hit
 from tokenfold.service.galleries.table import Gallery
-from tokenfold.service.matching import match_scores
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.scheduling.catalog import ServedModel
+from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone
 
 
 class Query(NamedTuple):
-    """What to look for, in one of three ways, and how much of it.
+    """A query.
 
     Attributes:
-        by: which of the three `sought` is.
-        sought: a text; an image, as a file or base64 of one; or an image's id.
-        selector: of the level of an image's embedding; without one it is the gallery's.
-        exact: compare with every image, even where there is an index.
+        by: kind of the query.
+        sought: a text; an encoded image, as bytes or base64; or the id of an image.
+        selector: of the level of a query image; by default the gallery's level.
+        top_k: number of images to return.
+        offset: number of images to skip.
+        filter: filter on the metadata.
+        exact: whether to compare with every image, even if there is an index.
     """
 
     by: By
@@ -42,22 +44,23 @@ class Query(NamedTuple):
 
 
 class Rerank(NamedTuple):
-    """Who looks at the best again.
+    """How to re-rank.
 
     Attributes:
-        model: one that has the task "match".
-        candidates: how many of the best, 1 or more.
+        model: a model with the task `match`.
+        candidates: number of the best images to re-rank, 1 or more.
     """
 
-    model: Model
+    model: ServedModel
     candidates: int
 
 
 class Ranked(NamedTuple):
-    """An image that was found.
+    """A search result.
 
     Attributes:
-        match: how well the text fits, 0 to 1, where it was looked at again.
+        hit: the image.
+        match: the match score, 0 to 1, if it was re-ranked.
     """
 
     hit: Hit
@@ -65,19 +68,22 @@ class Ranked(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What it is ranked by: the cosine, -1 to 1; where it was looked at again, the match is
-        added, as in the evaluation of BLIP (Li et al. 2022). The match alone knows nothing of the
-        other images, and ranks worse than the cosine alone where texts are longer than it reads.
+        """The score that orders the results: the cosine, -1 to 1, plus the match score if any.
+
+        The sum follows the evaluation of BLIP (Li et al. 2022). The match score alone ranks worse
+        than the cosine if texts are longer than the network reads.
         """
         return self.hit.score + (self.match or 0.0)
 
 
 class Searched(NamedTuple):
-    """What was found.
+    """The results of a search.
 
     Attributes:
-        reduction: of the query, if that is an image; as `schemas.Reduction` describes it.
-        rerank: as `gallery_schemas.Reranked` describes it, if there was one.
+        found: the images, best first.
+        reduction: level and cost of a query image.
+        rerank: description of the re-ranking, if any.
+        timings_ms: milliseconds by stage.
     """
 
     found: list[Ranked]
@@ -87,28 +93,31 @@ class Searched(NamedTuple):
 
 
 async def search(
-    core: Core,
+    dispatcher: Dispatcher,
     gallery: Gallery,
-    model: Model | None,
+    model: ServedModel | None,
     query: Query,
     *,
     rerank: Rerank | None = None,
-    request: Request | None = None,
+    gone: Gone | None = None,
 ) -> Searched:
-    """The images that fit best, best first.
+    """Return the images that fit a query best, best first.
 
     Args:
-        model: the gallery's own; None if the query is an id.
-        rerank: only of a query that is a text.
-        request: whose caller is watched.
+        dispatcher: embeds the query, and re-ranks.
+        gallery: the gallery.
+        model: the gallery's model; None if the query is an id.
+        query: the query.
+        rerank: how to re-rank the results of a text query.
+        gone: returns when the caller has gone away.
 
     Raises:
-        UnknownImage: the gallery has none of that id.
-        InvalidFilter: the filter is none.
-        ApiError: nothing can be embedded, or ranked again, now.
+        UnknownImage: the gallery has no image of that id.
+        InvalidFilter: the filter cannot be evaluated.
+        RequestError: the query cannot be embedded, or the results not re-ranked, at the moment.
     """
     begun = time.perf_counter()
-    vector, reduction = await _vector(core, gallery, model, query, request)
+    vector, reduction = await _vector(dispatcher, gallery, model, query, gone)
     embedded = time.perf_counter()
     hits = await _nearest(gallery, vector, query, rerank.candidates if rerank else 0)
     searched = time.perf_counter()
@@ -117,7 +126,7 @@ async def search(
     told = None
     if rerank is not None:
         assert isinstance(query.sought, str)  # a text
-        ranked, told = await _again(core, gallery, ranked, query, rerank, request)
+        ranked, told = await _reranked(dispatcher, gallery, ranked, query, rerank, gone)
         timings["rerank"] = time.perf_counter() - searched
     return Searched(
         ranked[query.offset : query.offset + query.top_k],
@@ -128,7 +137,11 @@ async def search(
 
 
 async def _vector(
-    core: Core, gallery: Gallery, model: Model | None, query: Query, request: Request | None
+    dispatcher: Dispatcher,
+    gallery: Gallery,
+    model: ServedModel | None,
+    query: Query,
+    gone: Gone | None,
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any] | None]:
     if query.by == "id":
         assert isinstance(query.sought, str)
@@ -139,15 +152,12 @@ async def _vector(
     assert model is not None
     if query.by == "text":
         assert isinstance(query.sought, str)
-        embedded = await embed_text(core, model, query.sought, request=request)
+        embedded = await embed_text(dispatcher, model, query.sought, gone=gone)
         return embedded.vector, None
-    choice = (
-        choose(core, model, query.selector)
-        if any(value is not None for value in query.selector)
-        else own_choice(model, gallery.info)
-    )
-    (found,) = await embed_images(core, model, [query.sought], choice, request=request)
-    if isinstance(found, ApiError):
+    chosen = any(value is not None for value in query.selector)
+    choice = query.selector if chosen else own_choice(model, gallery.info)
+    (found,) = await embed_images(dispatcher, model, [query.sought], choice, gone=gone)
+    if isinstance(found, RequestError):
         raise found
     return found.vector, found.reduction
 
@@ -155,7 +165,7 @@ async def _vector(
 async def _nearest(
     gallery: Gallery, vector: npt.NDArray[np.float32], query: Query, candidates: int
 ) -> list[Hit]:
-    """From the very best on, as many as are needed."""
+    """Return the nearest images, as many as the query and the re-ranking need."""
     itself = query.by == "id"
     hits = await gallery.search(
         vector,
@@ -163,22 +173,22 @@ async def _nearest(
         filter=query.filter,
         exact=query.exact,
     )
-    # Nobody asks which image is most like itself.
+    # The image itself is no result.
     return [hit for hit in hits if not (itself and hit.id == query.sought)]
 
 
-async def _again(
-    core: Core,
+async def _reranked(
+    dispatcher: Dispatcher,
     gallery: Gallery,
     ranked: Sequence[Ranked],
     query: Query,
     rerank: Rerank,
-    request: Request | None,
+    gone: Gone | None,
 ) -> tuple[list[Ranked], dict[str, Any] | None]:
-    """The best in the order of their new scores; the others after them, as they were.
+    """Re-rank the best images. The others follow in their order.
 
-    Thumbnails are looked at: they are what there is of the images, and as large as the networks
-    see. One that was deleted meanwhile, or fails, goes behind those that did not.
+    The thumbnails are matched: galleries keep no originals, and thumbnails are as large as the
+    input of the networks. An image that was deleted meanwhile, or fails, goes behind the others.
     """
     assert isinstance(query.sought, str)
     best = ranked[: rerank.candidates]
@@ -187,17 +197,17 @@ async def _again(
     if not seen:
         return list(ranked), None
     matched = await match_scores(
-        core,
+        dispatcher,
         rerank.model,
         [pictures[one.hit.id] for one in seen],
         query.sought,
         query.selector,
-        request=request,
+        gone=gone,
     )
     scores = {
         one.hit.id: score
         for one, score in zip(seen, matched.scores, strict=True)
-        if not isinstance(score, ApiError)
+        if not isinstance(score, RequestError)
     }
     # Equal scores keep the order of their similarity.
     again = sorted(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from tokenfold.bundle.preprocess import Preprocess, lies
-from tokenfold.service import images
+from tokenfold.inference import images
 
 LONGEST = 384  # pixels of the longer side: what networks that see images with texts look at
 _QUALITY = 90

@@ -13,7 +13,7 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-from tokenfold.service.errors import ApiError
+from tokenfold.inference.errors import RequestError
 from tokenfold.service.galleries.failures import LanceError, is_conflict
 from tokenfold.service.galleries.record import GalleryStats
 from tokenfold.service.galleries.store import Galleries
@@ -105,7 +105,7 @@ class Upkeep:
             name = gallery.info.name
             try:
                 await self._look_after(gallery)
-            except ApiError:
+            except RequestError:
                 pass  # deleted meanwhile, or in the log
             except LanceError as error:
                 level = logging.INFO if is_conflict(error) else logging.WARNING
@@ -115,7 +115,7 @@ class Upkeep:
         while True:
             try:
                 await self.round()
-            except ApiError:
+            except RequestError:
                 pass  # where it was raised it was logged
             except Exception:
                 logger.exception("upkeep failed")

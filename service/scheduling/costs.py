@@ -1,6 +1,6 @@
-"""How long one run of a model takes here, by FLOPs: measured at warm-up, corrected by every run.
+"""Expected duration of runs by FLOPs: measured at warm-up, and corrected by every run.
 
-A profile's latencies come from the machine that exported the bundle; the warm-up measures this one.
+A profile's latencies belong to the machine that exported the bundle; the warm-up measures this one.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenfold.service.scheduling.backends.backend import Step
-from tokenfold.service.scheduling.work import Works
+from tokenfold.inference.backend import Step
+from tokenfold.inference.work import Works
 
-# Weight of one run in the drift: about the last twenty count.
+# Weight of one run in the drift: about the last twenty runs count.
 _WEIGHT = 0.05
-# Seconds without a run in which half of a slowness is forgotten.
+# Seconds without a run after which half of a slowdown is forgotten.
 _HALF_LIFE = 5.0
 
 
 class Times(NamedTuple):
-    """Seconds on a machine at rest, while every worker runs.
+    """Durations in seconds on an otherwise idle machine, while every worker runs.
 
     Attributes:
-        runs: of one image, with its text where there is one, by FLOPs.
-        embedding: of those that an image takes which several texts share.
+        runs: of one image, with its text if there is one, by FLOPs.
+        embedding: of embedding an image that several texts share.
         reading: of a text by itself, by FLOPs.
-        share: of an item's time alone that one more item of a run adds to it, on a busy device;
-            1 where batches gain nothing.
+        share: fraction of an item's duration alone that one more item adds to a run on a busy
+            device; 1 where batches gain nothing.
     """
 
     runs: Mapping[int, float]
@@ -39,7 +39,7 @@ class Times(NamedTuple):
 
 
 class _Curve:
-    """Seconds by FLOPs."""
+    """Duration in seconds as a function of FLOPs, by linear interpolation."""
 
     def __init__(self, known: Mapping[int, float]) -> None:
         self._known = dict(known)
@@ -47,31 +47,33 @@ class _Curve:
         self._seconds = [known[flops] for flops in self._flops]
 
     def at(self, flops: int) -> float:
-        """0 if nothing is known."""
+        """Return the duration, 0 if nothing was measured."""
         found = self._known.get(flops)
         if found is not None or not self._known:
             return found or 0.0
         if flops > self._flops[-1]:
-            # A larger image than any that was measured.
+            # The image is larger than any that was measured.
             return self._seconds[-1] * flops / self._flops[-1]
         return float(np.interp(flops, self._flops, self._seconds))
 
 
 class Costs:
-    """Expected seconds of a run of one item.
+    """Expected duration of a run of one item.
 
-    What is known is the time of each level, on a machine at rest, and one drift for the whole
-    model: how much longer runs take now, because of neighbours, heat, or other work.
+    The duration of each level on an idle machine is known from the warm-up. One factor for the
+    whole model, the drift, says how much longer runs take at the moment, because of other load on
+    the machine or of heat. Between the levels, and for other lengths of texts and images, the
+    duration follows the FLOPs.
 
-    Between the levels, and for texts and images of other lengths, time follows the FLOPs.
-
-    A slowness fades while nothing runs: it may be why nothing does, every budget being refused.
-    A drift below 1 refuses nobody, and stays.
+    A drift above 1 fades while nothing runs: it may be the reason that nothing runs, if it exceeds
+    every latency budget. A drift below 1 refuses no request, and stays.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args:
-        clock: seconds, never going back.
+        """Create costs of a model that was not measured yet.
+
+        Args:
+            clock: monotonic clock, in seconds.
         """
         self._clock = clock
         self._lock = threading.Lock()
@@ -80,7 +82,7 @@ class Costs:
         self._embedding = 0.0
         self._share = 1.0
         self._drift = 1.0
-        self._observed = clock()  # when the drift was that
+        self._observed = clock()  # time of the last change of the drift
 
     @property
     def share(self) -> float:
@@ -88,7 +90,7 @@ class Costs:
         return self._share
 
     def learn(self, at_rest: Times) -> None:
-        """Take the warm-up's times."""
+        """Store the durations of the warm-up."""
         with self._lock:
             self._runs = _Curve(at_rest.runs)
             self._reading = _Curve(at_rest.reading)
@@ -100,26 +102,34 @@ class Costs:
     def observe(
         self, works: Works, seconds: float, step: Step = "answer", *, items: int = 1
     ) -> None:
-        """Correct the estimates by a run of some items like this one, that took `seconds`."""
+        """Correct the estimates by a run.
+
+        Args:
+            works: cost of one of its items.
+            seconds: its duration.
+            step: its step.
+            items: number of its items, which are alike.
+        """
         expected = self._at_rest(works, step) * (1.0 + (items - 1) * self._share)
         if not expected:
             return
         with self._lock:
             drift, now = self._faded()
             if self._share < 1.0:
-                # Batches follow each other on their device: one has waited for that before it.
+                # Batches follow each other on a device: a run includes the wait for the last one.
                 seconds = min(seconds, now - self._observed)
-            # One stalled run must not shut out every budget for the next minute.
+            # One stalled run must not exceed every budget for the next minute.
             ratio = min(seconds / expected, 10.0)
             self._drift = drift + _WEIGHT * (ratio - drift)
             self._observed = now
 
     def seconds(self, works: Works, step: Step = "answer") -> float:
-        """Expected time of one item's run now; 0 before the warm-up.
+        """Return the expected duration of one item's run at the moment; 0 before the warm-up.
 
         Args:
-            works: one for each image that the item looks at, its embedding included whatever the
-                step; or one of its text.
+            works: one for each image of the item, its embedding included whatever the step; or one
+                for its text.
+            step: the step.
         """
         expected = self._at_rest(works, step)
         if not expected:
@@ -129,7 +139,7 @@ class Costs:
         return expected * drift
 
     def _faded(self) -> tuple[float, float]:
-        """The drift as it is now, and when that is."""
+        """Return the present drift, and the present time."""
         now = self._clock()
         slowness = max(0.0, self._drift - 1.0)
         return self._drift - slowness * (1.0 - 0.5 ** ((now - self._observed) / _HALF_LIFE)), now

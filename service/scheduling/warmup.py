@@ -1,4 +1,4 @@
-"""A model's first runs: whether it answers as its manifest says, and how long it takes here."""
+"""Warm-up: check that a model answers as its manifest says, and time its runs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from collections.abc import Callable, Sequence
 
 from tokenfold.bundle.bundle import BundleError
 from tokenfold.bundle.tasks import Task
+from tokenfold.inference.backend import Call, Sample, Step
+from tokenfold.inference.levels import Selector
+from tokenfold.inference.work import Size, Work
 from tokenfold.service.scheduling.backends import noise
-from tokenfold.service.scheduling.backends.backend import Call, Sample, Step
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.catalog import ServedModel
 from tokenfold.service.scheduling.costs import Times
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.scheduling.queues import Lane
-from tokenfold.service.scheduling.scheduler import Done, Outcome
-from tokenfold.service.scheduling.work import Size, Work
+from tokenfold.service.scheduling.queue import Lane
+from tokenfold.service.scheduling.ticket import Outcome, RunOutput
 
-# For each level, after a round that does not count, and for full batches: rounds at most, and
-# their seconds.
+# Timed rounds of each level, after one that does not count; the time after which no further round
+# starts, in seconds.
 _ROUNDS = 5
 _PATIENCE = 1.0
-# More than any device takes at once.
-_ENDLESS = 1 << 20
-# A device whose runs are batches is full of work with so many of the largest for each that it has
-# on its way.
-_FULL = 2
+# Waiting items, more than any device takes in one run.
+_MANY = 1 << 20
+# Batches of the largest size that keep a device busy, for each run that it may have in flight.
+_BATCHES_IN_FLIGHT = 2
 
-# Runs a sample so many times, with slots or without, as under load.
 RunMany = Callable[[Lane, Sample, bool, int], list[Outcome | None]]
+"""Runs a sample, with or without slots, as many times as given, as under load."""
 _Run = Callable[[Lane, Sample, bool], list[Outcome | None]]
 
 
-def times(model: Model, run_many: RunMany, workers: int) -> Times:
-    """Run every task once, and every level often enough to time it; texts also as short ones.
+def times(model: ServedModel, run_many: RunMany, workers: int) -> Times:
+    """Run every task once, and time every level, for the longest and for short texts.
 
     Args:
-        workers: how many run beside each other, where a run is one item.
+        model: the model.
+        run_many: runs a sample several times.
+        workers: number of concurrent runs, where a run has one item.
 
     Raises:
-        BundleError: it does not run, or its outputs are not those of its labels.
+        BundleError: the model does not run, or its outputs do not fit its labels.
     """
     together = workers if model.backend.max_concurrent_runs is None else 1
 
@@ -65,8 +66,8 @@ def times(model: Model, run_many: RunMany, workers: int) -> Times:
     return Times(found, embedding, _reading(model, run), _share(model, task, run_many))
 
 
-def _share(model: Model, task: Task, run_many: RunMany) -> float:
-    """See `Times`."""
+def _share(model: ServedModel, task: Task, run_many: RunMany) -> float:
+    """Return `Times.share`."""
     max_concurrent_runs = model.backend.max_concurrent_runs
     if max_concurrent_runs is None:
         return 1.0
@@ -77,18 +78,20 @@ def _share(model: Model, task: Task, run_many: RunMany) -> float:
         return run_many(lane, sample, slots, 1)
 
     alone = _time(model, lane, sample, run)
-    items = _FULL * max_concurrent_runs * model.backend.batch_size_for(lane.call, _ENDLESS)
+    items = (
+        _BATCHES_IN_FLIGHT * max_concurrent_runs * model.backend.batch_size_for(lane.call, _MANY)
+    )
     rounds: list[float] = []
     started = time.perf_counter()
     while len(rounds) < _ROUNDS and time.perf_counter() - started < _PATIENCE:
         begun = time.perf_counter()
-        done = [_done(model, outcome) for outcome in run_many(lane, sample, False, items)]
-        rounds.append((max(one.ended for one in done) - begun) / len(done))
+        outputs = [_output(model, outcome) for outcome in run_many(lane, sample, False, items)]
+        rounds.append((max(output.ended for output in outputs) - begun) / len(outputs))
     return min(1.0, statistics.median(rounds) / alone)
 
 
-def _reading(model: Model, run: _Run) -> dict[int, float]:
-    """Seconds of texts by themselves, by FLOPs; none where there are no such."""
+def _reading(model: ServedModel, run: _Run) -> dict[int, float]:
+    """Return the durations of texts by themselves, by FLOPs; only dual encoders have them."""
     if model.manifest.kind != "dual":
         return {}
     found = {}
@@ -99,14 +102,16 @@ def _reading(model: Model, run: _Run) -> dict[int, float]:
     return found
 
 
-def _text(model: Model, tokens: int) -> tuple[Lane, Sample]:
+def _text(model: ServedModel, tokens: int) -> tuple[Lane, Sample]:
     sample = noise.sample(model.manifest, images=0, text=tokens, vocabulary=model.text.vocabulary)
     return Lane(model.backend, Call("read", "embed", (), ())), sample
 
 
-def plan_ahead(model: Model) -> None:
-    """Find the plans for texts of every length, so that no request has to: a search takes tens of
-    milliseconds, and the first request of a length would do it in the event loop.
+def plan_ahead(model: ServedModel) -> None:
+    """Find the plans for texts of every length before the first request.
+
+    A search takes tens of milliseconds, which the first request of a length would spend in the
+    event loop.
     """
     task = next(iter(model.tasks))
     model.levels.choose(Selector(reduction=1.0), task)  # a named level needs no search
@@ -119,7 +124,7 @@ def plan_ahead(model: Model) -> None:
             model.levels.fit(choice, nominal._replace(text=text))
 
 
-def _sizes(model: Model) -> list[Size | None]:
+def _sizes(model: ServedModel) -> list[Size | None]:
     nominal = model.levels.nominal
     if nominal is None or nominal.text <= noise.SHORT:
         return [nominal]
@@ -127,7 +132,7 @@ def _sizes(model: Model) -> list[Size | None]:
 
 
 def _input(
-    model: Model, task: Task, step: Step, plan: tuple[int, ...], size: Size | None
+    model: ServedModel, task: Task, step: Step, plan: tuple[int, ...], size: Size | None
 ) -> tuple[Lane, Sample]:
     images = noise.images_of(task, step)
     sample = noise.sample(
@@ -141,23 +146,23 @@ def _input(
     return Lane(model.backend, Call(step, task, plans, shapes)), sample
 
 
-def _time(model: Model, lane: Lane, sample: Sample, run: _Run) -> float:
-    """Median seconds."""
+def _time(model: ServedModel, lane: Lane, sample: Sample, run: _Run) -> float:
+    """Return the median duration of a run per item, in seconds."""
     runs: list[float] = []
     begun = time.perf_counter()
     for turn in range(1 + _ROUNDS):
-        # The first round also sees what slots cost in memory.
-        found = run(lane, sample, turn == 0)
+        # The first round includes slots, so that their memory is allocated.
+        outcomes = run(lane, sample, turn == 0)
         if turn:
-            done = [_done(model, outcome) for outcome in found]
-            runs += [one.ran / one.batch_size for one in done]
+            outputs = [_output(model, outcome) for outcome in outcomes]
+            runs += [output.seconds / output.batch_size for output in outputs]
         if runs and time.perf_counter() - begun > _PATIENCE:
             break
     return statistics.median(runs)
 
 
-def _check(model: Model, task: Task, run: _Run) -> None:
-    """Whether a task answers, in as many numbers as it has labels."""
+def _check(model: ServedModel, task: Task, run: _Run) -> None:
+    """Check that a task runs and has as many outputs as labels; raise BundleError otherwise."""
     choice = model.levels.choose(Selector(), task)
     lane, sample = _input(model, task, "answer", choice.plan, model.levels.nominal)
     similarity = model.manifest.similarity
@@ -171,7 +176,7 @@ def _check(model: Model, task: Task, run: _Run) -> None:
         return
     expected = len(model.labels(task)) or 1
     for outcome in run(lane, sample, True):
-        output = _done(model, outcome).output
+        output = _output(model, outcome).output
         classes = output["logits"].shape[-1]
         if classes != expected:
             raise BundleError(
@@ -181,24 +186,26 @@ def _check(model: Model, task: Task, run: _Run) -> None:
         nominal = model.levels.nominal
         if nominal is not None and tokens != nominal.image:
             raise BundleError(
-                f"{model.bundle.folder} makes {tokens} tokens of an image, and says {nominal.image}"
+                f"{model.bundle.folder} makes {tokens} tokens of an image; its manifest says "
+                f"{nominal.image}"
             )
 
 
 def _check_vectors(
-    model: Model, width: int, asked: Sequence[tuple[Lane, Sample]], run: _Run
+    model: ServedModel, width: int, inputs: Sequence[tuple[Lane, Sample]], run: _Run
 ) -> None:
-    """Whether images and texts become vectors that can be compared."""
-    for lane, sample in asked:
+    """Check that images and texts have vectors of the same width; raise BundleError otherwise."""
+    for lane, sample in inputs:
         for outcome in run(lane, sample, True):
-            found = len(_done(model, outcome).output["vector"])
-            if found != width:
+            length = len(_output(model, outcome).output["vector"])
+            if length != width:
                 raise BundleError(
-                    f"{model.bundle.folder} makes vectors of {found} numbers, and says {width}"
+                    f"{model.bundle.folder} makes vectors of {length} numbers; its manifest says "
+                    f"{width}"
                 )
 
 
-def _done(model: Model, outcome: Outcome | None) -> Done:
-    if not isinstance(outcome, Done):
+def _output(model: ServedModel, outcome: Outcome | None) -> RunOutput:
+    if not isinstance(outcome, RunOutput):
         raise BundleError(f"{model.bundle.folder} does not run; the log above says why")
     return outcome

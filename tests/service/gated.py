@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.service import standin
 from tokenfold.bundle.bundle import Bundle
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Call, Sample
 from tokenfold.service.app import create_app
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import Call, Sample
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
@@ -19,7 +19,7 @@ class Slow:
     """The real backend behind a gate."""
 
     def __init__(self, found: Bundle) -> None:
-        self._inner = loading.load(found)
+        self._inner = sessions.load(found)
         self.native = self._inner.native
         self.max_concurrent_runs = self._inner.max_concurrent_runs
         self.gate = threading.Event()

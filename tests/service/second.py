@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import Call, Sample
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Call, Sample
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 MOST = 4
@@ -26,7 +26,7 @@ class Second:
     """
 
     def __init__(self, bundle: Bundle, fails: Callable[[Sequence[Sample]], bool]) -> None:
-        self._inner = loading.load(bundle)
+        self._inner = sessions.load(bundle)
         self.native = self._inner.native
         self.max_concurrent_runs = 2
         self.fails = fails

@@ -38,12 +38,12 @@ from tests.service.standin import (
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.workload import Plan
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Backend
 from tokenfold.service import logs
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.api.schemas.inference import ClassifyResponse
 from tokenfold.service.app import create_app
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import Backend
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.costs import Times
 
@@ -688,7 +688,7 @@ class TestStarting:
 
         def load(found: Bundle) -> Backend:
             gate.wait(10)
-            return loading.load(found)
+            return sessions.load(found)
 
         app = create_app(standin.settings(bundles), kinds=[BackendKind("cpu", "cpu", load)])
         release = threading.Thread(target=self._probe, args=(app, gate))

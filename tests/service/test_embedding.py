@@ -12,11 +12,12 @@ import pytest
 from tests.service import standin
 from tests.service.standin import picture, until
 from tests.service.standin_dual import WIDTH, dual_bundle
+from tokenfold.inference.errors import ImageFormat, InvalidRequest, RequestError, UnknownLevel
+from tokenfold.inference.levels import Selector
 from tokenfold.service.core import Core
-from tokenfold.service.embedding import Embedded, choose, embed_images, embed_text
-from tokenfold.service.errors import ApiError, Draining, ImageFormat, InvalidRequest, UnknownLevel
+from tokenfold.service.errors import Draining
+from tokenfold.service.galleries.inference import Embedded, choose, embed_images, embed_text
 from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scheduling.levels import Selector
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def model(core: Core) -> Model:
     return core.catalog.find(None, "embed")
 
 
-def images(core: Core, model: Model, *pictures: bytes) -> list[Embedded | ApiError]:
+def images(core: Core, model: Model, *pictures: bytes) -> list[Embedded | RequestError]:
     choice = choose(core, model, Selector(level="fast"), images=len(pictures))
     return asyncio.run(embed_images(core, model, pictures, choice))
 

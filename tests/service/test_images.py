@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.service.standin import encoded, picture
 from tokenfold.bundle.preprocess import Pixels, Preprocess
-from tokenfold.service import images
-from tokenfold.service.errors import ApiError, ImageError, ImageFormat, ImageTooLarge
+from tokenfold.inference import images
+from tokenfold.inference.errors import ImageError, ImageFormat, ImageTooLarge, RequestError
 
 SMALL = Preprocess(size=(8, 8))
 PLENTY = 1_000_000
@@ -73,7 +73,7 @@ def test_empty() -> None:
 def test_truncated(style: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), style)
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(RequestError) as caught:
         decode(data[: len(data) // 2])
     assert caught.value.status in (415, 422)
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenfold.service.label_vectors import LabelVectors
+from tokenfold.service.zero_shot import LabelVectors
 
 
 def vectors(*texts: str) -> dict[str, np.ndarray]:

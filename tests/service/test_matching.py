@@ -11,10 +11,10 @@ import pytest
 from tests.service import standin
 from tests.service.standin import picture, until
 from tests.service.standin_pairs import WORKLOAD, pair_bundle
+from tokenfold.inference.errors import ImageFormat, InvalidRequest, TwoSelectors
+from tokenfold.inference.levels import Selector
 from tokenfold.service.core import Core
-from tokenfold.service.errors import ImageFormat, InvalidRequest, TwoSelectors
-from tokenfold.service.matching import Matched, match_scores
-from tokenfold.service.scheduling.levels import Selector
+from tokenfold.service.galleries.inference import Matched, match_scores
 
 RED, BLUE = picture("red"), picture("blue")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tokenfold.service.errors import InvalidRequest
-from tokenfold.service.pairing import matrix, one_by_one
 from tokenfold.service.steps import Item
+
+from tokenfold.inference.errors import InvalidRequest
+from tokenfold.inference.request import matrix, one_by_one
 
 COUNTS = st.integers(1, 40)
 

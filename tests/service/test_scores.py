@@ -15,9 +15,9 @@ from tests.service.standin_pairs import TASKS, pair_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Scoring
 from tokenfold.bundle.tasks import PairTask
-from tokenfold.service.errors import InternalError
+from tokenfold.inference.errors import InternalError
+from tokenfold.inference.outputs import best, scores, yes
 from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import best, scores, yes
 
 
 @pytest.fixture(scope="module")

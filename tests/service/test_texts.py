@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfold.bundle.text import word_level
-from tokenfold.service.errors import InvalidRequest
-from tokenfold.service.texts import LONGEST, describe, encode, readable
+from tokenfold.inference.errors import InvalidRequest
+from tokenfold.inference.texts import LONGEST, describe, encode, readable
 
 ENCODER = word_level(("red", "blue"), 6)
 

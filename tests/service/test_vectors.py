@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as arrays
 
 from tests.service.standin_dual import dual_bundle
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.service.errors import InternalError
+from tokenfold.inference.errors import InternalError
+from tokenfold.inference.outputs import vector, written
 from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.vectors import vector, written
 
 VECTORS = arrays.arrays(np.float32, st.integers(1, 8), elements=st.floats(-1, 1, width=32))
 

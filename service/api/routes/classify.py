@@ -1,27 +1,20 @@
-"""POST /v1/classify: an image's likeliest classes."""
+"""POST /v1/classify: classify images."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task, zero_shot
+from tokenfold.bundle.tasks import Task
+from tokenfold.inference.answers import classification, zero_shot
+from tokenfold.inference.request import Item
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming, check_count
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.inference import ClassifyRequest, ClassifyResponse
 from tokenfold.service.core import Core
-from tokenfold.service.metrics import Track
-from tokenfold.service.results import Finish
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import best, closest
-from tokenfold.service.steps import Item
-from tokenfold.service.vectors import vector
+from tokenfold.service.zero_shot import LabelEncoder, check_model
 
-# The demo model's answer to a photo of a frog.
+# An answer of the demo model to a photo of a frog.
 _EXAMPLE = {
     "model": "cifar10",
     "results": [
@@ -55,56 +48,33 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(ClassifyRequest, "classify", "embed", asked={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
-    """The likeliest classes of each image, with how much was reduced and how long it took.
+    """Classify each image, by the model's classes or by labels of the request.
 
-    With `labels` a dual encoder compares each image with their texts; those it has not read lately
-    are read first, and `queue` tells how long that took.
+    With `labels`, a dual encoder compares each image with the texts of the labels. Texts that are
+    not cached are encoded first; `queue` includes that time.
 
-    An image that fails carries its problem in its result; the others are answered still. If all
-    fail, the answer is the first one's problem.
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("classify") as track:
         core.check_room()
-        asked = await body.read(request, ClassifyRequest)
-        arrived = time.perf_counter()
-        task.check_count(core, "images", len(asked.image))
-        zero_shot.check_model(core.catalog, asked.model, labels=bool(asked.labels))
-        finish = await _zero_shot(core, request, track, asked) if asked.labels else _own(asked)
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="embed" if asked.labels else "classify",
-            asked=asked,
-            pictures=asked.image,
-            items=[Item((index,)) for index in range(len(asked.image))],
-            finish=finish,
-            arrived=arrived,
-        )
-
-
-def _own(asked: ClassifyRequest) -> Finish:
-    """By the model's classes."""
-
-    def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-        (output,) = outputs
-        return {"predictions": best(model, "classify", output["logits"], asked.top_k)}
-
-    return finish
-
-
-async def _zero_shot(core: Core, request: Request, track: Track, asked: ClassifyRequest) -> Finish:
-    """By the classes that the request names."""
-    model = core.catalog.find(asked.model, "embed")
-    track.model = model.name
-    # Chosen again once they are read: here only to refuse before a thousand texts are.
-    model.levels.choose(asked.selector, "embed")
-    texts = await zero_shot.label_vectors(core, model, asked.labels, asked.template, request)
-
-    def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-        (output,) = outputs
-        image = vector(model, output)
-        return {"predictions": closest(model, image, texts, asked.labels, asked.top_k)}
-
-    return finish
+        fields = await body.read(request, ClassifyRequest)
+        incoming = Incoming(request, track)
+        check_count("images", len(fields.image), core.settings.max_items)
+        check_model(core.catalog, fields.model, labels=bool(fields.labels))
+        task: Task = "embed" if fields.labels else "classify"
+        model = incoming.model(fields.model, task)
+        if fields.labels:
+            # The level is chosen again later; an invalid one must not cost a thousand texts.
+            model.levels.choose(fields.selector, task)
+            encoder: LabelEncoder = request.app.state.labels
+            texts = await encoder.vectors(
+                model, fields.labels, fields.template, gone=request.receive
+            )
+            finish = zero_shot(model, fields.labels, texts, fields.top_k)
+        else:
+            finish = classification(model, fields.top_k)
+        items = [Item((index,)) for index in range(len(fields.image))]
+        images = incoming.request(model, task, fields, items)
+        return await incoming.respond(model, images, finish)

@@ -1,23 +1,18 @@
-"""POST /v1/embed: images or texts as vectors that can be compared."""
+"""POST /v1/embed: embed images or texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task
+from tokenfold.inference.answers import embedding
+from tokenfold.inference.request import Item
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.embed import EmbedRequest, EmbedResponse
 from tokenfold.service.core import Core
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.steps import Item
-from tokenfold.service.vectors import vector, written
 
-# What the demo model may answer; its vectors are longer.
+# A possible answer of the demo model, whose vectors are longer.
 _EXAMPLE = {
     "model": "scenes-retrieval",
     "results": [
@@ -48,31 +43,20 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(EmbedRequest, "embed", asked={}, example=_EXAMPLE),
 )
 async def embed(request: Request) -> Response:
-    """A vector of length 1 for each image, or for each text: their scalar product is how alike two
-    of one model are.
+    """Embed images or texts. The scalar product of two vectors of a model is their similarity.
 
-    Texts are not reduced: a level changes nothing of them. One that fails carries its problem in
-    its result; the others are answered still. If all fail, the answer is the first one's problem.
+    Vectors have length 1. Texts are not reduced, so the level does not matter for them.
+
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("embed") as track:
         core.check_room()
-        asked = await body.read(request, EmbedRequest)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            (output,) = outputs
-            return {"vector": written(vector(model, output), asked.encoding)}
-
-        images = [Item((index,)) for index in range(len(asked.image))]
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="embed",
-            asked=asked,
-            pictures=asked.image,
-            words=asked.text,
-            field="text",
-            items=images or [Item((), index) for index in range(len(asked.text))],
-            finish=finish,
-        )
+        fields = await body.read(request, EmbedRequest)
+        incoming = Incoming(request, track)
+        model = incoming.model(fields.model, "embed")
+        images = [Item((index,)) for index in range(len(fields.image))]
+        items = images or [Item((), index) for index in range(len(fields.text))]
+        inputs = incoming.request(model, "embed", fields, items, texts=fields.text)
+        return await incoming.respond(model, inputs, embedding(model, fields.encoding))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task
+from tokenfold.inference.answers import entailment
+from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.pairs import EntailRequest, EntailResponse, example
 from tokenfold.service.core import Core
-from tokenfold.service.pairing import one_by_one
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import scores
 
 # What the demo model may answer.
 _ANSWER = {
@@ -40,37 +35,19 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     ),
 )
 async def entail(request: Request) -> Response:
-    """Whether each hypothesis follows from its image, contradicts it, or neither.
+    """Decide whether each hypothesis follows from its image.
 
-    One that fails carries its problem in its result; the others are answered still. If all fail,
-    the answer is the first one's problem.
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("entail") as track:
         core.check_room()
-        asked = await body.read(request, EntailRequest)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            (output,) = outputs
-            found = scores(model, "entail", output["logits"])
-            labels = model.labels("entail")
-            return {
-                "label": labels[int(found.argmax())],
-                "scores": {
-                    label: round(float(score), 6)
-                    for label, score in zip(labels, found, strict=True)
-                },
-            }
-
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="entail",
-            asked=asked,
-            pictures=asked.image,
-            words=asked.hypothesis,
-            field="hypothesis",
-            items=one_by_one(len(asked.image), len(asked.hypothesis), name="hypothesis"),
-            finish=finish,
+        fields = await body.read(request, EntailRequest)
+        incoming = Incoming(request, track)
+        model = incoming.model(fields.model, "entail")
+        items = one_by_one(len(fields.image), len(fields.hypothesis), name="hypothesis")
+        question = incoming.request(
+            model, "entail", fields, items, texts=fields.hypothesis, text_field="hypothesis"
         )
+        return await incoming.respond(model, question, entailment(model))

@@ -1,4 +1,4 @@
-"""/v1/galleries: made, listed, described, deleted."""
+"""/v1/galleries: create, list, describe and delete galleries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tokenfold.service.api import body
 from tokenfold.service.api.openapi import accepting, problems
 from tokenfold.service.api.schemas.galleries import GalleryCreate, GalleryDescription, GalleryList
 from tokenfold.service.core import Core
-from tokenfold.service.embedding import choose
 from tokenfold.service.errors import OtherModel
+from tokenfold.service.galleries.inference import choose
+from tokenfold.service.galleries.keeper import Keeper
 from tokenfold.service.galleries.own import described, own_model
 from tokenfold.service.galleries.record import GalleryInfo
 from tokenfold.service.galleries.table import Gallery
@@ -36,18 +37,18 @@ _EXAMPLE = {
 
 
 async def opened(request: Request, name: str) -> Gallery:
-    """The gallery that a request is about.
+    """Return the gallery of a request.
 
     Raises:
-        UnknownGallery: there is none.
+        UnknownGallery: there is no such gallery.
         StorageFailed: the data directory cannot be used.
     """
-    core: Core = request.app.state.core
-    return await (await core.keeper.galleries()).get(name)
+    keeper: Keeper = request.app.state.keeper
+    return await (await keeper.galleries()).get(name)
 
 
 def path_of(name: str, image: str = "") -> str:
-    """Of a gallery, or of one of its images."""
+    """Return the path of a gallery, or of one of its images."""
     return f"/v1/galleries/{quote(name)}" + (f"/images/{quote(image, safe='')}" if image else "")
 
 
@@ -66,15 +67,16 @@ def path_of(name: str, image: str = "") -> str:
     ),
 )
 async def create_gallery(request: Request) -> Response:
-    """An empty gallery, whose images are embedded by one model at one level, for good."""
+    """Create an empty gallery. Its model and level are fixed."""
     core: Core = request.app.state.core
     core.check_open()
     asked = await body.read(request, GalleryCreate)
     model = core.catalog.find(asked.model, "embed")
-    choice = choose(core, model, asked.selector)
+    choice = await choose(core.dispatcher, model, asked.selector)
     info = described(asked.name, model, choice)
-    gallery = await (await core.keeper.galleries()).create(info)
-    core.metrics.galleries.size(info.name, 0)
+    keeper: Keeper = request.app.state.keeper
+    gallery = await (await keeper.galleries()).create(info)
+    keeper.metrics.size(info.name, 0)
     return Response(
         (await describe(core, gallery)).model_dump_json(),
         status_code=201,
@@ -90,11 +92,12 @@ async def create_gallery(request: Request) -> Response:
     responses=problems(500, 503, galleries=True),
 )
 async def list_galleries(request: Request) -> GalleryList:
-    """Every gallery, by name."""
+    """List every gallery by name."""
     core: Core = request.app.state.core
     core.check_open()
-    found = await (await core.keeper.galleries()).list()
-    return GalleryList(galleries=[await describe(core, gallery) for gallery in found])
+    keeper: Keeper = request.app.state.keeper
+    listed = await (await keeper.galleries()).list()
+    return GalleryList(galleries=[await describe(core, gallery) for gallery in listed])
 
 
 @router.get(
@@ -104,7 +107,7 @@ async def list_galleries(request: Request) -> GalleryList:
     responses=problems(404, 422, 500, 503, galleries=True),
 )
 async def get_gallery(request: Request, name: GalleryName) -> GalleryDescription:
-    """How its vectors were made, and how many there are."""
+    """Describe a gallery: its model, its level and its size."""
     core: Core = request.app.state.core
     core.check_open()
     return await describe(core, await opened(request, name))
@@ -118,16 +121,17 @@ async def get_gallery(request: Request, name: GalleryName) -> GalleryDescription
     responses=problems(404, 422, 500, 503, galleries=True),
 )
 async def delete_gallery(request: Request, name: GalleryName) -> Response:
-    """It and all of its images, for good."""
+    """Delete a gallery and its images permanently."""
     core: Core = request.app.state.core
     core.check_open()
-    await (await core.keeper.galleries()).delete(name)
-    core.metrics.galleries.gone(name)
+    keeper: Keeper = request.app.state.keeper
+    await (await keeper.galleries()).delete(name)
+    keeper.metrics.gone(name)
     return Response(status_code=204)
 
 
 async def describe(core: Core, gallery: Gallery) -> GalleryDescription:
-    """A gallery as it is now."""
+    """Return the description of a gallery."""
     info, stats = gallery.info, await gallery.stats()
     return GalleryDescription(
         name=info.name,

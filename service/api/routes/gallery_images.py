@@ -1,4 +1,4 @@
-"""/v1/galleries/{name}/images: added, listed, fetched, deleted."""
+"""/v1/galleries/{name}/images: add, list, fetch and delete images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
+from tokenfold.inference.errors import InvalidRequest, RequestError
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import check_count, results, total_failure
 from tokenfold.service.api.openapi import accepting, problems
+from tokenfold.service.api.problems import invalid_fields
 from tokenfold.service.api.routes.galleries import GalleryName, opened, path_of
 from tokenfold.service.api.schemas.galleries import (
     GalleryImage,
@@ -25,13 +28,12 @@ from tokenfold.service.api.schemas.galleries import (
     JsonObject,
 )
 from tokenfold.service.core import Core
-from tokenfold.service.errors import ApiError, InvalidRequest, UnknownImage, invalid
+from tokenfold.service.errors import UnknownImage
 from tokenfold.service.galleries.ingest import Arrival, ingest
+from tokenfold.service.galleries.keeper import Keeper
 from tokenfold.service.galleries.own import own_model
 from tokenfold.service.galleries.record import Hit, ImageRow
 from tokenfold.service.galleries.table import Gallery
-from tokenfold.service.results import listed, refusal
-from tokenfold.service.task import check_count
 
 router = APIRouter(tags=["galleries"])
 
@@ -74,64 +76,65 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
     ),
 )
 async def add_images(request: Request, name: GalleryName) -> Response:
-    """Embed images at the gallery's level and keep them, each with a thumbnail.
+    """Embed images at the gallery's level, and store their vectors, metadata and thumbnails.
 
-    What is acknowledged is on disk. An image that fails carries its problem in its result; the
-    others are kept still. If all fail, the answer is the first one's problem. Adding the same again
-    changes nothing.
+    Acknowledged images are on disk. The result of an image that fails is its problem; the others
+    are stored. If all fail, the answer is the problem of the first. Adding an image again changes
+    nothing.
     """
     core: Core = request.app.state.core
+    keeper: Keeper = request.app.state.keeper
     with core.metrics.track("gallery-add") as track:
         core.check_room()
         asked = await body.read(request, ImagesAdd)
         begun = time.perf_counter()
-        check_count(core, "images", len(asked.image))
+        check_count("images", len(asked.image), core.settings.max_items)
         gallery = await opened(request, name)
-        model = own_model(core.catalog, gallery.info, asked=asked.model)
+        model = own_model(core.catalog, gallery.info, named=asked.model)
         track.model, track.level = model.name, gallery.info.level
         arrivals = _arrivals(asked)
         statuses = ["failed"] * len(arrivals)
         try:
-            done = await ingest(core, gallery, model, arrivals, request=request)
+            done = await ingest(core.dispatcher, gallery, model, arrivals, gone=request.receive)
             statuses = [
-                "failed" if isinstance(one, ApiError) else one["status"] for one in done.results
+                "failed" if isinstance(one, RequestError) else one["status"] for one in done.results
             ]
         finally:
-            core.metrics.galleries.ingested(statuses, time.perf_counter() - begun)
-        await _count(core, gallery)
-        refused = refusal(done.results, track)
-        if refused is not None:
-            return refused
+            keeper.metrics.ingested(statuses, time.perf_counter() - begun)
+        await _count(keeper, gallery)
+        failure = total_failure(done.results, track)
+        if failure is not None:
+            return failure
         return _json(
             {
                 "gallery": gallery.info.name,
                 "model": model.name,
-                "results": listed(done.results),
+                "results": results(done.results),
                 "timings_ms": done.timings_ms,
             }
         )
 
 
 def _arrivals(asked: ImagesAdd) -> list[Arrival]:
-    """A request's images, each with its id and what is said of it.
+    """Return the images of a request, each with its id and metadata.
 
     Raises:
-        InvalidRequest: there are not as many.
+        InvalidRequest: the numbers of images, ids and metadata do not fit.
     """
     images = len(asked.image)
     if asked.id and len(asked.id) != images:
         raise InvalidRequest(
-            f"There are {images} of image and {len(asked.id)} of id: send one for each image, or "
-            "none."
+            f"The request has {images} of image and {len(asked.id)} of id: send one id for each "
+            "image, or none."
         )
-    said = len(asked.metadata)
-    if said not in (0, 1, images):
+    given = len(asked.metadata)
+    if given not in (0, 1, images):
         raise InvalidRequest(
-            f"There are {images} of image and {said} of metadata: send one for each image, one for "
-            "all of them, or none."
+            f"The request has {images} of image and {given} of metadata: send one for each image, "
+            "one for all images, or none."
         )
-    given: list[Any] = [*asked.metadata] or [None]
-    metadata = given if said == images else given * images
+    listed: list[Any] = [*asked.metadata] or [None]
+    metadata = listed if given == images else listed * images
     return [
         Arrival(picture, asked.id[at] if asked.id else None, metadata[at])
         for at, picture in enumerate(asked.image)
@@ -149,14 +152,15 @@ async def list_images(
     request: Request,
     name: GalleryName,
     after: Annotated[
-        str | None, Query(max_length=256, description="Ids up to this one are left out.")
+        str | None,
+        Query(max_length=256, description="Return images whose ids come after this one."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Images of a page.")] = 100,
     filter: Annotated[
-        str | None, Query(description="Of the metadata, as JSON; see the search.")
+        str | None, Query(description="Filter on the metadata, as JSON; see the search.")
     ] = None,
 ) -> ImagePage:
-    """A page of them, by id. `next` is the `after` of the next page."""
+    """Return a page of images, ordered by id. `next` is the `after` of the next page."""
     core: Core = request.app.state.core
     core.check_open()
     gallery = await opened(request, name)
@@ -180,10 +184,10 @@ async def get_image(
     name: GalleryName,
     id: ImageName,
     include: Annotated[
-        Literal["vector"] | None, Query(description="Further parts of the answer.")
+        Literal["vector"] | None, Query(description="Additional parts of the answer.")
     ] = None,
 ) -> GalleryImage:
-    """What is kept of it, but for the thumbnail."""
+    """Return an image's metadata, and its vector if asked for."""
     core: Core = request.app.state.core
     core.check_open()
     gallery = await opened(request, name)
@@ -199,16 +203,16 @@ async def get_image(
 @router.get(
     "/v1/galleries/{name}/images/{id}/thumbnail",
     operation_id="getThumbnail",
-    summary="An image in small",
+    summary="Get a thumbnail",
     response_class=Response,
     responses={
         200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-        304: {"description": "It is the one that the caller has"},
+        304: {"description": "The thumbnail has not changed"},
         **problems(404, 422, 500, 503, galleries=True),
     },
 )
 async def get_thumbnail(request: Request, name: GalleryName, id: ImageName) -> Response:
-    """A JPEG of 384 pixels at most, upright, without the original's EXIF."""
+    """Return a JPEG of at most 384 pixels a side, upright, without the original's EXIF."""
     core: Core = request.app.state.core
     core.check_open()
     gallery = await opened(request, name)
@@ -216,7 +220,7 @@ async def get_thumbnail(request: Request, name: GalleryName, id: ImageName) -> R
     if jpeg is None:
         raise _unknown(gallery, id)
     tag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
-    # Another image may get that id: a copy is good as long as it is asked about.
+    # Another image may get the same id, so a cached copy has to be revalidated.
     headers = {
         "etag": tag,
         "cache-control": "private, no-cache",
@@ -235,11 +239,11 @@ async def get_thumbnail(request: Request, name: GalleryName, id: ImageName) -> R
     responses=problems(404, 422, 500, 503, galleries=True),
 )
 async def delete_image(request: Request, name: GalleryName, id: ImageName) -> Response:
-    """One of them, for good."""
+    """Delete an image permanently."""
     core: Core = request.app.state.core
     core.check_open()
     gallery = await opened(request, name)
-    if not await _delete(core, gallery, [id]):
+    if not await _delete(request, gallery, [id]):
         raise _unknown(gallery, id)
     return Response(status_code=204)
 
@@ -257,24 +261,24 @@ async def delete_image(request: Request, name: GalleryName, id: ImageName) -> Re
     ),
 )
 async def delete_images(request: Request, name: GalleryName) -> Response:
-    """Several at once. Those that are not there are no error."""
+    """Delete several images. Ids that do not exist are ignored."""
     core: Core = request.app.state.core
     core.check_open()
     asked = await body.read(request, ImagesDelete)
     gallery = await opened(request, name)
-    return _json({"deleted": await _delete(core, gallery, asked.ids)})
+    return _json({"deleted": await _delete(request, gallery, asked.ids)})
 
 
-async def _delete(core: Core, gallery: Gallery, ids: Sequence[str]) -> int:
+async def _delete(request: Request, gallery: Gallery, ids: Sequence[str]) -> int:
     deleted = await gallery.delete(ids)
-    await _count(core, gallery)
+    await _count(request.app.state.keeper, gallery)
     return deleted
 
 
-async def _count(core: Core, gallery: Gallery) -> None:
-    # What is done is done: that it cannot be counted, or is deleted by now, changes no answer.
-    with contextlib.suppress(ApiError):
-        core.metrics.galleries.size(gallery.info.name, await gallery.count())
+async def _count(keeper: Keeper, gallery: Gallery) -> None:
+    # The change is stored: a failure to count the images must not change the answer.
+    with contextlib.suppress(RequestError):
+        keeper.metrics.size(gallery.info.name, await gallery.count())
 
 
 def _filter(text: str) -> dict[str, Any]:
@@ -282,7 +286,7 @@ def _filter(text: str) -> dict[str, Any]:
         return _FILTER.validate_python(text)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        raise invalid({**one, "loc": ("filter",)} for one in found) from None
+        raise invalid_fields({**one, "loc": ("filter",)} for one in found) from None
 
 
 def _shown(gallery: Gallery, image: Hit | ImageRow) -> GalleryImage:

@@ -1,4 +1,4 @@
-"""POST /v1/galleries/{name}/search: by a text, by an image, or for more like one."""
+"""POST /v1/galleries/{name}/search: search by text, by image, or by the id of an image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from tokenfold.inference.errors import InvalidRequest
 from tokenfold.service.api import body
 from tokenfold.service.api.openapi import accepting
 from tokenfold.service.api.routes.galleries import GalleryName, opened, path_of
 from tokenfold.service.api.schemas.galleries import SearchRequest, SearchResponse
 from tokenfold.service.core import Core
-from tokenfold.service.errors import InvalidRequest
 from tokenfold.service.galleries.metrics import By
 from tokenfold.service.galleries.own import own_model
 from tokenfold.service.galleries.search import Query, Ranked, Rerank, search
@@ -66,10 +66,10 @@ _EXAMPLE = {
     ),
 )
 async def search_gallery(request: Request, name: GalleryName) -> Response:
-    """The images that fit a text best, or that look most like an image.
+    """Search the images that fit a text best, or that are most similar to an image.
 
-    With `rerank`, a network that sees an image together with the text looks at the best again: the
-    slower, but more careful second look. `offset` counts in the order after that.
+    With `rerank`, a network that reads image and text together re-ranks the best results, which is
+    slower and more accurate. `offset` counts in the final order.
     """
     core: Core = request.app.state.core
     with core.metrics.track("gallery-search") as track:
@@ -81,15 +81,17 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
         rerank = _rerank(core, asked)
         gallery = await opened(request, name)
         track.model = gallery.info.model
-        # An image of the gallery has its vector: no model is needed to find more like it.
+        # The vector of a stored image is known: no model is needed.
         model = None
         if by != "id" or asked.model is not None:
-            model = own_model(core.catalog, gallery.info, asked=asked.model)
+            model = own_model(core.catalog, gallery.info, named=asked.model)
         query = Query(
             by, sought, asked.selector, asked.top_k, asked.offset, asked.filter, asked.exact
         )
-        done = await search(core, gallery, model, query, rerank=rerank, request=request)
-        core.metrics.galleries.searched(by, time.perf_counter() - begun)
+        done = await search(
+            core.dispatcher, gallery, model, query, rerank=rerank, gone=request.receive
+        )
+        request.app.state.keeper.metrics.searched(by, time.perf_counter() - begun)
         track.level = (done.reduction or {}).get("level", track.level)
         answer: dict[str, Any] = {
             "gallery": gallery.info.name,
@@ -110,10 +112,10 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
 
 
 def _sought(asked: SearchRequest) -> tuple[By, bytes | str]:
-    """What is searched by, and for.
+    """Return the kind of the query, and the query.
 
     Raises:
-        InvalidRequest: nothing, or more than one thing.
+        InvalidRequest: there is no query, or more than one.
     """
     given: list[tuple[By, bytes | str]] = []
     if asked.text is not None:
@@ -123,25 +125,25 @@ def _sought(asked: SearchRequest) -> tuple[By, bytes | str]:
     if asked.id is not None:
         given.append(("id", asked.id))
     if len(given) != 1:
-        said = " and ".join(by for by, _ in given) or "nothing"
-        raise InvalidRequest(f"Search by one of text, image and id, not by {said}.")
+        given_names = " and ".join(by for by, _ in given) or "nothing"
+        raise InvalidRequest(f"Search by one of text, image and id, not by {given_names}.")
     return given[0]
 
 
 def _rerank(core: Core, asked: SearchRequest) -> Rerank | None:
-    """Who looks at how many again.
+    """Return how to re-rank, if the request asks for it.
 
     Raises:
-        InvalidRequest: too many, or there is no text to look for.
-        UnknownModel: nobody can.
+        InvalidRequest: there are too many candidates, or the query is no text.
+        UnknownModel: no model can re-rank.
     """
     if asked.rerank is None:
         return None
     if asked.text is None:
-        raise InvalidRequest("Only what was found by a text can be ranked again.")
-    most = core.settings.max_rerank
-    if asked.rerank > most:
-        raise InvalidRequest(f"At most {most} images are ranked again, not {asked.rerank}.")
+        raise InvalidRequest("rerank needs a text query.")
+    limit = core.settings.max_rerank
+    if asked.rerank > limit:
+        raise InvalidRequest(f"rerank may be at most {limit}, not {asked.rerank}.")
     return Rerank(core.catalog.find(asked.rerank_model, "match"), asked.rerank)
 
 

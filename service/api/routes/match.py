@@ -1,23 +1,18 @@
-"""POST /v1/match: how well each of some texts fits each of some images."""
+"""POST /v1/match: scores of every image with every text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task
+from tokenfold.inference.answers import matching
+from tokenfold.inference.request import matrix
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.pairs import MatchRequest, MatchResponse, example
 from tokenfold.service.core import Core
-from tokenfold.service.pairing import matrix
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import yes
 
-# What the demo model may answer.
+# A possible answer of the demo model.
 _ANSWER = {"scores": [0.978302, 0.013207]}
 
 router = APIRouter(tags=["inference"], route_class=body.Route)
@@ -40,31 +35,20 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     ),
 )
 async def match(request: Request) -> Response:
-    """A matrix of scores: a row for each image, in it a score for each text.
+    """Match every image with every text: a row of scores for each image.
 
-    Each image is embedded once, whatever the number of texts. One that fails carries its problem in
-    its row; the others are answered still. If all fail, the answer is the first one's problem.
+    Each image is embedded once, whatever the number of texts.
+
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("match") as track:
         core.check_room()
-        asked = await body.read(request, MatchRequest)
-        most = core.settings.max_pairs
-        items = matrix(len(asked.image), len(asked.text), most=most)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            return {"scores": [yes(model, "match", output["logits"]) for output in outputs]}
-
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="match",
-            asked=asked,
-            pictures=asked.image,
-            words=asked.text,
-            field="text",
-            items=items,
-            finish=finish,
-            width=len(asked.text),
-        )
+        fields = await body.read(request, MatchRequest)
+        incoming = Incoming(request, track)
+        model = incoming.model(fields.model, "match")
+        texts = fields.text
+        items = matrix(len(fields.image), len(texts), max_pairs=core.settings.max_pairs)
+        pairs = incoming.request(model, "match", fields, items, texts=texts)
+        return await incoming.respond(model, pairs, matching(model), row=len(texts))

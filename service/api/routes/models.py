@@ -1,4 +1,4 @@
-"""GET /v1/models: what is served, at which levels, and what was measured of each."""
+"""GET /v1/models: the served models, their levels and their measurements."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from tokenfold.bundle.document import Name, Share
 from tokenfold.bundle.manifest import Similarity
 from tokenfold.bundle.profile import Latency, Quality
 from tokenfold.bundle.tasks import Task
+from tokenfold.inference.texts import MAX_CHARACTERS
 from tokenfold.service.api.openapi import problems
 from tokenfold.service.core import Core
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.texts import LONGEST
+from tokenfold.service.scheduling.catalog import ServedModel
 
 router = APIRouter(tags=["models"])
 
 
 class LevelInfo(BaseModel):
-    """A level, and what was measured of it.
+    """A level and its measurements.
 
-    The quality, latency, throughput and memory are the bundle's: measured where it was exported.
+    Quality, latency, throughput and memory come from the bundle's profile, and were measured where
+    the profile was made.
     """
 
     name: str = Field(examples=["fast"])
     reduction: float = Field(description="Fraction of FLOPs to remove.")
     plan: list[int] = Field(
-        description="Tokens that each layer removes; of a model with texts, at its image size and "
-        "longest text. Likewise what follows from it."
+        description="Tokens that each layer removes. For a model with texts, this and the numbers "
+        "below hold for its image size and its longest text."
     )
     flops: int = Field(description="Multiply-accumulates of one image.")
-    flops_ratio: float = Field(description="Of the unreduced network's.")
+    flops_ratio: float = Field(description="FLOPs relative to the unreduced network.")
     tokens_in: int
     tokens_out: int
-    expected_ms: float = Field(description="A run of one image on this server, as of now.")
-    quality: dict[Task, Quality] = Field(
-        default={}, description="By task, of those that were measured."
+    expected_ms: float = Field(
+        description="Expected duration of a run of one image on this server."
     )
+    quality: dict[Task, Quality] = Field(default={}, description="Measured quality by task.")
     neighbours: dict[Name, Share] | None = Field(
         None,
-        description="Of a dual encoder, by the level of a gallery: of the ten images there that "
-        "are nearest to an image at the gallery's level, the share that it finds at this one.",
+        description="For a dual encoder: overlap of the ten nearest images with those of a query at "
+        "the gallery's level, by the level of the gallery.",
     )
     latency: list[Latency] = Field(default=[])
     images_per_second: float | None = None
@@ -50,29 +51,35 @@ class LevelInfo(BaseModel):
 
 
 class ProfileInfo(BaseModel):
-    """Where the levels' profile was measured."""
+    """The circumstances of the measurements."""
 
     measured: str
     machine: str
     runtime: str
-    texts_per_second: float | None = Field(None, description="Of a dual encoder: longest texts.")
+    texts_per_second: float | None = Field(
+        None, description="For a dual encoder: throughput of texts of maximum length."
+    )
 
 
 class TaskInfo(BaseModel):
-    """Something that a model can be asked."""
+    """A task of a model."""
 
     name: Task = Field(description="Also its route, /v1/...", examples=["classify"])
-    label_count: int = Field(description="0 where it gives one number.", examples=[10])
+    label_count: int = Field(
+        description="Number of labels; 0 for a task with a single score.", examples=[10]
+    )
     labels: list[str] | None = Field(
-        None, description="In the order of their index; left out of the list of all models."
+        None, description="Labels by their index; omitted from the list of all models."
     )
 
 
 class TextInfo(BaseModel):
-    """Which texts a model takes."""
+    """Limits of a model's texts."""
 
-    most_tokens: int = Field(description="Special ones included; longer texts are cut.")
-    most_characters: int = Field(description="Longer texts are refused.")
+    most_tokens: int = Field(
+        description="Tokens of a text, special tokens included; longer texts are cut."
+    )
+    most_characters: int = Field(description="Characters of a text; longer texts are refused.")
 
 
 class ModelInfo(BaseModel):
@@ -80,27 +87,29 @@ class ModelInfo(BaseModel):
 
     name: str = Field(examples=["cifar10"])
     tasks: list[TaskInfo]
-    source: str = Field(description="What was exported.")
-    method: str = Field(description="How tokens are chosen.", examples=["tome"])
+    source: str = Field(description="The checkpoint that was exported.")
+    method: str = Field(description="The reduction method.", examples=["tome"])
     precision: str = Field(examples=["fp32"])
     input_size: tuple[int, int] = Field(description="Height and width in pixels.")
     resize: Literal["stretch", "shorter", "bounded"] = Field(
-        description="How an image becomes `input_size`: stretched, or its shorter side scaled to "
-        "`shorter_side` and its centre cut out. `bounded`: it keeps its shape, its shorter side "
-        "scaled to `shorter_side` as long as the longer one is at most `longest`."
+        description="Resizing to `input_size`. `stretch`: to the exact size. `shorter`: the shorter "
+        "side to `shorter_side`, then a centre crop. `bounded`: the aspect ratio is kept, the "
+        "shorter side becomes `shorter_side` unless the longer one would exceed `longest`."
     )
     shorter_side: int | None = None
     longest: int | None = None
     text: TextInfo | None = None
     similarity: Similarity | None = Field(
-        None, description="Of a dual encoder: its vectors, and how two of them become a score."
+        None, description="For a dual encoder: its vectors, and how two of them become a score."
     )
     grid: tuple[int, int] = Field(description="Rows and columns of patches.")
     protected: int = Field(description="Leading tokens that are never merged.")
     weights_bytes: int
-    backend: str = Field(description="What runs it now.", examples=["cuda", "cpu"])
-    device: str = Field(description="What that runs on.", examples=["cuda", "cpu"])
-    native_ops: bool = Field(description="Whether the compiled reduction ops run.")
+    backend: str = Field(description="The backend in use.", examples=["cuda", "cpu"])
+    device: str = Field(description="The device of the backend.", examples=["cuda", "cpu"])
+    native_ops: bool = Field(
+        description="Whether the compiled reduction ops run, rather than their portable bodies."
+    )
     default_level: str
     levels: list[LevelInfo] = Field(description="From the least reduced to the most.")
     profile: ProfileInfo | None = None
@@ -110,7 +119,7 @@ class ModelList(BaseModel):
     """Every served model."""
 
     default: dict[str, str] = Field(
-        description="For each task the model that answers if a request names none.",
+        description="The default model of each task.",
         examples=[{"classify": "cifar10"}],
     )
     models: list[ModelInfo]
@@ -148,7 +157,7 @@ async def get_model(request: Request, name: Annotated[str, Path(max_length=128)]
     return _describe(core.catalog.get(name), labels=True)
 
 
-def _describe(model: Model, *, labels: bool) -> ModelInfo:
+def _describe(model: ServedModel, *, labels: bool) -> ModelInfo:
     manifest, profile = model.manifest, model.bundle.profile
     return ModelInfo(
         name=manifest.name,
@@ -165,7 +174,7 @@ def _describe(model: Model, *, labels: bool) -> ModelInfo:
         longest=manifest.preprocess.longest,
         text=None
         if manifest.text is None
-        else TextInfo(most_tokens=manifest.text.most_tokens, most_characters=LONGEST),
+        else TextInfo(most_tokens=manifest.text.most_tokens, most_characters=MAX_CHARACTERS),
         similarity=manifest.similarity,
         grid=model.grid,
         protected=model.protected,
@@ -186,7 +195,7 @@ def _describe(model: Model, *, labels: bool) -> ModelInfo:
     )
 
 
-def _level(model: Model, name: str) -> LevelInfo:
+def _level(model: ServedModel, name: str) -> LevelInfo:
     level = model.levels.levels[name]
     work = model.levels.work(level.plan)
     profile = model.bundle.profile

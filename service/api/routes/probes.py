@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from tokenfold.service.api.openapi import problems
-from tokenfold.service.api.schemas.startup import EngineStatus
 from tokenfold.service.core import Core
+from tokenfold.service.scheduling.backends.status import EngineStatus
 
 router = APIRouter(tags=["operations"])
 

@@ -1,23 +1,18 @@
-"""POST /v1/reason: whether a statement is true of two images."""
+"""POST /v1/reason: decide whether a statement is true of two images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task
+from tokenfold.inference.answers import reasoning
+from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.pairs import ReasonRequest, ReasonResponse, example
 from tokenfold.service.core import Core
-from tokenfold.service.pairing import one_by_one
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import yes
 
-# What the demo model may answer.
+# A possible answer of the demo model.
 _ANSWER = {"answer": True, "score": 0.883471, "text": {"tokens": 8, "cut": False}}
 
 router = APIRouter(tags=["inference"], route_class=body.Route)
@@ -36,30 +31,19 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     ),
 )
 async def reason(request: Request) -> Response:
-    """Whether each statement is true of its left and right image.
+    """Decide whether each statement is true of its left and right image.
 
-    One that fails carries its problem in its result; the others are answered still. If all fail,
-    the answer is the first one's problem.
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("reason") as track:
         core.check_room()
-        asked = await body.read(request, ReasonRequest)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            (output,) = outputs
-            score = yes(model, "reason", output["logits"])
-            return {"answer": score >= 0.5, "score": score}
-
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="reason",
-            asked=asked,
-            pictures=asked.image,
-            words=asked.statement,
-            field="statement",
-            items=one_by_one(len(asked.image), len(asked.statement), name="statement", of=2),
-            finish=finish,
+        fields = await body.read(request, ReasonRequest)
+        incoming = Incoming(request, track)
+        model = incoming.model(fields.model, "reason")
+        items = one_by_one(len(fields.image), len(fields.statement), name="statement", per_item=2)
+        question = incoming.request(
+            model, "reason", fields, items, texts=fields.statement, text_field="statement"
         )
+        return await incoming.respond(model, question, reasoning(model))

@@ -1,23 +1,18 @@
-"""POST /v1/vqa: answers to questions about images."""
+"""POST /v1/vqa: answer questions about images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
-from tokenfold.service import task
+from tokenfold.inference.answers import question_answers
+from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
+from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.pairs import VqaRequest, VqaResponse, example
 from tokenfold.service.core import Core
-from tokenfold.service.pairing import one_by_one
-from tokenfold.service.scheduling.backends.backend import Sample
-from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scores import best
 
-# What the demo model may answer.
+# A possible answer of the demo model.
 _ANSWER = {
     "answers": [
         {"answer": "blue", "index": 1, "score": 0.947218},
@@ -42,30 +37,19 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     ),
 )
 async def vqa(request: Request) -> Response:
-    """The likeliest answers to each question about an image.
+    """Answer each question about an image.
 
-    One that fails carries its problem in its result; the others are answered still. If all fail,
-    the answer is the first one's problem.
+    The result of an item that fails is its problem; the others are answered. If all fail, the
+    answer is the problem of the first.
     """
     core: Core = request.app.state.core
     with core.metrics.track("vqa") as track:
         core.check_room()
-        asked = await body.read(request, VqaRequest)
-
-        def finish(model: Model, outputs: Sequence[Sample]) -> dict[str, Any]:
-            (output,) = outputs
-            logits = output["logits"]
-            return {"answers": best(model, "vqa", logits, asked.top_k, name="answer")}
-
-        return await task.answer(
-            core,
-            request,
-            track,
-            task="vqa",
-            asked=asked,
-            pictures=asked.image,
-            words=asked.question,
-            field="question",
-            items=one_by_one(len(asked.image), len(asked.question), name="question"),
-            finish=finish,
+        fields = await body.read(request, VqaRequest)
+        incoming = Incoming(request, track)
+        model = incoming.model(fields.model, "vqa")
+        items = one_by_one(len(fields.image), len(fields.question), name="question")
+        question = incoming.request(
+            model, "vqa", fields, items, texts=fields.question, text_field="question"
         )
+        return await incoming.respond(model, question, question_answers(model, fields.top_k))

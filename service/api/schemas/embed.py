@@ -6,13 +6,20 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tokenfold.service.api.schemas.inference import Asked, Images, ImageSlots, Reduction, Run, Texts
+from tokenfold.inference.outputs import Encoding
+from tokenfold.service.api.problems import ItemProblem
+from tokenfold.service.api.schemas.inference import (
+    Images,
+    ImageSlots,
+    InferenceBody,
+    Reduction,
+    Run,
+    Texts,
+)
 from tokenfold.service.api.schemas.pairs import Text
-from tokenfold.service.errors import ItemProblem
-from tokenfold.service.vectors import Encoding
 
 
-class EmbedRequest(Asked):
+class EmbedRequest(InferenceBody):
     """Images or texts to make vectors of."""
 
     model_config = ConfigDict(

@@ -15,6 +15,9 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
+from tokenfold.inference.levels import Selector
+from tokenfold.inference.texts import readable
+from tokenfold.service.api.problems import ItemProblem
 from tokenfold.service.api.schemas.inference import (
     Images,
     Reduction,
@@ -23,10 +26,7 @@ from tokenfold.service.api.schemas.inference import (
     optional,
     whole,
 )
-from tokenfold.service.errors import ItemProblem
 from tokenfold.service.galleries.record import NAME
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.texts import readable
 
 # In a URL as it is written, and never a dot alone, which a client would resolve.
 ID = r"^[A-Za-z0-9_][A-Za-z0-9._~:@+=-]{0,199}$"

@@ -14,9 +14,9 @@ from pydantic import (
 )
 
 from tokenfold.bundle.text import Template
-from tokenfold.service.errors import ItemProblem
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.texts import readable
+from tokenfold.inference.levels import Selector
+from tokenfold.inference.texts import readable
+from tokenfold.service.api.problems import ItemProblem
 
 
 def _given(value: Any) -> Any:
@@ -96,7 +96,7 @@ class Selected(BaseModel):
         return Selector(self.level, self.reduction, self.max_latency_ms, self.min_accuracy)
 
 
-class Asked(Selected):
+class InferenceBody(Selected):
     """The fields of every inference request."""
 
     include: Annotated[list[Literal["slots"]], BeforeValidator(bounded)] = Field(
@@ -169,7 +169,7 @@ class Prediction(BaseModel):
     score: float = Field(ge=0, le=1, examples=[0.93])
 
 
-class ClassifyRequest(Asked):
+class ClassifyRequest(InferenceBody):
     """Images to classify."""
 
     image: Images = Field(description="One image or several.")

@@ -6,8 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from tokenfold.service.api.schemas.inference import Asked, Circumstances, Images, Texts, whole
-from tokenfold.service.errors import ItemProblem
+from tokenfold.service.api.problems import ItemProblem
+from tokenfold.service.api.schemas.inference import (
+    Circumstances,
+    Images,
+    InferenceBody,
+    Texts,
+    whole,
+)
 
 
 class Text(BaseModel):
@@ -47,7 +53,7 @@ class PairResult(Circumstances):
     slots: list[PairSlots] | None = Field(None, description="One for each image it looks at.")
 
 
-class VqaRequest(Asked):
+class VqaRequest(InferenceBody):
     """Images, and questions about them."""
 
     image: Images = Field(description="One image or several.")
@@ -85,7 +91,7 @@ class VqaResponse(BaseModel):
     results: list[VqaResult | ItemProblem]
 
 
-class EntailRequest(Asked):
+class EntailRequest(InferenceBody):
     """Images, and what may follow from them."""
 
     image: Images = Field(description="One image or several.")
@@ -114,7 +120,7 @@ class EntailResponse(BaseModel):
     results: list[EntailResult | ItemProblem]
 
 
-class ReasonRequest(Asked):
+class ReasonRequest(InferenceBody):
     """Pairs of images, and statements about them."""
 
     image: Annotated[Images, Field(min_length=2)] = Field(
@@ -143,7 +149,7 @@ class ReasonResponse(BaseModel):
     results: list[ReasonResult | ItemProblem]
 
 
-class MatchRequest(Asked):
+class MatchRequest(InferenceBody):
     """Images and texts, to be matched with each other."""
 
     image: Images = Field(description="One image or several.")

@@ -1,10 +1,10 @@
-"""A model's backend, and those that take over when it fails.
+"""A chain of backends for one model: the next one takes over when one fails.
 
-A run that raises is run again on the next backend. If that works, the fault was the backend's: it
-is left for good. If it fails everywhere, the fault is the items', and nothing changes. Either way
-they are answered as if there had been the other backend alone.
+A run that raises is repeated on the next backend. If it succeeds there, the first backend was at
+fault and is not used again. If it fails everywhere, the items were at fault, and nothing changes.
+Either way the caller gets the answer of the other backend.
 
-A better backend may be added while it runs: one whose engines had to be built first.
+A better backend may be promoted to the front later, once its TensorRT engines are built.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tokenfold.bundle.bundle import Bundle
+from tokenfold.inference.backend import Backend, Call, Sample
 from tokenfold.runtime.machine import cores
-from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
 
@@ -24,13 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class _Stage:
-    """A backend in its place.
+    """A position in the chain.
 
     Attributes:
-        backend: None as long as it is not loaded.
-        running: runs on their way.
-        left: not in use any more: it is closed as soon as nothing runs on it.
-        given_up: left for good, or it could not be loaded.
+        kind: the kind of backend.
+        backend: the backend; None while it is not loaded.
+        running: its runs in flight.
+        left: whether it is not in use any more, and is closed once no run is in flight.
+        given_up: whether it has failed, or could not be loaded.
     """
 
     def __init__(self, kind: BackendKind, backend: Backend | None = None) -> None:
@@ -41,7 +42,7 @@ class _Stage:
         self.given_up = False
 
     def spent(self) -> Backend | None:
-        """What is to be closed of it now. For whoever holds the lock."""
+        """Return the backend to close now, if any. The caller holds the lock."""
         if not self.left or self.running:
             return None
         backend, self.backend = self.backend, None
@@ -49,7 +50,7 @@ class _Stage:
 
 
 class BackendChain:
-    """A chain of backends, of which one is in use; see `Backend`."""
+    """A chain of backends, one of which is in use. It is a `Backend` itself."""
 
     def __init__(
         self,
@@ -61,10 +62,15 @@ class BackendChain:
         metrics: BackendMetrics,
         switched: Callable[[BackendChain], None] = lambda _: None,
     ) -> None:
-        """Args:
-        kind, backend: what runs the bundle first.
-        rest: what may take over, in order; loaded when it has to.
-        switched: called, in whatever thread, when another backend has taken over.
+        """Create a chain.
+
+        Args:
+            bundle: the bundle that the backends run.
+            kind: kind of the first backend.
+            backend: the first backend.
+            rest: kinds that may take over, in order; each is loaded when it has to.
+            metrics: where changes are counted.
+            switched: called, in any thread, when another backend has taken over.
         """
         self._name = bundle.manifest.name
         self._bundle = bundle
@@ -72,7 +78,7 @@ class BackendChain:
         self._switched = switched
         self._stage = _Stage(kind, backend)
         self._current = backend
-        # The best first. It is replaced, never changed: threads go through it.
+        # The best first. It is replaced and never changed, because threads iterate over it.
         self._stages = (self._stage, *map(_Stage, rest))
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -80,7 +86,7 @@ class BackendChain:
 
     @property
     def kind(self) -> BackendKind:
-        """What runs it now."""
+        """The kind of the backend in use."""
         return self._stage.kind
 
     @property
@@ -106,16 +112,16 @@ class BackendChain:
             first = error
         finally:
             self._exit(stage)
-        found = self._elsewhere(stage, samples, call, slots, first)
+        found = self._run_elsewhere(stage, samples, call, slots, first)
         if found is None:
             raise first
         return found
 
     def promote(self, kind: BackendKind, backend: Backend) -> None:
-        """Let a better backend run the bundle from now on, one that has passed its self-test.
+        """Put a better backend, which has passed its self-test, in front of the chain.
 
-        What was in use is closed when its last run has ended. It is the next to take over, and
-        loaded again then.
+        The backend that was in use is closed after its last run. It is the next to take over, and
+        is loaded again then.
         """
         stage = _Stage(kind, backend)
         with self._lock:
@@ -137,12 +143,13 @@ class BackendChain:
                 spent = stage.spent()
             self._close(stage.kind, spent)
 
-    def _elsewhere(
+    def _run_elsewhere(
         self, failed: _Stage, samples: Sequence[Sample], call: Call, slots: bool, error: Exception
     ) -> Sequence[Sample] | None:
-        """The same run on the others; None if there are none, or it fails there too.
+        """Repeat a run on the other backends. Return None if it fails on all of them.
 
-        Most often on those that come after. But while it ran, a better one may have come.
+        Usually these are the ones behind the failed one, but a better one may have been promoted
+        while it ran.
         """
         failing = [failed]
         for stage in self._stages:
@@ -167,8 +174,8 @@ class BackendChain:
             return self._stage, self._current
 
     def _enter_other(self, stage: _Stage) -> Backend | None:
-        """A backend that may not be in use, loaded; None if it is given up, or cannot be loaded."""
-        # The first of several failing threads loads it, the others wait for that.
+        """Enter a backend that may not be in use; return None if it cannot be loaded."""
+        # The first of several failing threads loads it, and the others wait.
         with self._loading:
             with self._lock:
                 if stage.given_up:
@@ -184,7 +191,7 @@ class BackendChain:
                 self._metrics.failed(self._name, stage.kind.name)
                 return None
             with self._lock:
-                # A run that it had before may have failed meanwhile.
+                # An earlier run of it may have failed meanwhile.
                 stage.backend, stage.left = backend, stage.given_up
                 stage.running += 1
                 return backend
@@ -196,19 +203,19 @@ class BackendChain:
         self._close(stage.kind, spent)
 
     def _give_up(self, failing: Sequence[_Stage], working: _Stage, error: Exception) -> None:
-        """Leave for good what has failed where another one worked."""
+        """Give up the backends that failed where another one worked."""
         with self._lock:
             left = [stage for stage in failing if not stage.given_up]
             for stage in left:
                 stage.given_up = stage.left = True
-            # Else another thread was first, or what failed was in use no more.
+            # If not, another thread was first, or the failed backend was no longer in use.
             switched = self._stage.given_up
             if switched:
-                assert working.backend is not None  # this thread is still in it
-                # It has just worked, whatever another run of it has come to.
+                assert working.backend is not None  # this thread has not left it yet
+                # It has just worked, whatever became of another run of it.
                 working.left = working.given_up = False
                 self._stage, self._current = working, working.backend
-                # Not later: by then another thread may have left this one too.
+                # Later, another thread may have given up this one too.
                 self._metrics.uses(self._name, working.kind.name)
             spent = [(stage.kind, stage.spent()) for stage in left]
         for stage in left:
@@ -224,23 +231,23 @@ class BackendChain:
             self._switched(self)
 
     def _close(self, kind: BackendKind, backend: Backend | None) -> None:
-        """Give back what a backend holds, if there is one, in which nothing runs."""
+        """Close a backend without runs in flight, if there is one."""
         if backend is None:
             return
         try:
             backend.close()
         except Exception:
-            # Of a device that has failed, giving things back may fail as well.
+            # Closing may fail too on a device that has failed.
             logger.exception("%s: %s could not be closed", self._name, kind.name)
 
 
 def _in_pieces(
     backend: Backend, samples: Sequence[Sample], call: Call, slots: bool
 ) -> list[Sample]:
-    """A run that was made for another backend, in as many as this one likes.
+    """Repeat a run of another backend in batches of this backend's size.
 
-    They run side by side: one after the other, those of a GPU's batch would take a CPU longer than
-    a request may.
+    The batches run concurrently: one after the other, the images of a GPU's batch would take a CPU
+    longer than a request may take.
     """
 
     def run(piece: Sequence[Sample]) -> list[Sample]:

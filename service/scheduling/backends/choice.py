@@ -1,4 +1,4 @@
-"""Which backend runs a model: the first of those that are here, and that answer as the CPU does."""
+"""Choice of a model's backend: the first that is available and agrees with the CPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.service.scheduling.backends import loading, selftest
-from tokenfold.service.scheduling.backends.backend import Backend
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Backend
+from tokenfold.service.scheduling.backends import selftest
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
@@ -19,17 +20,18 @@ AUTO = "auto"
 
 
 class BackendError(ValueError):
-    """A backend that was asked for cannot be used; the message says why."""
+    """The requested backend cannot be used; the message says why."""
 
 
 def usable(kinds: Sequence[BackendKind], wanted: str) -> list[BackendKind]:
-    """The kinds to try, in order.
+    """Return the kinds to try, in order.
 
     Args:
-        wanted: "auto" for all that are here, or one's name.
+        kinds: all kinds, the best first.
+        wanted: "auto" for all that are available, or the name of one.
 
     Raises:
-        BackendError: the wanted one is not here.
+        BackendError: the named kind is not available.
     """
     found = []
     for kind in kinds:
@@ -43,12 +45,12 @@ def usable(kinds: Sequence[BackendKind], wanted: str) -> list[BackendKind]:
         else:
             raise BackendError(f"backend {kind.name}: {why}")
     if not found:
-        raise BackendError(f"there is no backend {wanted!r}")
+        raise BackendError(f"no backend {wanted!r} is available")
     return found
 
 
 def fitting(bundle: Bundle, kinds: Sequence[BackendKind]) -> list[BackendKind]:
-    """Those of `kinds` that can run a bundle.
+    """Return the kinds that can run a bundle.
 
     Raises:
         BackendError: none can.
@@ -72,13 +74,16 @@ def opened(
     metrics: BackendMetrics,
     switched: Callable[[BackendChain], None] = lambda _: None,
 ) -> BackendChain:
-    """A bundle on the first of the kinds that loads it and passes the self-test.
+    """Load a bundle on the first kind that can load it and passes the self-test.
 
     Args:
+        bundle: the bundle.
+        kinds: kinds to try, in order.
+        metrics: where failures are counted.
         switched: see `BackendChain`.
 
     Raises:
-        Exception: of the last kind, if that fails too.
+        Exception: of the last kind, if every kind fails.
     """
     fit = fitting(bundle, kinds)
     name = bundle.manifest.name
@@ -99,19 +104,19 @@ def opened(
 
 
 def tested(bundle: Bundle, kind: BackendKind) -> Backend:
-    """A backend that answers as the CPU does.
+    """Load a bundle on a kind, and check that it agrees with the CPU.
 
     Raises:
-        SelfTestError: it does not.
+        SelfTestError: it does not agree.
         Exception: it does not load, or does not run.
     """
     backend = kind.load(bundle)
-    # The CPU is what the others are held against.
+    # The CPU is the reference for the others.
     if kind.device == "cpu":
         return backend
     try:
-        with contextlib.closing(loading.load(bundle)) as reference:
-            seen = selftest.check(bundle, backend, reference)
+        with contextlib.closing(sessions.load(bundle)) as reference:
+            differences = selftest.check(bundle, backend, reference)
     except BaseException:
         with contextlib.suppress(Exception):
             backend.close()
@@ -119,6 +124,6 @@ def tested(bundle: Bundle, kind: BackendKind) -> Backend:
     logger.info(
         "%s: backend %s passed its self-test",
         *(bundle.manifest.name, kind.name),
-        extra={"differences": {what: float(f"{by:.3g}") for what, by in seen.items()}},
+        extra={"differences": {name: float(f"{by:.3g}") for name, by in differences.items()}},
     )
     return backend

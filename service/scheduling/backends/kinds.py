@@ -1,97 +1,135 @@
-"""The backends that there are, the fastest first."""
+"""Kinds of backends, the fastest first: TensorRT, ONNX Runtime on a GPU, ONNX Runtime on a CPU."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tokenfold.bundle.bundle import Bundle
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Backend
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.tensorrt import process, runtime
 from tokenfold.runtime.tensorrt.origin import unfit
 from tokenfold.runtime.tensorrt.process import Told
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import Backend
 
 
-def _nothing(_: Bundle, __: Told, ___: threading.Event) -> None:
-    return
-
-
-class BackendKind(NamedTuple):
+class BackendKind(ABC):
     """A way to run models.
 
     Attributes:
-        name: what `--backend` calls it, and metrics do.
-        device: what it runs on.
-        load: makes the backend of a bundle. It may raise whatever it likes.
-        missing: why it cannot be used on this machine; None if it can.
-        unfit: why it cannot run a bundle; None if it can.
-        used: bytes of the device's own memory that are in use; None where it has none, or where it
-            has failed.
-        unprepared: names of what has to be built, on this machine, before it can load a bundle.
-        prepare: builds that, which takes minutes; see `process.build`. It may raise whatever it
-            likes.
+        name: its value of `--backend`, and its label in metrics.
+        device: the device that it runs on.
     """
 
     name: str
     device: Literal["cpu", "cuda"]
-    load: Callable[[Bundle], Backend]
-    missing: Callable[[], str | None] = lambda: None
-    unfit: Callable[[Bundle], str | None] = lambda _: None
-    used: Callable[[], int | None] = lambda: None
-    unprepared: Callable[[Bundle], Sequence[str]] = lambda _: ()
-    prepare: Callable[[Bundle, Told, threading.Event], None] = _nothing
 
+    @abstractmethod
+    def load(self, bundle: Bundle) -> Backend:
+        """Load a bundle. Any exception may be raised."""
 
-def _used() -> int | None:
-    try:
-        return device.memory().used
-    except device.CudaError:
-        # What it was to run goes to the next backend; this is no reason not to.
+    def missing(self) -> str | None:
+        """Return why this machine cannot use it; None if it can."""
         return None
 
+    def unfit(self, bundle: Bundle) -> str | None:  # noqa: ARG002 - for subclasses
+        """Return why it cannot run a bundle; None if it can."""
+        return None
 
-CUDA = BackendKind(
-    "cuda",
-    "cuda",
-    load=partial(loading.load, device="cuda"),
-    missing=session.missing,
-    unfit=lambda bundle: bundle.manifest.cpu_only,
-    used=_used,
-)
-CPU = BackendKind("cpu", "cpu", load=loading.load)
+    def used_memory(self) -> int | None:
+        """Return the used bytes of the device's own memory; None if it has none or has failed."""
+        return None
+
+    def unprepared(self, bundle: Bundle) -> Sequence[str]:  # noqa: ARG002 - for subclasses
+        """Return the names of what has to be built before it can load a bundle."""
+        return ()
+
+    def prepare(  # noqa: B027 - nothing by default
+        self, bundle: Bundle, on_progress: Told, stopping: threading.Event
+    ) -> None:
+        """Build that, which takes minutes; see `process.build`. Any exception may be raised."""
+
+
+class CpuKind(BackendKind):
+    """ONNX Runtime on the CPU."""
+
+    name = "cpu"
+    device = "cpu"
+
+    def load(self, bundle: Bundle) -> Backend:
+        """See `BackendKind.load`."""
+        return sessions.load(bundle)
+
+
+class CudaKind(BackendKind):
+    """ONNX Runtime on a GPU."""
+
+    name = "cuda"
+    device = "cuda"
+
+    def load(self, bundle: Bundle) -> Backend:
+        """See `BackendKind.load`."""
+        return sessions.load(bundle, "cuda")
+
+    def missing(self) -> str | None:
+        """See `BackendKind.missing`."""
+        return session.missing()
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """See `BackendKind.unfit`."""
+        return bundle.manifest.cpu_only
+
+    def used_memory(self) -> int | None:
+        """See `BackendKind.used_memory`."""
+        try:
+            return device.memory().used
+        except device.CudaError:
+            return None  # a failed GPU is no reason to fail here: its models move on
+
+
+class TensorRTKind(CudaKind):
+    """TensorRT engines on a GPU."""
+
+    name = "tensorrt"
+
+    def __init__(self, engines: Path) -> None:
+        """Create the kind.
+
+        Args:
+            engines: folder of the engines.
+        """
+        self._engines = engines
+
+    def load(self, bundle: Bundle) -> Backend:
+        """See `BackendKind.load`."""
+        return sessions.load(bundle, "tensorrt", engines=self._engines)
+
+    def missing(self) -> str | None:
+        """See `BackendKind.missing`."""
+        return runtime.missing()
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """See `BackendKind.unfit`."""
+        return unfit(bundle)
+
+    def unprepared(self, bundle: Bundle) -> Sequence[str]:
+        """See `BackendKind.unprepared`."""
+        return runtime.unbuilt(bundle, self._engines)
+
+    def prepare(self, bundle: Bundle, on_progress: Told, stopping: threading.Event) -> None:
+        """See `BackendKind.prepare`."""
+        command = process.command_line(bundle.folder, self._engines)
+        process.build(command, on_progress, stopping)
 
 
 def all_kinds(engines: Path) -> tuple[BackendKind, ...]:
-    """All of them.
+    """Return every kind, the fastest first.
 
     Args:
-        engines: the folder in which TensorRT's engines are kept.
+        engines: folder of TensorRT engines.
     """
-    return (tensorrt(engines), CUDA, CPU)
-
-
-def tensorrt(engines: Path) -> BackendKind:
-    """TensorRT, whose engines are kept in a folder."""
-    return BackendKind(
-        "tensorrt",
-        "cuda",
-        load=partial(loading.load, device="tensorrt", engines=engines),
-        missing=runtime.missing,
-        unfit=unfit,
-        used=_used,
-        unprepared=partial(_unbuilt, engines),
-        prepare=partial(_build, engines),
-    )
-
-
-def _unbuilt(folder: Path, bundle: Bundle) -> Sequence[str]:
-    return runtime.unbuilt(bundle, folder)
-
-
-def _build(folder: Path, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
-    process.build(process.command_line(bundle.folder, folder), told, stopping)
+    return (TensorRTKind(engines), CudaKind(), CpuKind())

@@ -1,4 +1,4 @@
-"""Inputs that mean nothing: to see whether a network runs, and how long it takes."""
+"""Random inputs, to test whether a network runs and how long it takes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from tokenfold.bundle.manifest import Manifest
 from tokenfold.bundle.tasks import Task
-from tokenfold.service.scheduling.backends.backend import PIXELS, Sample, Step
+from tokenfold.inference.backend import PIXELS, Sample, Step
 
 # Tokens of a short text.
 SHORT = 8
 
 
 def images_of(task: Task, step: Step) -> int:
-    """How many images an item of a step looks at."""
+    """Return the number of images of an item."""
     if step == "read":
         return 0
     return 2 if task == "reason" and step != "embed" else 1
@@ -30,12 +30,14 @@ def sample(
     vocabulary: int = 0,
     seed: int = 0,
 ) -> Sample:
-    """An item.
+    """Return the inputs of an item.
 
     Args:
-        images: of the bundle's own size.
-        text: tokens; None for no text.
-        vocabulary: all ids are below it.
+        manifest: of the bundle.
+        images: number of images, of the bundle's image size.
+        text: tokens of the text; None for no text.
+        vocabulary: size of the vocabulary, which bounds the token ids.
+        seed: of the random numbers.
     """
     noise = np.random.default_rng(seed)
     shape = manifest.preprocess.size
@@ -48,7 +50,7 @@ def sample(
 
 
 def lengths(manifest: Manifest) -> tuple[int, ...]:
-    """Tokens of texts by themselves: a short one and the longest, or what all of them have."""
+    """Return the lengths of texts to test: a short one and the longest, or the padded length."""
     if manifest.text is None:
         return ()
     most = manifest.text.most_tokens

@@ -16,11 +16,11 @@ from typing import Any
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt.process import Progress, StoppedError
-from tokenfold.service.api.schemas.startup import EngineStatus
 from tokenfold.service.scheduling.backends import choice
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
+from tokenfold.service.scheduling.backends.status import EngineStatus
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Whether a backend answers as the CPU does, on noise, before a request comes to it.
+"""Self-test: compare a backend with the CPU on random inputs before it serves requests.
 
-Unreduced it must give the CPU's numbers, for one item and for several in one run. Reduced, numbers
-may differ: of two tokens that are nearly as much alike, either may be merged. There the outputs
-must be finite, of the right shapes, and the slots those of tokens.
+Unreduced, its numbers must agree with the CPU's, for one item and for several in one run. Reduced,
+they may differ, because of two nearly equal similarities either may win. Then the outputs must be
+finite, of the right shapes, and their slots must be valid positions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Precision
 from tokenfold.bundle.tasks import Task
 from tokenfold.bundle.text import TextEncoder
+from tokenfold.inference.backend import Backend, Call, Sample, Step
 from tokenfold.service.scheduling.backends import noise
-from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample, Step
 
 # Largest difference, as a share of the largest number.
 TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 5e-2}
@@ -27,14 +27,16 @@ _TOGETHER = 3
 
 
 class SelfTestError(RuntimeError):
-    """A backend's answers are not the CPU's; the message has the numbers."""
+    """A backend disagrees with the CPU; the message has the differences."""
 
 
 class _Probe(NamedTuple):
-    """Something to ask, of as many items as share a run.
+    """A test case.
 
     Attributes:
-        name: for people.
+        name: for messages.
+        call: the kind of run.
+        samples: inputs of the items that share a run.
         exact: whether nothing is reduced, so that the numbers must agree.
     """
 
@@ -45,20 +47,22 @@ class _Probe(NamedTuple):
 
 
 def check(bundle: Bundle, backend: Backend, reference: Backend) -> dict[str, float]:
-    """Ask everything that a bundle can be asked.
+    """Test every call of a bundle.
 
     Args:
+        bundle: the bundle.
+        backend: the backend to test.
         reference: the same bundle on the CPU.
 
     Returns:
-        The relative differences from the reference that were seen, by what was asked.
+        The largest relative difference from the reference of each test case.
 
     Raises:
-        SelfTestError: one is too large, or a reduced answer is none.
+        SelfTestError: a difference is too large, or a reduced output is invalid.
         Exception: the backend does not run.
     """
     tolerance = TOLERANCE[bundle.manifest.precision]
-    seen: dict[str, float] = {}
+    differences: dict[str, float] = {}
     for probe in _probes(bundle):
         alone = [
             backend.run([sample], probe.call, slots=not probe.exact)[0] for sample in probe.samples
@@ -68,13 +72,13 @@ def check(bundle: Bundle, backend: Backend, reference: Backend) -> dict[str, flo
                 _check_reduced(probe, found)
             continue
         wanted = reference.run(probe.samples[:1], probe.call, slots=False)[0]
-        seen[probe.name] = _difference(alone[:1], [wanted])
+        differences[probe.name] = _difference(alone[:1], [wanted])
         together = backend.run(probe.samples, probe.call, slots=False)
-        seen[f"{probe.name} together"] = _difference(together, alone)
-        if max(seen.values()) > tolerance:
-            said = ", ".join(f"{what} {by:.2e}" for what, by in seen.items())
-            raise SelfTestError(f"it is off by more than {tolerance:g}: {said}")
-    return seen
+        differences[f"{probe.name} together"] = _difference(together, alone)
+        if max(differences.values()) > tolerance:
+            listed = ", ".join(f"{name} {by:.2e}" for name, by in differences.items())
+            raise SelfTestError(f"differs from the CPU by more than {tolerance:g}: {listed}")
+    return differences
 
 
 def _probes(bundle: Bundle) -> Iterator[_Probe]:
@@ -113,7 +117,7 @@ def _probes(bundle: Bundle) -> Iterator[_Probe]:
 
 
 def _difference(found: Sequence[Sample], wanted: Sequence[Sample]) -> float:
-    """The largest, over all items and outputs; infinite where shapes differ, or one is."""
+    """Return the largest relative difference; infinity if shapes differ or a value is infinite."""
     worst = 0.0
     for one, other in zip(found, wanted, strict=True):
         for name, value in other.items():
@@ -135,4 +139,4 @@ def _check_reduced(probe: _Probe, found: Sample) -> None:
         if not np.isfinite(value).all():
             raise SelfTestError(f"{probe.name}: {name} is not finite")
         if name.endswith("slots") and not ((value >= -1) & (value < value.size)).all():
-            raise SelfTestError(f"{probe.name}: {name} are no places of {value.size} tokens")
+            raise SelfTestError(f"{probe.name}: {name} are no positions of {value.size} tokens")

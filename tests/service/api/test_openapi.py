@@ -19,6 +19,9 @@ from tests.service.standin_pairs import BOUNDED, pair_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.schedule import flops_ratio
+from tokenfold.inference.errors import UnknownLevel
+from tokenfold.inference.levels import Levels, Selector
+from tokenfold.inference.texts import LONGEST
 from tokenfold.service.api.schemas.embed import EmbedRequest, EmbedResponse
 from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyRequest, ClassifyResponse
 from tokenfold.service.api.schemas.pairs import (
@@ -32,10 +35,7 @@ from tokenfold.service.api.schemas.pairs import (
     VqaResponse,
 )
 from tokenfold.service.app import create_app
-from tokenfold.service.errors import UnknownLevel
-from tokenfold.service.scheduling.levels import Levels, Selector
 from tokenfold.service.settings import DEMO
-from tokenfold.service.texts import LONGEST
 
 ROOT = Path(__file__).parents[3]
 

@@ -22,6 +22,7 @@ from tests.service.gated import Gated
 from tests.service.standin import Remote, bundle, encoded, picture, problem, serving, until
 from tests.service.standin_pairs import BOUNDED, MOST_TOKENS, WORKLOAD, pair_bundle
 from tokenfold.bundle.schedule import flops_ratio, plan_for
+from tokenfold.inference.texts import LONGEST
 from tokenfold.service.api.schemas.pairs import (
     EntailResponse,
     MatchResponse,
@@ -29,7 +30,6 @@ from tokenfold.service.api.schemas.pairs import (
     VqaResponse,
 )
 from tokenfold.service.app import create_app
-from tokenfold.service.texts import LONGEST
 
 RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
 RESPONSES: dict[str, type[BaseModel]] = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.galleries.made import WIDTH, assert_same, image, info, vectors
-from tokenfold.service.errors import InvalidRequest
+from tokenfold.inference.errors import InvalidRequest
 from tokenfold.service.galleries import columns
 from tokenfold.service.galleries.record import ImageRow
 

@@ -112,7 +112,7 @@ def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
 
 FULL = """
 import asyncio, resource, signal, sys
-from tokenfold.service.errors import StorageFull
+from tokenfold.service.errors import (StorageFull)
 from tokenfold.service.galleries.store import Galleries
 from tests.service.galleries.made import assert_same, image, info, vectors
 

@@ -13,13 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.service.galleries.made import WIDTH, image, info, vectors
-from tokenfold.service.errors import (
-    ApiError,
-    GalleryExists,
-    StorageFailed,
-    StorageFull,
-    UnknownGallery,
-)
+from tokenfold.inference.errors import RequestError
+from tokenfold.service.errors import GalleryExists, StorageFailed, StorageFull, UnknownGallery
 from tokenfold.service.galleries import store
 from tokenfold.service.galleries.columns import PENDING, mark
 from tokenfold.service.galleries.store import Galleries
@@ -296,7 +291,7 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
 
     with pytest.raises(StorageFailed) as caught:
         asyncio.run(run())
-    assert isinstance(caught.value, ApiError)
+    assert isinstance(caught.value, RequestError)
 
 
 def test_lancedb_is_not_imported_before_it_is_needed() -> None:

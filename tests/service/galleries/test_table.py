@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.service.galleries.made import WIDTH, assert_same, image, info, unit, vectors
-from tokenfold.service.errors import InvalidFilter, InvalidRequest
+from tokenfold.inference.errors import InvalidRequest
+from tokenfold.service.errors import InvalidFilter
 from tokenfold.service.galleries.store import Galleries
 from tokenfold.service.galleries.table import Gallery
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.service.standin import encoded, picture
-from tokenfold.service.errors import ImageError, ImageFormat, ImageTooLarge
+from tokenfold.inference.errors import ImageError, ImageFormat, ImageTooLarge
 from tokenfold.service.galleries.thumbnails import LONGEST, thumbnail
 
 MOST = 50_000_000

@@ -17,7 +17,7 @@ from tokenfold.bundle.profile import LevelProfile, Profile, Quality
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import Task
 from tokenfold.bundle.workload import BaseWorkload, Workload
-from tokenfold.service.errors import (
+from tokenfold.inference.errors import (
     AccuracyBudget,
     InvalidRequest,
     LatencyBudget,
@@ -26,9 +26,9 @@ from tokenfold.service.errors import (
     TwoSelectors,
     UnknownLevel,
 )
+from tokenfold.inference.levels import Levels, Selector
+from tokenfold.inference.work import Size, Work, Works
 from tokenfold.service.scheduling.costs import Costs, Times
-from tokenfold.service.scheduling.levels import Levels, Selector
-from tokenfold.service.scheduling.work import Size, Work, Works
 
 VIT_S = Workload(
     method="tome", tokens=197, protected=1, depth=12, dim=384, mlp_dim=1536, metric_dim=64,

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenfold.service.errors import QueueFull, TooSlowNow
-from tokenfold.service.scheduling.places import Places
+from tokenfold.inference.errors import TooSlowNow
+from tokenfold.service.errors import QueueFull
+from tokenfold.service.scheduling.queue import Places
 
 FOREVER = float("inf")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokenfold.service.scheduling.backends.backend import Call, Sample
-from tokenfold.service.scheduling.queues import Lane, Queues
+from tokenfold.inference.backend import Call, Sample
+from tokenfold.service.scheduling.queue import Lane, Queues
 
 
 class Device:

@@ -13,22 +13,16 @@ import pytest
 
 from tests.service.standin import WORKLOAD, bundle, settings, until
 from tokenfold.bundle.schedule import plan_for
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Backend, Call, Sample
+from tokenfold.inference.errors import ImageError, InternalError, TooSlowNow
+from tokenfold.inference.work import Work
 from tokenfold.service.core import Core
-from tokenfold.service.errors import (
-    Draining,
-    ImageError,
-    InternalError,
-    QueueFull,
-    TooSlowNow,
-    WorkerDied,
-)
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample
+from tokenfold.service.errors import Draining, QueueFull, WorkerDied
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.costs import Costs, Times
-from tokenfold.service.scheduling.queues import Lane
+from tokenfold.service.scheduling.queue import Lane
 from tokenfold.service.scheduling.scheduler import Done, Outcome, Scheduler, Ticket
-from tokenfold.service.scheduling.work import Work
 
 FOREVER = float("inf")
 
@@ -389,7 +383,7 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
     def load(*args: Any, **kwargs: Any) -> Backend:
         begun.set()
         assert go_on.wait(10)
-        return loading.load(*args, **kwargs)
+        return sessions.load(*args, **kwargs)
 
     core = Core(
         settings(tmp_path),

@@ -13,12 +13,12 @@ from tests.service.standin_dual import MOST_TOKENS, WORKLOAD, dual_bundle
 from tests.service.standin_pairs import pair_bundle
 from tokenfold.bundle import schedule
 from tokenfold.bundle.bundle import Bundle, BundleError
+from tokenfold.inference.levels import Selector
+from tokenfold.inference.work import Work
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
 from tokenfold.service.scheduling import warmup
 from tokenfold.service.scheduling.catalog import Model
-from tokenfold.service.scheduling.levels import Selector
-from tokenfold.service.scheduling.work import Work
 
 
 @pytest.mark.parametrize("write", [bundle, pair_bundle, dual_bundle])

@@ -13,8 +13,8 @@ from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import SIDE, TASKS, WORKLOAD, pair_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import PairTask
-from tokenfold.service.scheduling.backends import loading
-from tokenfold.service.scheduling.backends.backend import PIXELS, TOKENS, Backend, Call, Sample
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import PIXELS, TOKENS, Backend, Call, Sample
 from tokenfold.service.settings import DEMO
 
 PLAN = (2, 4, 1, 1, 2, 1)
@@ -23,7 +23,7 @@ SHAPE = (SIDE, SIDE)
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    return loading.load(Bundle.open(pair_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+    return sessions.load(Bundle.open(pair_bundle(tmp_path_factory.mktemp("bundle") / "a")))
 
 
 def samples(images: int) -> list[Sample]:
@@ -86,7 +86,7 @@ def test_two_steps_answer_as_one(backend: Backend, task: PairTask) -> None:
 
 @pytest.fixture(scope="module")
 def dual(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    return loading.load(Bundle.open(dual_bundle(tmp_path_factory.mktemp("bundle") / "a")))
+    return sessions.load(Bundle.open(dual_bundle(tmp_path_factory.mktemp("bundle") / "a")))
 
 
 READ = Call("read", "embed", (), ())
@@ -106,7 +106,7 @@ def test_texts_by_themselves_share_a_run(dual: Backend) -> None:
 def test_quantised_texts_run_alone() -> None:
     shipped = Bundle.open(DEMO / "scenes-retrieval")
     assert shipped.manifest.precision == "int8"
-    quantised = loading.load(shipped)
+    quantised = sessions.load(shipped)
     given = [{"input_ids": sample["input_ids"]} for sample in samples(1)]
     together = quantised.run(given, READ, slots=False)
     alone = [quantised.run([sample], READ, slots=False)[0] for sample in given]

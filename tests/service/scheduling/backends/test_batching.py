@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenfold.inference.sessions import max_concurrent_runs, take
 from tokenfold.runtime.cuda.buckets import BUCKETS
 from tokenfold.runtime.session import Device
-from tokenfold.service.scheduling.backends.batching import max_concurrent_runs, take
 
 GPU: tuple[Device, ...] = ("cuda", "tensorrt")
 

@@ -20,9 +20,9 @@ from tests.service.standin import Remote, bundle, picture, problem, serving, unt
 from tests.service.standin_dual import dual_bundle, every_kind
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import Task
+from tokenfold.inference.backend import Backend, Call, Sample
 from tokenfold.service.app import create_app
 from tokenfold.service.scheduling import warmup
-from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import CPU, BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics

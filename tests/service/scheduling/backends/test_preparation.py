@@ -24,13 +24,13 @@ from tests.service.second import Seconds
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt.process import BuildError, Progress, StoppedError, Told
-from tokenfold.service.api.schemas.startup import EngineStatus
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
 from tokenfold.service.scheduling.backends.kinds import CPU, BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
 from tokenfold.service.scheduling.backends.preparation import Preparation
 from tokenfold.service.scheduling.backends.selftest import SelfTestError
+from tokenfold.service.scheduling.backends.status import EngineStatus
 
 FAILURES = "tokenfold_backend_failures_total"
 USED = "tokenfold_model_backend"

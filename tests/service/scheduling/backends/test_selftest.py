@@ -12,8 +12,9 @@ from tests.service.standin import bundle
 from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import TASKS, pair_bundle
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.service.scheduling.backends import loading, selftest
-from tokenfold.service.scheduling.backends.backend import Backend, Call, Sample
+from tokenfold.inference import sessions
+from tokenfold.inference.backend import Backend, Call, Sample
+from tokenfold.service.scheduling.backends import selftest
 from tokenfold.service.scheduling.backends.selftest import SelfTestError
 
 Change = Callable[[dict[str, np.ndarray], Call, int], None]
@@ -63,12 +64,12 @@ def is_reduced(call: Call) -> bool:
 
 
 def check(made: Bundle, change: Change) -> dict[str, float]:
-    reference = loading.load(made)
+    reference = sessions.load(made)
     return selftest.check(made, Changed(reference, change), reference)
 
 
 def test_every_kind_of_network_passes(made: Bundle) -> None:
-    reference = loading.load(made)
+    reference = sessions.load(made)
     tested = Changed(reference)
     seen = selftest.check(made, tested, reference)
     assert max(seen.values()) < 1e-5
@@ -154,7 +155,7 @@ def test_other_shapes_fail(made: Bundle) -> None:
             found = super().run(samples, call, slots=slots)
             return [{name: value[:1] for name, value in one.items()} for one in found]
 
-    reference = loading.load(made)
+    reference = sessions.load(made)
     with pytest.raises(SelfTestError, match="inf"):
         selftest.check(made, Cut(reference), reference)
 

@@ -1,4 +1,4 @@
-"""From what a request asks for to a plan: a level, a reduction, or a budget of time or accuracy."""
+"""Levels: from a selector (a name, a reduction, a budget of time or accuracy) to a plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenfold.bundle.profile import Profile, Quality
 from tokenfold.bundle.schedule import plan_for
 from tokenfold.bundle.tasks import Task
 from tokenfold.bundle.workload import Plan, PlanError
-from tokenfold.service.errors import (
+from tokenfold.inference.errors import (
     AccuracyBudget,
     InvalidRequest,
     LatencyBudget,
@@ -22,14 +22,13 @@ from tokenfold.service.errors import (
     TwoSelectors,
     UnknownLevel,
 )
-from tokenfold.service.scheduling.costs import Costs
-from tokenfold.service.scheduling.work import Size, Work
+from tokenfold.inference.work import Size, Work, Works
 
 CUSTOM = "custom"
 
 
 class Selector(NamedTuple):
-    """What a request says of its level: at most one of these.
+    """The way a request selects its level: at most one attribute is given.
 
     Attributes:
         level: a name of the manifest.
@@ -44,25 +43,26 @@ class Selector(NamedTuple):
     min_accuracy: float | None = None
 
     def check(self) -> None:
-        """Refuse more than one.
+        """Check that at most one attribute is given.
 
         Raises:
-            TwoSelectors: it names those that were given.
+            TwoSelectors: more than one is given; the message names them.
         """
         given = [name for name, value in self._asdict().items() if value is not None]
         if len(given) > 1:
             raise TwoSelectors(
-                f"Choose by one of {', '.join(self._fields)}, not by {' and '.join(given)} at once."
+                f"Pass at most one of {', '.join(self._fields)}, not {' and '.join(given)}."
             )
 
 
 class Choice(NamedTuple):
-    """How much to reduce, and what is to be said of it.
+    """A chosen reduction.
 
     Attributes:
-        level: its name, or "custom"; a label of bounded variety.
-        plan, work: at the nominal size: of images, and with texts of the longest one.
-        requested: the fraction of FLOPs that was to be removed.
+        level: the name of the level, or "custom".
+        plan: the plan at the nominal size: of images, and of the longest text if there are texts.
+        requested: the fraction of FLOPs that was to be removed, 0 to 1.
+        work: the cost at the nominal size.
     """
 
     level: str
@@ -72,7 +72,7 @@ class Choice(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A choice at one size."""
+    """The plan and the cost of a choice for one size."""
 
     plan: Plan
     work: Work
@@ -85,18 +85,23 @@ class Levels:
         self,
         manifest: Manifest,
         profile: Profile | None,
-        costs: Costs,
         *,
         default: str | None = None,
+        seconds: Callable[[Works], float] | None = None,
     ) -> None:
-        """Args:
-            default: level for a request that chooses none; by default the manifest's.
+        """Order the levels.
+
+        Args:
+            manifest: of the bundle.
+            profile: of the bundle, if it was measured.
+            default: level for a request that selects none; by default the manifest's.
+            seconds: expected duration of a run; by default its FLOPs, which order levels alike.
 
         Raises:
-            UnknownLevel: there is no such default.
+            UnknownLevel: the model has no such default level.
         """
         self.manifest = manifest
-        self.costs = costs
+        self._seconds = _flops if seconds is None else seconds
         # From the least reduced to the most; two names of one plan keep the first.
         self.levels: Mapping[str, Level] = dict(
             sorted(
@@ -128,16 +133,21 @@ class Levels:
         wait: float = 0.0,
         takes: Callable[[Choice], float] | None = None,
     ) -> Choice:
-        """How much to reduce for a request.
+        """Return the level for a request.
 
         Args:
-            wait: seconds that it would wait for a worker now.
-            takes: seconds that all of its runs take; by default those of one at the nominal size.
+            selector: how the level is selected.
+            task: the task, whose measured accuracy counts.
+            wait: seconds that the request would wait for a worker.
+            takes: seconds that all of its runs take; by default those of one run at the nominal
+                size.
 
         Raises:
-            TwoSelectors, UnknownLevel, InvalidRequest: the request is wrong.
-            LatencyBudget, AccuracyBudget, NoProfile: no level can meet it.
-            TooSlowNow: a level could, were it not for the queue.
+            TwoSelectors: the selector has more than one attribute.
+            UnknownLevel: the model has no level of that name.
+            InvalidRequest: the reduction is out of range.
+            LatencyBudget, AccuracyBudget, NoProfile: no level can meet the budget.
+            TooSlowNow: a level could meet the budget if the queue were shorter.
         """
         selector.check()
         if selector.reduction is not None:
@@ -150,10 +160,11 @@ class Levels:
         return self._named(selector.level if selector.level is not None else self.default)
 
     def fit(self, choice: Choice, size: Size | None) -> Fit:
-        """The plan of a choice for texts and images of their own lengths.
+        """Return the plan of a choice for a text and an image of given lengths.
 
         Args:
-            size: None for networks that see images only, which are all of one size.
+            choice: the choice.
+            size: the lengths; None for networks without texts, whose images have one size.
         """
         if size is None or size == self.nominal:
             return Fit(choice.plan, choice.work)
@@ -161,7 +172,7 @@ class Levels:
 
     @property
     def nominal(self) -> Size | None:
-        """Of the bundle's own image size and the longest text; None without texts."""
+        """The bundle's image size and longest text; None for networks without texts."""
         workload = self.manifest.workload
         if not isinstance(workload, PairWorkload):
             return None
@@ -187,49 +198,49 @@ class Levels:
         return Choice(self._names.get(plan, CUSTOM), plan, reduction, self.work(plan))
 
     def _takes(self, choice: Choice) -> float:
-        return self.costs.seconds((choice.work,))
+        return self._seconds((choice.work,))
 
     def _within(
         self, budget: float, task: Task, wait: float, takes: Callable[[Choice], float]
     ) -> str:
-        """The most accurate level that answers in `budget` seconds."""
+        """Return the most accurate level that answers within `budget` seconds."""
         times = {name: takes(self._named(name)) for name in self.levels}
         fitting = [name for name, time in times.items() if time + wait <= budget]
         if fitting:
             return max(fitting, key=lambda name: self._merit(name, task))
         fastest = min(times, key=lambda name: times[name])
-        said = f"the fastest level, {fastest}, takes about {times[fastest] * 1000:.1f} ms"
+        fact = f"the fastest level, {fastest}, takes about {times[fastest] * 1000:.1f} ms"
         if times[fastest] <= budget:
             raise TooSlowNow(
-                f"In {budget * 1000:g} ms no answer is possible now: {said}, after "
+                f"No answer is possible within {budget * 1000:g} ms at the moment: {fact}, after "
                 f"{wait * 1000:.0f} ms in the queue.",
                 retry_after=max(1, math.ceil(wait)),
             )
-        raise LatencyBudget(f"In {budget * 1000:g} ms no answer is possible: {said}.")
+        raise LatencyBudget(f"No answer is possible within {budget * 1000:g} ms: {fact}.")
 
-    def _accurate(self, wanted: float, task: Task) -> str:
-        """The fastest level whose measured quality is at least `wanted`.
+    def _accurate(self, min_accuracy: float, task: Task) -> str:
+        """Return the fastest level whose measured quality is at least `min_accuracy`.
 
-        The measured value counts, not the low end of its interval: levels of one model were
-        measured on the same images, so that their order means more than the interval says.
+        The measured value counts, not the low end of its interval: the levels of a model were
+        measured on the same images, so their order is more certain than the interval suggests.
         """
         quality = self.quality[task]
         if not quality:
             raise NoProfile(
-                f"The accuracy of {self.manifest.name} at {task} was never measured; choose by "
+                f"The accuracy of {self.manifest.name} at {task} was never measured; select by "
                 "level, reduction or max_latency_ms."
             )
-        reaching = [name for name, found in quality.items() if found.value >= wanted]
+        reaching = [name for name, measured in quality.items() if measured.value >= min_accuracy]
         if reaching:
             return min(reaching, key=lambda name: self._takes(self._named(name)))
         best = max(quality, key=lambda name: quality[name].value)
         raise AccuracyBudget(
-            f"No level of {self.manifest.name} reaches {wanted:g}: the best, {best}, was measured "
-            f"at {quality[best].value:.4f} ({quality[best].metric})."
+            f"No level of {self.manifest.name} reaches {min_accuracy:g}: the best, {best}, was "
+            f"measured at {quality[best].value:.4f} ({quality[best].metric})."
         )
 
     def _merit(self, name: str, task: Task) -> tuple[float, float]:
-        """Measured quality first, where every level has one; then as little reduction as can be."""
+        """Order levels by measured quality, if every level has one, then by less reduction."""
         quality = self.quality[task]
         complete = len(quality) == len(self.levels)
         return (quality[name].value if complete else 0.0, self.levels[name].flops_ratio)
@@ -243,3 +254,7 @@ class Levels:
         sized = workload.sized(text=size.text, image=size.image)
         plan = plan_for(sized, requested, self.manifest.shape)
         return Fit(plan, Work.of(sized, plan))
+
+
+def _flops(works: Works) -> float:
+    return float(sum(work.flops for work in works))

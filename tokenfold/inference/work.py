@@ -1,4 +1,4 @@
-"""What a run costs, counted: tokens and multiply-accumulates."""
+"""The cost of a run in tokens and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from tokenfold.bundle.workload import BaseWorkload, DualWorkload, Plan
 
 
 class Size(NamedTuple):
-    """Tokens of what is asked, special ones included. Of a network that sees images with texts."""
+    """Tokens of a text and an image, special tokens included."""
 
     text: int
     image: int
 
 
 class Work(NamedTuple):
-    """What a plan costs for one image, or for one image with a text; or a text by itself.
+    """The cost of one image, of one image with a text, or of a text by itself.
 
     Attributes:
-        flops: multiply-accumulates; `full` those of the unreduced network; `ratio` the quotient.
-        tokens_in, tokens_out: before the first layer, and after the last.
-        embedding: of the FLOPs those that several texts about one image share.
+        flops: multiply-accumulates.
+        full: multiply-accumulates of the unreduced network.
+        ratio: `flops` divided by `full`.
+        tokens_in: tokens before the first layer.
+        tokens_out: tokens after the last layer.
+        embedding: the part of `flops` that several texts about one image share.
     """
 
     flops: int
@@ -34,7 +37,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, workload: BaseWorkload, plan: Plan) -> Work:
-        """Of a plan on a workload."""
+        """Return the cost of a plan."""
         counts = workload.widths(plan)
         spent, full = workload.flops(plan), workload.flops(workload.unreduced)
         embedding = workload.embedding if isinstance(workload, PairWorkload) else 0
@@ -42,23 +45,23 @@ class Work(NamedTuple):
 
     @classmethod
     def of_text(cls, workload: BaseWorkload, tokens: int) -> Work:
-        """Of a text of so many tokens by itself, which nothing reduces.
+        """Return the cost of a text of `tokens` tokens by itself, which is not reduced.
 
         Raises:
-            TypeError: the network takes no texts by themselves.
+            TypeError: the network is no dual encoder.
         """
         if not isinstance(workload, DualWorkload):
-            raise TypeError("a text by itself is read by dual encoders alone")
+            raise TypeError("only dual encoders read texts by themselves")
         spent = workload.text_flops(tokens)
         return cls(spent, spent, 1.0, tokens, tokens)
 
 
 Works = tuple[Work, ...]
-"""Of one item: one for each image that it looks at, or one of its text."""
+"""The cost of an item: one for each of its images, or one for its text."""
 
 
 def total(works: Sequence[Work]) -> Work:
-    """Several as one."""
+    """Return the sum of several costs."""
     if len(works) == 1:
         return works[0]
     spent, full = sum(work.flops for work in works), sum(work.full for work in works)
