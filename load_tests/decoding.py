@@ -24,8 +24,8 @@ from load_tests.arguments import MOST_CALLERS, between
 from load_tests.images import jpeg, synthetic
 from load_tests.load import LONGEST_SECONDS, closed_loop
 from tokenfold.bundle.preprocess import Preprocess
-from tokenfold.runtime.machine import cores
 from tokenfold.inference import images
+from tokenfold.runtime.machine import cores
 from tokenfold.service.settings import Settings
 
 # Heights and widths of what is decoded where no photo is named: a web page's, and a camera's.

@@ -18,7 +18,7 @@ from tokenfold.service.errors import BodyTooLarge, Draining, TooManyBodies
 from tokenfold.service.logs import request_id
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("service.access")
+access = logging.getLogger("tokenfold.access")
 
 HEADER = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -126,7 +126,7 @@ class BodyLimit:
                     raise BodyTooLarge(too_large)
                 if self._held > self._total:
                     raise TooManyBodies(
-                        f"The bodies of all requests may have at most {self._total:,} bytes together.",
+                        f"All request bodies may have at most {self._total:,} bytes together.",
                         retry_after=1,
                     )
             return message

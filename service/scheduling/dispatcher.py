@@ -115,7 +115,7 @@ class Dispatcher:
             prepared.costs(choice, model.costs.seconds),
             within=seconds,
             done=_waker(settled),
-            share=self._share(model),
+            share=self.share(model),
             priority=request.priority,
         )
         execution = Execution(prepared, choice, model.backend, self._scheduler, ticket)
@@ -142,7 +142,7 @@ class Dispatcher:
             )
         if isinstance(request.selector, Choice):
             return request.selector
-        relative = self._relative_duration(model, runs)
+        relative = self.relative_duration(model, runs)
 
         def takes(choice: Choice) -> float:
             return relative * sum(prepared.costs(choice, model.costs.seconds)) / runs
@@ -152,13 +152,13 @@ class Dispatcher:
             wait = time.perf_counter() - request.arrived + self._scheduler.wait
         return model.levels.choose(request.selector, request.task, wait=wait, takes=takes)
 
-    def _share(self, model: ServedModel) -> float:
+    def share(self, model: ServedModel) -> float:
         """Return the fraction of a run's duration that an item takes from those behind it."""
         if model.backend.max_concurrent_runs is None:
             return 1.0 / self._scheduler.workers
         return model.costs.share
 
-    def _relative_duration(self, model: ServedModel, runs: int) -> float:
+    def relative_duration(self, model: ServedModel, runs: int) -> float:
         """Return the duration of `runs` concurrent runs of a model, relative to one."""
         if model.backend.max_concurrent_runs is None:
             # Workers run side by side, but not half a run each.

@@ -11,7 +11,7 @@ import pytest
 
 from tokenfold.bench import workers
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.workers import InferenceBody, WorkerError, Workers
+from tokenfold.bench.workers import Asked, WorkerError, Workers
 
 ANSWERS = """
 import json, sys
@@ -26,11 +26,11 @@ for line in sys.stdin:
 """
 
 
-def asked(way: TorchWay, level: str, batch: int) -> InferenceBody:
-    return InferenceBody(way, level, (0, 0) if level == "r=0" else (1, 1), batch)
+def asked(way: TorchWay, level: str, batch: int) -> Asked:
+    return Asked(way, level, (0, 0) if level == "r=0" else (1, 1), batch)
 
 
-def all_of(*ways: TorchWay) -> list[InferenceBody]:
+def all_of(*ways: TorchWay) -> list[Asked]:
     return [
         asked(way, level, batch) for way in ways for level in ("r=0", "r=1") for batch in (1, 8)
     ]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tests.runtime.tensorrt import standin_builder as builder
 from tests.runtime.tensorrt.standin_builder import alive, command
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.second import Second, Seconds
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt import process
 from tokenfold.runtime.tensorrt.process import Told
-from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
 class Engined(Seconds):
@@ -31,7 +31,7 @@ class Engined(Seconds):
         self.mode: dict[str, str] = {}
         self.prepared: list[str] = []
         folder.mkdir(exist_ok=True)
-        self.kind = BackendKind(
+        self.kind = StubKind(
             name,
             "cuda",
             self._load_built,

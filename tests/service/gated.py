@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.service import standin
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference import sessions
 from tokenfold.inference.backend import Call, Sample
 from tokenfold.service.app import create_app
-from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
 class Slow:
@@ -53,7 +53,7 @@ class Gated:
         self.backends: list[Slow] = []
         self.app = create_app(
             standin.settings(bundles, workers=1, decoders=1, **changes),
-            kinds=[BackendKind("cpu", "cpu", self._load)],
+            kinds=[StubKind("cpu", "cpu", self._load)],
         )
 
     def _load(self, found: Bundle) -> Slow:

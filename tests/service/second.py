@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference import sessions
 from tokenfold.inference.backend import Call, Sample
-from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 MOST = 4
 
@@ -79,7 +79,7 @@ class Seconds:
         self.wrong = 0.0
         self.error: Exception | None = None
         self.loaded = 0
-        self.kind = BackendKind(name, "cuda" if device == "cuda" else "cpu", self._load)
+        self.kind = StubKind(name, "cuda" if device == "cuda" else "cpu", self._load)
 
     def _load(self, bundle: Bundle) -> Second:
         self.loaded += 1

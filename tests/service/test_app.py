@@ -23,6 +23,7 @@ from PIL import Image
 
 from tests.service import standin
 from tests.service.gated import Gated
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.standin import (
     LABELS,
     PROBLEM,
@@ -44,7 +45,6 @@ from tokenfold.service import logs
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.api.schemas.inference import ClassifyResponse
 from tokenfold.service.app import create_app
-from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.costs import Times
 
 
@@ -690,7 +690,7 @@ class TestStarting:
             gate.wait(10)
             return sessions.load(found)
 
-        app = create_app(standin.settings(bundles), kinds=[BackendKind("cpu", "cpu", load)])
+        app = create_app(standin.settings(bundles), kinds=[StubKind("cpu", "cpu", load)])
         release = threading.Thread(target=self._probe, args=(app, gate))
         release.start()
         with serving(app) as remote:
@@ -724,7 +724,7 @@ class TestStarting:
 
         app = create_app(
             standin.settings(bundles),
-            kinds=[BackendKind("cpu", "cpu", load)],
+            kinds=[StubKind("cpu", "cpu", load)],
             on_failure=failed.set,
         )
         with serving(app) as remote:
@@ -796,10 +796,10 @@ class TestMetrics:
 
 class TestLogs:
     def test_a_line_a_request(self, client: Remote, caplog: pytest.LogCaptureFixture) -> None:
-        with caplog.at_level(logging.INFO, "service.access"):
+        with caplog.at_level(logging.INFO, "tokenfold.access"):
             client.classify(b"bad", headers={"X-Request-ID": "who"})
             until(lambda: caplog.records)
-        (record,) = [found for found in caplog.records if found.name == "service.access"]
+        (record,) = [found for found in caplog.records if found.name == "tokenfold.access"]
         line = json.loads(json.dumps(vars(record), default=str))
         assert record.getMessage() == "POST /v1/classify"
         assert line["status"] == 415

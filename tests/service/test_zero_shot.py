@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.service import standin
 from tests.service.gated import Gated
@@ -17,6 +20,7 @@ from tests.service.standin import LABELS, Remote, picture, problem, serving, unt
 from tests.service.standin_dual import WORKLOAD, every_kind
 from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyResponse
 from tokenfold.service.app import create_app
+from tokenfold.service.zero_shot import VectorCache
 
 RED, GREEN, BLUE = picture("red"), picture("lime"), picture("blue")
 
@@ -76,7 +80,9 @@ class TestLabels:
 
     def test_a_template_is_read_like_any_text(self, client: Remote) -> None:
         refused = client.ask("classify", RED, labels=["red"], template="a \x07{}")
-        assert "template: holds U+0007" in problem(refused, 422, "invalid-request")
+        assert "template: contains the unreadable character U+0007" in problem(
+            refused, 422, "invalid-request"
+        )
 
     @pytest.mark.parametrize(
         ("asked", "code", "status"),
@@ -165,3 +171,44 @@ class TestUnderLoad:
             refused = remote.ask("classify", RED, labels=["red", "blue"])
             gated.backend.gate.set()
             problem(refused, 503, "expired")
+
+
+def vectors(*texts: str) -> dict[str, np.ndarray]:
+    return {text: np.full(2, len(text), np.float32) for text in texts}
+
+
+def test_by_model_and_text() -> None:
+    cache = VectorCache()
+    cache.put("a", vectors("red", "blue"))
+    assert set(cache.get("a", ["red", "green"])) == {"red"}
+    assert cache.get("b", ["red"]) == {}
+    assert cache.get("a", ["blue"])["blue"].tolist() == [4, 4]
+
+
+def test_those_used_longest_ago_go() -> None:
+    cache = VectorCache(max_vectors=2)
+    cache.put("a", vectors("red", "blue"))
+    cache.get("a", ["red"])
+    cache.put("a", vectors("green"))
+    assert set(cache.get("a", ["red", "green", "blue"])) == {"red", "green"}
+
+
+def test_a_row_does_not_keep_its_batch() -> None:
+    cache = VectorCache()
+    batch = np.ones((100, 2), np.float32)
+    cache.put("a", {"red": batch[0]})
+    batch[0] = 2
+    found = cache.get("a", ["red"])["red"]
+    assert found.base is None
+    assert found.tolist() == [1, 1]
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefg"), max_size=9)), st.integers(1, 5))
+def test_never_more_than_there_may_be(asked: list[list[str]], most: int) -> None:
+    cache = VectorCache(most)
+    for texts in asked:
+        cache.put("m", vectors(*texts))
+        assert len(cache) <= most
+        # The last ones at least, as far as there is room.
+        recent = list(dict.fromkeys(texts))[-most:]
+        assert set(cache.get("m", recent)) == set(recent)

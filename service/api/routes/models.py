@@ -42,8 +42,8 @@ class LevelInfo(BaseModel):
     quality: dict[Task, Quality] = Field(default={}, description="Measured quality by task.")
     neighbours: dict[Name, Share] | None = Field(
         None,
-        description="For a dual encoder: overlap of the ten nearest images with those of a query at "
-        "the gallery's level, by the level of the gallery.",
+        description="For a dual encoder: overlap of the ten nearest images with those of a query "
+        "at the gallery's level, by the level of the gallery.",
     )
     latency: list[Latency] = Field(default=[])
     images_per_second: float | None = None
@@ -92,9 +92,9 @@ class ModelInfo(BaseModel):
     precision: str = Field(examples=["fp32"])
     input_size: tuple[int, int] = Field(description="Height and width in pixels.")
     resize: Literal["stretch", "shorter", "bounded"] = Field(
-        description="Resizing to `input_size`. `stretch`: to the exact size. `shorter`: the shorter "
-        "side to `shorter_side`, then a centre crop. `bounded`: the aspect ratio is kept, the "
-        "shorter side becomes `shorter_side` unless the longer one would exceed `longest`."
+        description="Resizing to `input_size`. `stretch`: to the exact size. `shorter`: the "
+        "shorter side to `shorter_side`, then a centre crop. `bounded`: at the same aspect ratio, "
+        "the shorter side becomes `shorter_side` unless the longer one would exceed `longest`."
     )
     shorter_side: int | None = None
     longest: int | None = None

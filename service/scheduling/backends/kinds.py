@@ -126,10 +126,14 @@ class TensorRTKind(CudaKind):
         process.build(command, on_progress, stopping)
 
 
+CUDA = CudaKind()
+CPU = CpuKind()
+
+
 def all_kinds(engines: Path) -> tuple[BackendKind, ...]:
     """Return every kind, the fastest first.
 
     Args:
         engines: folder of TensorRT engines.
     """
-    return (TensorRTKind(engines), CudaKind(), CpuKind())
+    return (TensorRTKind(engines), CUDA, CPU)

@@ -26,8 +26,7 @@ from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.flavour import Flavour
 from tokenfold.runtime.tensorrt.origin import EngineError, Origin
 from tokenfold.runtime.tensorrt.plugins import Plugins
-from tokenfold.service.scheduling.backends import kinds
-from tokenfold.service.scheduling.backends.kinds import BackendKind
+from tokenfold.service.scheduling.backends.kinds import BackendKind, TensorRTKind
 
 pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 
@@ -45,7 +44,7 @@ def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BackendKind:
         return plain(made, engines, "--tensorrt", RTX, "--device", GPU)
 
     monkeypatch.setattr(process, "command_line", command_line)
-    return kinds.tensorrt(tmp_path)
+    return TensorRTKind(tmp_path)
 
 
 def prepare(kind: BackendKind, made: Bundle) -> list[process.Progress]:

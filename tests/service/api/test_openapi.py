@@ -21,7 +21,7 @@ from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.inference.errors import UnknownLevel
 from tokenfold.inference.levels import Levels, Selector
-from tokenfold.inference.texts import LONGEST
+from tokenfold.inference.texts import MAX_CHARACTERS
 from tokenfold.service.api.schemas.embed import EmbedRequest, EmbedResponse
 from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyRequest, ClassifyResponse
 from tokenfold.service.api.schemas.pairs import (
@@ -123,7 +123,7 @@ def test_the_examples_are_good(
 def test_how_texts_and_images_may_be_given(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     text = schemas["VqaRequest"]["properties"]["question"]["anyOf"]
-    assert text[0]["maxLength"] == LONGEST
+    assert text[0]["maxLength"] == MAX_CHARACTERS
     assert text[1]["maxItems"] == 4
     assert schemas["ReasonRequestForm"]["properties"]["image"]["minItems"] == 2
     assert schemas["ReasonRequest"]["required"] == ["image", "statement"]
@@ -138,7 +138,7 @@ def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) ->
     content = document["paths"]["/v1/classify"]["post"]["responses"]["200"]["content"]
     answer = content["application/json"]["example"]
     reduction = answer["results"][0]["reduction"]
-    levels = Levels(Bundle.open(DEMO / answer["model"]).manifest, None, None)  # type: ignore[arg-type]
+    levels = Levels(Bundle.open(DEMO / answer["model"]).manifest, None)
     choice = levels.choose(Selector(reduction["level"]), "classify")
     assert reduction["requested"] == choice.requested
     assert reduction["flops_ratio"] == round(choice.work.ratio, 6)

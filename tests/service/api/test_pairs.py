@@ -22,7 +22,7 @@ from tests.service.gated import Gated
 from tests.service.standin import Remote, bundle, encoded, picture, problem, serving, until
 from tests.service.standin_pairs import BOUNDED, MOST_TOKENS, WORKLOAD, pair_bundle
 from tokenfold.bundle.schedule import flops_ratio, plan_for
-from tokenfold.inference.texts import LONGEST
+from tokenfold.inference.texts import MAX_CHARACTERS
 from tokenfold.service.api.schemas.pairs import (
     EntailResponse,
     MatchResponse,
@@ -266,7 +266,7 @@ class TestAnswers:
             "match": "pairs",
         }  # fmt: skip
         model = client.get("/v1/models/pairs").json()
-        assert model["text"] == {"most_tokens": MOST_TOKENS, "most_characters": LONGEST}
+        assert model["text"] == {"most_tokens": MOST_TOKENS, "most_characters": MAX_CHARACTERS}
         counts = {task["name"]: task["label_count"] for task in model["tasks"]}
         assert counts == {"vqa": 3, "entail": 3, "reason": 2, "match": 0}
         assert model["levels"][0]["quality"]["reason"]["value"] == 0.7
@@ -314,19 +314,19 @@ class TestBadTexts:
         (result,) = results(client.ask("vqa", RED, question="what\r\n\tcolour"))
         assert result["text"]["tokens"] == 4
 
-    @pytest.mark.parametrize("length", [LONGEST + 1, 1_000_000])
+    @pytest.mark.parametrize("length", [MAX_CHARACTERS + 1, 1_000_000])
     def test_too_long(self, client: Remote, length: int) -> None:
         begun = time.perf_counter()
         body = {"image": base64.b64encode(RED).decode(), "question": "a " * (length // 2 + 1)}
         response = client.post("/v1/vqa", json=body)
-        assert f"at most {LONGEST}" in problem(response, 422, "invalid-request")
+        assert f"at most {MAX_CHARACTERS}" in problem(response, 422, "invalid-request")
         response = client.ask("vqa", RED, question="a" * length)
         assert "question" in problem(response, 422, "invalid-request")
         assert len(response.content) < 1000
         assert time.perf_counter() - begun < 2
 
     def test_as_long_as_may_be(self, client: Remote) -> None:
-        texts = ["red " * (LONGEST // 4)] * 8
+        texts = ["red " * (MAX_CHARACTERS // 4)] * 8
         found = results(client.ask("vqa", RED, question=texts))
         assert all(result["text"]["cut"] for result in found)
 

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from tests.service import standin
 from tests.service.galleries.served import galleries_at, search
@@ -13,36 +14,36 @@ from tests.service.standin import bundle, until
 from tests.service.standin_dual import dual_bundle
 from tokenfold.service.api.routes.galleries import describe
 from tokenfold.service.app import create_app
-from tokenfold.service.core import Core
 from tokenfold.service.errors import OtherModel
 from tokenfold.service.galleries import sample
 
 IMAGES = 40
 
 
-def engine_on(root: Path, **changes: object) -> Core:
-    found: Core = create_app(standin.settings(root, **changes)).state.core
-    return found
+def app_on(root: Path, **changes: object) -> FastAPI:
+    return create_app(standin.settings(root, **changes))
 
 
-async def fill(core: Core, images: int) -> int:
-    """Images of the gallery after it was filled up to so many."""
+async def fill(app: FastAPI, images: int) -> int:
+    """Fill the gallery up to `images` images. Return their number."""
+    core, keeper = app.state.core, app.state.keeper
     core.start()
     try:
-        await sample.fill(core, images=images)
-        gallery = await (await core.keeper.galleries()).get(sample.NAME)
+        assert await core.wait_started()
+        await sample.fill(core.dispatcher, keeper, images=images)
+        gallery = await (await keeper.galleries()).get(sample.NAME)
         return (await describe(core, gallery)).images
     finally:
-        await core.keeper.stop()
+        await keeper.stop()
         core.stop()
 
 
 def test_it_is_filled_once_and_whole(tmp_path: Path) -> None:
     dual_bundle(tmp_path / "a", name=sample.MODEL)
     # The second time goes on where the first one was cut short, the third has nothing to do.
-    assert asyncio.run(fill(engine_on(tmp_path), 10)) == 10
-    assert asyncio.run(fill(engine_on(tmp_path), IMAGES)) == IMAGES
-    assert asyncio.run(fill(engine_on(tmp_path), IMAGES)) == IMAGES
+    assert asyncio.run(fill(app_on(tmp_path), 10)) == 10
+    assert asyncio.run(fill(app_on(tmp_path), IMAGES)) == IMAGES
+    assert asyncio.run(fill(app_on(tmp_path), IMAGES)) == IMAGES
     with galleries_at(tmp_path) as remote:
         answer = search(remote, sample.NAME, text="red", filter={"things": {"gte": 3}}, top_k=5)
         assert len(answer["results"]) == 5
@@ -66,7 +67,7 @@ def test_without_its_model_the_server_serves(
 ) -> None:
     bundle(tmp_path / "a")
     with galleries_at(tmp_path, sample_gallery=True) as remote:
-        until(lambda: "there is no complete gallery" in caplog.text)
+        until(lambda: "is incomplete" in caplog.text)
         assert remote.get("/v1/galleries").json() == {"galleries": []}
 
 
@@ -74,10 +75,10 @@ def test_another_export_leaves_it_alone(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     for name, red in (("old", 1.0), ("new", 0.5)):
         dual_bundle(tmp_path / name / "a", name=sample.MODEL, red=red)
-    asyncio.run(fill(engine_on(tmp_path / "old", data_dir=data), 5))
+    asyncio.run(fill(app_on(tmp_path / "old", data_dir=data), 5))
     with pytest.raises(OtherModel):
-        asyncio.run(fill(engine_on(tmp_path / "new", data_dir=data), IMAGES))
-    assert asyncio.run(fill(engine_on(tmp_path / "old", data_dir=data), 5)) == 5
+        asyncio.run(fill(app_on(tmp_path / "new", data_dir=data), IMAGES))
+    assert asyncio.run(fill(app_on(tmp_path / "old", data_dir=data), 5)) == 5
 
 
 def test_its_scenes_differ() -> None:

@@ -14,7 +14,7 @@ from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload, even_wid
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.service.errors import UnknownModel
-from tokenfold.service.scheduling.catalog import Catalog, Model
+from tokenfold.service.scheduling.catalog import Catalog, ServedModel
 
 
 def meter(patches: int, tower: int) -> MeterWorkload:
@@ -25,7 +25,7 @@ def meter(patches: int, tower: int) -> MeterWorkload:
     )  # fmt: skip
 
 
-def model(root: Path, workload: PairWorkload, preprocess: Preprocess) -> Model:
+def model(root: Path, workload: PairWorkload, preprocess: Preprocess) -> ServedModel:
     """The stand-in, as if it were another network."""
     manifest = Bundle.open(pair_bundle(root)).manifest
     level = Level(
@@ -41,7 +41,7 @@ def model(root: Path, workload: PairWorkload, preprocess: Preprocess) -> Model:
         "default_level": "exact",
     }
     checked = Manifest.model_validate(manifest.model_copy(update=fields).model_dump())
-    return Model(Bundle(root, checked, None))
+    return ServedModel(Bundle(root, checked, None))
 
 
 def test_grids_of_images_that_keep_their_shape(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_default_of_a_task_is_the_first_or_the_chosen_one(tmp_path: Path) ->
 
 def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     root = pair_bundle(tmp_path / "a")
-    found = Model(Bundle.open(root))
+    found = ServedModel(Bundle.open(root))
     (root / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         found.load(lambda _: None)  # type: ignore[arg-type, return-value]

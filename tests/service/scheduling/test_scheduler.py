@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.standin import WORKLOAD, bundle, settings, until
 from tokenfold.bundle.schedule import plan_for
 from tokenfold.inference import sessions
@@ -19,10 +20,10 @@ from tokenfold.inference.errors import ImageError, InternalError, TooSlowNow
 from tokenfold.inference.work import Work
 from tokenfold.service.core import Core
 from tokenfold.service.errors import Draining, QueueFull, WorkerDied
-from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.costs import Costs, Times
 from tokenfold.service.scheduling.queue import Lane
-from tokenfold.service.scheduling.scheduler import Done, Outcome, Scheduler, Ticket
+from tokenfold.service.scheduling.scheduler import Scheduler
+from tokenfold.service.scheduling.ticket import Job, Outcome, RunOutput, Ticket
 
 FOREVER = float("inf")
 
@@ -88,8 +89,15 @@ class Caller:
         holder.append(ticket)
         if submit:
             for index, number in enumerate(numbers):
-                ticket.submit(index, Lane(backend, call(plan)), {"number": np.asarray(number)})
+                self.submit(ticket, index, backend, number, plan=plan)
         return ticket
+
+    def submit(
+        self, ticket: Ticket, index: int, backend: Fake, number: int, *, plan: int = 1, **job: Any
+    ) -> None:
+        sample = {"number": np.asarray(number)}
+        lane = Lane(backend, call(plan))
+        self.scheduler.submit(Job(ticket=ticket, index=index, lane=lane, sample=sample, **job))
 
     def wait(self, *tickets: Ticket) -> None:
         until(lambda: all(ticket in self.finished for ticket in tickets))
@@ -127,8 +135,10 @@ def test_one_request(start: Start) -> None:
     backend.gate.set()
     ticket = caller.ask(backend, 7, 8)
     caller.wait(ticket)
-    assert [int(o.output["number"]) for o in ticket.outcomes if isinstance(o, Done)] == [7, 8]
-    assert all(o.batch_size == 1 and o.ran >= 0 for o in ticket.outcomes if isinstance(o, Done))
+    assert [int(o.output["number"]) for o in ticket.outcomes if isinstance(o, RunOutput)] == [7, 8]
+    assert all(
+        o.batch_size == 1 and o.seconds >= 0 for o in ticket.outcomes if isinstance(o, RunOutput)
+    )
 
 
 def test_first_come_first_served_across_queues(start: Start) -> None:
@@ -154,10 +164,10 @@ def test_batches_form_while_the_device_is_busy(start: Start) -> None:
         (1, [7]),
     ]
     last = tickets[-1].outcomes[0]
-    assert isinstance(last, Done)
+    assert isinstance(last, RunOutput)
     assert last.batch_size == 1
     middle = tickets[3].outcomes[0]
-    assert isinstance(middle, Done)
+    assert isinstance(middle, RunOutput)
     assert middle.batch_size == 3
 
 
@@ -217,7 +227,7 @@ def test_a_share_of_a_run_is_waited_for(start: Start) -> None:
     # The longest run still takes as long as it does.
     with pytest.raises(TooSlowNow):
         caller.scheduler.admit([3.0], within=4.0, done=lambda: None, share=0.25)
-    ticket.cancel()
+    caller.scheduler.cancel(ticket)
     backend.gate.set()
     caller.wait(first)
 
@@ -226,7 +236,7 @@ def test_the_queue_is_bounded(start: Start) -> None:
     caller, backend = start(limit=4), Fake()
     first = busy(caller, backend)
     waiting = caller.ask(backend, 1, 2, 3, cost=2.5)
-    with pytest.raises(QueueFull, match="3 items wait already, and at most 4") as caught:
+    with pytest.raises(QueueFull, match="3 items wait, and at most 4") as caught:
         caller.ask(backend, 4, 5)
     # 3 x 2.5 s wait, and half of the first one's 0.01 s is left: one worker needs 8 s.
     assert caught.value.retry_after == 8
@@ -242,12 +252,12 @@ def test_places_are_held_while_decoding(start: Start) -> None:
     assert caller.scheduler.depth == 2
     with pytest.raises(QueueFull):
         caller.ask(backend, 3)
-    ticket.fail(0, ImageError("bad"))
+    caller.scheduler.fail(ticket, 0, ImageError("bad"))
     assert caller.scheduler.depth == 1
-    ticket.submit(1, Lane(backend, call()), {"number": np.asarray(2)}, slots=True)
+    caller.submit(ticket, 1, backend, 2, slots=True)
     caller.wait(ticket)
     assert isinstance(ticket.outcomes[0], ImageError)
-    assert isinstance(ticket.outcomes[1], Done)
+    assert isinstance(ticket.outcomes[1], RunOutput)
     assert "slots" in ticket.outcomes[1].output
 
 
@@ -276,7 +286,7 @@ def test_cancelled_before_it_ran(start: Start) -> None:
     caller, backend = start(limit=2), Fake()
     first = busy(caller, backend)
     gone = caller.ask(backend, 1, 2)
-    gone.cancel()
+    caller.scheduler.cancel(gone)
     assert caller.scheduler.depth == 0
     after = caller.ask(backend, 3, 4)
     backend.gate.set()
@@ -289,11 +299,11 @@ def test_cancelled_while_it_ran_and_while_it_was_decoded(start: Start) -> None:
     caller, backend = start(), Fake()
     running = busy(caller, backend)
     decoding = caller.ask(backend, 1, 2, submit=False)
-    running.cancel()
-    decoding.cancel()
-    decoding.submit(0, Lane(backend, call()), {"number": np.asarray(1)})
-    decoding.fail(1, ImageError("late"))
-    decoding.cancel()
+    caller.scheduler.cancel(running)
+    caller.scheduler.cancel(decoding)
+    caller.submit(decoding, 0, backend, 1)
+    caller.scheduler.fail(decoding, 1, ImageError("late"))
+    caller.scheduler.cancel(decoding)
     backend.gate.set()
     until(lambda: caller.scheduler.pending == 0)
     assert caller.finished == []
@@ -309,7 +319,7 @@ def test_a_failing_run_fails_alone(start: Start, caplog: pytest.LogCaptureFixtur
     assert isinstance(tickets[2].outcomes[0], InternalError)
     assert "secret" not in str(tickets[2].outcomes[0])
     assert "secret" in caplog.text
-    assert all(isinstance(tickets[i].outcomes[0], Done) for i in (0, 1, 3))
+    assert all(isinstance(tickets[i].outcomes[0], RunOutput) for i in (0, 1, 3))
     assert caller.scheduler.alive
 
 
@@ -321,7 +331,7 @@ def test_a_failing_item_does_not_fail_its_batch(start: Start) -> None:
     backend.gate.set()
     caller.wait(first, *tickets)
     kinds = [type(ticket.outcomes[0]) for ticket in tickets]
-    assert kinds == [Done, Done, InternalError, Done]
+    assert kinds == [RunOutput, RunOutput, InternalError, RunOutput]
 
 
 def test_a_backend_that_returns_too_few_fails_its_items(start: Start) -> None:
@@ -347,7 +357,7 @@ def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
     # The other one goes on.
     after = caller.ask(backend, 2)
     caller.wait(after)
-    assert isinstance(after.outcomes[0], Done)
+    assert isinstance(after.outcomes[0], RunOutput)
     assert not caller.scheduler.dead
 
 
@@ -387,7 +397,7 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
 
     core = Core(
         settings(tmp_path),
-        kinds=[BackendKind("cpu", "cpu", load)],
+        kinds=[StubKind("cpu", "cpu", load)],
         on_failure=lambda: failures.append(None),
     )
     assert core.join_loader()
@@ -424,7 +434,7 @@ def test_draining_answers_what_was_accepted(start: Start) -> None:
     caller.scheduler.drain()
     with pytest.raises(Draining):
         caller.ask(backend, 3)
-    decoding.submit(0, Lane(backend, call()), {"number": np.asarray(2)})
+    caller.submit(decoding, 0, backend, 2)
     assert caller.scheduler.pending == 3
     backend.gate.set()
     caller.wait(*tickets, decoding)
@@ -457,14 +467,13 @@ def test_what_follows_from_a_run_goes_before_later_requests(start: Start) -> Non
     caller, backend = start(), Fake()
     first = busy(caller, backend)
     two_steps = caller.ask(backend, 1, 2, submit=False)
-    lane = Lane(backend, call())
     seen: list[Outcome] = []
 
     def follow(outcome: Outcome) -> None:
         seen.append(outcome)
-        two_steps.submit(1, lane, {"number": np.asarray(2)})
+        caller.submit(two_steps, 1, backend, 2)
 
-    two_steps.submit(0, lane, {"number": np.asarray(1)}, then=follow)
+    caller.submit(two_steps, 0, backend, 1, on_outcome=follow)
     later = caller.ask(backend, 3, 4)
     backend.gate.set()
     caller.wait(first, two_steps, later)
@@ -477,11 +486,8 @@ def test_a_failed_step_is_told_too(start: Start) -> None:
     backend.fails = {1: RuntimeError()}
     backend.gate.set()
     ticket = caller.ask(backend, 1, 2, submit=False)
-    ticket.submit(
-        0,
-        Lane(backend, call()),
-        {"number": np.asarray(1)},
-        then=lambda outcome: ticket.fail(1, outcome),  # type: ignore[arg-type]
+    caller.submit(
+        ticket, 0, backend, 1, on_outcome=lambda outcome: caller.scheduler.fail(ticket, 1, outcome)
     )
     caller.wait(ticket)
     assert all(isinstance(found, InternalError) for found in ticket.outcomes)
@@ -491,16 +497,15 @@ def test_a_failed_step_is_told_too(start: Start) -> None:
 def test_nothing_follows_from_a_cancelled_request(start: Start) -> None:
     caller, backend = start(), Fake()
     ticket = caller.ask(backend, 1, 2, submit=False)
-    lane = Lane(backend, call())
     told = threading.Event()
 
     def follow(_: Outcome) -> None:
-        ticket.submit(1, lane, {"number": np.asarray(2)})
+        caller.submit(ticket, 1, backend, 2)
         told.set()
 
-    ticket.submit(0, lane, {"number": np.asarray(1)}, then=follow)
+    caller.submit(ticket, 0, backend, 1, on_outcome=follow)
     until(lambda: backend.running == 1)
-    ticket.cancel()
+    caller.scheduler.cancel(ticket)
     backend.gate.set()
     assert told.wait(10)
     until(lambda: caller.scheduler.pending == 0)
@@ -512,11 +517,11 @@ def test_items_of_different_costs(start: Start) -> None:
     first = busy(caller, backend)
     ticket = caller.scheduler.admit([1.0, 3.0], within=FOREVER, done=lambda: None)
     assert caller.scheduler.wait == pytest.approx(4.005)
-    ticket.fail(1, ImageError("bad"))
+    caller.scheduler.fail(ticket, 1, ImageError("bad"))
     assert caller.scheduler.wait == pytest.approx(1.005)
     with pytest.raises(TooSlowNow):
         caller.scheduler.admit([0.1, 2.0], within=3.0, done=lambda: None)
-    ticket.cancel()
+    caller.scheduler.cancel(ticket)
     assert caller.scheduler.depth == 0
     backend.gate.set()
     caller.wait(first)
@@ -535,7 +540,7 @@ def test_stress_nothing_is_lost(start: Start) -> None:
             ticket = caller.ask(backend, *range(choose.integers(1, 4)), plan=i % 5)
             with lock:
                 if choose.random() < 0.2:
-                    ticket.cancel()
+                    caller.scheduler.cancel(ticket)
                     cancelled.append(ticket)
                 else:
                     tickets.append(ticket)
@@ -548,6 +553,6 @@ def test_stress_nothing_is_lost(start: Start) -> None:
     until(lambda: caller.scheduler.pending == 0)
     until(lambda: len(set(caller.finished) & set(tickets)) == len(tickets))
     assert len(caller.finished) == len(set(caller.finished))
-    assert all(isinstance(o, Done) for ticket in tickets for o in ticket.outcomes)
+    assert all(isinstance(o, RunOutput) for ticket in tickets for o in ticket.outcomes)
     assert caller.scheduler.depth == 0
     assert caller.scheduler.wait == 0.0

@@ -13,8 +13,8 @@ from tests.service.second import Seconds
 from tests.service.standin import bundle, serving
 from tokenfold.service.app import create_app
 from tokenfold.service.scheduling import timing, warmup
-from tokenfold.service.scheduling.backends.kinds import CPU
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.backends.kinds import CpuKind
+from tokenfold.service.scheduling.catalog import ServedModel
 from tokenfold.service.scheduling.costs import Times
 from tokenfold.service.scheduling.scheduler import Scheduler
 from tokenfold.service.scheduling.timing import Timing
@@ -48,7 +48,7 @@ def test_times_of_two_backends_are_none(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(warmup, "times", times)
     # Before and after each round.
-    changing = cast(Model, Other("first", "second", "second", "third", "third"))
+    changing = cast(ServedModel, Other("first", "second", "second", "third", "third"))
     assert timing.measure(changing, lambda *_: [], 2) is made[2]
     assert len(made) == 3
 
@@ -56,13 +56,13 @@ def test_times_of_two_backends_are_none(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_model_is_timed_while_it_answers(tmp_path: Path) -> None:
     bundle(tmp_path / "a")
     second = Seconds()
-    app = create_app(standin.settings(tmp_path), kinds=[second.kind, CPU])
+    app = create_app(standin.settings(tmp_path), kinds=[second.kind, CpuKind()])
     with serving(app):
         core = app.state.core
         (model,) = core.catalog
         before = len(second.made[0].ran)
         model.costs.learn(Times({1: 1e6}))
-        found = Timing(core.scheduler)
+        found = Timing(core.scheduler, 512)
         found.again(model)
         (thread,) = found.threads
         thread.join(30)
@@ -76,7 +76,7 @@ def test_a_shutdown_ends_it(
     scheduler = Scheduler(workers=1, limit=1)
     begun = threading.Event()
 
-    def times(_: Model, run_many: warmup.RunMany, __: int) -> Times:
+    def times(_: ServedModel, run_many: warmup.RunMany, __: int) -> Times:
         begun.set()
         scheduler.drain()
         run_many(cast(Any, None), {}, False, 1)
@@ -84,8 +84,8 @@ def test_a_shutdown_ends_it(
 
     monkeypatch.setattr(warmup, "times", times)
     model = Other("first")
-    found = Timing(scheduler)
-    found.again(cast(Model, model))
+    found = Timing(scheduler, 512)
+    found.again(cast(ServedModel, model))
     found.threads[0].join(10)
     assert begun.is_set()
     assert not model.learnt
@@ -100,8 +100,8 @@ def test_what_goes_wrong_is_told(
 
     monkeypatch.setattr(warmup, "times", times)
     model = Other("first")
-    found = Timing(Scheduler(workers=1, limit=1))
-    found.again(cast(Model, model))
+    found = Timing(Scheduler(workers=1, limit=1), 512)
+    found.again(cast(ServedModel, model))
     found.threads[0].join(10)
     assert not model.learnt
     assert "other could not be timed again" in caplog.text

@@ -18,14 +18,14 @@ from tokenfold.inference.work import Work
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
 from tokenfold.service.scheduling import warmup
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.catalog import ServedModel
 
 
 @pytest.mark.parametrize("write", [bundle, pair_bundle, dual_bundle])
 def test_no_request_looks_for_the_plans_of_a_length(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    model = Model(Bundle.open(write(tmp_path / "a")))
+    model = ServedModel(Bundle.open(write(tmp_path / "a")))
     schedule._family.cache_clear()
     warmup.plan_ahead(model)
     searched = schedule._family.cache_info().misses

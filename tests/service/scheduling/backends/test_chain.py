@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.service import standin
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.second import MOST, Seconds, is_dark
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tests.service.standin_dual import dual_bundle, every_kind
@@ -26,7 +27,7 @@ from tokenfold.service.scheduling import warmup
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import CPU, BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.service.scheduling.catalog import ServedModel
 from tokenfold.service.scheduling.costs import Times
 
 FAILURES = "tokenfold_backend_failures_total"
@@ -188,12 +189,12 @@ class TestThroughTheServer:
         with serving(found) as remote:
             core = found.state.core
             (model,) = core.catalog
-            assert core.share(model) == model.costs.share
-            assert core.turns(model, 5) == 1 + 4 * model.costs.share
+            assert core.dispatcher.share(model) == model.costs.share
+            assert core.dispatcher.relative_duration(model, 5) == 1 + 4 * model.costs.share
             second.fails = lambda _: True
             assert remote.classify(picture()).status_code == 200
-            assert core.share(model) == 1 / 4
-            assert core.turns(model, 5) == 2
+            assert core.dispatcher.share(model) == 1 / 4
+            assert core.dispatcher.relative_duration(model, 5) == 2
             until(lambda: model.costs.share == 1.0)
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
 
@@ -203,7 +204,7 @@ class TestThroughTheServer:
         second = Seconds()
         real, asked = warmup.times, []
 
-        def times(model: Model, *rest: Any) -> Times:
+        def times(model: ServedModel, *rest: Any) -> Times:
             found = real(model, *rest)
             asked.append(model.backend.kind.name)
             if len(asked) > 1:
@@ -327,7 +328,7 @@ class Checks:
     """A kind of them, and whether their runs fail."""
 
     def __init__(self, name: str) -> None:
-        self.kind = BackendKind(name, "cuda", self.load)
+        self.kind = StubKind(name, "cuda", self.load)
         self.broken = False
         self.made: list[Checked] = []
 
@@ -340,10 +341,10 @@ class Chained:
     """Makes chains of such backends, and notes what takes over."""
 
     def _chain(self, found: Bundle, first: Backend, *rest: Backend) -> BackendChain:
-        kinds = [BackendKind(f"rest-{at}", "cpu", always(one)) for at, one in enumerate(rest)]
+        kinds = [StubKind(f"rest-{at}", "cpu", always(one)) for at, one in enumerate(rest)]
         return BackendChain(
             found,
-            BackendKind("first", "cuda", lambda _: first),
+            StubKind("first", "cuda", lambda _: first),
             first,
             kinds,
             metrics=BackendMetrics(CollectorRegistry()),
@@ -442,7 +443,7 @@ class TestAlone(Chained):
         first = Plain(gone)
         chain = BackendChain(
             found,
-            BackendKind("first", "cuda", lambda _: first),
+            StubKind("first", "cuda", lambda _: first),
             first,
             [second.kind],
             metrics=BackendMetrics(registry),
@@ -474,7 +475,7 @@ class TestPromoted(Chained):
         self, found: Bundle, first: Backend, new: Backend, *rest: Backend
     ) -> tuple[BackendChain, BackendKind]:
         chain = self._chain(found, first, *rest)
-        kind = BackendKind("new", "cuda", always(new))
+        kind = StubKind("new", "cuda", always(new))
         chain.promote(kind, new)
         return chain, kind
 
@@ -506,7 +507,7 @@ class TestPromoted(Chained):
                 for _ in range(2)
             ]
             inside.wait(10)
-            chain.promote(BackendKind("new", "cuda", always(new)), new)
+            chain.promote(StubKind("new", "cuda", always(new)), new)
             chain.run([{"image": np.array(1.0)}], CALL, slots=True)
             assert not first.closed
             go_on.set()
@@ -536,7 +537,7 @@ class TestPromoted(Chained):
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(chain.run, [{"image": np.array(1.0)}], CALL, slots=True)
             assert inside.wait(10)
-            chain.promote(BackendKind("new", "cuda", always(new)), new)
+            chain.promote(StubKind("new", "cuda", always(new)), new)
             go_on.set()
             assert len(future.result()) == 1
         assert (new.ran, last.ran) == ([1], [])
@@ -569,10 +570,10 @@ class TestPromoted(Chained):
             found,
             second.kind,
             second.kind.load(found),
-            [BackendKind("last", "cpu", always(last))],
+            [StubKind("last", "cpu", always(last))],
             metrics=BackendMetrics(CollectorRegistry()),
         )
-        chain.promote(BackendKind("new", "cuda", always(Plain(gone))), Plain(gone))
+        chain.promote(StubKind("new", "cuda", always(Plain(gone))), Plain(gone))
         second.error = MemoryError("no memory")
         chain.run([{"image": np.array(1.0)}], CALL, slots=True)
         assert chain.kind.name == "last"

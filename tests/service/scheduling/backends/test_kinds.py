@@ -14,8 +14,7 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Precision
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.service.scheduling.backends import kinds
-from tokenfold.service.scheduling.backends.kinds import CPU, CUDA, all_kinds
+from tokenfold.service.scheduling.backends.kinds import CpuKind, CudaKind, TensorRTKind, all_kinds
 from tokenfold.service.settings import Settings
 
 
@@ -26,19 +25,20 @@ def test_the_setting_names_all_of_them() -> None:
 
 def test_the_cpu_is_always_there_and_last(tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
-    assert all_kinds(tmp_path)[-1] is CPU
-    assert CPU.missing() is None
-    assert CPU.unfit(found) is None
-    assert CPU.used() is None
-    assert CPU.load(found).max_concurrent_runs is None
-    assert CPU.unprepared(found) == ()
+    cpu = all_kinds(tmp_path)[-1]
+    assert isinstance(cpu, CpuKind)
+    assert cpu.missing() is None
+    assert cpu.unfit(found) is None
+    assert cpu.used_memory() is None
+    assert cpu.load(found).max_concurrent_runs is None
+    assert cpu.unprepared(found) == ()
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_what_a_gpu_runs(precision: Precision, tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     found.manifest = found.manifest.model_copy(update={"precision": precision})
-    for kind in (kinds.tensorrt(tmp_path), CUDA):
+    for kind in (TensorRTKind(tmp_path), CudaKind()):
         assert (kind.unfit(found) is None) == (precision != "int8")
 
 
@@ -49,13 +49,13 @@ def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise device.CudaError("cudaMemGetInfo: an illegal memory access was encountered")
 
     monkeypatch.setattr(device, "memory", broken)
-    assert CUDA.used() is None
-    assert kinds.tensorrt(tmp_path).used() is None
+    assert CudaKind().used_memory() is None
+    assert TensorRTKind(tmp_path).used_memory() is None
 
 
-@pytest.mark.skipif(CUDA.missing() is None, reason="there is a GPU")
+@pytest.mark.skipif(CudaKind().missing() is None, reason="there is a GPU")
 def test_without_a_gpu_it_says_why(tmp_path: Path) -> None:
-    for kind in (kinds.tensorrt(tmp_path), CUDA):
+    for kind in (TensorRTKind(tmp_path), CudaKind()):
         why = kind.missing()
         assert why
         assert not why.endswith(".")
@@ -71,7 +71,7 @@ def test_engines_are_looked_for_in_the_folder(
         return ["one.engine"]
 
     monkeypatch.setattr(runtime, "unbuilt", unbuilt)
-    assert kinds.tensorrt(tmp_path / "engines").unprepared(found) == ["one.engine"]
+    assert TensorRTKind(tmp_path / "engines").unprepared(found) == ["one.engine"]
 
 
 def test_engines_are_built_by_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_engines_are_built_by_a_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(process, "build", lambda command, *_: asked.append(command))
     found = Bundle.open(bundle(tmp_path / "a"))
     folder = tmp_path / "engines"
-    kinds.tensorrt(folder).prepare(found, lambda _: None, threading.Event())
+    TensorRTKind(folder).prepare(found, lambda _: None, threading.Event())
     (command,) = asked
     assert command == process.command_line(tmp_path / "a", folder)
 
@@ -88,5 +88,5 @@ def test_the_command_knows_what_it_is_asked(tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     (tmp_path / "a" / "manifest.json").unlink()
     with pytest.raises(process.BuildError, match=r"manifest\.json") as caught:
-        kinds.tensorrt(tmp_path).prepare(found, lambda _: None, threading.Event())
+        TensorRTKind(tmp_path).prepare(found, lambda _: None, threading.Event())
     assert len(str(caught.value).splitlines()) == 1

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.service import standin
 from tests.service.engined import Engined
+from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.second import Seconds
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
@@ -195,7 +196,7 @@ class TestInTheBackground:
         """Times and shares are those of what runs it."""
         model = engine.catalog.get("colours")
         assert model.backend.max_concurrent_runs == 2
-        assert engine.share(model) == model.costs.share
+        assert engine.dispatcher.share(model) == model.costs.share
 
     def test_the_times_follow(
         self, one: Path, engined: Engined, monkeypatch: pytest.MonkeyPatch
@@ -213,7 +214,7 @@ class TestInTheBackground:
             )
             engined.gate.unlink()
             until(lambda: states(remote) == ["serving"])
-            assert engine.share(model) == model.costs.share
+            assert engine.dispatcher.share(model) == model.costs.share
             assert engine.turns(model, 5) == 1 + 4 * model.costs.share
             until(lambda: learnt == ["tensorrt"])
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
@@ -319,7 +320,7 @@ class TestFailures:
             assert [made.closed for made in engined.made] == [1, 1]
             assert [made.closed for made in second.made] == [0, 0]
             assert [entry["done"] for entry in engines(remote)] == [1.0, 1.0]
-            assert "it is off by more than" in engines(remote)[0]["why"]
+            assert "differs from the CPU by more than" in engines(remote)[0]["why"]
             assert progress(remote) == {}
             assert remote.sample(FAILURES, model="plain", backend="tensorrt") == 1
         said = messages(caplog, logging.ERROR)
@@ -341,7 +342,7 @@ class TestFailures:
         def unprepared(_: Bundle) -> list[str]:
             raise PermissionError("not yours")
 
-        kind = engined.kind._replace(unprepared=unprepared)
+        kind = StubKind("tensorrt", "cuda", engined.kind.load, unprepared=unprepared)
         with serving(app(one, kind, CPU)) as remote:
             assert backend(remote) == "cpu"
             assert engines(remote) == []
@@ -534,7 +535,7 @@ class TestByForce:
             assert isinstance(found.state.core.failed, SelfTestError)
             (entry,) = engines(remote)
             assert entry["state"] == "failed"
-            assert "off by more than" in entry["why"]
+            assert "differs from the CPU by more than" in entry["why"]
 
     def test_a_shutdown_during_the_build_is_no_failure(
         self, one: Path, engined: Engined, caplog: pytest.LogCaptureFixture
@@ -565,8 +566,8 @@ def unbuilt(name: str, *, prepare: Any = None) -> BackendKind:
     def load(_: Bundle) -> Any:
         raise AssertionError("it was not to be loaded")
 
-    kind = BackendKind(name, "cuda", load, unprepared=lambda _: ["model"])
-    return kind if prepare is None else kind._replace(prepare=prepare)
+    more = {} if prepare is None else {"prepare": prepare}
+    return StubKind(name, "cuda", load, unprepared=lambda _: ["model"], **more)
 
 
 class TestAlone:

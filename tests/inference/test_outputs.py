@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
+from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import TASKS, pair_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Scoring
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.inference.errors import InternalError
-from tokenfold.inference.outputs import best, scores, yes
-from tokenfold.service.scheduling.catalog import Model
+from tokenfold.inference.model import Model
+from tokenfold.inference.outputs import best, positive, scores, vector, written
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +71,9 @@ def test_best(bundle: Bundle) -> None:
 
 def test_yes_of_one_logit_and_of_two(bundle: Bundle) -> None:
     assert TASKS["match"] == ()
-    assert yes(model(bundle), "match", float32(0)) == 0.5
-    assert yes(model(bundle), "match", float32(np.log(3))) == pytest.approx(0.75)
-    assert yes(model(bundle), "reason", float32(0, np.log(3))) == pytest.approx(0.75)
+    assert positive(model(bundle), "match", float32(0)) == 0.5
+    assert positive(model(bundle), "match", float32(np.log(3))) == pytest.approx(0.75)
+    assert positive(model(bundle), "reason", float32(0, np.log(3))) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -78,3 +83,22 @@ def test_numbers_that_are_none(bundle: Bundle, bad: float, scoring: Scoring) -> 
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.raises(InternalError, match="no finite numbers"):
             scores(model(bundle, {"vqa": scoring}), "vqa", float32(0, bad, 1))
+
+
+VECTORS = arrays.arrays(np.float32, st.integers(1, 8), elements=st.floats(-1, 1, width=32))
+
+
+@given(VECTORS)
+def test_base64_is_exact_and_numbers_nearly(found: npt.NDArray[np.float32]) -> None:
+    exact = written(found, "base64")
+    assert isinstance(exact, str)
+    assert np.frombuffer(b64decode(exact), "<f4").tobytes() == found.tobytes()
+    numbers = json.loads(json.dumps(written(found, "float")))
+    np.testing.assert_allclose(numbers, found, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite(tmp_path: Path, bad: float) -> None:
+    model = Model(Bundle.open(dual_bundle(tmp_path / "a")))
+    with pytest.raises(InternalError, match="no finite numbers"):
+        vector(model, {"vector": np.array([0.5, bad], np.float32)})

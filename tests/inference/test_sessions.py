@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.service import standin_dual
 from tests.service.standin_dual import dual_bundle
 from tests.service.standin_pairs import SIDE, TASKS, WORKLOAD, pair_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import PairTask
+from tokenfold.bundle.workload import Plan
 from tokenfold.inference import sessions
 from tokenfold.inference.backend import PIXELS, TOKENS, Backend, Call, Sample
+from tokenfold.inference.sessions import SessionBackend
+from tokenfold.runtime.cuda.buckets import BUCKETS
+from tokenfold.runtime.session import Device
 from tokenfold.service.settings import DEMO
 
 PLAN = (2, 4, 1, 1, 2, 1)
@@ -129,3 +137,50 @@ def test_vectors_of_images(dual: Backend) -> None:
         (alone,) = dual.run([sample], call, slots=False)
         assert_same(alone, {"vector": one["vector"]})
         assert len(one["slots"]) == standin_dual.WORKLOAD.tokens
+
+
+GPU: tuple[Device, ...] = ("cuda", "tensorrt")
+
+
+class Session:
+    """A session of which only the batch size matters."""
+
+    native = False
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def warm(self, _: Iterable[Plan]) -> None: ...
+
+
+def on_device(device: Device, most: int = 128, max_texts: int = 1) -> SessionBackend[Any]:
+    class Plain(SessionBackend[Any]):
+        def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
+            raise AssertionError((samples, call, slots))
+
+        def _max_cpu_batch(self, _: Call) -> int:
+            return max_texts
+
+    manifest = SimpleNamespace(levels={})
+    return Plain(Session(most), SimpleNamespace(manifest=manifest), device)  # type: ignore[arg-type]
+
+
+def test_runs_in_flight() -> None:
+    assert on_device("cpu").max_concurrent_runs is None
+    assert on_device("cuda").max_concurrent_runs == on_device("tensorrt").max_concurrent_runs == 2
+
+
+def test_on_a_cpu_one_by_one_unless_batches_gain() -> None:
+    assert on_device("cpu").batch_size_for(READ, 100) == 1
+    assert on_device("cpu", max_texts=16).batch_size_for(READ, 100) == 16
+    assert on_device("cpu", max_texts=16).batch_size_for(READ, 3) == 3
+
+
+@given(st.sampled_from(GPU), st.integers(1, 1000), st.sampled_from(BUCKETS))
+def test_on_a_gpu_what_waits_and_little_padding(device: Device, waiting: int, most: int) -> None:
+    items = on_device(device, most).batch_size_for(READ, waiting)
+    assert 1 <= items <= min(waiting, most)
+    size = min(bucket for bucket in BUCKETS if bucket >= items)
+    assert 4 * (size - items) <= size
+    # No more runs than it takes are left for later.
+    assert waiting >= most or 2 * items > waiting
