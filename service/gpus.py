@@ -1,6 +1,6 @@
-"""What GPUs are doing, for Prometheus: memory and utilisation, over NVIDIA's management library.
+"""Memory and utilisation of GPUs for Prometheus, from NVIDIA's management library (NVML).
 
-InferenceBody at each scrape. Where the library or a driver is missing there are no such metrics.
+They are read at each scrape. Without the library or a driver there are no such metrics.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from prometheus_client.registry import Collector
 
 logger = logging.getLogger(__name__)
 
-# Of the package nvidia-ml-py.
+# Module of the package nvidia-ml-py.
 _MODULE = "pynvml"
 
 
 class Gpu(NamedTuple):
-    """One GPU now.
+    """The state of a GPU.
 
     Attributes:
-        number: as the management library counts, whatever CUDA_VISIBLE_DEVICES says.
-        used, total: bytes of memory, of all processes.
-        utilisation: share of the last moments in which anything ran, 0 to 1; None where that is
-            not measured, as of a GPU that is divided (MIG).
+        number: index in NVML, which ignores CUDA_VISIBLE_DEVICES.
+        used: bytes of memory used by all processes.
+        total: bytes of memory.
+        utilisation: fraction of the last sampling period in which a kernel ran, 0 to 1; None if
+            it is not measured, as for a GPU that is partitioned (MIG).
     """
 
     number: int
@@ -38,7 +39,7 @@ class Gpu(NamedTuple):
 
 
 class Gpus:
-    """All GPUs of the machine. Threads may share it."""
+    """The GPUs of the machine. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,7 +47,7 @@ class Gpus:
         self._absent = False
 
     def read(self) -> list[Gpu]:
-        """What they are doing now; nothing where that cannot be learnt."""
+        """Return the state of each GPU; an empty list if it cannot be read."""
         with self._lock:
             if self._absent:
                 return []
@@ -56,7 +57,7 @@ class Gpus:
                     library.nvmlInit()
                     self._library = library
             except Exception as error:
-                # Neither a package nor a driver appears while the process lives.
+                # Neither a package nor a driver is installed while the process runs.
                 self._absent = True
                 logger.debug("no metrics of GPUs: %s", error)
                 return []
@@ -76,13 +77,13 @@ class Gpus:
 
 
 class GpuCollector(Collector):
-    """Their metrics."""
+    """Collector of the GPU metrics."""
 
     def __init__(self, gpus: Gpus | None = None) -> None:
         self._gpus = gpus or Gpus()
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """None: else registering would ask the GPUs."""
+        """Return nothing, or registering would read the GPUs."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -92,12 +93,12 @@ class GpuCollector(Collector):
             return
         memory = GaugeMetricFamily(
             "tokenfold_gpu_memory_bytes",
-            "Memory of a GPU, of all processes together.",
+            "Memory of a GPU, of all processes.",
             labels=["gpu", "kind"],
         )
         utilisation = GaugeMetricFamily(
             "tokenfold_gpu_utilization_ratio",
-            "Share of the last moments in which a GPU ran anything.",
+            "Fraction of the last sampling period in which a GPU ran a kernel.",
             labels=["gpu"],
         )
         for gpu in gpus:

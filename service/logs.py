@@ -1,4 +1,4 @@
-"""Structured logs: one line for each record, with the id of the request it belongs to."""
+"""Structured logs: one line per record, with the id of its request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _escaped(text: str) -> str:
 
 
 class Json(logging.Formatter):
-    """An object a line: time, level, logger, message, request_id, and what `extra` held."""
+    """Formatter of JSON lines: time, level, logger, message, request_id and the `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -51,14 +51,14 @@ class Json(logging.Formatter):
 
 
 class Text(logging.Formatter):
-    """The same for a terminal."""
+    """Formatter of plain text for a terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(message)s")
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """See logging.Formatter."""
-        # What was raised may repeat what a caller sent: no line of it passes for one of the log's.
+        # An exception may repeat the caller's input, which must not look like a line of the log.
         lines = super().formatException(ei).split("\n")
         return "\n".join("  " + _escaped(line) for line in lines)
 
@@ -69,7 +69,7 @@ class Text(logging.Formatter):
         current = request_id.get()
         if current is not None:
             parts.append(f"request_id={current}")
-        # A path or a header may hold line breaks: a line of the log is one request's.
+        # A path or a header may contain line breaks, which must not split a record.
         return _escaped(" ".join(parts))
 
 
@@ -80,6 +80,6 @@ def configure(level: str, style: Literal["json", "text"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Every decoder's complaint about every photo is no news.
+    # Pillow logs the details of every image at lower levels.
     logging.getLogger("PIL").setLevel(logging.WARNING)
     logging.captureWarnings(True)

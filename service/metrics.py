@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. One object owns one registry: several apps can live in a process."""
+"""Prometheus metrics. Each `Metrics` has its own registry, so a process can hold several apps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,27 +21,28 @@ from prometheus_client.exposition import choose_encoder
 
 from tokenfold.bundle.tasks import Task
 from tokenfold.inference.errors import RequestError
+from tokenfold.inference.request import Stage
 from tokenfold.inference.work import Works
 from tokenfold.service.galleries.metrics import GalleryMetrics
 from tokenfold.service.gpus import GpuCollector
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
 from tokenfold.service.scheduling.queue import Lane
 
-Stage = Literal["decode", "queue", "infer", "post"]
-
 UNKNOWN = "unknown"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-# A second series for each counter that says when it was created, and which nobody reads.
+# Series with the creation time of each counter, which nothing reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Track:
-    """What is learnt of a request on its way. The labels come from known names only.
+    """Labels of a request in the metrics. Only known names become labels.
 
     Attributes:
-        outcome: ok, partial (some items failed), invalid, rejected, expired, abandoned, error.
+        model: name of the model.
+        level: name of the level.
+        outcome: ok, partial (some items failed), invalid, rejected, expired, abandoned or error.
     """
 
     def __init__(self) -> None:
@@ -50,8 +51,8 @@ class Track:
         self.outcome = "ok"
 
 
-class _Done(NamedTuple):
-    """What runs of one task are counted by: to look it up each time takes longer than to count."""
+class _TaskCounters(NamedTuple):
+    """The counters of a task: looking them up for each run would take longer than counting."""
 
     images: Counter
     tokens_in: Counter
@@ -61,16 +62,19 @@ class _Done(NamedTuple):
 
 
 class Metrics:
-    """Every metric of a server.
+    """The metrics of a server.
 
     Attributes:
-        galleries: those of galleries.
-        backends: those of backends.
+        registry: their registry.
+        galleries: metrics of the galleries.
+        backends: metrics of the backends.
     """
 
     def __init__(self, depth: Callable[[], int]) -> None:
-        """Args:
-        depth: runs that wait, asked at each scrape.
+        """Create the metrics.
+
+        Args:
+            depth: returns the number of waiting runs; called at each scrape.
         """
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -79,60 +83,60 @@ class Metrics:
         self.backends = BackendMetrics(registry)
         self._requests = Counter(
             "tokenfold_requests",
-            "Requests, by how they ended.",
+            "Requests by outcome.",
             ["task", "model", "level", "outcome"],
             registry=registry,
         )
         self._duration = Histogram(
             "tokenfold_request_duration_seconds",
-            "From the request's first byte to its answer, of requests that were answered.",
+            "Duration of answered requests, from the first byte to the answer.",
             ["task", "model", "level"],
             buckets=SECONDS,
             registry=registry,
         )
         stages = Histogram(
             "tokenfold_stage_duration_seconds",
-            "Time of a result in each stage.",
+            "Time of a result spent in each stage.",
             ["task", "stage"],
             buckets=SECONDS,
             registry=registry,
         )
-        self._stage = cache(stages.labels)  # as `_Done`: looked up once
+        self._stage = cache(stages.labels)  # looked up once, as `_TaskCounters`
         images = Counter(
             "tokenfold_images",
-            "Images, each with its text where the task has one, that went through a model.",
+            "Images, with their text if the task has one, that were run.",
             ["task"],
             registry=registry,
         )
         self._embedded = Counter(
             "tokenfold_embedded_images",
-            "Images that were embedded once for several texts.",
+            "Images embedded once for several texts.",
             registry=registry,
         )
         self._texts = Counter(
             "tokenfold_texts",
-            "Texts without an image that went through a model.",
+            "Texts without an image that were run.",
             registry=registry,
         )
         self._batch = Histogram(
-            "tokenfold_batch_size", "Items of a run.", buckets=BATCHES, registry=registry
+            "tokenfold_batch_size", "Items per run.", buckets=BATCHES, registry=registry
         )
-        Gauge("tokenfold_queue_depth", "Runs that wait.", registry=registry).set_function(depth)
+        Gauge("tokenfold_queue_depth", "Waiting runs.", registry=registry).set_function(depth)
         tokens = Counter(
             "tokenfold_tokens",
-            "Tokens of images, each with its text where the task has one, that entered the first "
-            "layer and left the last.",
+            "Tokens of images, with their text if the task has one, that entered the first layer "
+            "and left the last.",
             ["task", "kind"],
             registry=registry,
         )
         flops = Counter(
             "tokenfold_flops",
-            "Multiply-accumulates done, and not done thanks to the reduction.",
+            "Multiply-accumulates spent, and saved by the reduction.",
             ["task", "kind"],
             registry=registry,
         )
-        self._done = cache(
-            lambda task: _Done(
+        self._counters = cache(
+            lambda task: _TaskCounters(
                 images.labels(task),
                 tokens.labels(task, "in"),
                 tokens.labels(task, "out"),
@@ -142,69 +146,69 @@ class Metrics:
         )
         self._memory = Gauge(
             "tokenfold_model_memory_bytes",
-            "Weights on disk; growth of the process by loading the model and running its levels on "
-            "every worker at once; and on a GPU of the GPU's used memory.",
+            "Weights on disk (weights); growth of the process while the model is loaded and runs "
+            "on every worker (peak); growth of the used memory of the GPU (gpu_peak).",
             ["model", "kind"],
             registry=registry,
         )
 
     @contextmanager
     def track(self, task: str) -> Iterator[Track]:
-        """Count a request, however it ends."""
-        found = Track()
+        """Count a request with its outcome."""
+        track = Track()
         begun = time.perf_counter()
         try:
-            yield found
+            yield track
         except RequestError as error:
-            found.outcome = error.outcome
+            track.outcome = error.outcome
             raise
         except asyncio.CancelledError:
-            found.outcome = "abandoned"
+            track.outcome = "abandoned"
             raise
         except BaseException:
-            found.outcome = "error"
+            track.outcome = "error"
             raise
         finally:
-            self._requests.labels(task, found.model, found.level, found.outcome).inc()
-            if found.outcome in ("ok", "partial"):
-                self._duration.labels(task, found.model, found.level).observe(
+            self._requests.labels(task, track.model, track.level, track.outcome).inc()
+            if track.outcome in ("ok", "partial"):
+                self._duration.labels(task, track.model, track.level).observe(
                     time.perf_counter() - begun
                 )
 
-    def stages(self, task: Task, seconds: Mapping[Stage, float]) -> None:
-        """Note how long a result spent in each stage."""
-        for stage, spent in seconds.items():
-            self._stage(task, stage).observe(spent)
+    def stages(self, task: Task, milliseconds: Mapping[Stage, float]) -> None:
+        """Note the time that a result spent in each stage."""
+        for stage, spent in milliseconds.items():
+            self._stage(task, stage).observe(spent / 1000)
 
     def run(self, lane: Lane, items: Sequence[Works]) -> None:
-        """Note a run, and what it costs for each of its items."""
+        """Note a run, and the cost of each of its items."""
         self._batch.observe(len(items))
-        done = self._done(lane.call.task)
+        counters = self._counters(lane.call.task)
         works = items[0] if len(items) == 1 else [work for item in items for work in item]
         embedding = sum(work.embedding for work in works)
         if lane.call.step == "read":
             self._texts.inc(len(items))
-            done.spent.inc(sum(work.flops for work in works))
+            counters.spent.inc(sum(work.flops for work in works))
             return
         if lane.call.step == "embed":
             self._embedded.inc(len(items))
-            done.spent.inc(embedding)
+            counters.spent.inc(embedding)
             return
-        done.images.inc(len(works))
-        done.tokens_in.inc(sum(work.tokens_in for work in works))
-        done.tokens_out.inc(sum(work.tokens_out for work in works))
+        counters.images.inc(len(works))
+        counters.tokens_in.inc(sum(work.tokens_in for work in works))
+        counters.tokens_out.inc(sum(work.tokens_out for work in works))
         spent, full = sum(work.flops for work in works), sum(work.full for work in works)
-        done.spent.inc(spent - embedding if lane.call.step == "fuse" else spent)
-        done.saved.inc(full - spent)
+        counters.spent.inc(spent - embedding if lane.call.step == "fuse" else spent)
+        counters.saved.inc(full - spent)
 
     def memory(self, model: str, *, weights: int, peak: int, gpu_peak: int | None = None) -> None:
-        """Note a model's bytes."""
+        """Note the memory of a model, in bytes."""
         self._memory.labels(model, "weights").set(weights)
         self._memory.labels(model, "peak").set(peak)
         if gpu_peak is not None:
             self._memory.labels(model, "gpu_peak").set(gpu_peak)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its media type, as the scraper accepts them."""
+        """Return the exposition and its media type, as the scraper accepts them."""
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type

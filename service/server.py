@@ -1,4 +1,4 @@
-"""`tokenfold serve`: the app in a process of its own, until a signal ends it."""
+"""`tokenfold serve`: run the app until a signal ends it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM first refuses new requests with 503 and answers the accepted ones.
+    """uvicorn with draining: SIGTERM refuses new requests with 503 and answers the admitted ones.
 
-    Left to itself it would close the door at once: who connects meanwhile learns nothing, and a
-    load balancer that asks /readyz gets no answer.
+    uvicorn alone would close its socket at once, so that a load balancer that polls /readyz gets no
+    answer.
     """
 
     def __init__(self, config: uvicorn.Config, core: Core) -> None:
@@ -46,22 +46,22 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """The first signal drains, the second gives up what is not answered yet."""
-        # uvicorn would note the signal and raise it again at the end; a drained server ends well.
-        # An empty context: that of the request which the signal interrupts is none of its business.
-        nobody = contextvars.Context()
+        """Drain at the first signal; give up the remaining requests at the second."""
+        # uvicorn would store the signal and raise it again at the end; a drained server exits
+        # normally. The empty context keeps the id of the interrupted request out of the log.
+        context = contextvars.Context()
         if self._engine.scheduler.draining:
-            self._loop.call_soon_threadsafe(self._abort, context=nobody)
+            self._loop.call_soon_threadsafe(self._abort, context=context)
             return
         self._engine.scheduler.drain()
-        self._loop.call_soon_threadsafe(self._drain, sig, context=nobody)
+        self._loop.call_soon_threadsafe(self._drain, sig, context=context)
 
     def _drain(self, sig: int) -> None:
         logger.info("draining", extra={"signal": signal.Signals(sig).name})
         self._draining = self._loop.create_task(self._finish())
 
     def _abort(self) -> None:
-        # They answer 503 (middleware.RequestContext).
+        # The requests are answered with 503 (middleware.RequestContext).
         for task in self.server_state.tasks:
             task.cancel()
         self.should_exit = True
@@ -72,13 +72,13 @@ class Server(uvicorn.Server):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server. Returns the exit code."""
+    """Run the server, and return the exit code."""
     try:
         settings = CliApp.run(Settings, cli_args=list(sys.argv[1:] if argv is None else argv))
     except ValidationError as error:
-        for found in error.errors():
-            name = ".".join(str(part) for part in found["loc"]) or "settings"
-            print(f"tokenfold serve: {name}: {found['msg']}", file=sys.stderr)
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            print(f"tokenfold serve: {name}: {problem['msg']}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     server: Server | None = None
@@ -103,23 +103,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         ws="none",
         server_header=False,
         proxy_headers=False,
-        # What is accepted was waited for by then: this is for callers who never finish sending.
+        # Admitted requests are answered by then: this is for callers that never finish sending.
         timeout_graceful_shutdown=3,
     )
     server = Server(config, core)
     try:
         server.run()
     except SystemExit:
-        # uvicorn could not listen, and has logged why. Threads run already: they end below.
+        # uvicorn could not listen, and has logged the reason. The threads end below.
         logger.info("the server did not start")
     code = 1 if core.failed is not None or not server.started else 0
     if not core.stop():
-        # The runtime aborts if the interpreter goes while one of its threads still runs.
-        logger.error("a worker is stuck; leaving it behind")
+        # The runtime aborts if the interpreter exits while one of its threads runs.
+        logger.error("a worker is stuck; the process exits without it")
         logging.shutdown()
         os._exit(1)
     if not core.join_loader():
-        logger.warning("a model is still being loaded; leaving it behind")
+        logger.warning("a model is still being loaded; the process exits without it")
         logging.shutdown()
         os._exit(code)
     return code

@@ -1,4 +1,4 @@
-"""Every setting of `tokenfold serve`: a flag, or an environment variable TOKENFOLD_<NAME>."""
+"""Settings of `tokenfold serve`: flags, or environment variables TOKENFOLD_<NAME>."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MEBI = 1024 * 1024
 
 
 def data_home() -> str:
-    """Where a user's own data is kept, by the XDG base directory specification."""
+    """Return the user's data directory, by the XDG base directory specification."""
     home = os.environ.get("XDG_DATA_HOME", "")
-    # A relative one is to be ignored, says the specification.
+    # The specification says to ignore a relative path.
     root = Path(home) if Path(home).is_absolute() else Path.home() / ".local" / "share"
     return str(root / "tokenfold")
 
@@ -42,48 +42,47 @@ class Settings(BaseSettings):
 
     bundles: Path = Field(DEMO, description="A bundle, or a folder of bundles.")
     default_model: str | None = Field(
-        None, description="For requests that name no model. By default the first one, by folder."
+        None,
+        description="Model for requests that name none. By default the first by folder name.",
     )
     default_level: str | None = Field(
-        None, description="For requests that choose no level. By default what each bundle says."
+        None,
+        description="Level for requests that select none. By default the one of each bundle.",
     )
 
     data_dir: str = Field(
         default_factory=data_home,
         min_length=1,
-        description="Where galleries are kept: a folder, or a folder of an object store, such as "
-        "s3://bucket/tokenfold, that several servers share. By default one in the home directory.",
+        description="Folder of the galleries, or a URI of an object store such as "
+        "s3://bucket/tokenfold that several servers share. By default in the home directory.",
     )
     sample_gallery: bool = Field(
         False,
-        description="Fill a gallery of drawn scenes at the start, if it is not there, for a first "
-        "search.",
+        description="Create a gallery of drawn scenes at the start, for a first search.",
     )
-    max_rerank: int = Field(
-        100, ge=1, le=1000, description="Images that a search may look at again with its text."
-    )
+    max_rerank: int = Field(100, ge=1, le=1000, description="Images that a search may re-rank.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
 
     backend: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto",
-        description="What runs the models. By default the first of the others that is here and "
-        "answers as the CPU does; and where it fails later, the one after it. A named one runs all "
-        "models, or none. TensorRT's engines are built where they are missing: in the background, "
-        "while the next one runs the models, or before the start if it is named.",
+        description="Backend of the models. `auto` uses the fastest that is available and agrees "
+        "with the CPU, and the next one if it fails later; a named backend runs all models. "
+        "Missing TensorRT engines are built in the background while the next backend runs the "
+        "models, or before the start if TensorRT is named.",
     )
     engines: Path = Field(
         default_factory=folder,
-        description="Where TensorRT's engines are kept: a folder, which servers with the same GPU "
-        "may share. By default one in the home directory.",
+        description="Folder of the TensorRT engines, which servers with the same GPU may share. By "
+        "default in the home directory.",
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="Threads that run the models; on a CPU one image each, on a GPU two of them "
-        "with a batch each. By default one per core, and two where there is a GPU.",
+        description="Threads that run the models: one image each on a CPU, a batch each on a GPU. "
+        "By default one per core, and at least two with a GPU.",
     )
     decoders: int = Field(
         default_factory=cores,
@@ -92,51 +91,58 @@ class Settings(BaseSettings):
         description="Threads that decode images. By default one per core.",
     )
     queue_limit: int = Field(
-        512, ge=1, description="Runs that may wait. Beyond it, requests are refused with 503."
+        512, ge=1, description="Runs that may wait. Further requests are refused with 503."
     )
     request_timeout: float = Field(
-        30.0, gt=0, le=3600, description="Seconds a request may take from its last byte on."
+        30.0, gt=0, le=3600, description="Seconds that a request may take after its last byte."
     )
     drain_timeout: float = Field(
-        20.0, gt=0, le=3600, description="Seconds to finish accepted requests after SIGTERM."
+        20.0, gt=0, le=3600, description="Seconds to answer admitted requests after SIGTERM."
     )
 
     body_timeout: float = Field(
-        30.0, gt=0, le=3600, description="Seconds to receive a request's body in."
+        30.0, gt=0, le=3600, description="Seconds to receive the body of a request."
     )
-    max_body_bytes: int = Field(32 * MEBI, ge=1, description="Size of a request's body.")
+    max_body_bytes: int = Field(32 * MEBI, ge=1, description="Largest size of a body, in bytes.")
     max_bodies_bytes: int | None = Field(
         None,
         ge=1,
-        description="Size of all bodies in memory at once. Beyond it, requests are refused with "
-        "503. By default that of 8 of the largest, and 256 MiB at least.",
+        description="Largest size of all bodies in memory, in bytes. Further requests are refused "
+        "with 503. By default 8 times the largest body, and at least 256 MiB.",
     )
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Width times height of an image, read before decoding it."
+        50_000_000,
+        ge=1,
+        description="Largest width times height of an image; checked before decoding.",
     )
     max_items: int = Field(
-        32, ge=1, le=1024, description="Images of one request, and texts, and questions."
+        32, ge=1, le=1024, description="Largest number of images, and of texts, of a request."
     )
     max_pairs: int = Field(
-        256, ge=1, le=65_536, description="Images times texts of one request to match."
+        256,
+        ge=1,
+        le=65_536,
+        description="Largest number of images times texts of a request to match.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log lines to write."
+        "info", description="Lowest level of the log lines to write."
     )
-    log_format: Literal["json", "text"] = Field("json", description="One object, or text, a line.")
+    log_format: Literal["json", "text"] = Field(
+        "json", description="JSON objects or plain text, one per line."
+    )
     access_log: bool = Field(True, description="Log a line for each request.")
 
     @property
     def bodies_bytes(self) -> int:
-        """`max_bodies_bytes`, or what it is by default."""
+        """`max_bodies_bytes`, or its default."""
         return self.max_bodies_bytes or max(8 * self.max_body_bytes, 256 * MEBI)
 
     @field_validator("engines", mode="before")
     @classmethod
     def _names_a_folder(cls, named: str | Path) -> Path:
         if not str(named):
-            raise ValueError("an empty name is no folder")
+            raise ValueError("must not be empty")
         try:
             return Path(named).expanduser().absolute()
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A request's body, a form or JSON, as a checked model."""
+"""Request bodies: a form or JSON, validated by a pydantic model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,16 @@ from tokenfold.service.errors import Abandoned, BodyTimeout, MalformedBody, Unsu
 
 B = TypeVar("B", bound=BaseModel)
 
-_MOST = 100  # fields of a body
-_LONGEST_TEXT = 65_536  # bytes of a form's field that is no file
+_MAX_FIELDS = 100  # fields of a body
+_MAX_TEXT = 65_536  # bytes of a text field of a form
 
-# Images and texts are long, not many. Millions of empty ones would keep the event loop busy for
-# seconds, and it is quick to count what stands between them.
-_MOST_COMMAS = 50_000
+# Bodies have long values, not many. Millions of empty values would keep the event loop busy for
+# seconds; counting commas is fast.
+_MAX_COMMAS = 50_000
 
 
 class Route(APIRoute):
-    """A route that reads its body with `read`, and answers with a response: FastAPI only documents
-    it.
-    """
+    """A route that reads its body with `read` and returns a response; FastAPI only documents it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
@@ -41,16 +39,16 @@ class Route(APIRoute):
 
 
 async def read(request: Request, model: type[B]) -> B:
-    """The body as `model`.
+    """Read and validate a body.
 
-    A form gives text, which is converted to the fields' types; JSON has to have them.
+    The texts of a form are converted to the types of the fields; JSON values must have them.
 
     Raises:
-        UnsupportedMediaType: neither multipart/form-data nor application/json.
-        MalformedBody: not what its content type says.
+        UnsupportedMediaType: the body is neither multipart/form-data nor application/json.
+        MalformedBody: the body does not have the format of its content type.
         InvalidRequest: the fields are not those of `model`.
-        BodyTimeout: it did not arrive in time.
-        Abandoned: the caller went away in the middle.
+        BodyTimeout: the body did not arrive in time.
+        Abandoned: the caller went away while sending.
     """
     kind, found = form.options(request.headers.get("content-type", ""))
     try:
@@ -60,20 +58,22 @@ async def read(request: Request, model: type[B]) -> B:
             fields = _parse_form(await _receive(request), found.get("boundary", ""), model)
             return model.model_validate(fields)
     except ValidationError as error:
-        raise invalid_fields(_told(error, model)) from None
+        raise invalid_fields(_errors(error, model)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
-    said = f"not {shortened(kind)!r}" if kind else "and its content-type header is missing"
-    raise UnsupportedMediaType(f"The body is multipart/form-data or application/json, {said}.")
+    given = f"not {shortened(kind)!r}" if kind else "and the content-type header is missing"
+    raise UnsupportedMediaType(
+        f"The body must be multipart/form-data or application/json, {given}."
+    )
 
 
-def _told(error: ValidationError, model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
-    """Pydantic's errors, but for what it does not tell a caller: which fields there are."""
+def _errors(error: ValidationError, model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
+    """Yield pydantic's errors, with the names of the known fields where one is unknown."""
     for found in error.errors(include_url=False, include_input=False):
         match found["type"]:
             case "extra_forbidden":
                 fields = ", ".join(model.model_fields)
-                yield {"loc": found["loc"], "msg": f"is no field here; known: {fields}"}
+                yield {"loc": found["loc"], "msg": f"unknown field; known: {fields}"}
             case "too_short":
                 least, given = found["ctx"]["min_length"], found["ctx"]["actual_length"]
                 yield {"loc": found["loc"], "msg": f"at least {least} needed, not {given}"}
@@ -91,16 +91,16 @@ async def _receive(request: Request) -> bytes:
 
 
 def _parse_json(body: bytes, model: type[B]) -> B:
-    if body.count(b",") > _MOST_COMMAS:
-        raise InvalidRequest(f"The body has more than {_MOST_COMMAS} commas.")
+    if body.count(b",") > _MAX_COMMAS:
+        raise InvalidRequest(f"The body has more than {_MAX_COMMAS} commas.")
     try:
         found = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise MalformedBody(f"The body is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
         raise InvalidRequest("The body is JSON, but no object of fields.")
-    if len(found) > _MOST:
-        # Each unknown field would become an error of its own.
+    if len(found) > _MAX_FIELDS:
+        # Each unknown field would be reported as an error.
         raise InvalidRequest(f"The body has {len(found)} fields.")
     return model.model_validate(found, strict=True)
 
@@ -111,15 +111,15 @@ def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str,
     try:
         for part in form.parts(body, boundary):
             name = part.name
-            if len(fields) > _MOST:
-                raise InvalidRequest(f"The body has more than {_MOST} fields.")
+            if len(fields) > _MAX_FIELDS:
+                raise InvalidRequest(f"The body has more than {_MAX_FIELDS} fields.")
             if kinds.get(name) == "files":
                 if part.filename is None and part.kind is None:
-                    # Most often a forgotten @.
-                    raise _wrong(name, f"is a file (curl: -F {name}=@path)")
+                    # Usually a forgotten @.
+                    raise _wrong(name, f"must be a file (curl: -F {name}=@path)")
                 fields.setdefault(name, []).append(part.content)
             elif part.filename is not None:
-                raise _wrong(name, "is text, not a file")
+                raise _wrong(name, "must be text, not a file")
             elif kinds.get(name) == "texts":
                 fields.setdefault(name, []).append(_text(part))
             elif name in kinds:
@@ -134,8 +134,8 @@ def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str,
 
 
 def _text(part: form.Part) -> str:
-    if len(part.content) > _LONGEST_TEXT:
-        raise _wrong(part.name, f"is longer than {_LONGEST_TEXT} bytes")
+    if len(part.content) > _MAX_TEXT:
+        raise _wrong(part.name, f"is longer than {_MAX_TEXT} bytes")
     try:
         return part.content.decode()
     except UnicodeDecodeError:
@@ -148,7 +148,7 @@ def _wrong(name: str, message: str) -> RequestError:
 
 @cache
 def repeated(model: type[BaseModel]) -> dict[str, Literal["files", "texts", "names"]]:
-    """The fields that may be repeated, and of what: names may also share one, with commas."""
+    """Return the kind of each field that may be repeated. Commas may join names."""
     found: dict[str, Literal["files", "texts", "names"]] = {}
     for name, field in model.model_fields.items():
         if typing.get_origin(field.annotation) is list:

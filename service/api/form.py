@@ -1,7 +1,7 @@
-"""multipart/form-data (RFC 7578), of a body that is in memory whole.
+"""Parser of multipart/form-data (RFC 7578) for a body in memory.
 
-A parser for streams calls back for every few bytes and writes files in pieces; the body's size is
-bounded before it gets here, so that slicing is enough, at a tenth of the time.
+A streaming parser calls back for every few bytes. The size of the body is bounded before it gets
+here, so slicing is enough, and takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Bodies of nothing but parts, headers, or what looks like the boundary would keep the event loop
-# busy for seconds.
-_MOST = 4096
-_LONGEST_HEAD = 16_384
+# Bodies of many parts, of long headers or of near-boundaries would keep the event loop busy for
+# seconds.
+_MAX_PARTS = 4096
+_MAX_HEAD = 16_384
 
 # name=token or name="quoted \" string", as in Content-Disposition and Content-Type.
 _PARAMETER = re.compile(rb';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
@@ -26,11 +26,13 @@ class FormError(ValueError):
 
 
 class Part(NamedTuple):
-    """A field.
+    """A field of a form.
 
     Attributes:
-        filename: a browser gives one to each file.
-        kind: its content type, which some clients give to files only, and some to text too.
+        name: its name.
+        filename: name of the file; browsers send one for each file.
+        kind: its content type; some clients send it for files only, some for text too.
+        content: its bytes.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Part(NamedTuple):
 
 
 def options(header: str) -> tuple[str, dict[str, str]]:
-    """A header like `form-data; name="image"` as its value and its parameters, names lower case."""
+    """Split a header like `form-data; name="image"` into its value and its parameters."""
     raw = header.encode("latin-1", "replace")
     value = raw.partition(b";")[0].strip().lower()
     found = {
@@ -53,26 +55,26 @@ def options(header: str) -> tuple[str, dict[str, str]]:
 
 
 def parts(body: bytes, boundary: str) -> Iterator[Part]:
-    """The fields of a form, in order.
+    """Yield the fields of a form, in order.
 
     Raises:
-        FormError: it is cut off, or not of this boundary.
+        FormError: the form is truncated, or has another boundary.
     """
     delimiter = b"--" + boundary.encode("latin-1", "replace")
     if not boundary or len(delimiter) > 256:
         raise FormError("the content type names no usable boundary")
     start = _after(body, delimiter, 0 if body.startswith(delimiter) else None)
-    seen = 0
+    count = 0
     while start is not None:
-        seen += 1
-        if seen > _MOST:
-            raise FormError(f"it has more than {_MOST} parts")
-        head_end = body.find(b"\r\n\r\n", start - 2, start + _LONGEST_HEAD)
+        count += 1
+        if count > _MAX_PARTS:
+            raise FormError(f"it has more than {_MAX_PARTS} parts")
+        head_end = body.find(b"\r\n\r\n", start - 2, start + _MAX_HEAD)
         if head_end < 0:
             raise FormError("it ends within a part's header, or the header is too long")
         content = head_end + 4
         name, filename, kind = _head(body[start:head_end])
-        end = content - 2  # an empty part's line break may belong to its header
+        end = content - 2  # the line break of an empty part may belong to its header
         while True:
             end = body.find(b"\r\n" + delimiter, end)
             if end < 0:
@@ -84,19 +86,19 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
             if (line := _LINE_END.match(body, after)) is not None:
                 start = line.end()
                 break
-            end = after  # the content happens to hold what the boundary begins with
-            seen += 1
-            if seen > _MOST:
-                raise FormError("its boundary is no good: the content is full of it")
+            end = after  # the content contains the beginning of the boundary
+            count += 1
+            if count > _MAX_PARTS:
+                raise FormError("the content contains its boundary too often")
         yield Part(name, filename, kind, body[content : max(content, end)])
 
 
 def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
-    """Where the first part begins; None if the form has none."""
+    """Return the start of the first part; None if the form has no parts."""
     if at is None:
         found = body.find(b"\r\n" + delimiter)
         if found < 0:
-            raise FormError("the boundary of the content type is not in it")
+            raise FormError("it does not contain the boundary of the content type")
         at = found + 2
     after = at + len(delimiter)
     if body.startswith(b"--", after):
@@ -108,7 +110,7 @@ def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
 
 
 def _head(head: bytes) -> tuple[str, str | None, str | None]:
-    """A part's name, filename and content type."""
+    """Return a part's name, filename and content type."""
     found: dict[str, str] = {}
     kind = None
     for line in head.split(b"\r\n"):

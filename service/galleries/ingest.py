@@ -92,7 +92,7 @@ async def ingest(
     }
     there = {at: content for at, content in first.values() if at not in fresh}
     results: dict[int, Result] = {at: {"status": "unchanged"} for at in there}
-    rows = await _said_anew(gallery, there, arrivals)
+    rows = await _changed_metadata(gallery, there, arrivals)
     for at, found in (await _embed(dispatcher, gallery, model, fresh, gone, priority)).items():
         if isinstance(found, RequestError):
             results[at] = found
@@ -121,7 +121,7 @@ async def ingest(
             found_at["status"] = status
     stored_at = time.perf_counter()
     return Ingested(
-        [_told(content, at, first, results) for at, content in enumerate(contents)],
+        [_result(content, at, first, results) for at, content in enumerate(contents)],
         {
             "embed": round((embedded_at - begun) * 1000, 3),
             "store": round((stored_at - embedded_at) * 1000, 3),
@@ -141,7 +141,7 @@ def _content(arrival: Arrival) -> _Content | RequestError:
 def _first_of_each(
     contents: Sequence[_Content | RequestError], arrivals: Sequence[Arrival]
 ) -> dict[str, tuple[int, _Content]]:
-    """By id, the first image that has it, and which one it is.
+    """Return, by id, the index and content of the first image that has it.
 
     Raises:
         InvalidRequest: another one with that id has other content, or other metadata.
@@ -160,12 +160,10 @@ def _first_of_each(
     return first
 
 
-async def _said_anew(
+async def _changed_metadata(
     gallery: Gallery, there: Mapping[int, _Content], arrivals: Sequence[Arrival]
 ) -> dict[int, ImageRow]:
-    """Of images that are there, the rows of those of which something else is said now: their
-    vectors are still good.
-    """
+    """Return rows of known images whose metadata has changed. Their vectors stay valid."""
     rows = {}
     for at, content in there.items():
         metadata = arrivals[at].metadata
@@ -183,7 +181,7 @@ async def _embed(
     gone: Gone | None,
     priority: int,
 ) -> dict[int, tuple[Embedded, Thumbnail] | RequestError]:
-    """Vectors and thumbnails."""
+    """Return the embedding and the thumbnail of each image, or its error."""
     if not contents:
         return {}
     pictures = [content.data for content in contents.values()]
@@ -192,7 +190,7 @@ async def _embed(
         embed_images(dispatcher, model, pictures, choice, gone=gone, priority=priority)
     )
     try:
-        # The workers wait for what the embedding has decoded: that goes first.
+        # The embedding's images are decoded first, because the workers wait for them.
         await asyncio.sleep(0)
         small: Sequence[Thumbnail | RequestError] = []
         if not embedding.done():  # else it was refused
@@ -227,7 +225,7 @@ async def _thumbnail(dispatcher: Dispatcher, picture: bytes) -> Thumbnail | Requ
         except Exception:
             logger.exception("a thumbnail could not be made")
             found = InternalError()
-        # The loop may be closed by now, with nobody left to tell.
+        # The loop may be closed by now.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, found)
 
@@ -235,7 +233,7 @@ async def _thumbnail(dispatcher: Dispatcher, picture: bytes) -> Thumbnail | Requ
     return await settled
 
 
-def _told(
+def _result(
     content: _Content | RequestError,
     at: int,
     first: Mapping[str, tuple[int, _Content]],

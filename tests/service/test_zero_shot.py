@@ -18,7 +18,7 @@ from tests.service import standin
 from tests.service.gated import Gated
 from tests.service.standin import LABELS, Remote, picture, problem, serving, until
 from tests.service.standin_dual import WORKLOAD, every_kind
-from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyResponse
+from tokenfold.service.api.schemas.inference import MAX_LABELS, ClassifyResponse
 from tokenfold.service.app import create_app
 from tokenfold.service.zero_shot import VectorCache
 
@@ -131,7 +131,7 @@ class TestLabels:
 
     def test_as_many_as_there_may_be(self, client: Remote) -> None:
         body: dict[str, Any] = {"image": base64.b64encode(BLUE).decode()}
-        names = ["blue", *(f"red {'.' * at}" for at in range(MOST_LABELS - 1))]
+        names = ["blue", *(f"red {'.' * at}" for at in range(MAX_LABELS - 1))]
         (result,) = results(client.post("/v1/classify", json={**body, "labels": names}))
         assert result["predictions"][0]["label"] == "blue"
         refused = client.post("/v1/classify", json={**body, "labels": [*names, "one more"]})

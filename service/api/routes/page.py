@@ -1,4 +1,4 @@
-"""The page at /: try an image, offline, from this server alone."""
+"""The page at `/`: try the models in a browser. It works offline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[2] / "page"
 
-# Nothing from elsewhere, and no inline scripts.
+# No content of other origins, and no inline scripts.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"
 
 
 def install(app: FastAPI) -> None:
     """Serve the page's files, unless the package was built without them."""
     if not FOLDER.is_dir():
-        logger.warning("there is no page: %s is missing", FOLDER)
+        logger.warning("the page is not served: %s is missing", FOLDER)
         return
 
     @app.head("/", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Probes for whoever keeps the server running, and the metrics."""
+"""Probes for orchestrators, and the metrics."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ router = APIRouter(tags=["operations"])
 
 
 class Status(BaseModel):
-    """A probe's good news; bad news is a problem."""
+    """The answer of a probe that succeeds; one that fails answers with a problem."""
 
     status: Literal["ok"] = "ok"
 
 
 class StartupStatus(Status):
-    """The good news of a start."""
+    """The answer of the startup probe."""
 
     engines: list[EngineStatus] | None = Field(
         None,
-        description="Of models whose engines were not built when the server started, if there are "
-        "any.",
+        description="TensorRT engines that were not built when the server started, if any.",
     )
 
 
 @router.get("/livez", operation_id="live", summary="Is it alive?", responses=problems(503))
 async def live(request: Request) -> Status:
-    """Whether every worker thread lives. If not, only a restart helps."""
+    """Check that every worker thread is alive. If not, only a restart helps."""
     core: Core = request.app.state.core
     core.check_alive()
     return Status()
@@ -40,7 +39,7 @@ async def live(request: Request) -> Status:
 
 @router.get("/readyz", operation_id="ready", summary="Is it ready?", responses=problems(503))
 async def ready(request: Request) -> Status:
-    """Whether requests are taken: the models are warm, and the server is not shutting down."""
+    """Check that requests are accepted: the models are warm, and the server is not stopping."""
     core: Core = request.app.state.core
     core.check_open()
     core.check_alive()
@@ -55,10 +54,9 @@ async def ready(request: Request) -> Status:
     responses=problems(503),
 )
 async def started(request: Request) -> StartupStatus:
-    """Whether every model was loaded and warmed up. Stays so.
+    """Check that every model has been loaded and warmed up; this remains true.
 
-    And how far engines are that a model waits for: where another backend runs it meanwhile, the
-    server has started without them.
+    The answer includes the progress of TensorRT engines that are built in the background.
     """
     core: Core = request.app.state.core
     core.check_started()
@@ -74,7 +72,7 @@ async def started(request: Request) -> StartupStatus:
 )
 def metrics(request: Request) -> Response:
     """The Prometheus exposition, or OpenMetrics where it is accepted."""
-    # In a thread: a GPU that is in trouble may take its time to answer.
+    # In a thread: a GPU in trouble may be slow to answer.
     core: Core = request.app.state.core
     body, media_type = core.metrics.render(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": media_type})

@@ -1,4 +1,4 @@
-"""What goes in and comes out of the route that makes vectors."""
+"""Schemas of the embedding route."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from tokenfold.service.api.schemas.pairs import Text
 
 
 class EmbedRequest(InferenceBody):
-    """Images or texts to make vectors of."""
+    """Images or texts to embed."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["text"]}]}
     )
 
-    image: Images = Field(default=[], description="One image or several, and no text.")
-    text: Texts = Field(default=[], description="One text or several, and no image.")
+    image: Images = Field(default=[], description="One image or several; not together with `text`.")
+    text: Texts = Field(default=[], description="One text or several; not together with `image`.")
     encoding: Encoding = Field(
         "float",
-        description="Of the vectors: numbers of nine decimals, or base64 of little-endian float32.",
+        description="Encoding of the vectors: numbers with nine decimals, or base64 of "
+        "little-endian float32.",
     )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if bool(self.image) == bool(self.text):
-            given = "both" if self.image else "neither"
-            raise ValueError(f"send either image or text; there is {given}")
+            given = "both" if self.image else "none of them"
+            raise ValueError(f"send either image or text, not {given}")
         return self
 
 
 class VectorOf(BaseModel):
-    """An image, or a text, as a vector of length 1; those of one model can be compared."""
+    """A vector of length 1. Vectors of one model can be compared."""
 
     vector: list[float] | str
-    reduction: Reduction | None = Field(None, description="Of an image.")
-    text: Text | None = Field(None, description="How a text was read.")
+    reduction: Reduction | None = Field(None, description="For an image.")
+    text: Text | None = Field(None, description="For a text: its tokens.")
 
 
 class EmbedResult(ImageSlots, Run, VectorOf):

@@ -1,4 +1,4 @@
-"""What goes in and comes out of the routes of galleries."""
+"""Schemas of the gallery routes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from tokenfold.service.api.schemas.inference import (
 )
 from tokenfold.service.galleries.record import NAME
 
-# In a URL as it is written, and never a dot alone, which a client would resolve.
+# Safe in a URL without escaping, and never a lone dot, which clients would resolve.
 ID = r"^[A-Za-z0-9_][A-Za-z0-9._~:@+=-]{0,199}$"
-LARGEST_METADATA = 65_536  # characters of JSON
+MAX_METADATA = 65_536  # characters of JSON
 
 
 def _as_object(value: Any) -> Any:
-    """A JSON object: as such in JSON, written out in a form or a query."""
+    """Parse a JSON object; in a form or a query it is a string."""
     if isinstance(value, str):
-        if len(value) > LARGEST_METADATA:
-            raise ValueError(f"is longer than {LARGEST_METADATA} characters")
+        if len(value) > MAX_METADATA:
+            raise ValueError(f"is longer than {MAX_METADATA} characters")
         try:
             value = from_json(value, allow_inf_nan=False)
         except ValueError as error:
@@ -49,11 +49,11 @@ def _as_object(value: Any) -> Any:
 
 def _as_objects(value: Any) -> Any:
     listed = bounded(value) if isinstance(value, list) else [value]
-    found = [_as_object(one) for one in listed]
-    for one in found:
-        if len(json.dumps(one, ensure_ascii=False)) > LARGEST_METADATA:
-            raise ValueError(f"is longer than {LARGEST_METADATA} characters")
-    return found
+    objects = [_as_object(value) for value in listed]
+    for value in objects:
+        if len(json.dumps(value, ensure_ascii=False)) > MAX_METADATA:
+            raise ValueError(f"is longer than {MAX_METADATA} characters")
+    return objects
 
 
 def _as_list(value: Any) -> Any:
@@ -66,11 +66,11 @@ JsonObject = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 _NAME = Field(
     pattern=NAME, description="Lower case letters, digits and . _ -", examples=["holiday"]
 )
-_METADATA = Field(description="As it was given.", examples=[{"album": "2024", "stars": 4}])
+_METADATA = Field(description="Metadata of the image.", examples=[{"album": "2024", "stars": 4}])
 
 
 class GalleryCreate(BaseModel):
-    """A gallery to be made: its model and level stay."""
+    """A gallery to create. Its model and level are fixed."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -78,20 +78,20 @@ class GalleryCreate(BaseModel):
     model: Annotated[str | None, optional] = Field(
         None,
         max_length=128,
-        description="What makes its vectors; by default the server's default.",
+        description="The model that makes its vectors; by default the server's default.",
     )
     level: Annotated[str | None, optional] = Field(
         None,
         max_length=128,
-        description="At which its images are embedded. This or `reduction`, or neither.",
+        description="Level of its images. At most one of `level` and `reduction`.",
     )
     reduction: Annotated[float | None, optional] = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="Fraction of the FLOPs to remove then."
+        None, ge=0, le=1, allow_inf_nan=False, description="Fraction of the FLOPs to remove."
     )
 
     @property
     def selector(self) -> Selector:
-        """How the level is chosen."""
+        """The selector of the level."""
         return Selector(self.level, self.reduction)
 
 
@@ -99,19 +99,20 @@ class GalleryDescription(BaseModel):
     """A gallery."""
 
     name: Annotated[str, _NAME]
-    model: str = Field(description="That made its vectors.", examples=["scenes-retrieval"])
-    level: str = Field(description="At which they were made.", examples=["balanced"])
-    reduction: float = Field(description="Fraction of FLOPs removed then.", examples=[0.4])
-    width: int = Field(description="Numbers of a vector.", examples=[512])
+    model: str = Field(description="The model of its vectors.", examples=["scenes-retrieval"])
+    level: str = Field(description="The level of its vectors.", examples=["balanced"])
+    reduction: float = Field(description="Fraction of the FLOPs removed.", examples=[0.4])
+    width: int = Field(description="Components of a vector.", examples=[512])
     created: AwareDatetime
     images: int = Field(ge=0, examples=[500])
     indexed: int = Field(
-        ge=0, description="Images that its index covers; 0 without one: searches are exact then."
+        ge=0,
+        description="Images covered by the index; 0 if searches are exact.",
     )
-    bytes: int = Field(ge=0, description="On disk.")
+    bytes: int = Field(ge=0, description="Bytes on disk.")
     served: bool = Field(
-        description="Whether the model is served as it was then. If not, the gallery can be read, "
-        "and searched by id, and that is all."
+        description="Whether the model is served unchanged. If not, the gallery can only be read, "
+        "and searched by id."
     )
 
 
@@ -122,7 +123,7 @@ class GalleryList(BaseModel):
 
 
 class ImagesAdd(BaseModel):
-    """Images for a gallery."""
+    """Images to add to a gallery."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -130,81 +131,83 @@ class ImagesAdd(BaseModel):
     id: Annotated[list[ImageId], BeforeValidator(_as_list)] = Field(
         default=[],
         description="One for each image, in order. By default the SHA-256 of its bytes, so that "
-        "the same image is kept once.",
+        "the same image is stored once.",
     )
     metadata: Annotated[list[str | dict[str, Any]], BeforeValidator(_as_objects)] = Field(
         default=[],
-        description="A JSON object for each image, in order; or one for all of them. By default "
-        "an empty one; or, where the same content is there already, what is said of it stays.",
+        description="A JSON object for each image, in order, or one for all images. By default an "
+        "empty object; the metadata of a known image stays as it is.",
     )
     model: Annotated[str | None, optional] = Field(
-        None, max_length=128, description="Refused if it is not the gallery's."
+        None,
+        max_length=128,
+        description="Must be the gallery's model, if given.",
     )
 
 
 class Kept(BaseModel):
-    """What became of an image."""
+    """The result of adding an image."""
 
-    id: str = Field(description="By which it is found again.", examples=["beach-1"])
+    id: str = Field(description="Id of the image.", examples=["beach-1"])
     status: Literal["added", "replaced", "unchanged"] = Field(
-        description="`unchanged`: this content was there, with this metadata."
+        description="`unchanged`: the same content with the same metadata was there already."
     )
-    reduction: Reduction | None = Field(None, description="If it was embedded.")
+    reduction: Reduction | None = Field(None, description="If the image was embedded.")
     timings_ms: dict[str, float] | None = Field(None, description="Of its embedding, by stage.")
 
 
 class ImagesAdded(BaseModel):
-    """One result for each image, in order. What is acknowledged is on disk."""
+    """One result for each image, in order. Acknowledged images are on disk."""
 
     gallery: str
     model: str
     results: list[Kept | ItemProblem]
     timings_ms: dict[str, float] = Field(
-        description="`embed` all images, their thumbnails included, and `store` them."
+        description="Milliseconds to `embed` all images, thumbnails included, and to `store` them."
     )
 
 
 class GalleryImage(BaseModel):
-    """An image as a gallery keeps it."""
+    """A stored image."""
 
     id: str = Field(examples=["beach-1"])
     metadata: dict[str, Any] = _METADATA
-    width: int = Field(description="Of the original, in pixels.")
+    width: int = Field(description="Width of the original in pixels.")
     height: int
     added: AwareDatetime
-    sha256: str = Field(description="Of the original's bytes.")
-    thumbnail: str = Field(description="The path of a JPEG of 384 pixels at most.")
-    vector: list[float] | None = Field(None, description="If it was asked for.")
+    sha256: str = Field(description="SHA-256 of the original file.")
+    thumbnail: str = Field(description="Path of a JPEG of at most 384 pixels a side.")
+    vector: list[float] | None = Field(None, description="If it was requested.")
 
 
 class ImagePage(BaseModel):
-    """Images of a gallery, by id."""
+    """A page of images, ordered by id."""
 
     gallery: str
     images: list[GalleryImage]
-    next: str | None = Field(None, description="For `after`, if there are more.")
+    next: str | None = Field(None, description="`after` of the next page, if there is one.")
 
 
 class ImagesDelete(BaseModel):
-    """Images to be removed."""
+    """Images to delete."""
 
     model_config = ConfigDict(extra="forbid")
 
     ids: Annotated[list[ImageId], BeforeValidator(_as_list)] = Field(
-        min_length=1, max_length=1000, description="Of the images; 1 or more."
+        min_length=1, max_length=1000, description="Ids of the images; 1 or more."
     )
 
 
 class ImagesDeleted(BaseModel):
-    """How many there were."""
+    """The number of deleted images."""
 
     deleted: int = Field(ge=0)
 
 
 class SearchRequest(Selected):
-    """What to look for: exactly one of `text`, `image` and `id`.
+    """A query: exactly one of `text`, `image` and `id`.
 
-    The level is that of an image's embedding (by default the gallery's), and of `rerank`.
+    The level applies to the embedding of `image` (by default the gallery's level), and to `rerank`.
     """
 
     model_config = ConfigDict(
@@ -215,66 +218,62 @@ class SearchRequest(Selected):
     )
 
     text: Annotated[str | None, optional, AfterValidator(readable)] = Field(
-        None, description="What the images show.", examples=["two dogs on a beach"]
+        None, description="Description of the images.", examples=["two dogs on a beach"]
     )
     image: Annotated[Images, Field(max_length=1)] = Field(
-        default=[], description="An image that the others look like."
+        default=[], description="An image; the most similar images are returned."
     )
     id: Annotated[str | None, optional] = Field(
-        None, pattern=ID, description="An image of the gallery that the others look like."
+        None,
+        pattern=ID,
+        description="Id of an image; the most similar images are returned.",
     )
     top_k: Annotated[int, BeforeValidator(whole)] = Field(
-        10, ge=1, le=1000, description="Images to find."
+        10, ge=1, le=1000, description="Number of images to return."
     )
     offset: Annotated[int, BeforeValidator(whole)] = Field(
-        0, ge=0, le=10_000, description="Of the best images leave out so many."
+        0, ge=0, le=10_000, description="Number of the best images to skip."
     )
     filter: Annotated[JsonObject | None, optional] = Field(
         None,
-        description="Of the metadata. A value must be equal; an object says more: `ne`, `gt`, "
-        "`gte`, `lt`, `lte`, `in`, `contains`, `exists`.",
+        description="Filter on the metadata. A plain value must be equal; an object has operators: "
+        "`ne`, `gt`, `gte`, `lt`, `lte`, `in`, `contains`, `exists`.",
         examples=[{"album": "2024", "stars": {"gte": 4}}],
     )
-    exact: bool = Field(
-        False, description="Compare with every image, even where there is an index."
-    )
+    exact: bool = Field(False, description="Compare with every image, even if there is an index.")
     rerank: Annotated[int | None, optional, BeforeValidator(whole)] = Field(
         None,
         ge=1,
-        description="So many of the best are looked at again, together with the text, by a network "
-        "that sees both.",
+        description="Number of the best images to re-rank with a network that reads image and text "
+        "together.",
     )
     rerank_model: Annotated[str | None, optional] = Field(
-        None, max_length=128, description="That network; by default the server's default."
+        None, max_length=128, description="The re-ranking model; by default the server's default."
     )
 
 
-class Found(BaseModel):
-    """An image that was found."""
+class SearchResult(BaseModel):
+    """An image of a search result."""
 
     id: str = Field(examples=["beach-1"])
     score: float = Field(
-        description="What it is ranked by: the cosine, -1 to 1; plus `match`, if there is one."
+        description="The cosine, -1 to 1, plus `match` if the image was re-ranked."
     )
-    similarity: float | None = Field(
-        None, description="Where it was looked at again: the cosine by which it was found."
-    )
-    match: float | None = Field(
-        None, ge=0, le=1, description="Where it was looked at again: how well the text fits."
-    )
+    similarity: float | None = Field(None, description="If re-ranked: the cosine.")
+    match: float | None = Field(None, ge=0, le=1, description="If re-ranked: the match score.")
     metadata: dict[str, Any] = _METADATA
-    width: int = Field(description="Of the original, in pixels.")
+    width: int = Field(description="Width of the original in pixels.")
     height: int
     added: AwareDatetime
-    thumbnail: str = Field(description="The path of a JPEG of 384 pixels at most.")
+    thumbnail: str = Field(description="Path of a JPEG of at most 384 pixels a side.")
 
 
 class Reranked(BaseModel):
-    """How the best were ranked again."""
+    """The re-ranking."""
 
     model: str = Field(examples=["scenes"])
-    candidates: int = Field(description="Images that it looked at.")
-    reduction: Reduction = Field(description="Of all of them together.")
+    candidates: int = Field(description="Number of re-ranked images.")
+    reduction: Reduction = Field(description="Of all re-ranked images together.")
 
 
 class SearchResponse(BaseModel):
@@ -282,9 +281,9 @@ class SearchResponse(BaseModel):
 
     gallery: str
     model: str
-    results: list[Found]
-    reduction: Reduction | None = Field(None, description="Of the image that was sent.")
+    results: list[SearchResult]
+    reduction: Reduction | None = Field(None, description="For a query image.")
     rerank: Reranked | None = None
     timings_ms: dict[str, float] = Field(
-        description="`embed` what was sent, `search`, and `rerank`."
+        description="Milliseconds to `embed` the query, to `search`, and to `rerank`."
     )

@@ -1,4 +1,4 @@
-"""What goes in and comes out of the inference routes; the parts that every task shares."""
+"""Schemas of the inference routes: the fields that every task shares, and classification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenfold.service.api.problems import ItemProblem
 
 
 def _given(value: Any) -> Any:
-    # A null is neither a choice nor the lack of one: the schema has no nulls.
+    # The schema has no nulls: a field is given or left out.
     if value is None:
         raise ValueError("must not be null; leave it out instead")
     return value
@@ -31,15 +31,15 @@ def _listed(value: Any) -> Any:
 
 
 def bounded(value: Any) -> Any:
-    """A list of not too many items."""
-    # Before they are looked at: pydantic would describe what is wrong with each of millions.
+    """Check that a list has at most 1024 items."""
+    # Checked before the items are: pydantic would report errors of millions of items.
     if isinstance(value, list) and len(value) > 1024:
         raise ValueError("has more than 1024 items")
     return value
 
 
 def whole(value: Any) -> Any:
-    """For JSON, which knows one kind of number: 3.0 is an integer."""
+    """Convert 3.0 to 3: JSON has one type of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -52,7 +52,7 @@ Texts = Annotated[
 ]
 
 
-MOST_LABELS = 1000
+MAX_LABELS = 1000
 
 
 class Selected(BaseModel):
@@ -66,33 +66,33 @@ class Selected(BaseModel):
         description="Name of the model; by default the server's default.",
     )
     level: Annotated[str | None, optional] = Field(
-        None, max_length=128, description="A level of the model by name. One selector at most."
+        None, max_length=128, description="Name of a level. Pass at most one selector."
     )
     reduction: Annotated[float | None, optional] = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Fraction of the FLOPs to remove; the closest plan is taken.",
+        description="Fraction of the FLOPs to remove; the closest plan is used.",
     )
     max_latency_ms: Annotated[float | None, optional] = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Takes the most accurate level that is expected to answer in this time: "
-        "waiting and running, without decoding.",
+        description="Selects the most accurate level that is expected to answer within this time: "
+        "queue and run, without decoding.",
     )
     min_accuracy: Annotated[float | None, optional] = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Takes the fastest level whose measured quality at the task reaches this.",
+        description="Selects the fastest level whose measured quality at the task reaches this.",
     )
 
     @property
     def selector(self) -> Selector:
-        """How the level is chosen."""
+        """The selector of the level."""
         return Selector(self.level, self.reduction, self.max_latency_ms, self.min_accuracy)
 
 
@@ -101,20 +101,20 @@ class InferenceBody(Selected):
 
     include: Annotated[list[Literal["slots"]], BeforeValidator(bounded)] = Field(
         default=[],
-        description="Further parts of the answer. `slots`: where each token ended up.",
+        description="Additional parts of the answer. `slots`: the final position of each token.",
     )
 
 
 class Reduction(BaseModel):
-    """How much was left out."""
+    """The level that was used, and its cost."""
 
-    method: str = Field(description="How tokens were chosen.", examples=["tome"])
+    method: str = Field(description="The reduction method.", examples=["tome"])
     level: str = Field(description="The level used, or `custom`.", examples=["fast"])
-    requested: float = Field(description="Fraction of FLOPs to remove.", examples=[0.55])
-    flops_ratio: float = Field(description="FLOPs spent, of the unreduced network's.")
+    requested: float = Field(description="Fraction of the FLOPs to remove.", examples=[0.55])
+    flops_ratio: float = Field(description="FLOPs relative to the unreduced network.")
     tokens_in: int = Field(
         description="Tokens before the first layer: of image and text; of both images of a pair, "
-        "each with the text; of a whole row of a matrix."
+        "each with the text; of all pairs of a row of a matrix."
     )
     tokens_out: int = Field(description="Tokens after the last layer.")
 
@@ -123,34 +123,34 @@ class Timings(BaseModel):
     """Milliseconds of one result."""
 
     decode: float
-    queue: float = Field(description="Waiting for a decoder and for a worker.")
-    infer: float = Field(description="Its runs, each of the whole batch.")
+    queue: float = Field(description="Wait for a decoder and a worker.")
+    infer: float = Field(description="Duration of its runs, each of a whole batch.")
     post: float
 
 
 class Run(BaseModel):
-    """The parts of every answer."""
+    """The fields of every answer."""
 
     model_config = ConfigDict(extra="forbid")
 
-    batch_size: int = Field(description="Items of the run that answered this one.")
+    batch_size: int = Field(description="Items of the run that answered this item.")
     timings_ms: Timings
 
 
 class Circumstances(Run):
-    """The parts of an answer that every task on images shares."""
+    """The fields that the answers of every task on images share."""
 
     reduction: Reduction
 
 
 class ImageSlots(BaseModel):
-    """Where the tokens of an image ended up, if that was asked for."""
+    """Final positions of the tokens of an image, if requested."""
 
     slots: list[int] | None = Field(
         None,
-        description="For each input token its position among the tokens that are left, or -1 "
-        "where it was dropped. The first `protected` are no patches; the others are the cells of "
-        "`grid`, row by row.",
+        description="For each input token its position among the remaining tokens, or -1 if it was "
+        "dropped. The first `protected` tokens are no patches; the others are the cells of `grid`, "
+        "row by row.",
     )
     grid: tuple[int, int] | None = Field(None, description="Rows and columns of patches.")
     protected: int | None = Field(None, description="Leading tokens that are no patches.")
@@ -158,14 +158,14 @@ class ImageSlots(BaseModel):
 
 # The last base's fields come first: an answer before its circumstances.
 class Result(ImageSlots, Circumstances):
-    """The parts of an answer about an image without a text."""
+    """The fields of an answer about an image without a text."""
 
 
 class Prediction(BaseModel):
     """A class and its probability."""
 
     label: str = Field(examples=["frog"])
-    index: int = Field(description="The class, counted from 0.", examples=[6])
+    index: int = Field(description="Index of the class, counted from 0.", examples=[6])
     score: float = Field(ge=0, le=1, examples=[0.93])
 
 
@@ -173,38 +173,37 @@ class ClassifyRequest(InferenceBody):
     """Images to classify."""
 
     image: Images = Field(description="One image or several.")
-    labels: Annotated[Texts, Field(max_length=MOST_LABELS)] = Field(
+    labels: Annotated[Texts, Field(max_length=MAX_LABELS)] = Field(
         default=[],
-        description="Classes of the request's own, with a dual encoder; by default those of the "
-        "model.",
+        description="Classes, for a dual encoder; by default those of the model.",
     )
     template: Annotated[Annotated[Template, AfterValidator(readable)] | None, optional] = Field(
         None,
         max_length=512,
         pattern=r"\{\}",
-        description="How a label becomes a text, at its `{}`; by default the model's way.",
+        description="Text of a label, which replaces `{}`; by default the model's.",
         examples=["a photo of a {}."],
     )
     top_k: Annotated[int, BeforeValidator(whole)] = Field(
-        5, ge=1, le=1000, description="Predictions of each image."
+        5, ge=1, le=1000, description="Number of predictions of each image."
     )
 
     @model_validator(mode="after")
     def _template_for_labels(self) -> Self:
         if self.template is not None and not self.labels:
-            raise ValueError("template says how labels become texts, and there are no labels")
+            raise ValueError("template needs labels")
         return self
 
 
 class Predictions(BaseModel):
-    """Classes, likeliest first."""
+    """Classes, the most probable first."""
 
     predictions: list[Prediction]
 
 
 # The last base's fields come first: the answer before its circumstances.
 class ClassifyResult(Result, Predictions):
-    """The likeliest classes of an image."""
+    """The most probable classes of an image."""
 
 
 class ClassifyResponse(BaseModel):

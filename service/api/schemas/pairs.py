@@ -1,4 +1,4 @@
-"""What goes in and comes out of the routes that look at images with texts."""
+"""Schemas of the routes for images with texts."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from tokenfold.service.api.schemas.inference import (
 
 
 class Text(BaseModel):
-    """How a text was read."""
+    """The tokens of a text."""
 
-    tokens: int = Field(description="Special ones included.", examples=[9])
-    cut: bool = Field(description="Whether it was longer than the model takes.")
+    tokens: int = Field(description="Number of tokens, special tokens included.", examples=[9])
+    cut: bool = Field(description="Whether the text was cut at the model's maximum length.")
     pieces: list[str] | None = Field(
-        None, description="With `slots`: what each token reads as.", examples=[["[CLS]", "what"]]
+        None, description="With `slots`: the string of each token.", examples=[["[CLS]", "what"]]
     )
 
 
 class PairSlots(BaseModel):
-    """Where the tokens of a text and of an image that it was read with ended up.
+    """Final positions of the tokens of a text and its image.
 
-    Positions among the tokens that are left, or -1 where a token was dropped. A network of one
-    stream counts both in it; one of two streams each in its own.
+    A position counts the remaining tokens; -1 marks a dropped token. A single-stream network counts
+    the tokens of both together, a two-stream network those of each stream.
     """
 
     text_slots: list[int]
     image_slots: list[int] = Field(
-        description="The first `protected` are no patches; the others are the cells of `grid`, "
-        "row by row."
+        description="The first `protected` tokens are no patches; the others are the cells of "
+        "`grid`, row by row."
     )
     grid: tuple[int, int] | None = Field(
         None,
-        description="Rows and columns of patches. Left out where the network merges patches before "
-        "they meet a text: its image tokens are no patches.",
+        description="Rows and columns of patches. Omitted if the network merges patches before "
+        "they meet a text, because its image tokens are no patches then.",
     )
     protected: int
 
 
 class PairResult(Circumstances):
-    """The parts that every answer about an image and a text shares."""
+    """The fields that every answer about an image and a text shares."""
 
     text: Text
-    slots: list[PairSlots] | None = Field(None, description="One for each image it looks at.")
+    slots: list[PairSlots] | None = Field(None, description="One for each image of the item.")
 
 
 class VqaRequest(InferenceBody):
-    """Images, and questions about them."""
+    """Images and questions."""
 
     image: Images = Field(description="One image or several.")
     question: Texts = Field(
-        description="One for each image; or one for all images, or several about one image."
+        description="One for each image, one for all images, or several for one image."
     )
     top_k: Annotated[int, BeforeValidator(whole)] = Field(
-        5, ge=1, le=1000, description="Answers to each question."
+        5, ge=1, le=1000, description="Number of answers to each question."
     )
 
 
@@ -69,19 +69,19 @@ class Answer(BaseModel):
     """An answer and its score."""
 
     answer: str = Field(examples=["blue"])
-    index: int = Field(description="The answer, counted from 0.", examples=[3])
+    index: int = Field(description="Index of the answer, counted from 0.", examples=[3])
     score: float = Field(ge=0, le=1, examples=[0.87])
 
 
 class Answers(BaseModel):
-    """Answers, likeliest first."""
+    """Answers, the most probable first."""
 
     answers: list[Answer]
 
 
 # The last base's fields come first: the answer before its circumstances.
 class VqaResult(PairResult, Answers):
-    """The likeliest answers to a question."""
+    """The most probable answers to a question."""
 
 
 class VqaResponse(BaseModel):
@@ -92,25 +92,25 @@ class VqaResponse(BaseModel):
 
 
 class EntailRequest(InferenceBody):
-    """Images, and what may follow from them."""
+    """Images and hypotheses."""
 
     image: Images = Field(description="One image or several.")
     hypothesis: Texts = Field(
-        description="One for each image; or one for all images, or several about one image."
+        description="One for each image, one for all images, or several for one image."
     )
 
 
 class Entailment(BaseModel):
-    """Whether a text follows from an image."""
+    """The relation of a text to an image."""
 
-    label: str = Field(description="The likeliest.", examples=["entailment"])
+    label: str = Field(description="The most probable label.", examples=["entailment"])
     scores: dict[str, float] = Field(
         examples=[{"entailment": 0.93, "neutral": 0.05, "contradiction": 0.02}]
     )
 
 
 class EntailResult(PairResult, Entailment):
-    """Whether a hypothesis follows from an image."""
+    """The relation of a hypothesis to an image."""
 
 
 class EntailResponse(BaseModel):
@@ -121,25 +121,25 @@ class EntailResponse(BaseModel):
 
 
 class ReasonRequest(InferenceBody):
-    """Pairs of images, and statements about them."""
+    """Pairs of images and statements."""
 
     image: Annotated[Images, Field(min_length=2)] = Field(
         description="Two images, left and right; or more such pairs."
     )
     statement: Texts = Field(
-        description="One for each pair; or one for all pairs, or several about one pair."
+        description="One for each pair, one for all pairs, or several for one pair."
     )
 
 
 class Truth(BaseModel):
-    """Whether a statement is true."""
+    """The truth of a statement."""
 
     answer: bool
-    score: float = Field(ge=0, le=1, description="Of its being true.", examples=[0.81])
+    score: float = Field(ge=0, le=1, description="Probability that it is true.", examples=[0.81])
 
 
 class ReasonResult(PairResult, Truth):
-    """Whether a statement is true of two images."""
+    """The truth of a statement about two images."""
 
 
 class ReasonResponse(BaseModel):
@@ -150,20 +150,20 @@ class ReasonResponse(BaseModel):
 
 
 class MatchRequest(InferenceBody):
-    """Images and texts, to be matched with each other."""
+    """Images and texts to match."""
 
     image: Images = Field(description="One image or several.")
     text: Texts = Field(description="One text or several.")
 
 
 class MatchScores(BaseModel):
-    """How well each text fits an image."""
+    """Match scores of an image with each text."""
 
     scores: list[float] = Field(description="0 to 1, in the order of the texts.")
 
 
 class MatchResult(Circumstances, MatchScores):
-    """A row of the matrix: an image with every text."""
+    """A row of the matrix: one image with every text."""
 
     slots: list[PairSlots] | None = Field(None, description="One for each text.")
 
@@ -172,16 +172,16 @@ class MatchResponse(BaseModel):
     """A row for each image, in order."""
 
     model: str = Field(examples=["scenes"])
-    texts: list[Text] = Field(description="How each text was read.")
+    texts: list[Text] = Field(description="The tokens of each text.")
     results: list[MatchResult | ItemProblem]
 
 
 def example(answer: dict[str, Any], *, pairs: int = 1) -> dict[str, Any]:
-    """A result as the demo model may give it, of texts of 8 tokens.
+    """Return an example result of the demo model for texts of 8 tokens.
 
     Args:
-        answer: what is the task's own in it.
-        pairs: of an image with a text, that it is about.
+        answer: the fields of the task.
+        pairs: number of pairs of an image and a text that it covers.
     """
     return {
         **answer,

@@ -1,1 +1,1 @@
-"""What runs a model, of the shape in `backend.py`, and which of them does so."""
+"""Backends of the service: which kinds exist, which one runs a model, and what replaces it."""

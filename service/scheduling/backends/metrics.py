@@ -1,4 +1,4 @@
-"""What Prometheus is told of backends."""
+"""Prometheus metrics of the backends."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class BackendMetrics:
-    """Which backend runs each model, and which ones failed."""
+    """Metrics of the backend of each model, and of backends that failed."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._failures = Counter(
             "tokenfold_backend_failures",
-            "Times that a backend was given up for a model: at the start, or when a run failed "
-            "that went well on the next one.",
+            "Backends given up for a model: at the start, or after a run that succeeded on the "
+            "next backend.",
             ["model", "backend"],
             registry=registry,
         )
         self._used = Gauge(
             "tokenfold_model_backend",
-            "1 for the backend that runs a model, 0 for one that did, or that was given up.",
+            "1 for the backend that runs a model, 0 for one that did or was given up.",
             ["model", "backend"],
             registry=registry,
         )
         self._built = Gauge(
             "tokenfold_engine_build_progress",
-            "Of engines that were not built when the server started: the share of it that is "
-            "done; nothing of those that are given up. What runs the model says whether they are "
-            "in use.",
+            "Fraction of the build that is done, for engines that were not built at the start. "
+            "Builds that were given up are removed.",
             ["model", "backend"],
             registry=registry,
         )
@@ -37,14 +36,14 @@ class BackendMetrics:
         self._used.labels(model, backend).set(0)
 
     def uses(self, model: str, backend: str, *, before: str | None = None) -> None:
-        """Note what runs a model now, and what did before."""
-        self._failures.labels(model, backend)  # from now on it is there to be watched
+        """Note the backend that runs a model, and the one before it."""
+        self._failures.labels(model, backend)  # the series exists from now on
         if before is not None:
             self._used.labels(model, before).set(0)
         self._used.labels(model, backend).set(1)
 
     def built(self, model: str, backend: str, done: float) -> None:
-        """Note how much of a model's engines is built, 0 to 1."""
+        """Note the progress of building a model's engines, 0 to 1."""
         self._built.labels(model, backend).set(done)
 
     def unbuilt(self, model: str, backend: str) -> None:

@@ -1,8 +1,8 @@
-"""Backends that are better than what runs a model, once something is built that they need.
+"""Build TensorRT engines in the background, then switch to them.
 
-Whatever can run a model without that does so meanwhile. What is built passes the self-test, as at
-the start, and takes over; or it fails, and nothing changes. Where nothing else may run a model, it
-is built before the server is ready.
+Another backend runs the model meanwhile. The engines take over once they pass the self-test; if the
+build or the test fails, nothing changes. If no other backend may run the model, its engines are
+built before the server is ready.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class _Job:
-    """A model's engines.
+    """The build of a model's engines.
 
     Attributes:
-        alone: whether nothing else may run the model meanwhile.
-        tenths: of the building that the log knows of.
+        bundle: the bundle.
+        kind: the kind of backend that needs them.
+        alone: whether no other backend may run the model meanwhile.
+        tenths: tenths of the build that the log has reported.
+        status: its state.
     """
 
     def __init__(self, bundle: Bundle, kind: BackendKind, *, alone: bool) -> None:
@@ -44,16 +47,16 @@ class _Job:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the model and of the backend."""
+        """The names of the model and of the backend."""
         return self.status.model, self.status.backend
 
     def now(self, **changes: Any) -> None:
-        """Change its status, which is replaced as a whole: threads look at it."""
+        """Change the status. It is replaced as a whole, because other threads read it."""
         self.status = self.status.model_copy(update=changes)
 
 
 class Preparation:
-    """What is to be built, and the thread that does it, one model after the other."""
+    """The builds, and the thread that runs them one after the other."""
 
     def __init__(self, metrics: BackendMetrics) -> None:
         self._metrics = metrics
@@ -64,20 +67,21 @@ class Preparation:
 
     @property
     def statuses(self) -> list[EngineStatus]:
-        """Of every model that was not prepared when the server started."""
+        """The status of every build."""
         return [self._status(job) for job in self._jobs]
 
     def survey(self, bundle: Bundle, kinds: Sequence[BackendKind]) -> list[BackendKind]:
-        """Those of `kinds` that are to run a bundle at first, in order.
+        """Return the kinds that run a bundle at first, in order.
 
-        If one before them has something to be built, that is noted. If all have, it is the first,
-        and `before` builds that.
+        If a better kind needs engines, their build is planned. If every kind needs engines, the
+        result is the first kind, and `before` builds its engines.
 
         Args:
-            kinds: that can run the bundle; 1 or more.
+            bundle: the bundle.
+            kinds: kinds that can run the bundle, the best first; 1 or more.
 
         Raises:
-            Exception: of the last kind, if it cannot be learnt of any what there is to be built.
+            Exception: of the last kind, if no kind can tell what it needs.
         """
         name = bundle.manifest.name
         ready: list[BackendKind] = []
@@ -107,32 +111,32 @@ class Preparation:
 
     @contextlib.contextmanager
     def before(self, bundle: Bundle) -> Iterator[None]:
-        """Build what a bundle cannot be loaded without; inside, it is loaded.
+        """Build the engines that a bundle cannot be loaded without; the context loads it.
 
         Raises:
-            BuildError: that failed.
-            StoppedError: the server shuts down.
+            BuildError: the build failed.
+            StoppedError: the server is shutting down.
         """
         job = next((job for job in self._jobs if job.alone and job.bundle is bundle), None)
         with contextlib.nullcontext() if job is None else self._prepared(job):
             yield
 
     def start(self, running: Mapping[str, BackendChain]) -> None:
-        """Build the others in the background.
+        """Start the other builds in the background.
 
         Args:
-            running: what runs each model meanwhile, by the model's name.
+            running: the backends of each model by its name.
         """
         self._running = running
         if not all(job.alone for job in self._jobs):
             self._thread.start()
 
     def stop(self) -> None:
-        """Give up what is not built yet; from any thread, at any time. `join` waits for the end."""
+        """Give up unfinished builds. From any thread; `join` waits for the end."""
         self._stopping.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end, for some seconds. Whether it has come."""
+        """Wait up to `timeout` seconds for the end. Return whether it has come."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -151,7 +155,7 @@ class Preparation:
                         self._metrics.unbuilt(*left.names)
                 return
             except Exception:
-                continue  # which is told; the others may be in better luck
+                continue  # it has been reported; other builds may succeed
 
     def _promote(self, job: _Job) -> None:
         backend = choice.tested(job.bundle, job.kind)
@@ -162,14 +166,16 @@ class Preparation:
 
     @contextlib.contextmanager
     def _prepared(self, job: _Job) -> Iterator[None]:
-        """Build a model's engines; inside, they are tested and brought into use."""
+        """Build a model's engines; the context tests them and brings them into use."""
         begun = time.perf_counter()
         if self._stopping.is_set():
             raise StoppedError
         logger.info("%s: engines for backend %s are being built", *job.names)
         job.now(state="building")
         try:
-            job.kind.prepare(job.bundle, lambda found: self._told(job, found), self._stopping)
+            job.kind.prepare(
+                job.bundle, lambda progress: self._report(job, progress), self._stopping
+            )
             seconds = round(time.perf_counter() - begun, 3)
             logger.info(
                 "%s: engines for backend %s are built", *job.names, extra={"seconds": seconds}
@@ -180,7 +186,7 @@ class Preparation:
         except StoppedError:
             raise
         except Exception as error:
-            # Where there is no other the server ends, and says so itself.
+            # Without another backend the server ends, and reports the error itself.
             if not job.alone:
                 self._passed_over(job.status.model, job.kind, error)
             self._metrics.unbuilt(*job.names)
@@ -189,18 +195,18 @@ class Preparation:
             raise
         job.now(state="serving")
 
-    def _told(self, job: _Job, found: Progress) -> None:
-        # Another engine's beginning sets nothing back.
-        done = max(job.status.done, found.done)
+    def _report(self, job: _Job, progress: Progress) -> None:
+        # The start of another engine must not set the progress back.
+        done = max(job.status.done, progress.done)
         self._metrics.built(*job.names, done)
-        job.now(done=done, engine=found.engine, phase=found.phase)
+        job.now(done=done, engine=progress.engine, phase=progress.phase)
         tenths = int(done * 10)
         if tenths > job.tenths:
             job.tenths = tenths
             logger.info(
                 "%s: engines for backend %s are built to %d %%",
                 *(*job.names, 10 * tenths),
-                extra={"engine": found.engine, "phase": found.phase},
+                extra={"engine": progress.engine, "phase": progress.phase},
             )
 
     def _passed_over(self, model: str, kind: BackendKind, error: Exception) -> None:
@@ -212,5 +218,5 @@ class Preparation:
         runs = self._running.get(status.model)
         if status.state != "serving" or runs is None or runs.kind is job.kind:
             return status
-        why = "it failed while it served; the log says more"
+        why = "it failed while serving; the log says more"
         return status.model_copy(update={"state": "failed", "why": why})

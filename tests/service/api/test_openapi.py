@@ -23,7 +23,7 @@ from tokenfold.inference.errors import UnknownLevel
 from tokenfold.inference.levels import Levels, Selector
 from tokenfold.inference.texts import MAX_CHARACTERS
 from tokenfold.service.api.schemas.embed import EmbedRequest, EmbedResponse
-from tokenfold.service.api.schemas.inference import MOST_LABELS, ClassifyRequest, ClassifyResponse
+from tokenfold.service.api.schemas.inference import MAX_LABELS, ClassifyRequest, ClassifyResponse
 from tokenfold.service.api.schemas.pairs import (
     EntailRequest,
     EntailResponse,
@@ -131,7 +131,7 @@ def test_how_texts_and_images_may_be_given(document: dict[str, Any]) -> None:
         assert schemas["EmbedRequest" + form]["oneOf"] == [
             {"required": ["image"]}, {"required": ["text"]}
         ]  # fmt: skip
-    assert schemas["ClassifyRequestForm"]["properties"]["labels"]["maxItems"] == MOST_LABELS
+    assert schemas["ClassifyRequestForm"]["properties"]["labels"]["maxItems"] == MAX_LABELS
 
 
 def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) -> None:

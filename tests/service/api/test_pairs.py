@@ -300,7 +300,7 @@ class TestBadTexts:
             "/v1/vqa", json={"image": base64.b64encode(RED).decode(), "question": text}
         )
         detail = problem(response, 422, "invalid-request")
-        assert "question.0: holds U+" in detail
+        assert "question.0: contains the unreadable character U+" in detail
         assert text not in response.text
 
     def test_half_a_surrogate_pair(self, client: Remote) -> None:

@@ -164,7 +164,7 @@ class TestRerank:
         assert [name for part in parts for name in ids(part)] == whole
 
     def test_what_is_refused(self, client: Remote) -> None:
-        assert "At most 4" in refused(client, 422, "invalid-request", text="red", rerank=5)
+        assert "at most 4" in refused(client, 422, "invalid-request", text="red", rerank=5)
         refused(client, 422, "invalid-request", text="red", rerank=0)
         refused(client, 422, "invalid-request", image=b64(RED), rerank=2)
         refused(client, 422, "invalid-request", id="red", rerank=2)

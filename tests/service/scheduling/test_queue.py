@@ -121,7 +121,7 @@ def test_there_is_room_for_all_or_none() -> None:
     places = Places(limit=3, workers=1)
     places.take([1.0, 1.0], longest=1.0, within=FOREVER)
     places.check(1)
-    with pytest.raises(QueueFull, match="2 items wait already, and at most 3 may") as refused:
+    with pytest.raises(QueueFull, match="2 items wait, and at most 3 may") as refused:
         places.take([1.0, 1.0], longest=1.0, within=FOREVER)
     assert refused.value.retry_after == 2
     assert places.waiting == 2
@@ -130,7 +130,7 @@ def test_there_is_room_for_all_or_none() -> None:
 def test_nobody_waits_in_vain() -> None:
     places = Places(limit=3, workers=1)
     places.take([2.0], longest=2.0, within=2.0)
-    with pytest.raises(TooSlowNow, match=r"take about 2\.0 s, and requests may take 2\.5 s"):
+    with pytest.raises(TooSlowNow, match=r"take about 2\.0 s, and the request has 2\.5 s"):
         places.take([0.1, 1.0], longest=1.0, within=2.5)
     assert places.waiting == 1
 

@@ -57,4 +57,4 @@ def test_vectors_of_another_width_are_told(tmp_path: Path) -> None:
     with serving(app):
         failed = app.state.core.failed
     assert isinstance(failed, BundleError)
-    assert "vectors of 20 numbers, and says 7" in str(failed)
+    assert "vectors of 20 numbers; its manifest says 7" in str(failed)

@@ -18,12 +18,12 @@ from tokenfold.service import server
 from tokenfold.service.app import create_app
 from tokenfold.service.scheduling.backends import choice, kinds
 from tokenfold.service.scheduling.backends.choice import BackendError
-from tokenfold.service.scheduling.backends.kinds import BackendKind, CpuKind, CudaKind
+from tokenfold.service.scheduling.backends.kinds import CPU, CUDA, BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
 from tokenfold.service.scheduling.backends.selftest import SelfTestError
 from tokenfold.service.settings import DEMO
 
-NO_GPU = CudaKind().missing() is not None
+NO_GPU = CUDA.missing() is not None
 
 
 def never(name: str, *, missing: str | None = None, unfit: str | None = None) -> BackendKind:
@@ -47,23 +47,23 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestUsable:
     def test_all_that_are_here_in_order(self, caplog: pytest.LogCaptureFixture) -> None:
         here, gone = never("here"), never("gone", missing="no driver")
-        assert choice.usable([gone, here, CpuKind()], "auto") == [here, CpuKind()]
+        assert choice.usable([gone, here, CPU], "auto") == [here, CPU]
         (record,) = caplog.records
         assert record.levelno == logging.INFO
         assert record.getMessage() == "backend gone is not used: no driver"
 
     def test_one_by_force(self) -> None:
         here, gone = never("here"), never("gone", missing="no driver")
-        assert choice.usable([gone, here, CpuKind()], "cpu") == [CpuKind()]
-        assert choice.usable([gone, here, CpuKind()], "here") == [here]
+        assert choice.usable([gone, here, CPU], "cpu") == [CPU]
+        assert choice.usable([gone, here, CPU], "here") == [here]
         with pytest.raises(BackendError, match="backend gone: no driver"):
-            choice.usable([gone, here, CpuKind()], "gone")
+            choice.usable([gone, here, CPU], "gone")
         with pytest.raises(BackendError, match="no backend 'other'"):
-            choice.usable([gone, here, CpuKind()], "other")
+            choice.usable([gone, here, CPU], "other")
 
     @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
     def test_here_that_is_the_cpu(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert choice.usable(kinds.all_kinds(Path("engines")), "auto") == [CpuKind()]
+        assert choice.usable(kinds.all_kinds(Path("engines")), "auto") == [CPU]
         assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
 
 
@@ -71,16 +71,16 @@ class TestFitting:
     def test_int8_is_for_the_cpu(self, bundles: Path) -> None:
         shipped = DEMO / "cifar10-int8"
         quantised, plain = Bundle.open(shipped), Bundle.open(bundles / "a")
-        assert choice.fitting(quantised, [CudaKind(), CpuKind()]) == [CpuKind()]
-        assert choice.fitting(plain, [CudaKind(), CpuKind()]) == [CudaKind(), CpuKind()]
+        assert choice.fitting(quantised, [CUDA, CPU]) == [CPU]
+        assert choice.fitting(plain, [CUDA, CPU]) == [CUDA, CPU]
         with pytest.raises(BackendError, match="cifar10-int8 is an int8 bundle"):
-            choice.fitting(quantised, [CudaKind()])
+            choice.fitting(quantised, [CUDA])
 
 
 class TestOpened:
     def test_the_first_that_passes(self, bundles: Path, caplog: pytest.LogCaptureFixture) -> None:
         good = Seconds("good")
-        found = choice.opened(Bundle.open(bundles / "a"), [good.kind, CpuKind()], metrics=metrics())
+        found = choice.opened(Bundle.open(bundles / "a"), [good.kind, CPU], metrics=metrics())
         assert found.kind is good.kind
         assert (found.max_concurrent_runs, found.native) == (2, good.made[0].native)
         assert not good.made[0].closed
@@ -98,7 +98,7 @@ class TestOpened:
         order = [seconds.kind for seconds in (wrong, dead, broken, good)]
         registry = CollectorRegistry()
         found = choice.opened(
-            Bundle.open(bundles / "a"), [*order, CpuKind()], metrics=BackendMetrics(registry)
+            Bundle.open(bundles / "a"), [*order, CPU], metrics=BackendMetrics(registry)
         )
         assert found.kind is good.kind
         assert [made.closed for made in wrong.made + dead.made] == [1, 1]
@@ -136,7 +136,7 @@ class TestServer:
 
     def test_a_model_on_another_device(self, bundles: Path) -> None:
         second = Seconds()
-        app = create_app(standin.settings(bundles), kinds=[second.kind, CpuKind()])
+        app = create_app(standin.settings(bundles), kinds=[second.kind, CPU])
         with serving(app) as remote:
             assert self._asked(remote) == ("cuda", "cuda")
             response = remote.classify(*[picture("blue")] * 9)
@@ -154,7 +154,7 @@ class TestServer:
     def test_one_that_fails_its_self_test(self, bundles: Path) -> None:
         second = Seconds()
         second.wrong = 1.0
-        app = create_app(standin.settings(bundles), kinds=[second.kind, CpuKind()])
+        app = create_app(standin.settings(bundles), kinds=[second.kind, CPU])
         with serving(app) as remote:
             assert self._asked(remote) == ("cpu", "cpu")
             labels = {"model": "colours", "backend": "cuda"}
@@ -164,7 +164,7 @@ class TestServer:
     def test_one_that_is_asked_for_and_fails(self, bundles: Path) -> None:
         second = Seconds()
         second.wrong = 1.0
-        app = create_app(standin.settings(bundles, backend="cuda"), kinds=[second.kind, CpuKind()])
+        app = create_app(standin.settings(bundles, backend="cuda"), kinds=[second.kind, CPU])
         with serving(app):
             assert isinstance(app.state.core.failed, SelfTestError)
 

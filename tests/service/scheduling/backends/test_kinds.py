@@ -14,7 +14,7 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Precision
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.service.scheduling.backends.kinds import CpuKind, CudaKind, TensorRTKind, all_kinds
+from tokenfold.service.scheduling.backends.kinds import CUDA, CpuKind, TensorRTKind, all_kinds
 from tokenfold.service.settings import Settings
 
 
@@ -38,7 +38,7 @@ def test_the_cpu_is_always_there_and_last(tmp_path: Path) -> None:
 def test_what_a_gpu_runs(precision: Precision, tmp_path: Path) -> None:
     found = Bundle.open(bundle(tmp_path / "a"))
     found.manifest = found.manifest.model_copy(update={"precision": precision})
-    for kind in (TensorRTKind(tmp_path), CudaKind()):
+    for kind in (TensorRTKind(tmp_path), CUDA):
         assert (kind.unfit(found) is None) == (precision != "int8")
 
 
@@ -49,13 +49,13 @@ def test_memory_of_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise device.CudaError("cudaMemGetInfo: an illegal memory access was encountered")
 
     monkeypatch.setattr(device, "memory", broken)
-    assert CudaKind().used_memory() is None
+    assert CUDA.used_memory() is None
     assert TensorRTKind(tmp_path).used_memory() is None
 
 
-@pytest.mark.skipif(CudaKind().missing() is None, reason="there is a GPU")
+@pytest.mark.skipif(CUDA.missing() is None, reason="there is a GPU")
 def test_without_a_gpu_it_says_why(tmp_path: Path) -> None:
-    for kind in (TensorRTKind(tmp_path), CudaKind()):
+    for kind in (TensorRTKind(tmp_path), CUDA):
         why = kind.missing()
         assert why
         assert not why.endswith(".")

@@ -206,8 +206,8 @@ class TestInTheBackground:
         with serving(found) as remote:
             engine = found.state.core
             (model,) = engine.catalog
-            assert engine.share(model) == 1 / 4
-            assert engine.turns(model, 5) == 2
+            assert engine.dispatcher.share(model) == 1 / 4
+            assert engine.dispatcher.relative_duration(model, 5) == 2
             learnt: list[str] = []
             monkeypatch.setattr(
                 model.costs, "learn", lambda _: learnt.append(model.backend.kind.name)
@@ -215,7 +215,7 @@ class TestInTheBackground:
             engined.gate.unlink()
             until(lambda: states(remote) == ["serving"])
             assert engine.dispatcher.share(model) == model.costs.share
-            assert engine.turns(model, 5) == 1 + 4 * model.costs.share
+            assert engine.dispatcher.relative_duration(model, 5) == 1 + 4 * model.costs.share
             until(lambda: learnt == ["tensorrt"])
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
 
@@ -324,7 +324,7 @@ class TestFailures:
             assert progress(remote) == {}
             assert remote.sample(FAILURES, model="plain", backend="tensorrt") == 1
         said = messages(caplog, logging.ERROR)
-        assert [line.partition(": it is off")[0] for line in said] == [
+        assert [line.partition(": differs from the CPU")[0] for line in said] == [
             "colours: backend tensorrt is not used",
             "plain: backend tensorrt is not used",
         ]
@@ -367,7 +367,7 @@ class TestLaterFailures:
             until(lambda: engined.made[0].closed == 1)
             (entry,) = engines(remote)
             assert entry["state"] == "failed"
-            assert entry["why"] == "it failed while it served; the log says more"
+            assert entry["why"] == "it failed while serving; the log says more"
             used = {name: remote.sample(USED, model="colours", backend=name) for name in
                     ("tensorrt", "cuda", "cpu")}  # fmt: skip
             assert used == {"tensorrt": 0, "cuda": 1, "cpu": 0}
@@ -631,13 +631,13 @@ class TestAlone:
 SERVER = """
 import sys
 from pathlib import Path
-from service import engine, server
+from tokenfold.service import core, server
 from tokenfold.service.scheduling.backends.kinds import CPU
 from tests.service.engined import Engined
 
 engined = Engined(Path(sys.argv[1]))
 engined.mode["colours"] = "hangs"
-engine.all_kinds = lambda _: (engined.kind, CPU)
+core.all_kinds = lambda _: (engined.kind, CPU)
 sys.exit(server.main(sys.argv[2:]))
 """
 

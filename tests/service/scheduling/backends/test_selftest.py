@@ -145,7 +145,7 @@ def test_reduced_answers_may_differ_but_not_be_none(made: Bundle) -> None:
     check(made, differ)
     with pytest.raises(SelfTestError, match=r"reduced: \w+ is not finite"):
         check(made, overflow)
-    with pytest.raises(SelfTestError, match="slots are no places of"):
+    with pytest.raises(SelfTestError, match="slots are no positions of"):
         check(made, misplace)
 
 
