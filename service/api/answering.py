@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from tokenfold.bundle.tasks import Task
 from tokenfold.inference.answers import Answer, Finish, answers
 from tokenfold.inference.errors import InvalidRequest, RequestError
-from tokenfold.inference.request import Item
+from tokenfold.inference.request import Item, one_by_one
 from tokenfold.inference.request import Request as InferenceRequest
 from tokenfold.inference.texts import describe
 from tokenfold.service.api.problems import (
@@ -61,6 +61,7 @@ class Incoming:
         body: InferenceBody,
         items: Sequence[Item],
         *,
+        images: Sequence[bytes | str] = (),
         texts: Sequence[str] = (),
         text_field: str = "text",
     ) -> InferenceRequest:
@@ -69,8 +70,9 @@ class Incoming:
         Args:
             model: the model.
             task: the task.
-            body: the body, with images, selector and parts to include.
-            items: what is answered.
+            body: the body, with its selector and the parts to include.
+            items: the parts that are answered by themselves.
+            images: the images, if the task has them.
             texts: the texts, if the task has them.
             text_field: their name in the body.
 
@@ -78,7 +80,6 @@ class Incoming:
             InvalidRequest: there are too many images or texts.
         """
         settings = self.core.settings
-        images: Sequence[bytes | str] = getattr(body, "image", ())
         check_count("images", len(images), settings.max_items)
         check_count("texts", len(texts), settings.max_items)
         return InferenceRequest(
@@ -95,6 +96,38 @@ class Incoming:
             deadline=self.arrived + settings.request_timeout,
             caller=self.web.client.host if self.web.client else "",
         )
+
+    async def respond_about_texts(
+        self,
+        task: Task,
+        body: InferenceBody,
+        images: Sequence[bytes | str],
+        texts: Sequence[str],
+        finish: Callable[[ServedModel], Finish],
+        *,
+        text_field: str,
+        per_item: int = 1,
+    ) -> Response:
+        """Run a request that pairs images with texts, and answer it.
+
+        Args:
+            task: the task.
+            body: the body, with its selector and the parts to include.
+            images: the images.
+            texts: the texts.
+            finish: makes the fields of the task, given the model.
+            text_field: the name of the texts in the body.
+            per_item: images of each item.
+
+        Raises:
+            RequestError: the request is refused, or its only item has failed.
+        """
+        items = one_by_one(len(images), len(texts), name=text_field, per_item=per_item)
+        model = self.model(body.model, task)
+        request = self.request(
+            model, task, body, items, images=images, texts=texts, text_field=text_field
+        )
+        return await self.respond(model, request, finish(model))
 
     async def respond(
         self, model: ServedModel, request: InferenceRequest, finish: Finish, *, row: int = 1

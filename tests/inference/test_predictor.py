@@ -206,6 +206,10 @@ def test_errors_say_what_is_allowed(
         pairs.answer(RED, ["red", " "])
     with pytest.raises(InvalidRequest, match="2 of image and 3 of text"):
         pairs.answer([RED, BLUE], ["red", "blue", "lime"])
+    with pytest.raises(InvalidRequest, match="top_k is 0"):
+        colours.classify(RED, top_k=0)
+    with pytest.raises(InvalidRequest, match=r"reduction.*1\.5|1\.5"):
+        colours.classify(RED, reduction=1.5)
     with pytest.raises(ImageFormat):
         colours.classify([RED, b"none"])
     with pytest.raises(FileNotFoundError):

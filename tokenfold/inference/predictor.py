@@ -125,6 +125,7 @@ class Predictor:
         """
         task: Task = "classify" if labels is None else "embed"
         self._check(task)
+        _check_top_k(top_k)
         if labels is None:
             finish = answers.classification(self.model, top_k)
         else:
@@ -182,6 +183,7 @@ class Predictor:
         Returns:
             A result for each question, as of `POST /v1/vqa`.
         """
+        _check_top_k(top_k)
         finish = answers.question_answers(self.model, top_k)
         return self._pairs("vqa", images, questions, finish, options)
 
@@ -412,6 +414,11 @@ def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predi
         RuntimeError: the device is not available.
     """
     return Predictor(Bundle.open(Path(bundle)), device=device)
+
+
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise InvalidRequest(f"top_k is {top_k}; it must be at least 1.")
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:

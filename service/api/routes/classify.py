@@ -76,5 +76,5 @@ async def classify(request: Request) -> Response:
         else:
             finish = classification(model, fields.top_k)
         items = [Item((index,)) for index in range(len(fields.image))]
-        images = incoming.request(model, task, fields, items)
+        images = incoming.request(model, task, fields, items, images=fields.image)
         return await incoming.respond(model, images, finish)

@@ -58,5 +58,7 @@ async def embed(request: Request) -> Response:
         model = incoming.model(fields.model, "embed")
         images = [Item((index,)) for index in range(len(fields.image))]
         items = images or [Item((), index) for index in range(len(fields.text))]
-        inputs = incoming.request(model, "embed", fields, items, texts=fields.text)
+        inputs = incoming.request(
+            model, "embed", fields, items, images=fields.image, texts=fields.text
+        )
         return await incoming.respond(model, inputs, embedding(model, fields.encoding))

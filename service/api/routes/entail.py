@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from tokenfold.inference.answers import entailment
-from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
 from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
@@ -44,10 +43,11 @@ async def entail(request: Request) -> Response:
     with core.metrics.track("entail") as track:
         core.check_room()
         fields = await body.read(request, EntailRequest)
-        incoming = Incoming(request, track)
-        model = incoming.model(fields.model, "entail")
-        items = one_by_one(len(fields.image), len(fields.hypothesis), name="hypothesis")
-        question = incoming.request(
-            model, "entail", fields, items, texts=fields.hypothesis, text_field="hypothesis"
+        return await Incoming(request, track).respond_about_texts(
+            "entail",
+            fields,
+            fields.image,
+            fields.hypothesis,
+            entailment,
+            text_field="hypothesis",
         )
-        return await incoming.respond(model, question, entailment(model))

@@ -50,5 +50,5 @@ async def match(request: Request) -> Response:
         model = incoming.model(fields.model, "match")
         texts = fields.text
         items = matrix(len(fields.image), len(texts), max_pairs=core.settings.max_pairs)
-        pairs = incoming.request(model, "match", fields, items, texts=texts)
+        pairs = incoming.request(model, "match", fields, items, images=fields.image, texts=texts)
         return await incoming.respond(model, pairs, matching(model), row=len(texts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from tokenfold.inference.answers import reasoning
-from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
 from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
@@ -40,10 +39,12 @@ async def reason(request: Request) -> Response:
     with core.metrics.track("reason") as track:
         core.check_room()
         fields = await body.read(request, ReasonRequest)
-        incoming = Incoming(request, track)
-        model = incoming.model(fields.model, "reason")
-        items = one_by_one(len(fields.image), len(fields.statement), name="statement", per_item=2)
-        question = incoming.request(
-            model, "reason", fields, items, texts=fields.statement, text_field="statement"
+        return await Incoming(request, track).respond_about_texts(
+            "reason",
+            fields,
+            fields.image,
+            fields.statement,
+            reasoning,
+            per_item=2,
+            text_field="statement",
         )
-        return await incoming.respond(model, question, reasoning(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from tokenfold.inference.answers import question_answers
-from tokenfold.inference.request import one_by_one
 from tokenfold.service.api import body
 from tokenfold.service.api.answering import Incoming
 from tokenfold.service.api.openapi import inference
@@ -46,10 +45,11 @@ async def vqa(request: Request) -> Response:
     with core.metrics.track("vqa") as track:
         core.check_room()
         fields = await body.read(request, VqaRequest)
-        incoming = Incoming(request, track)
-        model = incoming.model(fields.model, "vqa")
-        items = one_by_one(len(fields.image), len(fields.question), name="question")
-        question = incoming.request(
-            model, "vqa", fields, items, texts=fields.question, text_field="question"
+        return await Incoming(request, track).respond_about_texts(
+            "vqa",
+            fields,
+            fields.image,
+            fields.question,
+            lambda model: question_answers(model, fields.top_k),
+            text_field="question",
         )
-        return await incoming.respond(model, question, question_answers(model, fields.top_k))
