@@ -63,4 +63,4 @@ def at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the processes whose memory is watched."""
-    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0))
+    monkeypatch.setattr(on_cpu, "measure_peak", lambda *_args, **_options: Peak(100.0, 40.0))

@@ -97,7 +97,7 @@ def test_a_table_for_people(make: Make, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_tables_fit_a_terminal_of_80_columns(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "WIDE", 80)
+    monkeypatch.setattr(command, "FILE_COLUMNS", 80)
     levels = {"exact": level("tome", (0, 0), 0.0), "balanced": level("tome", (1, 1), 0.3)}
     assert command.main([str(make(levels=levels)), *QUICK]) == 0
     shown = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(
 def test_a_peak_that_counts_loading_is_told_once(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
+    monkeypatch.setattr(on_cpu, "measure_peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
     assert command.main([str(make()), *QUICK, "--json"]) == 0
     assert capsys.readouterr().err.count("clear_refs cannot be written") == 1
 
@@ -183,7 +183,7 @@ def test_an_interrupt_ends_quietly(
     def interrupt(*_args: object, **_options: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_cpu, "peak", interrupt)
+    monkeypatch.setattr(on_cpu, "measure_peak", interrupt)
     assert command.main([str(make()), "--json"]) == 130
     assert capsys.readouterr().out == ""
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.bench.trivial import Make
 from tokenfold.bench import device_memory
-from tokenfold.bench.device_memory import DevicePeak, device_peak
+from tokenfold.bench.device_memory import DevicePeak, measure_device_peak
 from tokenfold.bench.memory import MemoryProbeError
-from tokenfold.bench.subjects import Graphs, ImageGraphs, Images, opened
+from tokenfold.bench.subjects import Graphs, ImageGraphs, Images, open_graphs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
@@ -50,10 +50,10 @@ def test_the_watched_process(
 
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
         openings.append(opening)
-        return opened(bundle)
+        return open_graphs(bundle)
 
     monkeypatch.setattr(ImageGraphs, "run", watched)
-    monkeypatch.setattr(device_memory, "opened", on_cpu)
+    monkeypatch.setattr(device_memory, "open_graphs", on_cpu)
     taken[:] = [300, 700, 750]
     arguments = [str(make()), "--plan", "[1, 1]", "--batch", "3"]
     assert device_memory.main(arguments) == 0
@@ -76,9 +76,9 @@ def test_what_others_take_does_not_count(
         return SimpleNamespace(returncode=0, stdout="[300, 750]", stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
+    assert measure_device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
     assert taken == [50]
-    assert device_peak(tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")) == (
+    assert measure_device_peak(tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")) == (
         DevicePeak(250, 700)
     )
     assert commands[0][-2:] == ["--backend", "cuda"]
@@ -88,4 +88,4 @@ def test_what_others_take_does_not_count(
 @pytest.mark.usefixtures("taken")
 def test_a_failing_probe_says_why(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
-        device_peak(tmp_path, (0, 0), batch=1)
+        measure_device_peak(tmp_path, (0, 0), batch=1)

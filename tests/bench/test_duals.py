@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.bench.trivial import QUICK
 from tokenfold.bench import command
-from tokenfold.bench.subjects import DualGraphs, longest_texts, opened, random_inputs
+from tokenfold.bench.subjects import DualGraphs, longest_texts, open_graphs, random_inputs
 from tokenfold.bench.targets import choose
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import LevelProfile, Profile
@@ -100,7 +100,7 @@ def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture
 
 
 def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
-    graphs, images = opened(bundle), random_inputs(bundle, 3)
+    graphs, images = open_graphs(bundle), random_inputs(bundle, 3)
     assert isinstance(graphs, DualGraphs)
     assert graphs.run(images[0], bundle.manifest.workload.unreduced).shape == (3, 40)
     ids, size = longest_texts(bundle, 3)[0]

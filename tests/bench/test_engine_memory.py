@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.standing_in import TARGET
+from tests.bench.fake_builder import TARGET
 from tests.bench.trivial import Make
 from tokenfold.bench import engine_memory
 from tokenfold.bench.memory import MemoryProbeError
@@ -99,7 +99,7 @@ def test_what_others_take_does_not_count(
     monkeypatch.setattr(subprocess, "run", run)
     taken[0] = 60
     for static in (False, True):
-        assert engine_memory.loaded(tmp_path, Path("there"), static=static) == 640
+        assert engine_memory.loaded_bytes(tmp_path, Path("there"), static=static) == 640
     assert commands == [
         [str(tmp_path), "--engines", "there"],
         [str(tmp_path), "--engines", "there", "--static-levels"],
@@ -109,4 +109,4 @@ def test_what_others_take_does_not_count(
 @pytest.mark.usefixtures("taken")
 def test_a_failing_probe_says_why(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
-        engine_memory.loaded(tmp_path, tmp_path, static=False)
+        engine_memory.loaded_bytes(tmp_path, tmp_path, static=False)

@@ -17,7 +17,7 @@ from tokenfold.bench.gpu_report import (
     TorchSpeed,
 )
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.report import Against
+from tokenfold.bench.report import RelativeSpeed
 from tokenfold.bench.torch_eager import ROOT
 
 MARKS = (gpu_tables.CUDA, gpu_tables.TENSORRT)
@@ -148,8 +148,8 @@ def test_tables_take_the_place_of_older_ones(
 def tensorrt_of(report: GpuReport) -> GpuReport:
     """The same plans on TensorRT, with all that can be beside them."""
 
-    def beside(level: str, images: float, ratio: float) -> Against:
-        return Against(level=level, images_per_second=images, ratio=ratio, low=ratio, high=ratio)
+    def beside(level: str, images: float, ratio: float) -> RelativeSpeed:
+        return RelativeSpeed(level=level, images_per_second=images, ratio=ratio, low=ratio, high=ratio)
 
     engines = [
         EngineFile(graph="model.onnx", precision="fp16", level=level, bytes=size)
@@ -184,14 +184,14 @@ def test_a_chapter_on_tensorrt(report: GpuReport) -> None:
 
 def test_each_backend_has_its_own_marks(report: GpuReport) -> None:
     both = "".join(f"{marks.begin}\nold\n{marks.end}\n" for marks in MARKS)
-    cuda = gpu_tables.placed([report], both)
+    cuda = gpu_tables.insert_reports([report], both)
     assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("old")
-    tensorrt = gpu_tables.placed([tensorrt_of(report)], both)
+    tensorrt = gpu_tables.insert_reports([tensorrt_of(report)], both)
     assert tensorrt.index("old") < tensorrt.index(gpu_tables.TENSORRT.begin)
     assert tensorrt.index("random:vit-b16") < tensorrt.index(gpu_tables.TENSORRT.end)
-    assert "old" not in gpu_tables.placed([report, tensorrt_of(report)], both)
+    assert "old" not in gpu_tables.insert_reports([report, tensorrt_of(report)], both)
     with pytest.raises(ValueError, match="bench of TensorRT"):
-        gpu_tables.placed([tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0])
+        gpu_tables.insert_reports([tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0])
 
 
 def test_a_report_of_a_network_with_texts_is_read_again(report: GpuReport) -> None:
@@ -205,4 +205,4 @@ def test_a_report_of_a_network_with_texts_is_read_again(report: GpuReport) -> No
 def test_the_document_has_the_marks() -> None:
     text = (ROOT / "docs/gpu.md").read_text()
     for marks in MARKS:
-        assert "in their place" in gpu_tables.put("in their place", text, marks)
+        assert "in their place" in gpu_tables.replace_between("in their place", text, marks)

@@ -9,16 +9,16 @@ import pytest
 
 from tests.bench.trivial import Make
 from tokenfold.bench import memory
-from tokenfold.bench.memory import MemoryProbeError, peak
+from tokenfold.bench.memory import MemoryProbeError, measure_peak
 
 MB_PER_TOKEN = 4.0
 
 
 def test_memory_is_of_one_plan_and_of_all_its_callers(make: Make) -> None:
     folder = make()
-    little = peak(folder, (0, 0), batch=1, callers=1)
-    much = peak(folder, (8, 8), batch=1, callers=1)
-    at_once = peak(folder, (8, 8), batch=1, callers=3)
+    little = measure_peak(folder, (0, 0), batch=1, callers=1)
+    much = measure_peak(folder, (8, 8), batch=1, callers=1)
+    at_once = measure_peak(folder, (8, 8), batch=1, callers=3)
     one = 16 * MB_PER_TOKEN
     assert little.total + one * 0.9 < much.total < little.total + one * 3
     assert much.total + one * 0.9 < at_once.total
@@ -32,7 +32,7 @@ def test_memory_is_of_one_plan_and_of_all_its_callers(make: Make) -> None:
 
 def test_a_failing_memory_probe_says_why(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
-        peak(tmp_path, (0, 0), batch=1, callers=1)
+        measure_peak(tmp_path, (0, 0), batch=1, callers=1)
 
 
 def test_where_the_peak_cannot_start_anew(

@@ -43,9 +43,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the CPU be the GPU."""
     peaks = iter([DevicePeak(100, 1100), DevicePeak(100, 600)] * 2)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(gpu_loading, "opened", lambda bundle, _opening: ImageGraphs(bundle))
+    monkeypatch.setattr(gpu_loading, "open_graphs", lambda bundle, _opening: ImageGraphs(bundle))
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
-    monkeypatch.setattr(on_gpu, "device_peak", lambda *_args, **_options: next(peaks))
+    monkeypatch.setattr(on_gpu, "measure_device_peak", lambda *_args, **_options: next(peaks))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_what_there_is_is_kept_and_told_at_once(
     def interrupt(*_args: object, **_options: object) -> DevicePeak:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_gpu, "device_peak", interrupt)
+    monkeypatch.setattr(on_gpu, "measure_device_peak", interrupt)
     out = tmp_path / "found.json"
     assert command.main([str(exported), *QUICK, "--out", str(out)]) == 130
     kept = GpuReport.model_validate_json(out.read_text())

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.bench import standing_in
-from tests.bench.standing_in import BYTES, STATIC_BYTES, TARGET
+from tests.bench import fake_builder
+from tests.bench.fake_builder import BYTES, STATIC_BYTES, TARGET
 from tests.bench.trivial import Make
 from tests.runtime.tensorrt import standin_builder
 from tests.service.standin import until
 from tokenfold.bench import command, engine_memory, engines, gpu_loading, on_gpu
 from tokenfold.bench.device_memory import DevicePeak
 from tokenfold.bench.gpu_report import GpuMachine, GpuReport
-from tokenfold.bench.subjects import Graphs, opened
+from tokenfold.bench.subjects import Graphs, open_graphs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.export.pipeline import export_bundle
@@ -76,7 +76,7 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
 
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
         found.append(opening)
-        return opened(bundle)
+        return open_graphs(bundle)
 
     def peak(*_args: object, backend: str, engines: Path | None, **_options: object) -> DevicePeak:
         assert (backend, engines is None) == ("tensorrt", False)
@@ -87,12 +87,12 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
     monkeypatch.setattr(flavour, "load", lambda: None)
     monkeypatch.setattr(plugins, "registered", lambda _: None)
     monkeypatch.setattr(target, "here", lambda *_: TARGET)
-    monkeypatch.setattr(process, "COMMAND", standing_in.COMMAND)
-    monkeypatch.setattr(gpu_loading, "opened", on_cpu)
+    monkeypatch.setattr(process, "COMMAND", fake_builder.COMMAND)
+    monkeypatch.setattr(gpu_loading, "open_graphs", on_cpu)
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
-    monkeypatch.setattr(on_gpu, "device_peak", peak)
+    monkeypatch.setattr(on_gpu, "measure_device_peak", peak)
     monkeypatch.setattr(
-        engine_memory, "loaded", lambda *_args, static: 9_000_000 if static else 5_000_000
+        engine_memory, "loaded_bytes", lambda *_args, static: 9_000_000 if static else 5_000_000
     )
     return found
 
@@ -247,7 +247,7 @@ def test_what_gives_other_answers_is_not_compared_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
-        graphs = opened(bundle)
+        graphs = open_graphs(bundle)
         right = graphs.run
 
         def wrong(given: Any, plan: Plan) -> Float:
@@ -257,7 +257,7 @@ def test_what_gives_other_answers_is_not_compared_with(
             monkeypatch.setattr(graphs, "run", wrong)
         return graphs
 
-    monkeypatch.setattr(gpu_loading, "opened", on_cpu)
+    monkeypatch.setattr(gpu_loading, "open_graphs", on_cpu)
     found = run(exported, "--beside", "cuda", "--no-memory")
     assert [one["level"] for one in found["tensorrt"]["cuda"]["1"]] == ["exact"]
     assert found["lost"] == [
@@ -305,7 +305,7 @@ def test_what_cannot_be_measured(
         raise EngineError("x.engine is damaged:\nits sha256 differs")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gpu_loading, "opened", damaged)
+        patched.setattr(gpu_loading, "open_graphs", damaged)
         assert refusal(exported) == "x.engine is damaged: its sha256 differs"
     with monkeypatch.context() as patched:
         patched.setattr(session, "missing", lambda: "no onnxruntime-gpu")
@@ -346,7 +346,7 @@ def test_how_far_a_build_is(make: Make, root: Path) -> None:
         titles.append((title, count))
         return lambda: steps.append(1)
 
-    engines.prepare(Bundle.open(make()), root, static=True, stage=stage)
+    engines.build_missing(Bundle.open(make()), root, static=True, stage=stage)
     # One of all plans, then the others.
     assert titles == [("engines", 100)] * 2
     assert len(steps) == 200
@@ -369,7 +369,7 @@ def test_a_build_ends_with_who_asked_for_it(
         return step
 
     with pytest.raises(KeyboardInterrupt):
-        engines.prepare(Bundle.open(make()), root, static=False, stage=interrupt)
+        engines.build_missing(Bundle.open(make()), root, static=False, stage=interrupt)
     # And with it what it has started.
     for name in (standin_builder.PID, standin_builder.CHILD):
         number = int((root / name).read_text())
@@ -380,4 +380,4 @@ def test_int8_engines_are_not_built(make: Make, root: Path) -> None:
     bundle = Bundle.open(make())
     bundle.manifest = bundle.manifest.model_copy(update={"precision": "int8"})
     with pytest.raises(EngineError, match="int8 bundle, which is for the CPU"):
-        engines.prepare(bundle, root, static=False, stage=lambda *_: lambda: None)
+        engines.build_missing(bundle, root, static=False, stage=lambda *_: lambda: None)

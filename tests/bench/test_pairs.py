@@ -11,10 +11,10 @@ import pytest
 from tests import tiny
 from tests.bench.trivial import QUICK
 from tokenfold.bench import command
-from tokenfold.bench.memory import peak
-from tokenfold.bench.subjects import PairGraphs, opened, random_inputs
+from tokenfold.bench.memory import measure_peak
+from tokenfold.bench.subjects import PairGraphs, open_graphs, random_inputs
 from tokenfold.bench.targets import TargetError, choose, runs_on
-from tokenfold.bench.torch_eager import eager
+from tokenfold.bench.torch_eager import load_eager
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
@@ -75,7 +75,7 @@ def test_torch_merges_in_the_tower_as_the_bundle_does(tmp_path: Path) -> None:
     recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0})
     source = str(tmp_path / "weights")
     merging = export_bundle(tiny.meter_checkpoint(), source, tmp_path / "meter", recipe)
-    eager(merging, 1).check(opened(merging), random_inputs(merging, 1))
+    load_eager(merging, 1).check(open_graphs(merging), random_inputs(merging, 1))
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -101,12 +101,12 @@ def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture
 
 
 def test_memory_of_a_process(bundle: Bundle) -> None:
-    found = peak(bundle.folder, bundle.manifest.levels["half"].plan, batch=2, callers=2)
+    found = measure_peak(bundle.folder, bundle.manifest.levels["half"].plan, batch=2, callers=2)
     assert 0 <= found.working < found.total
 
 
 def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
-    graphs, inputs = opened(bundle), random_inputs(bundle, 3)
+    graphs, inputs = open_graphs(bundle), random_inputs(bundle, 3)
     assert isinstance(graphs, PairGraphs)
     assert inputs[0].ids.shape == inputs[0].size.shape == (3, 12)
     assert inputs[0].size.all()

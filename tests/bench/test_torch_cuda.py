@@ -18,7 +18,7 @@ from tests import tiny
 from tokenfold.bench import torch_cuda
 from tokenfold.bench.options import TorchWay
 from tokenfold.bench.subjects import ImageGraphs, random_batches
-from tokenfold.bench.torch_cuda import Network, Row
+from tokenfold.bench.torch_cuda import Network, TorchCase
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
@@ -56,7 +56,7 @@ def test_each_way_gives_the_bundles_logits(
     way: TorchWay, level: str, bundle: Bundle, quick_compiler: list[dict[str, Any]]
 ) -> None:
     plan = bundle.manifest.levels[level].plan
-    row = Row(Network.of(bundle, "cpu"), way, plan, 3)
+    row = TorchCase(Network.of(bundle, "cpu"), way, plan, 3)
     (images,) = random_batches(bundle.manifest.preprocess.size, 3, 1)
     expected = ImageGraphs(bundle).run(images, plan)
     np.testing.assert_allclose(np.asarray(row.logits), expected, atol=1e-4)
@@ -71,11 +71,11 @@ def test_blocks_are_compiled_once_for_all_plans(
 ) -> None:
     network = Network.of(bundle, "cpu")
     made = [
-        Row(network, "blocks", plan, batch) for plan in ((3, 3, 3), (5, 1, 2)) for batch in (2, 3)
+        TorchCase(network, "blocks", plan, batch) for plan in ((3, 3, 3), (5, 1, 2)) for batch in (2, 3)
     ]
     eager = Network.of(bundle, "cpu")
     for row, plan in zip(made, ((3, 3, 3), (3, 3, 3), (5, 1, 2), (5, 1, 2)), strict=True):
-        expected = Row(eager, "eager", plan, len(row.logits)).logits
+        expected = TorchCase(eager, "eager", plan, len(row.logits)).logits
         np.testing.assert_allclose(np.asarray(row.logits), np.asarray(expected), atol=1e-5)
     assert quick_compiler == [{"dynamic": True}] * bundle.manifest.workload.depth
 
@@ -89,7 +89,7 @@ def test_compiled_logits_are_held_against_eager_ones(
 
     monkeypatch.setattr(Network, "compiled", wrong)
     with pytest.raises(ValueError, match="compiled, its logits are off by nan"):
-        Row(Network.of(bundle, "cpu"), "compiled", (0, 0, 0), 1)
+        TorchCase(Network.of(bundle, "cpu"), "compiled", (0, 0, 0), 1)
 
 
 def test_another_network_is_refused(bundle: Bundle, tmp_path: Path) -> None:

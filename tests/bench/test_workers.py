@@ -11,7 +11,7 @@ import pytest
 
 from tokenfold.bench import workers
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.workers import Asked, WorkerError, Workers
+from tokenfold.bench.workers import TorchRun, WorkerError, Workers
 
 ANSWERS = """
 import json, sys
@@ -26,13 +26,13 @@ for line in sys.stdin:
 """
 
 
-def asked(way: TorchWay, level: str, batch: int) -> Asked:
-    return Asked(way, level, (0, 0) if level == "r=0" else (1, 1), batch)
+def runs(way: TorchWay, level: str, batch: int) -> TorchRun:
+    return TorchRun(way, level, (0, 0) if level == "r=0" else (1, 1), batch)
 
 
-def all_of(*ways: TorchWay) -> list[Asked]:
+def all_of(*ways: TorchWay) -> list[TorchRun]:
     return [
-        asked(way, level, batch) for way in ways for level in ("r=0", "r=1") for batch in (1, 8)
+        runs(way, level, batch) for way in ways for level in ("r=0", "r=1") for batch in (1, 8)
     ]
 
 
@@ -49,7 +49,7 @@ def test_rows_that_compile_to_the_same_share_a_process(tmp_path: Path) -> None:
         ready, lost = started.ready(60)
         assert lost == []
         assert set(ready) == set(all_of("eager", "blocks", "compiled"))
-        sizes = {one: len(worker.asked) for one, (worker, _) in ready.items()}
+        sizes = {one: len(worker.runs) for one, (worker, _) in ready.items()}
         assert {sizes[one] for one in all_of("eager")} == {4}
         assert {sizes[one] for one in all_of("blocks", "compiled")} == {1}
         for one, (worker, row) in ready.items():
@@ -61,7 +61,7 @@ def test_rows_that_compile_to_the_same_share_a_process(tmp_path: Path) -> None:
 def test_a_row_times_its_own_slices(tmp_path: Path) -> None:
     with Workers(tmp_path, all_of("eager")) as started:
         ready, _ = started.ready(60)
-        worker, row = ready[asked("eager", "r=1", 8)]
+        worker, row = ready[runs("eager", "r=1", 8)]
         subject = worker.subject(row)
         assert subject.batch == 8
         assert subject.seconds(0.5) == row + 0.5

@@ -19,7 +19,7 @@ from tokenfold.bundle.bundle import BundleError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-WIDE = 160
+FILE_COLUMNS = 160
 """Columns of a table that nobody looks at in a terminal."""
 
 
@@ -59,7 +59,7 @@ def _print(report: Report | GpuReport) -> None:
     console = Console()
     if not console.is_terminal:
         # Into a file or pipe: it would fold the table to 80 columns.
-        console = Console(width=WIDE)
+        console = Console(width=FILE_COLUMNS)
     console.print(report.tables())
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 
 from tokenfold.bench.memory import MemoryProbeError
 from tokenfold.bench.options import GpuBackend
-from tokenfold.bench.subjects import opened, random_inputs
+from tokenfold.bench.subjects import open_graphs, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
@@ -36,7 +36,7 @@ class DevicePeak(NamedTuple):
     peak: int
 
 
-def device_peak(
+def measure_device_peak(
     folder: Path,
     plan: Plan,
     *,
@@ -57,11 +57,11 @@ def device_peak(
     more = ["--plan", json.dumps(plan), "--batch", str(batch), "--backend", backend]
     if engines is not None:
         more += ["--engines", str(engines)]
-    loaded, peak = answer("tokenfold.bench.device_memory", folder, *more)
+    loaded, peak = run_probe("tokenfold.bench.device_memory", folder, *more)
     return DevicePeak(loaded - before, peak - before)
 
 
-def answer(module: str, folder: Path, *arguments: str) -> Any:
+def run_probe(module: str, folder: Path, *arguments: str) -> Any:
     """What a module prints of a bundle, as JSON, in a process of its own.
 
     Raises:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = tuple(options.plan)
     bundle = Bundle.open(options.bundle)
     opening = Opening(options.backend, engines=options.engines, static=False)
-    graphs = opened(bundle, opening)
+    graphs = open_graphs(bundle, opening)
     loaded = device.memory().used
     inputs = random_inputs(bundle, options.batch, 1)
     graphs.warm([plan], [options.batch])

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tokenfold.bench import engines
-from tokenfold.bench.device_memory import answer
+from tokenfold.bench.device_memory import run_probe
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import Stream, kept
@@ -21,19 +21,19 @@ from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.runner import EngineRunner
 
 
-def loaded(folder: Path, root: Path, *, static: bool) -> int:
+def loaded_bytes(folder: Path, root: Path, *, static: bool) -> int:
     """Bytes that such a process takes, CUDA itself and what engines work in included.
 
     Args:
         root: of the engines of all bundles.
-        static: see `engines.only`.
+        static: see `engines.minimal_engines`.
 
     Raises:
         MemoryProbeError: the process failed.
     """
     before = device.memory().used
     more = ["--engines", str(root), *(["--static-levels"] if static else [])]
-    return int(answer("tokenfold.bench.engine_memory", folder, *more)) - before
+    return int(run_probe("tokenfold.bench.engine_memory", folder, *more)) - before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = flavour.load()
     registered = plugins.registered(own)
     files = Engines(options.engines, bundle)
-    wanted = engines.only(bundle, options.engines, static=options.static_levels)
+    wanted = engines.minimal_engines(bundle, options.engines, static=options.static_levels)
     with ExitStack() as held:
         stream = kept(Stream(), held)
         # One for each graph, as in a session: its engines work in the same memory.

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.report import Against, empty_table
+from tokenfold.bench.report import RelativeSpeed, empty_table
 
 SHOWN = 12
 """Digits of a fingerprint that people are shown, as in the names of engines."""
@@ -64,8 +64,8 @@ class TensorRt(BaseModel):
     gpu: str
     plugins: str | None = None
     engines: list[EngineFile]
-    cuda: dict[int, list[Against]] = {}
-    static: dict[int, list[Against]] = {}
+    cuda: dict[int, list[RelativeSpeed]] = {}
+    static: dict[int, list[RelativeSpeed]] = {}
     one: EngineSet
     each: EngineSet | None = None
 
@@ -82,7 +82,7 @@ class TensorRt(BaseModel):
         plugins = "no plugins" if self.plugins is None else f"plugins {self.plugins[:SHOWN]}"
         return f"Engines of {self.version} in {precisions} for {self.gpu}, {plugins}"
 
-    def beside(self) -> dict[str, dict[int, list[Against]]]:
+    def beside(self) -> dict[str, dict[int, list[RelativeSpeed]]]:
         """What ran beside the engines, by what it is called."""
         found = {"ONNX Runtime": self.cuda, "engine of one plan": self.static}
         return {name: rows for name, rows in found.items() if rows}
@@ -108,6 +108,6 @@ def engine_set(found: list[EngineFile]) -> EngineSet:
     return EngineSet(count=len(found), mb=sum(one.bytes for one in found) / 1e6)
 
 
-def at(rows: dict[int, list[Against]], level: str, batch: int) -> Against | None:
+def ratio_for(rows: dict[int, list[RelativeSpeed]], level: str, batch: int) -> RelativeSpeed | None:
     """What was measured there, if anything."""
     return next((one for one in rows.get(batch, []) if one.level == level), None)

@@ -21,7 +21,7 @@ from tokenfold.runtime.tensorrt.process import BuildError, Progress
 from tokenfold.runtime.tensorrt.profiles import takes_plan
 
 
-def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
+def build_missing(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
     """Build what is missing.
 
     Args:
@@ -40,7 +40,7 @@ def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
         _build(bundle, root, ("--static-levels", *more), stage)
 
 
-def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
+def describe(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     """What will run, for the report.
 
     Raises:
@@ -66,12 +66,12 @@ def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
         gpu=target.gpu,
         plugins=target.plugins,
         engines=files(one for graph in of_graphs for one in graph),
-        one=engine_set(files(only(bundle, root, static=False))),
-        each=engine_set(files(only(bundle, root, static=True))) if static else None,
+        one=engine_set(files(minimal_engines(bundle, root, static=False))),
+        each=engine_set(files(minimal_engines(bundle, root, static=True))) if static else None,
     )
 
 
-def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
+def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
     """The least that runs all levels.
 
     Args:
@@ -87,7 +87,7 @@ def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
 
 def fixed_plans(bundle: Bundle, root: Path) -> set[Plan]:
     """Plans that have an engine of their own."""
-    return {one.plan for one in only(bundle, root, static=True) if one.plan is not None}
+    return {one.plan for one in minimal_engines(bundle, root, static=True) if one.plan is not None}
 
 
 def _graphs(bundle: Bundle) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def _graphs(bundle: Bundle) -> tuple[str, ...]:
 
 def _planned(bundle: Bundle, root: Path) -> list[Origin]:
     """The engines of all plans of those graphs that take a plan."""
-    return [one for one in only(bundle, root, static=False) if takes_plan(one.graph)]
+    return [one for one in minimal_engines(bundle, root, static=False) if takes_plan(one.graph)]
 
 
 def _without_static(bundle: Bundle, root: Path) -> bool:

@@ -12,31 +12,31 @@ import numpy as np
 
 from tokenfold.bench import engines
 from tokenfold.bench.gpu import gpu_machine
-from tokenfold.bench.gpu_batch import Beside
+from tokenfold.bench.gpu_batch import Contender
 from tokenfold.bench.gpu_report import GpuReport
 from tokenfold.bench.options import Options
 from tokenfold.bench.stages import notice
-from tokenfold.bench.subjects import Graphs, opened, random_inputs
-from tokenfold.bench.targets import Target
+from tokenfold.bench.subjects import Graphs, open_graphs, random_inputs
+from tokenfold.bench.targets import PlanTarget
 from tokenfold.bench.workers import Ready
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.pair import Float
 from tokenfold.runtime.session import Opening
 
-OFF, REDUCED_OFF = 0.05, 0.5
+TOLERANCE, REDUCED_TOLERANCE = 0.05, 0.5
 """Relative error of logits, norm over norm, from which on something else runs another network. Of
 reduced ones more, because rounding sends some tokens elsewhere."""
 
 
-class Compared(NamedTuple):
+class OtherBundle(NamedTuple):
     """Another bundle, and what of the targets it runs too."""
 
     bundle: Bundle
-    targets: Mapping[str, Target]
+    targets: Mapping[str, PlanTarget]
 
 
-class Loaded(NamedTuple):
+class GpuSetup(NamedTuple):
     """What is to be measured.
 
     Attributes:
@@ -46,17 +46,17 @@ class Loaded(NamedTuple):
 
     report: GpuReport
     graphs: Graphs
-    beside: list[Beside]
+    beside: list[Contender]
 
 
 def load(
     bundle: Bundle,
-    other: Compared | None,
-    targets: Mapping[str, Target],
+    other: OtherBundle | None,
+    targets: Mapping[str, PlanTarget],
     options: Options,
     root: Path | None,
     held: ExitStack,
-) -> Loaded:
+) -> GpuSetup:
     """Load a bundle, and what is to run beside it; `held` gives all of it back.
 
     Args:
@@ -70,7 +70,7 @@ def load(
     manifest = bundle.manifest
 
     def graphs_of(one: Bundle, opening: Opening, plans: Sequence[Plan], more: str = "") -> Graphs:
-        found = opened(one, opening)
+        found = open_graphs(one, opening)
         held.callback(found.close)
         begin = time.monotonic()
         recorded = found.warm(plans, options.batch)
@@ -88,17 +88,17 @@ def load(
     beside = []
     if other is not None:
         theirs = graphs_of(other.bundle, opening, _plans(other.targets))
-        beside.append(Beside("other", theirs, other.targets))
+        beside.append(Contender("other", theirs, other.targets))
     if options.beside is not None:
         cuda = graphs_of(bundle, Opening(options.beside), _plans(targets), " in ONNX Runtime")
-        beside.append(Beside("cuda", cuda, targets))
+        beside.append(Contender("cuda", cuda, targets))
     if root is not None and options.static_levels:
         fixed = engines.fixed_plans(bundle, root)
         levels = {name: target for name, target in targets.items() if target.plan in fixed}
         if levels:
             each = opening._replace(static=True)
             static = graphs_of(bundle, each, _plans(levels), " on engines of one plan")
-            beside.append(Beside("static", static, levels))
+            beside.append(Contender("static", static, levels))
         else:
             notice("nothing that is measured has an engine of its own plan")
     report = GpuReport(
@@ -114,31 +114,31 @@ def load(
         other=None if options.compare is None else str(options.compare),
     )
     if root is not None:
-        report.tensorrt = engines.described(bundle, root, static=options.static_levels)
+        report.tensorrt = engines.describe(bundle, root, static=options.static_levels)
         name, _, number = report.tensorrt.version.partition(" ")
         report.machine.versions[name] = number
-    return Loaded(report, graphs, _agreeing(bundle, graphs, beside, report.lost))
+    return GpuSetup(report, graphs, _agreeing(bundle, graphs, beside, report.lost))
 
 
-def strangers(bundle: Bundle, graphs: Graphs, ready: Ready) -> list[str]:
+def drop_mismatches(bundle: Bundle, graphs: Graphs, ready: Ready) -> list[str]:
     """Take out of PyTorch's what is another network than the bundle's, and say why."""
     lost = []
     for one, (worker, row) in list(ready.items()):
         (images,) = random_inputs(bundle, one.batch, 1)
         wanted = graphs.run(images, one.plan)[: len(worker.logits[row])]
-        if (why := _stranger(worker.logits[row], wanted, one.plan)) is not None:
+        if (why := _mismatch(worker.logits[row], wanted, one.plan)) is not None:
             lost.append(f"{one}: {why}")
             del ready[one]
     return lost
 
 
-def _plans(targets: Mapping[str, Target]) -> list[Plan]:
+def _plans(targets: Mapping[str, PlanTarget]) -> list[Plan]:
     return [target.plan for target in targets.values()]
 
 
 def _agreeing(
-    bundle: Bundle, graphs: Graphs, beside: Sequence[Beside], lost: list[str]
-) -> list[Beside]:
+    bundle: Bundle, graphs: Graphs, beside: Sequence[Contender], lost: list[str]
+) -> list[Contender]:
     """The same, but for levels at which something else comes out than of `graphs`.
 
     Another bundle may be another network: it is not asked.
@@ -152,21 +152,21 @@ def _agreeing(
         kept = dict(targets)
         for level, target in targets.items() if who != "other" else ():
             answer = other.run(given, target.plan)
-            why = _stranger(answer, graphs.run(given, target.plan), target.plan)
+            why = _mismatch(answer, graphs.run(given, target.plan), target.plan)
             if why is not None:
                 called = "ONNX Runtime" if who == "cuda" else "engine of one plan"
                 lost.append(f"{called}, {level}: {why}")
                 del kept[level]
-        found.append(Beside(who, other, kept))
+        found.append(Contender(who, other, kept))
     return found
 
 
-def _stranger(found: Float, wanted: Float, plan: Plan) -> str | None:
+def _mismatch(found: Float, wanted: Float, plan: Plan) -> str | None:
     """Why an answer is of another network than the bundle's; None if it is not."""
     off = float("inf")
     if found.shape == wanted.shape:
         off = float(np.linalg.norm(found - wanted)) / max(float(np.linalg.norm(wanted)), 1e-6)
     # Written so that NaN counts.
-    if off <= (REDUCED_OFF if any(plan) else OFF):
+    if off <= (REDUCED_TOLERANCE if any(plan) else TOLERANCE):
         return None
     return f"its logits are off by {off:.1e} of the bundle's norm"

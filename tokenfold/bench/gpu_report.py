@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.engine_report import TensorRt, at
-from tokenfold.bench.measure import Measured
+from tokenfold.bench.engine_report import TensorRt, ratio_for
+from tokenfold.bench.measure import Measurement
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.report import Against, empty_table
-from tokenfold.bench.targets import Target
+from tokenfold.bench.report import RelativeSpeed, empty_table
+from tokenfold.bench.targets import PlanTarget
 
-Other = Literal["other", "cuda", "static"]
+ContenderName = Literal["other", "cuda", "static"]
 """What runs the same plans beside: another bundle, ONNX Runtime where TensorRT is measured, or
 engines of one plan each."""
 
@@ -135,7 +135,7 @@ class GpuReport(BaseModel):
     torch: list[TorchSpeed] = []
     memory: list[DeviceMemory] = []
     other: str | None = None
-    against: dict[int, list[Against]] = {}
+    against: dict[int, list[RelativeSpeed]] = {}
     tensorrt: TensorRt | None = None
     lost: list[str] = []
     complete: bool = False
@@ -149,7 +149,7 @@ class GpuReport(BaseModel):
         own = [one for one in self.torch if (one.level, one.batch) == (level, batch)]
         return max(own, key=lambda one: one.images_per_second, default=None)
 
-    def beside(self, who: Other) -> dict[int, list[Against]]:
+    def beside(self, who: ContenderName) -> dict[int, list[RelativeSpeed]]:
         """Where figures of what ran beside are kept, by batch."""
         if who == "other":
             return self.against
@@ -216,18 +216,18 @@ class GpuReport(BaseModel):
                 *(
                     cell
                     for rows in others.values()
-                    for cell in _beside(at(rows, row.level, row.batch))
+                    for cell in _beside(ratio_for(rows, row.level, row.batch))
                 ),
             )
         return table
 
 
-def speeds(targets: Mapping[str, Target], found: Mapping[str, Measured]) -> dict[str, Speed]:
+def speeds(targets: Mapping[str, PlanTarget], found: Mapping[str, Measurement]) -> dict[str, Speed]:
     """Every level's; the first target is the unreduced one."""
     unreduced = found[next(iter(targets))]
     made = {}
     for level, target in targets.items():
-        ratio = found[level].against(unreduced)
+        ratio = found[level].ratio_to(unreduced)
         made[level] = Speed(
             images_per_second=found[level].images_per_second,
             speedup=ratio.median,
@@ -244,11 +244,11 @@ def _cells(speed: Speed | None) -> tuple[str, str, str]:
     return f"{speed.images_per_second:.0f}", f"{speed.speedup:.2f}", f"{speed.efficiency:.3f}"
 
 
-def _beside(found: Against | None) -> tuple[str, str]:
+def _beside(found: RelativeSpeed | None) -> tuple[str, str]:
     return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f}")
 
 
-def _quotients(compared: Iterable[Against]) -> str:
+def _quotients(compared: Iterable[RelativeSpeed]) -> str:
     return ", ".join(f"{one.level} {one.ratio:.3f} x" for one in compared)
 
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from tokenfold.bench.engine_report import TensorRt, at
+from tokenfold.bench.engine_report import TensorRt, ratio_for
 from tokenfold.bench.gpu_report import GpuReport, GpuRow, TorchSpeed
-from tokenfold.bench.report import Against
+from tokenfold.bench.report import RelativeSpeed
 
 
 class Marks(NamedTuple):
@@ -50,29 +50,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.into is None:
             print(markdown(reports))
         else:
-            options.into.write_text(placed(reports, options.into.read_text()))
+            options.into.write_text(insert_reports(reports, options.into.read_text()))
     except (OSError, ValidationError, ValueError) as error:
         print(f"gpu_tables: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def placed(reports: Sequence[GpuReport], into: str) -> str:
+def insert_reports(reports: Sequence[GpuReport], into: str) -> str:
     """A document with the chapters of reports between the marks of their backends.
 
     Raises:
-        ValueError: see `put`.
+        ValueError: see `replace_between`.
     """
     for marks, own in (
         (CUDA, [one for one in reports if one.tensorrt is None]),
         (TENSORRT, [one for one in reports if one.tensorrt is not None]),
     ):
         if own:
-            into = put(markdown(own), into, marks)
+            into = replace_between(markdown(own), into, marks)
     return into
 
 
-def put(text: str, into: str, marks: Marks = CUDA) -> str:
+def replace_between(text: str, into: str, marks: Marks = CUDA) -> str:
     """A document with `text` between the marks, instead of what stands there.
 
     Raises:
@@ -142,7 +142,7 @@ def _speeds(report: GpuReport) -> str:
         if ways:
             cells.append("" if best is None else f"{best.ratio:.2f} x")
         for found in others.values():
-            cells += _beside(at(found, row.level, row.batch))
+            cells += _beside(ratio_for(found, row.level, row.batch))
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -154,7 +154,7 @@ def _torch(found: TorchSpeed | None) -> str:
     return f"{found.images_per_second:.0f}{'' if found.graph else ' (no graph)'}"
 
 
-def _beside(found: Against | None) -> tuple[str, str]:
+def _beside(found: RelativeSpeed | None) -> tuple[str, str]:
     return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f} x")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 K = TypeVar("K")
 SEED = 0
-GUESSED = 2
+PROBE_RUNS = 2
 """Runs of a queue from which its speed is guessed."""
 
 
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
     batch: int = 1
 
 
-class Queue(NamedTuple):
+class LaunchQueue(NamedTuple):
     """Something that is only started, many times in a row, and waited for once: a GPU's work.
 
     Attributes:
@@ -54,8 +54,8 @@ class Queue(NamedTuple):
         """The time of one run among others, of as many as take about `most` seconds."""
         # One to fill caches and raise clocks, some to see how many make a slice.
         self._timed(1)
-        runs = self._timed(GUESSED)
-        return self._timed(max(GUESSED, round(most / runs)))
+        runs = self._timed(PROBE_RUNS)
+        return self._timed(max(PROBE_RUNS, round(most / runs)))
 
     def _timed(self, runs: int) -> float:
         begin = time.perf_counter()
@@ -65,7 +65,7 @@ class Queue(NamedTuple):
         return (time.perf_counter() - begin) / runs
 
 
-class Timed(NamedTuple):
+class TimedSubject(NamedTuple):
     """Something that times its own slices, such as a queue, or another process.
 
     Attributes:
@@ -78,7 +78,7 @@ class Timed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What was seen of a subject.
 
     Attributes:
@@ -98,7 +98,7 @@ class Measured:
         """Nearest-rank percentile of the time of one run, milliseconds."""
         return float(np.percentile(self.seconds, percent, method="inverted_cdf")) * 1e3
 
-    def against(self, other: Measured) -> Ratio:
+    def ratio_to(self, other: Measurement) -> Ratio:
         """How many times faster than the other; both from the same rounds."""
         pairs = [own / theirs for own, theirs in zip(self.rates, other.rates, strict=True)]
         low, middle, high = np.percentile(pairs, [25, 50, 75])
@@ -113,13 +113,13 @@ class Ratio(NamedTuple):
     high: float
 
 
-def in_rounds(
-    subjects: Mapping[K, Subject | Timed],
+def measure_rounds(
+    subjects: Mapping[K, Subject | TimedSubject],
     *,
     rounds: int,
     seconds: float,
     progress: Callable[[], None] = lambda: None,
-) -> dict[K, Measured]:
+) -> dict[K, Measurement]:
     """Measure subjects side by side.
 
     One more round comes before the others, to warm up: it is not counted.
@@ -127,7 +127,7 @@ def in_rounds(
     Args:
         rounds: slices of each subject.
         seconds: of one slice. A run that has begun is finished, and each caller makes at least one.
-        progress: called after every slice, `slices(len(subjects), rounds)` times.
+        progress: called after every slice, `slice_count(len(subjects), rounds)` times.
     """
     order = list(subjects)
     # Seeded: a run of the bench can be repeated as it was.
@@ -146,17 +146,17 @@ def in_rounds(
                     rates[key].append(runs * subjects[key].batch)
                     times[key].extend(itertools.chain.from_iterable(by_caller))
                 progress()
-    return {key: Measured(tuple(rates[key]), tuple(times[key])) for key in subjects}
+    return {key: Measurement(tuple(rates[key]), tuple(times[key])) for key in subjects}
 
 
-def slices(subjects: int, rounds: int) -> int:
-    """How many slices of time `in_rounds` takes."""
+def slice_count(subjects: int, rounds: int) -> int:
+    """How many slices of time `measure_rounds` takes."""
     return subjects * (rounds + 1)
 
 
-def _slice(pool: ThreadPoolExecutor, subject: Subject | Timed, seconds: float) -> list[list[float]]:
+def _slice(pool: ThreadPoolExecutor, subject: Subject | TimedSubject, seconds: float) -> list[list[float]]:
     """Durations of the runs of each caller, seconds; what times itself has their mean alone."""
-    if isinstance(subject, Timed):
+    if isinstance(subject, TimedSubject):
         return [[subject.seconds(seconds)]]
     turns = itertools.count()
     # Whatever ran before has left the caches to this one cold.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenfold.bench.measure import Subject
-from tokenfold.bench.subjects import of_graph, opened, random_inputs
+from tokenfold.bench.subjects import graph_subject, open_graphs, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 
@@ -46,7 +46,7 @@ class Peak(NamedTuple):
     running_only: bool = True
 
 
-def peak(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0) -> Peak:
+def measure_peak(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0) -> Peak:
     """Peak memory of a process that loads a bundle and runs one plan.
 
     Args:
@@ -103,11 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads: int) -> Subject:
     if torch_threads:
         # Here only: torch is optional, and would count as the graph's memory.
-        from tokenfold.bench.torch_eager import eager
+        from tokenfold.bench.torch_eager import load_eager
 
-        return eager(bundle, batch).subject(plan, callers, torch_threads)
-    graphs = opened(bundle)
-    return of_graph(graphs, random_inputs(bundle, batch), plan, callers, batch)
+        return load_eager(bundle, batch).subject(plan, callers, torch_threads)
+    graphs = open_graphs(bundle)
+    return graph_subject(graphs, random_inputs(bundle, batch), plan, callers, batch)
 
 
 def _forget_loading() -> bool:

@@ -13,23 +13,23 @@ from pathlib import Path
 from rich.console import Console
 
 from tokenfold.bench import engine_memory, engines
-from tokenfold.bench.device_memory import device_peak
+from tokenfold.bench.device_memory import measure_device_peak
 from tokenfold.bench.engine_report import TensorRt
 from tokenfold.bench.gpu_batch import Batch
-from tokenfold.bench.gpu_loading import Compared, load, strangers
+from tokenfold.bench.gpu_loading import OtherBundle, load, drop_mismatches
 from tokenfold.bench.gpu_report import DeviceMemory, GpuReport
-from tokenfold.bench.measure import slices
+from tokenfold.bench.measure import slice_count
 from tokenfold.bench.options import Options
 from tokenfold.bench.stages import BenchError, Stage, notice
 from tokenfold.bench.subjects import random_inputs
-from tokenfold.bench.targets import Target, choose, shared
-from tokenfold.bench.workers import Asked, Workers
+from tokenfold.bench.targets import PlanTarget, choose, shared_targets
+from tokenfold.bench.workers import TorchRun, Workers
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import session
 from tokenfold.runtime.tensorrt import runtime
 from tokenfold.runtime.tensorrt.engines import folder as usual_engines
 
-DIFFERENT = 4
+DISTINCT_BATCHES = 4
 """Batches that runs take turns with: more than are on their way at once."""
 
 
@@ -44,30 +44,30 @@ def bench(options: Options, stage: Stage) -> GpuReport:
     folder = options.bundle.resolve()
     bundle = Bundle.open(folder)
     targets = choose(bundle.manifest, options.r, options.levels, options.rates)
-    asked = _asked(bundle, targets, options)
+    torch_runs = _torch_runs(bundle, targets, options)
     if (why := bundle.manifest.cpu_only) is not None:
         raise BenchError(why)
     other = None
     if options.compare is not None:
         theirs = Bundle.open(options.compare)
-        other = Compared(theirs, shared(bundle.manifest, theirs.manifest, targets))
+        other = OtherBundle(theirs, shared_targets(bundle.manifest, theirs.manifest, targets))
     root = _engines(bundle, other, options, stage)
     with contextlib.ExitStack() as held:
-        workers = held.enter_context(Workers(folder, asked))
+        workers = held.enter_context(Workers(folder, torch_runs))
         report, graphs, beside = load(bundle, other, targets, options, root, held)
         step = stage("PyTorch compiles", len(workers))
         ready, lost = workers.ready(options.torch_wait, step)
-        report.lost += lost + strangers(bundle, graphs, ready)
+        report.lost += lost + drop_mismatches(bundle, graphs, ready)
         for why in report.lost:
             notice(f"not measured: {why}")
         for worker, _ in ready.values():
             report.machine.versions["torch"] = worker.torch
         for batch in options.batch:
-            inputs = random_inputs(bundle, batch, DIFFERENT)
+            inputs = random_inputs(bundle, batch, DISTINCT_BATCHES)
             one = Batch(batch, inputs, graphs, targets, ready)
             for another in beside:
                 one.compare(another)
-            step = stage(f"batch {batch}", slices(one.subjects, options.rounds))
+            step = stage(f"batch {batch}", slice_count(one.subjects, options.rounds))
             found = one.measure(options.rounds, options.seconds, step)
             report.lost += found.lost
             report.rows += found.rows
@@ -92,18 +92,18 @@ def _check_backends(options: Options) -> None:
             raise BenchError(f"{option} {backend}: {why}")
 
 
-def _engines(bundle: Bundle, other: Compared | None, options: Options, stage: Stage) -> Path | None:
+def _engines(bundle: Bundle, other: OtherBundle | None, options: Options, stage: Stage) -> Path | None:
     """The folder of the engines, where all that will run are then; None without TensorRT."""
     if options.backend != "tensorrt":
         return None
     root = (options.engines or usual_engines()).resolve()
-    engines.prepare(bundle, root, static=options.static_levels, stage=stage)
+    engines.build_missing(bundle, root, static=options.static_levels, stage=stage)
     if other is not None:
-        engines.prepare(other.bundle, root, static=False, stage=stage)
+        engines.build_missing(other.bundle, root, static=False, stage=stage)
     return root
 
 
-def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> list[Asked]:
+def _torch_runs(bundle: Bundle, targets: Mapping[str, PlanTarget], options: Options) -> list[TorchRun]:
     if options.torch and bundle.manifest.kind != "classifier":
         raise BenchError(f"--torch on a GPU is for classifiers, not for a {bundle.manifest.kind}")
     compiled = targets if options.torch_levels is None else options.torch_levels
@@ -112,7 +112,7 @@ def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> l
             f"--torch-levels: {unknown[0]!r} is not measured; {', '.join(targets)} are"
         )
     return [
-        Asked(way, level, target.plan, batch)
+        TorchRun(way, level, target.plan, batch)
         for way in options.torch
         for level, target in targets.items()
         if way in ("eager", "blocks") or level in compiled
@@ -123,7 +123,7 @@ def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> l
 def _add_memory(
     report: GpuReport,
     folder: Path,
-    targets: Mapping[str, Target],
+    targets: Mapping[str, PlanTarget],
     options: Options,
     root: Path | None,
     stage: Stage,
@@ -133,7 +133,7 @@ def _add_memory(
     step = stage("memory", len(targets))
     unreduced = None
     for level, target in targets.items():
-        peak = device_peak(folder, target.plan, batch=batch, backend=options.backend, engines=root)
+        peak = measure_device_peak(folder, target.plan, batch=batch, backend=options.backend, engines=root)
         working = peak.peak - peak.loaded
         unreduced = working if unreduced is None else unreduced
         report.memory.append(
@@ -155,7 +155,7 @@ def _add_memory(
 def _add_engine_memory(tensorrt: TensorRt, folder: Path, root: Path) -> None:
     for found, static in ((tensorrt.one, False), (tensorrt.each, True)):
         if found is not None:
-            found.loaded_mb = engine_memory.loaded(folder, root, static=static) / 1e6
+            found.loaded_mb = engine_memory.loaded_bytes(folder, root, static=static) / 1e6
 
 
 def _tell(report: GpuReport, options: Options, batch: int) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from datetime import date
 
-from tokenfold.bench.measure import in_rounds, slices
+from tokenfold.bench.measure import measure_rounds, slice_count
 from tokenfold.bench.report import Report
-from tokenfold.bench.subjects import Graphs, of_graph, random_inputs
+from tokenfold.bench.subjects import Graphs, graph_subject, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import Latency, LevelProfile, Profile
 from tokenfold.bundle.writing import write_profile
@@ -25,15 +25,15 @@ def curves(
 ) -> dict[str, tuple[Latency, ...]]:
     """Latency as a function of batch size, for every level; that of one image is in the report."""
     subjects = {
-        (name, batch): of_graph(graphs, inputs, level.plan, report.threads, batch)
+        (name, batch): graph_subject(graphs, inputs, level.plan, report.threads, batch)
         for batch in LARGER
         for inputs in [random_inputs(bundle, batch)]
         for name, level in bundle.manifest.levels.items()
     }
     # How latency grows needs no more.
     rounds = math.ceil(report.rounds / 3)
-    step = stage("larger batches", slices(len(subjects), rounds))
-    found = in_rounds(subjects, rounds=rounds, seconds=report.seconds, progress=step)
+    step = stage("larger batches", slice_count(len(subjects), rounds))
+    found = measure_rounds(subjects, rounds=rounds, seconds=report.seconds, progress=step)
     single = {
         row.level: Latency(batch=1, p50_ms=row.p50_ms, p99_ms=row.p99_ms) for row in report.levels
     }

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.measure import Measured
+from tokenfold.bench.measure import Measurement
 from tokenfold.bench.memory import Peak
-from tokenfold.bench.targets import Target
+from tokenfold.bench.targets import PlanTarget
 
 COLUMNS = ("FLOPs", "images/s", "speedup", "efficiency", "p50 ms", "p99 ms", "peak MB")
 
@@ -46,7 +46,7 @@ class TorchRow(Row):
     mode: str
 
 
-class Against(BaseModel):
+class RelativeSpeed(BaseModel):
     """Another bundle under the same plan.
 
     Attributes:
@@ -65,10 +65,10 @@ class Comparison(BaseModel):
     """Another bundle under those plans that it can run."""
 
     bundle: str
-    levels: list[Against]
+    levels: list[RelativeSpeed]
 
 
-class Memory(BaseModel):
+class LevelMemory(BaseModel):
     """What running a level takes, against the unreduced network.
 
     Attributes:
@@ -84,7 +84,7 @@ class Memory(BaseModel):
     working_ratio: float | None
 
 
-class Texts(BaseModel):
+class TextSpeed(BaseModel):
     """How fast a dual encoder embeds texts.
 
     Attributes:
@@ -111,7 +111,7 @@ class Report(BaseModel):
     """
 
     levels: list[Row]
-    memory: list[Memory]
+    memory: list[LevelMemory]
     speedup_quartiles: dict[str, tuple[float, float]]
     bundle: str
     precision: str
@@ -121,7 +121,7 @@ class Report(BaseModel):
     batch: int
     rounds: int
     seconds: float
-    texts: Texts | None = None
+    texts: TextSpeed | None = None
     torch: list[TorchRow] | None = None
     against_torch: dict[str, float] | None = None
     compare: Comparison | None = None
@@ -169,14 +169,14 @@ class Report(BaseModel):
 
 
 def rows(
-    targets: Mapping[str, Target], found: Mapping[str, Measured], peaks: Mapping[str, Peak]
+    targets: Mapping[str, PlanTarget], found: Mapping[str, Measurement], peaks: Mapping[str, Peak]
 ) -> list[Row]:
     """Every level's figures; the first target is the unreduced one."""
     unreduced = found[next(iter(targets))]
     made = []
     for level, target in targets.items():
         own = found[level]
-        speedup = own.against(unreduced).median
+        speedup = own.ratio_to(unreduced).median
         made.append(
             Row(
                 level=level,
@@ -193,11 +193,11 @@ def rows(
     return made
 
 
-def memory(peaks: Mapping[str, Peak]) -> list[Memory]:
+def memory(peaks: Mapping[str, Peak]) -> list[LevelMemory]:
     """Every level's memory; the first one is the unreduced network's."""
     unreduced = next(iter(peaks.values()))
     return [
-        Memory(
+        LevelMemory(
             level=level,
             working_memory_mb=own.working,
             peak_ratio=own.total / unreduced.total,
@@ -207,11 +207,11 @@ def memory(peaks: Mapping[str, Peak]) -> list[Memory]:
     ]
 
 
-def against(level: str, own: Measured, other: Measured) -> Against:
+def relative_speed(level: str, own: Measurement, other: Measurement) -> RelativeSpeed:
     """Two measurements of the same rounds as a quotient."""
-    ratio, low, high = own.against(other)
+    ratio, low, high = own.ratio_to(other)
     speed = other.images_per_second
-    return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
+    return RelativeSpeed(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
 
 
 def empty_table(title: str, columns: Iterable[str], first: str = "level") -> Table:
@@ -243,7 +243,7 @@ def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str
     return table
 
 
-def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
+def _memory_table(rows: Sequence[Row], memory: Sequence[LevelMemory]) -> Table:
     table = empty_table("Memory", ("peak MB", "ratio", "work MB", "ratio"))
     for row, one in zip(rows, memory, strict=True):
         ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenfold.bench.measure import Queue, Subject
+from tokenfold.bench.measure import LaunchQueue, Subject
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.random_texts import random_texts
 from tokenfold.bundle.tasks import PairTask
@@ -25,7 +25,7 @@ from tokenfold.runtime.pair import Asked, Float, Int, PairSession, ask
 from tokenfold.runtime.session import BaseSession, Opening, Session
 
 Images: TypeAlias = npt.NDArray[np.uint8]
-DIFFERENT = 16
+DISTINCT_BATCHES = 16
 SEED = 0
 ON_CPU = Opening()
 
@@ -62,9 +62,9 @@ class Graphs(ABC):
     def run(self, given: Any, plan: Plan) -> Float:
         """The logits (B, classes) or vectors (B, width) of one of `random_inputs`."""
 
-    def resident(self, given: Any, plan: Plan) -> Queue | None:
+    def resident(self, given: Any, plan: Plan) -> LaunchQueue | None:
         """One input again and again, on the GPU already; None where there is no such way."""
-        return Queue(self.session.resident(given, plan), self.session.wait)
+        return LaunchQueue(self.session.resident(given, plan), self.session.wait)
 
     def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:
         """Record what a GPU is to run, so that no run that counts has to.
@@ -105,9 +105,9 @@ class PairGraphs(Graphs):
 
     def run(self, given: Questions, plan: Plan) -> Float:
         """See `Graphs`."""
-        return answer(self.session, given, plan)
+        return pair_logits(self.session, given, plan)
 
-    def resident(self, given: Questions, plan: Plan) -> Queue | None:  # noqa: ARG002
+    def resident(self, given: Questions, plan: Plan) -> LaunchQueue | None:  # noqa: ARG002
         """None: an answer takes two graphs, with the host between them."""
         return None
 
@@ -128,7 +128,7 @@ class DualGraphs(Graphs):
         return self.session.embed_images(given, plan).vectors
 
 
-def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
+def open_graphs(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
     """The graphs of a bundle, loaded.
 
     Raises:
@@ -141,7 +141,7 @@ def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraph
     return ImageGraphs(bundle, opening)
 
 
-def answer(network: Asked, given: Questions, plan: Plan) -> Float:
+def pair_logits(network: Asked, given: Questions, plan: Plan) -> Float:
     """The logits (B, classes), the images embedded and all."""
     images = [network.embed(side) for side in given.images]
     plans = [plan] * len(images)
@@ -150,7 +150,7 @@ def answer(network: Asked, given: Questions, plan: Plan) -> Float:
     return logits
 
 
-def random_inputs(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Any]:
+def random_inputs(bundle: Bundle, batch: int, different: int = DISTINCT_BATCHES) -> list[Any]:
     """Batches of noise for a bundle of any kind, for runs to take turns with.
 
     Args:
@@ -162,7 +162,7 @@ def random_inputs(bundle: Bundle, batch: int, different: int = DIFFERENT) -> lis
     return random_batches(bundle.manifest.preprocess.size, batch, different)
 
 
-def random_batches(size: tuple[int, int], batch: int, different: int = DIFFERENT) -> list[Images]:
+def random_batches(size: tuple[int, int], batch: int, different: int = DISTINCT_BATCHES) -> list[Images]:
     """Different batches of noise, (batch, H, W, 3) each.
 
     Args:
@@ -173,7 +173,7 @@ def random_batches(size: tuple[int, int], batch: int, different: int = DIFFERENT
     return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(different)]
 
 
-def random_questions(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Questions]:
+def random_questions(bundle: Bundle, batch: int, different: int = DISTINCT_BATCHES) -> list[Questions]:
     """The same with texts; they are about one image where a task of the bundle is."""
     manifest = bundle.manifest
     task = min(manifest.pair_tasks, key=lambda task: task == "reason")
@@ -188,7 +188,7 @@ def random_questions(bundle: Bundle, batch: int, different: int = DIFFERENT) -> 
 
 
 def longest_texts(
-    bundle: Bundle, batch: int, different: int = DIFFERENT
+    bundle: Bundle, batch: int, different: int = DISTINCT_BATCHES
 ) -> list[tuple[Int, Float]]:
     """Different batches of texts of the most tokens, as ids and sizes (batch, T)."""
     assert bundle.manifest.text is not None
@@ -197,7 +197,7 @@ def longest_texts(
     return [random_texts(text, [longest] * batch, at) for at in range(different)]
 
 
-def of_graph(
+def graph_subject(
     graphs: Graphs, inputs: Sequence[Any], plan: Plan, callers: int, batch: int
 ) -> Subject:
     """The graphs, run from `callers` threads at once."""
@@ -208,7 +208,7 @@ def of_graph(
     return Subject(run, callers, batch)
 
 
-def of_texts(
+def text_subject(
     graphs: DualGraphs, inputs: Sequence[tuple[Int, Float]], callers: int, batch: int
 ) -> Subject:
     """The graph that makes vectors of texts, likewise."""

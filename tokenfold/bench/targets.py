@@ -15,7 +15,7 @@ class TargetError(ValueError):
     """A plan that the bundle does not have; the message says why."""
 
 
-class Target(NamedTuple):
+class PlanTarget(NamedTuple):
     """A plan to measure.
 
     Attributes:
@@ -33,7 +33,7 @@ def choose(
     constant: Iterable[int] = (),
     levels: Iterable[str] | None = None,
     rates: Iterable[Rates] = (),
-) -> dict[str, Target]:
+) -> dict[str, PlanTarget]:
     """The plans to measure, by name. The first is unreduced, whether it was asked for or not.
 
     Args:
@@ -51,7 +51,7 @@ def choose(
             known = ", ".join(manifest.levels)
             raise TargetError(f"{manifest.name} has no level {name!r}; known: {known}")
         level = manifest.levels[name]
-        found[name] = Target(level.plan, level.reduction, level.flops_ratio)
+        found[name] = PlanTarget(level.plan, level.reduction, level.flops_ratio)
     for r in constant:
         if r and workload.method == "none":
             raise TargetError(f"{manifest.name} was exported with method none: r is 0, not {r}")
@@ -67,13 +67,13 @@ def choose(
         found[name] = _target(workload, workload.plan_at(shares))
     unreduced = [name for name, target in found.items() if not any(target.plan)]
     first = unreduced[0] if unreduced else _unreduced_name(manifest)
-    baseline = found.pop(first, Target(workload.unreduced, 0.0, 1.0))
+    baseline = found.pop(first, PlanTarget(workload.unreduced, 0.0, 1.0))
     return {first: baseline, **found}
 
 
-def _target(workload: BaseWorkload, plan: Plan) -> Target:
+def _target(workload: BaseWorkload, plan: Plan) -> PlanTarget:
     ratio = flops_ratio(workload, plan)
-    return Target(plan, 1.0 - ratio, ratio)
+    return PlanTarget(plan, 1.0 - ratio, ratio)
 
 
 def _unreduced_name(manifest: Manifest) -> str:
@@ -81,7 +81,7 @@ def _unreduced_name(manifest: Manifest) -> str:
     return next(names, "exact" if manifest.kind == "pair" else "r=0")
 
 
-def shared(manifest: Manifest, other: Manifest, targets: Mapping[str, Target]) -> dict[str, Target]:
+def shared_targets(manifest: Manifest, other: Manifest, targets: Mapping[str, PlanTarget]) -> dict[str, PlanTarget]:
     """Those that another bundle can run too, with its own plan where nothing is reduced.
 
     Raises:

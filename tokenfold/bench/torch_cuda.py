@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenfold.bench.measure import Queue
+from tokenfold.bench.measure import LaunchQueue
 from tokenfold.bench.options import TorchWay
 from tokenfold.bench.subjects import random_batches
 from tokenfold.bench.torch_eager import COMPARED, OTHER_NETWORK, locate
@@ -114,7 +114,7 @@ class Network(NamedTuple):
         return made
 
 
-class Row:
+class TorchCase:
     """One plan and batch in one way, ready to run.
 
     Attributes:
@@ -139,7 +139,7 @@ class Row:
             raise ValueError(f"{way}, its logits are off by {off:.1e} of what they are eager")
         self.logits: list[list[float]] = found[:COMPARED].float().tolist()
         self.graph: bool | None = None
-        self._queues = [Queue(lambda: self._run(self._images), wait)]
+        self._queues = [LaunchQueue(lambda: self._run(self._images), wait)]
         if torch.cuda.is_available():
             try:
                 self._queues.append(self._recorded())
@@ -147,14 +147,14 @@ class Row:
                 print(f"{way} runs without a CUDA graph: {error}", file=sys.stderr)
 
     def seconds(self, most: float) -> float:
-        """See `Queue.seconds`; the first time finds out which of the two ways is faster."""
+        """See `LaunchQueue.seconds`; the first time finds out which of the two ways is faster."""
         if len(self._queues) > 1:
             times = [queue.seconds(GUESS) for queue in self._queues]
             self.graph = times[1] < times[0]
             self._queues = [self._queues[self.graph]]
         return self._queues[0].seconds(most)
 
-    def _recorded(self) -> Queue:
+    def _recorded(self) -> LaunchQueue:
         graph = torch.cuda.CUDAGraph()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -165,7 +165,7 @@ class Row:
         with torch.cuda.graph(graph):
             # Kept, for the graph writes to it.
             self._out = self._run(self._images)
-        return Queue(graph.replay, wait)
+        return LaunchQueue(graph.replay, wait)
 
 
 def wait() -> None:
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         network = Network.of(
             Bundle.open(options.bundle), "cuda" if torch.cuda.is_available() else "cpu"
         )
-        made = [Row(network, way, tuple(plan), batch) for way, plan, batch in options.rows]
+        made = [TorchCase(network, way, tuple(plan), batch) for way, plan, batch in options.rows]
         answer({"torch": torch.__version__, "logits": [row.logits for row in made]})
         for line in sys.stdin:
             at, seconds = json.loads(line)

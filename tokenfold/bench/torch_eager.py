@@ -28,7 +28,7 @@ from tokenfold.runtime.pair import Float, ask
 ROOT = Path(__file__).resolve().parents[2]
 """What holds the packages: the repository, whose own bundles name their source relative to it."""
 
-HELD = 2
+KEPT_BATCHES = 2
 """Batches that the network takes turns with: as float32 each is four times the graph's."""
 
 COMPARED = 4
@@ -40,7 +40,7 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
 """Relative error of the logits, norm over norm, from which on the weights are other ones."""
 
 
-def eager(bundle: Bundle, batch: int) -> Eager:
+def load_eager(bundle: Bundle, batch: int) -> Eager:
     """The network of a bundle, of any kind.
 
     Args:
@@ -72,7 +72,7 @@ class Eager(ABC):
         """
         self.manifest = manifest
         self._batch = batch
-        self._inputs = [self.prepared(one) for one in inputs[:HELD]]
+        self._inputs = [self.prepared(one) for one in inputs[:KEPT_BATCHES]]
 
     @abstractmethod
     def prepared(self, given: Any) -> Any:
@@ -129,7 +129,7 @@ class ImageEager(Eager):
     """A network that classifies images."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         self._model = load_classifier(locate(manifest.source)).model
         config, workload = self._model.config, manifest.workload
         assert isinstance(workload, Workload)
@@ -157,7 +157,7 @@ class DualEager(Eager):
     """The image tower of a dual encoder."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         checkpoint = load(locate(manifest.source))
         workload = manifest.workload
         if not isinstance(checkpoint, DualCheckpoint) or not isinstance(workload, DualWorkload):
@@ -182,7 +182,7 @@ class PairEager(Eager):
     """A network that takes images with texts."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Questions]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         checkpoint = load(locate(manifest.source))
         workload = manifest.workload
         if not isinstance(checkpoint, PairCheckpoint) or not isinstance(workload, PairWorkload):

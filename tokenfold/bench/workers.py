@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from tokenfold.bench.measure import Timed
+from tokenfold.bench.measure import TimedSubject
 from tokenfold.bench.options import TorchWay
 from tokenfold.bench.stages import notice
 from tokenfold.bundle.workload import Plan
@@ -40,7 +40,7 @@ class WorkerError(RuntimeError):
     """A process failed; the message says which, with its last words."""
 
 
-class Asked(NamedTuple):
+class TorchRun(NamedTuple):
     """What is to be measured: a network in one way, under a plan, with so many images a run."""
 
     way: TorchWay
@@ -61,11 +61,11 @@ class Worker:
         logits: (few, classes) of each row, once it is ready.
     """
 
-    def __init__(self, bundle: Path, asked: Sequence[Asked], *, threads: int) -> None:
+    def __init__(self, bundle: Path, runs: Sequence[TorchRun], *, threads: int) -> None:
         """Args:
         threads: that compile at once.
         """
-        self.asked = list(asked)
+        self.runs = list(runs)
         self.torch = ""
         self.logits: list[Float] = []
         self._graphs: dict[int, bool | None] = {}
@@ -82,7 +82,7 @@ class Worker:
         Raises:
             WorkerError: it failed, or was closed meanwhile.
         """
-        rows = json.dumps([(one.way, one.plan, one.batch) for one in self.asked])
+        rows = json.dumps([(one.way, one.plan, one.batch) for one in self.runs])
         with self._lock:
             if self._ended:
                 raise WorkerError("it was not started in time")
@@ -98,7 +98,7 @@ class Worker:
         self.torch = ready["torch"]
         self.logits = [np.asarray(one, dtype=np.float32) for one in ready["logits"]]
 
-    def subject(self, row: int) -> Timed:
+    def subject(self, row: int) -> TimedSubject:
         """What gives one of the rows its slices."""
 
         def seconds(most: float) -> float:
@@ -111,7 +111,7 @@ class Worker:
             self._graphs[row] = found["graph"]
             return float(found["seconds"])
 
-        return Timed(seconds, self.asked[row].batch)
+        return TimedSubject(seconds, self.runs[row].batch)
 
     def graph(self, row: int) -> bool:
         """Whether a CUDA graph was faster in this row than running it directly."""
@@ -153,16 +153,16 @@ def _reason(said: str) -> str:
     return (errors or lines or [""])[-1]
 
 
-Ready = dict[Asked, tuple[Worker, int]]
+Ready = dict[TorchRun, tuple[Worker, int]]
 """Where to find each row that can be measured: the process, and the row's place there."""
 
 
 class Workers:
     """All that was asked of PyTorch. Ends its processes when the block is left."""
 
-    def __init__(self, bundle: Path, asked: Sequence[Asked]) -> None:
+    def __init__(self, bundle: Path, runs: Sequence[TorchRun]) -> None:
         """Start them, a few at a time."""
-        groups = _groups(asked)
+        groups = _groups(runs)
         at_once = max(1, min(len(groups), cores() // 2))
         threads = max(1, cores() // at_once)
         self._workers = [Worker(bundle, group, threads=threads) for group in groups]
@@ -205,7 +205,7 @@ class Workers:
         lost: list[str] = []
         begin = time.monotonic()
         for future, worker in self._starting.items():
-            what = "; ".join(map(str, worker.asked))
+            what = "; ".join(map(str, worker.runs))
             try:
                 future.result(max(0.0, begin + seconds - time.monotonic()))
             except TimeoutError:
@@ -214,20 +214,20 @@ class Workers:
             except WorkerError as error:
                 lost.append(f"{what}: {error}")
             else:
-                found |= {one: (worker, row) for row, one in enumerate(worker.asked)}
+                found |= {one: (worker, row) for row, one in enumerate(worker.runs)}
                 notice(f"{what}: ready after {time.monotonic() - begin:.0f} s")
             step()
         return found, lost
 
 
-def _groups(asked: Sequence[Asked]) -> list[list[Asked]]:
+def _groups(runs: Sequence[TorchRun]) -> list[list[TorchRun]]:
     """Which rows share a process, what takes longest first.
 
     A compiled network has its own. Blocks compile once for plans that reduce and once for those
     that do not, and again for single images; nothing is compiled of what is eager.
     """
-    groups: dict[object, list[Asked]] = {}
-    for one in asked:
+    groups: dict[object, list[TorchRun]] = {}
+    for one in runs:
         kind: object = one
         if one.way == "blocks":
             kind = one.way, any(one.plan), one.batch == 1
