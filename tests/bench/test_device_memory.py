@@ -1,4 +1,4 @@
-"""The GPU's memory of a process that runs one plan, where there is no GPU."""
+"""Probe of the GPU memory of one plan, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from tokenfold.runtime.session import Opening
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that are taken whenever somebody looks; the last one stays."""
-    found = [50]
+    """Bytes of GPU memory in use at each query; the last value repeats."""
+    values = [50]
 
     def memory() -> MemoryInfo:
-        return MemoryInfo(1000 - (found.pop(0) if len(found) > 1 else found[0]), 1000)
+        return MemoryInfo(1000 - (values.pop(0) if len(values) > 1 else values[0]), 1000)
 
     monkeypatch.setattr(device, "memory", memory)
-    return found
+    return values
 
 
-def test_the_watched_process(
+def test_the_probe_process(
     make: Make,
     taken: list[int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ran: list[int] = []
+    batch_sizes: list[int] = []
     openings: list[Opening] = []
     run = ImageGraphs.run
 
-    def watched(self: ImageGraphs, given: Images, plan: Plan) -> Float:
-        ran.append(len(given))
-        return run(self, given, plan)
+    def watched(self: ImageGraphs, images: Images, plan: Plan) -> Float:
+        batch_sizes.append(len(images))
+        return run(self, images, plan)
 
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
         openings.append(opening)
@@ -58,7 +58,7 @@ def test_the_watched_process(
     arguments = [str(make()), "--plan", "[1, 1]", "--batch", "3"]
     assert device_memory.main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == [300, 750]
-    assert ran == [3] * device_memory.RUNS
+    assert batch_sizes == [3] * device_memory.RUNS
     assert device_memory.main([*arguments, "--backend", "tensorrt", "--engines", "there"]) == 0
     assert openings == [
         Opening("cuda", static=False),
@@ -66,7 +66,7 @@ def test_the_watched_process(
     ]
 
 
-def test_what_others_take_does_not_count(
+def test_memory_of_other_processes_is_subtracted(
     taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -78,14 +78,14 @@ def test_what_others_take_does_not_count(
     monkeypatch.setattr(subprocess, "run", run)
     assert measure_device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
     assert taken == [50]
-    assert measure_device_peak(tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")) == (
-        DevicePeak(250, 700)
-    )
+    assert measure_device_peak(
+        tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")
+    ) == (DevicePeak(250, 700))
     assert commands[0][-2:] == ["--backend", "cuda"]
     assert commands[1][-4:] == ["--backend", "tensorrt", "--engines", "there"]
 
 
 @pytest.mark.usefixtures("taken")
-def test_a_failing_probe_says_why(tmp_path: Path) -> None:
+def test_a_failed_probe_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
         measure_device_peak(tmp_path, (0, 0), batch=1)

@@ -1,33 +1,33 @@
-"""One batch size on a GPU: every level's runs, and PyTorch's beside them, in one set of rounds."""
+"""One batch size on a GPU: all levels, and PyTorch beside them, in one set of rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from tokenfold.bench.gpu_report import GpuRow, ContenderName, Speed, TorchSpeed, speeds
+from tokenfold.bench.gpu_report import ContenderName, GpuRow, Speed, TorchSpeed, speeds
 from tokenfold.bench.measure import Measurement, Subject, TimedSubject, measure_rounds
 from tokenfold.bench.report import RelativeSpeed, relative_speed
 from tokenfold.bench.subjects import Graphs, graph_subject
 from tokenfold.bench.targets import PlanTarget
-from tokenfold.bench.workers import TorchRun, Ready, WorkerError
+from tokenfold.bench.workers import Ready, TorchRun, WorkerError
 from tokenfold.bundle.workload import Plan
 
 CALLERS = 2
-"""As the service's: while one batch runs, the images of the other are copied."""
+"""Concurrent callers, as in the service: while one batch runs, another one is copied."""
 
 Mode = Literal["resident", "served", "alone"]
 
 
 class GpuSubjectKey(NamedTuple):
-    """Whose slice of time it is."""
+    """Identifies the subject of a slice of time: a mode, contender or PyTorch run, at a level."""
 
     who: Mode | ContenderName | TorchRun
     level: str
 
 
 class Contender(NamedTuple):
-    """What runs the same plans in the same rounds, those of `targets` at least."""
+    """Another way to run the same plans in the same rounds, at least those of `targets`."""
 
     who: ContenderName
     graphs: Graphs
@@ -35,7 +35,7 @@ class Contender(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """What was measured of a batch size; see `GpuReport`."""
+    """Measurements of one batch size; see `GpuReport` for the fields."""
 
     rows: list[GpuRow]
     torch: list[TorchSpeed]
@@ -44,10 +44,10 @@ class BatchResult(NamedTuple):
 
 
 class Batch:
-    """A batch size, with all that is to run at it.
+    """A batch size with all subjects that run at it.
 
     Attributes:
-        subjects: how many get slices.
+        subjects: number of subjects that get slices of time.
     """
 
     def __init__(
@@ -59,54 +59,65 @@ class Batch:
         ready: Ready,
     ) -> None:
         """Args:
-        images: of one run.
-        inputs: that runs take turns with; see `random_inputs`.
-        targets: the first is unreduced.
-        ready: what PyTorch has ready; of other batch sizes too.
+        images: images per run.
+        inputs: inputs that the runs cycle through; see `random_inputs`.
+        targets: plans by level; the first one is unreduced.
+        ready: PyTorch runs that are ready to be measured, of any batch size.
         """
         self._images = images
         self._inputs = inputs
         self._targets = targets
         self._others: dict[ContenderName, list[str]] = {}
-        self._own: dict[GpuSubjectKey, Subject | TimedSubject] = {}
+        self._subjects: dict[GpuSubjectKey, Subject | TimedSubject] = {}
         for level, target in targets.items():
             self._add(level, graphs, target.plan)
-        self._ready = {one: where for one, where in ready.items() if one.batch == images}
-        for one, (worker, row) in self._ready.items():
-            self._own[GpuSubjectKey(one, one.level)] = worker.subject(row)
+        self._ready = {run: place for run, place in ready.items() if run.batch == images}
+        for run, (worker, row) in self._ready.items():
+            self._subjects[GpuSubjectKey(run, run.level)] = worker.subject(row)
 
     @property
     def subjects(self) -> int:
-        return len(self._own)
+        return len(self._subjects)
 
     def compare(self, beside: Contender) -> None:
-        """Run something else beside, at those of the plans that it has."""
+        """Add a contender at each of its plans."""
         who, graphs, targets = beside
         for level, target in targets.items():
             self._others.setdefault(who, []).append(level)
-            own = self._resident(graphs, target.plan)
-            self._own[GpuSubjectKey(who, level)] = own or self._served(graphs, target.plan)
+            subject = self._resident(graphs, target.plan)
+            self._subjects[GpuSubjectKey(who, level)] = subject or self._served(graphs, target.plan)
 
     def measure(self, rounds: int, seconds: float, progress: Callable[[], None]) -> BatchResult:
-        """See `measure_rounds`. Where a process of PyTorch's fails, all is measured without them."""
+        """Measure all subjects; see `measure_rounds`.
+
+        If a PyTorch process fails, everything is measured again without PyTorch.
+        """
         lost: list[str] = []
         try:
-            found = measure_rounds(self._own, rounds=rounds, seconds=seconds, progress=progress)
+            measurements = measure_rounds(
+                self._subjects, rounds=rounds, seconds=seconds, progress=progress
+            )
         except WorkerError as error:
             lost.append(f"PyTorch, batch {self._images}: {error}")
-            for one in self._ready:
-                del self._own[GpuSubjectKey(one, one.level)]
+            for run in self._ready:
+                del self._subjects[GpuSubjectKey(run, run.level)]
             self._ready = {}
-            found = measure_rounds(self._own, rounds=rounds, seconds=seconds, progress=progress)
+            measurements = measure_rounds(
+                self._subjects, rounds=rounds, seconds=seconds, progress=progress
+            )
         return BatchResult(
-            self._rows(found),
+            self._rows(measurements),
             [
-                self._torch(one, worker.graph(row), found)
-                for one, (worker, row) in self._ready.items()
+                self._torch(run, worker.graph(row), measurements)
+                for run, (worker, row) in self._ready.items()
             ],
             {
                 who: [
-                    relative_speed(level, found[_device(level, found)], found[GpuSubjectKey(who, level)])
+                    relative_speed(
+                        level,
+                        measurements[_comparison_key(level, measurements)],
+                        measurements[GpuSubjectKey(who, level)],
+                    )
                     for level in levels
                 ]
                 for who, levels in self._others.items()
@@ -115,11 +126,13 @@ class Batch:
         )
 
     def _add(self, level: str, graphs: Graphs, plan: Plan) -> None:
-        self._own[GpuSubjectKey("served", level)] = self._served(graphs, plan)
-        self._own[GpuSubjectKey("alone", level)] = graph_subject(graphs, self._inputs, plan, 1, self._images)
+        self._subjects[GpuSubjectKey("served", level)] = self._served(graphs, plan)
+        self._subjects[GpuSubjectKey("alone", level)] = graph_subject(
+            graphs, self._inputs, plan, 1, self._images
+        )
         resident = self._resident(graphs, plan)
         if resident is not None:
-            self._own[GpuSubjectKey("resident", level)] = resident
+            self._subjects[GpuSubjectKey("resident", level)] = resident
 
     def _served(self, graphs: Graphs, plan: Plan) -> Subject:
         return graph_subject(graphs, self._inputs, plan, CALLERS, self._images)
@@ -128,10 +141,10 @@ class Batch:
         queue = graphs.resident(self._inputs[0], plan)
         return None if queue is None else TimedSubject(queue.seconds, self._images)
 
-    def _rows(self, found: Mapping[GpuSubjectKey, Measurement]) -> list[GpuRow]:
-        served = self._speeds("served", found)
-        resident = self._speeds("resident", found)
-        alone = {level: found[GpuSubjectKey("alone", level)] for level in self._targets}
+    def _rows(self, measurements: Mapping[GpuSubjectKey, Measurement]) -> list[GpuRow]:
+        served = self._speeds("served", measurements)
+        resident = self._speeds("resident", measurements)
+        alone = {level: measurements[GpuSubjectKey("alone", level)] for level in self._targets}
         return [
             GpuRow(
                 level=level,
@@ -145,18 +158,24 @@ class Batch:
             for level, target in self._targets.items()
         ]
 
-    def _speeds(self, who: Mode, found: Mapping[GpuSubjectKey, Measurement]) -> dict[str, Speed]:
-        own = {key.level: measured for key, measured in found.items() if key.who == who}
-        return speeds(self._targets, own) if own else {}
+    def _speeds(
+        self, who: Mode, measurements: Mapping[GpuSubjectKey, Measurement]
+    ) -> dict[str, Speed]:
+        mode_measurements = {
+            key.level: measured for key, measured in measurements.items() if key.who == who
+        }
+        return speeds(self._targets, mode_measurements) if mode_measurements else {}
 
-    def _torch(self, one: TorchRun, graph: bool, found: Mapping[GpuSubjectKey, Measurement]) -> TorchSpeed:
-        theirs = found[GpuSubjectKey(one, one.level)]
-        ratio = found[_device(one.level, found)].ratio_to(theirs)
+    def _torch(
+        self, run: TorchRun, graph: bool, measurements: Mapping[GpuSubjectKey, Measurement]
+    ) -> TorchSpeed:
+        measurement = measurements[GpuSubjectKey(run, run.level)]
+        ratio = measurements[_comparison_key(run.level, measurements)].ratio_to(measurement)
         return TorchSpeed(
-            way=one.way,
-            level=one.level,
-            batch=one.batch,
-            images_per_second=theirs.images_per_second,
+            way=run.way,
+            level=run.level,
+            batch=run.batch,
+            images_per_second=measurement.images_per_second,
             graph=graph,
             ratio=ratio.median,
             low=ratio.low,
@@ -164,7 +183,7 @@ class Batch:
         )
 
 
-def _device(level: str, found: Mapping[GpuSubjectKey, Measurement]) -> GpuSubjectKey:
-    """What is compared with others on the same GPU."""
+def _comparison_key(level: str, measurements: Mapping[GpuSubjectKey, Measurement]) -> GpuSubjectKey:
+    """Return the subject that is compared with others on the same GPU."""
     key = GpuSubjectKey("resident", level)
-    return key if key in found else GpuSubjectKey("served", level)
+    return key if key in measurements else GpuSubjectKey("served", level)
