@@ -129,11 +129,11 @@ def test_new_tables_replace_older_ones(
 ) -> None:
     report_file, into = tmp_path / "found.json", tmp_path / "gpu.md"
     report_file.write_text(report.json_text())
-    marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nold\n{gpu_tables.CUDA.end}\n\nTail\n"
+    marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nstale\n{gpu_tables.CUDA.end}\n\nTail\n"
     into.write_text(marked)
     for _ in range(2):
         assert gpu_tables.main([str(report_file), "--into", str(into)]) == 0
-        assert "old" not in into.read_text()
+        assert "stale" not in into.read_text()
         assert into.read_text().startswith("# Head\n")
         assert into.read_text().endswith(f"{gpu_tables.CUDA.end}\n\nTail\n")
     assert into.read_text().count("###") == 1
@@ -185,13 +185,13 @@ def test_a_chapter_on_tensorrt(report: GpuReport) -> None:
 
 
 def test_each_backend_has_its_own_marks(report: GpuReport) -> None:
-    both = "".join(f"{marks.begin}\nold\n{marks.end}\n" for marks in MARKS)
+    both = "".join(f"{marks.begin}\nstale\n{marks.end}\n" for marks in MARKS)
     cuda = gpu_tables.insert_reports([report], both)
-    assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("old")
+    assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("stale")
     tensorrt = gpu_tables.insert_reports([tensorrt_of(report)], both)
-    assert tensorrt.index("old") < tensorrt.index(gpu_tables.TENSORRT.begin)
+    assert tensorrt.index("stale") < tensorrt.index(gpu_tables.TENSORRT.begin)
     assert tensorrt.index("random:vit-b16") < tensorrt.index(gpu_tables.TENSORRT.end)
-    assert "old" not in gpu_tables.insert_reports([report, tensorrt_of(report)], both)
+    assert "stale" not in gpu_tables.insert_reports([report, tensorrt_of(report)], both)
     with pytest.raises(ValueError, match="bench of TensorRT"):
         gpu_tables.insert_reports(
             [tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0]

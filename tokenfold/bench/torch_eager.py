@@ -34,7 +34,7 @@ KEPT_BATCHES = 2
 COMPARED = 4
 """Number of batches, and of images in each, whose logits are compared with the bundle's."""
 
-OTHER_NETWORK = "it does not hold the network that was exported"
+OTHER_NETWORK = "this is not the network that was exported"
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
 """Relative error of the logits, norm over norm, above which the weights count as different."""
