@@ -116,7 +116,7 @@ def test_killed_in_the_middle_of_an_ingest(tmp_path: Path) -> None:
                 # The same command has nothing to do any more.
                 again = subprocess.run(line, capture_output=True, text=True, timeout=60)
                 assert again.returncode == 0, again.stderr
-                assert f"{IMAGES} were there" in again.stderr
+                assert f"{IMAGES} already present" in again.stderr
 
 
 def listed(remote: Remote) -> dict[str, Any]:
