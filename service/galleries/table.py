@@ -188,7 +188,7 @@ class Gallery:
     async def stats(self) -> GalleryStats:
         """Return the size of the gallery."""
         async with self._reading():
-            stats: Any = await self.table.stats()  # a dictionary, whatever its type says
+            stats: Any = await self.table.stats()  # a dictionary, contrary to its annotation
             index = await self.table.index_stats(VECTOR_INDEX)
         return GalleryStats(
             images=stats["num_rows"],

@@ -174,7 +174,7 @@ def test_onnx_runtime_and_single_plan_engines_are_compared(
     assert json.loads(out.read_text()) == report
     saved_report = GpuReport.model_validate_json(out.read_text())
     assert saved_report.tensorrt is not None
-    assert list(saved_report.tensorrt.beside()) == ["ONNX Runtime", "engine of one plan"]
+    assert list(saved_report.tensorrt.comparisons()) == ["ONNX Runtime", "engine of one plan"]
 
 
 def test_existing_engines_are_not_built(

@@ -85,7 +85,7 @@ class TensorRt(BaseModel):
         plugins = "no plugins" if self.plugins is None else f"plugins {self.plugins[:SHOWN_DIGITS]}"
         return f"Engines of {self.version} in {precisions} for {self.gpu}, {plugins}"
 
-    def beside(self) -> dict[str, dict[int, list[RelativeSpeed]]]:
+    def comparisons(self) -> dict[str, dict[int, list[RelativeSpeed]]]:
         """Return the results of the compared runs, by display name."""
         results = {"ONNX Runtime": self.cuda, "engine of one plan": self.static}
         return {name: rows for name, rows in results.items() if rows}

@@ -1,4 +1,4 @@
-"""One batch size on a GPU: all levels, and PyTorch beside them, in one set of rounds."""
+"""One batch size on a GPU: all levels and PyTorch, measured in one set of rounds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Mode = Literal["resident", "served", "alone"]
 class GpuSubjectKey(NamedTuple):
     """Identifies the subject of a slice of time: a mode, contender or PyTorch run, at a level."""
 
-    who: Mode | ContenderName | TorchRun
+    name: Mode | ContenderName | TorchRun
     level: str
 
 
 class Contender(NamedTuple):
     """Another way to run the same plans in the same rounds, at least those of `targets`."""
 
-    who: ContenderName
+    name: ContenderName
     graphs: Graphs
     targets: Mapping[str, PlanTarget]
 
@@ -79,13 +79,15 @@ class Batch:
     def subjects(self) -> int:
         return len(self._subjects)
 
-    def compare(self, beside: Contender) -> None:
+    def compare(self, contender: Contender) -> None:
         """Add a contender at each of its plans."""
-        who, graphs, targets = beside
+        name, graphs, targets = contender
         for level, target in targets.items():
-            self._others.setdefault(who, []).append(level)
+            self._others.setdefault(name, []).append(level)
             subject = self._resident(graphs, target.plan)
-            self._subjects[GpuSubjectKey(who, level)] = subject or self._served(graphs, target.plan)
+            self._subjects[GpuSubjectKey(name, level)] = subject or self._served(
+                graphs, target.plan
+            )
 
     def measure(self, rounds: int, seconds: float, progress: Callable[[], None]) -> BatchResult:
         """Measure all subjects; see `measure_rounds`.
@@ -112,15 +114,15 @@ class Batch:
                 for run, (worker, row) in self._ready.items()
             ],
             {
-                who: [
+                name: [
                     relative_speed(
                         level,
                         measurements[_comparison_key(level, measurements)],
-                        measurements[GpuSubjectKey(who, level)],
+                        measurements[GpuSubjectKey(name, level)],
                     )
                     for level in levels
                 ]
-                for who, levels in self._others.items()
+                for name, levels in self._others.items()
             },
             lost,
         )
@@ -159,10 +161,10 @@ class Batch:
         ]
 
     def _speeds(
-        self, who: Mode, measurements: Mapping[GpuSubjectKey, Measurement]
+        self, name: Mode, measurements: Mapping[GpuSubjectKey, Measurement]
     ) -> dict[str, Speed]:
         mode_measurements = {
-            key.level: measured for key, measured in measurements.items() if key.who == who
+            key.level: measured for key, measured in measurements.items() if key.name == name
         }
         return speeds(self._targets, mode_measurements) if mode_measurements else {}
 

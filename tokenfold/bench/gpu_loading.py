@@ -50,12 +50,12 @@ class GpuSetup(NamedTuple):
 
     Attributes:
         report: report without figures.
-        beside: other ways to run the same plans.
+        contenders: other ways to run the same plans.
     """
 
     report: GpuReport
     graphs: Graphs
-    beside: list[Contender]
+    contenders: list[Contender]
 
 
 def load(
@@ -96,20 +96,20 @@ def load(
     graphs = graphs_of(bundle, opening, _plans(targets))
     if not graphs.native:
         notice("the ops are not compiled for CUDA, so portable ops run")
-    beside = []
+    contenders = []
     if other is not None:
         other_graphs = graphs_of(other.bundle, opening, _plans(other.targets))
-        beside.append(Contender("other", other_graphs, other.targets))
+        contenders.append(Contender("other", other_graphs, other.targets))
     if options.beside is not None:
         cuda = graphs_of(bundle, Opening(options.beside), _plans(targets), " in ONNX Runtime")
-        beside.append(Contender("cuda", cuda, targets))
+        contenders.append(Contender("cuda", cuda, targets))
     if root is not None and options.static_levels:
         fixed = engines.fixed_plans(bundle, root)
         levels = {name: target for name, target in targets.items() if target.plan in fixed}
         if levels:
             static_opening = opening._replace(static=True)
             static = graphs_of(bundle, static_opening, _plans(levels), " on engines of one plan")
-            beside.append(Contender("static", static, levels))
+            contenders.append(Contender("static", static, levels))
         else:
             notice("no measured level has an engine for its own plan")
     report = GpuReport(
@@ -128,7 +128,7 @@ def load(
         report.tensorrt = engines.describe(bundle, root, static=options.static_levels)
         name, _, number = report.tensorrt.version.partition(" ")
         report.machine.versions[name] = number
-    return GpuSetup(report, graphs, _drop_disagreeing(bundle, graphs, beside, report.lost))
+    return GpuSetup(report, graphs, _drop_disagreeing(bundle, graphs, contenders, report.lost))
 
 
 def drop_mismatches(bundle: Bundle, graphs: Graphs, ready: Ready) -> list[str]:
@@ -148,7 +148,7 @@ def _plans(targets: Mapping[str, PlanTarget]) -> list[Plan]:
 
 
 def _drop_disagreeing(
-    bundle: Bundle, graphs: Graphs, beside: Sequence[Contender], lost: list[str]
+    bundle: Bundle, graphs: Graphs, contenders: Sequence[Contender], lost: list[str]
 ) -> list[Contender]:
     """Return the contenders without the levels at which their logits differ from `graphs`.
 
@@ -158,18 +158,18 @@ def _drop_disagreeing(
         lost: list that receives the reason for each level that is left out.
     """
     (inputs,) = random_inputs(bundle, 1, 1)
-    contenders = []
-    for who, other, targets in beside:
+    agreeing_contenders = []
+    for contender_name, other, targets in contenders:
         agreeing = dict(targets)
-        for level, target in targets.items() if who != "other" else ():
+        for level, target in targets.items() if contender_name != "other" else ():
             logits = other.run(inputs, target.plan)
             mismatch = _mismatch(logits, graphs.run(inputs, target.plan), target.plan)
             if mismatch is not None:
-                name = "ONNX Runtime" if who == "cuda" else "engine of one plan"
+                name = "ONNX Runtime" if contender_name == "cuda" else "engine of one plan"
                 lost.append(f"{name}, {level}: {mismatch}")
                 del agreeing[level]
-        contenders.append(Contender(who, other, agreeing))
-    return contenders
+        agreeing_contenders.append(Contender(contender_name, other, agreeing))
+    return agreeing_contenders
 
 
 def _mismatch(logits: Float, expected: Float, plan: Plan) -> str | None:

@@ -155,12 +155,12 @@ class GpuReport(BaseModel):
         runs = [run for run in self.torch if (run.level, run.batch) == (level, batch)]
         return max(runs, key=lambda run: run.images_per_second, default=None)
 
-    def beside(self, who: ContenderName) -> dict[int, list[RelativeSpeed]]:
+    def results_of(self, name: ContenderName) -> dict[int, list[RelativeSpeed]]:
         """Return the results of a contender by batch size; the caller may add to them."""
-        if who == "other":
+        if name == "other":
             return self.against
         assert self.tensorrt is not None
-        return self.tensorrt.cuda if who == "cuda" else self.tensorrt.static
+        return self.tensorrt.cuda if name == "cuda" else self.tensorrt.static
 
     def tables(self) -> Group:
         """Return the report as tables."""
@@ -189,7 +189,7 @@ class GpuReport(BaseModel):
     def speed_table(self, batch: int) -> Table:
         """Return a table of every level at one batch size."""
         ways = dict.fromkeys(run.way for run in self.torch if run.batch == batch)
-        others = {} if self.tensorrt is None else self.tensorrt.beside()
+        others = {} if self.tensorrt is None else self.tensorrt.comparisons()
         table = empty_table(
             f"{self.bundle}, {self.precision}, batch {batch}",
             (

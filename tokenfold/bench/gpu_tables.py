@@ -117,7 +117,7 @@ def _chapter(report: GpuReport) -> list[str]:
 
 def _speeds(report: GpuReport) -> str:
     ways = list(dict.fromkeys(run.way for run in report.torch))
-    others = {} if report.tensorrt is None else report.tensorrt.beside()
+    others = {} if report.tensorrt is None else report.tensorrt.comparisons()
     columns = [
         *("batch", "level", "FLOPs left", "images/s", "speedup", "efficiency"),
         *("images/s from host", "efficiency", "p50 ms"),

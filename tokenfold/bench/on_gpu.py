@@ -75,7 +75,7 @@ def bench(options: Options, stage: Stage) -> GpuReport:
             report.rows += result.rows
             report.torch += result.torch
             for name, compared in result.against.items():
-                report.beside(name)[batch] = compared
+                report.results_of(name)[batch] = compared
             _show(report, options, batch)
     if options.memory:
         _add_memory(report, folder, targets, options, root, stage)

@@ -185,8 +185,8 @@ def random_questions(bundle: Bundle, batch: int, count: int = DISTINCT_BATCHES) 
     batches = random_batches(manifest.preprocess.size, batch, count)
     return [
         # A reasoning task takes its second images from another batch.
-        Questions(task, (images, batches[at - 1]) if task == "reason" else (images,), *texts)
-        for at, (images, texts) in enumerate(
+        Questions(task, (images, batches[index - 1]) if task == "reason" else (images,), *texts)
+        for index, (images, texts) in enumerate(
             zip(batches, longest_texts(bundle, batch, count), strict=True)
         )
     ]

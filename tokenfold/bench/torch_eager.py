@@ -228,5 +228,7 @@ class PairEager(Eager):
 
 def locate(source: str) -> str:
     """Resolve a manifest's source relative to the current folder, or else to the repository."""
-    beside = ROOT / source
-    return str(beside) if not Path(source).exists() and beside.exists() else source
+    in_repository = ROOT / source
+    if not Path(source).exists() and in_repository.exists():
+        return str(in_repository)
+    return source

@@ -26,11 +26,11 @@ KILLS = 50
 def test_a_writer_killed_at_any_moment(tmp_path: Path) -> None:
     draw = random.Random(1)
 
-    async def made() -> Gallery:
+    async def make_gallery() -> Gallery:
         galleries = await Galleries.open(str(tmp_path))
         return await galleries.create(info(GALLERY))
 
-    async def state(gallery: Gallery) -> set[str]:
+    async def image_ids(gallery: Gallery) -> set[str]:
         ids: set[str] = set()
         after = None
         while page := await gallery.page(after, 1000):
@@ -39,7 +39,7 @@ def test_a_writer_killed_at_any_moment(tmp_path: Path) -> None:
         return ids
 
     with asyncio.Runner() as runner, writers() as children:
-        gallery = runner.run(made())
+        gallery = runner.run(make_gallery())
         acknowledged: set[str] = set()
         first, resumed = 0, 0
         for _ in range(KILLS):
@@ -55,7 +55,7 @@ def test_a_writer_killed_at_any_moment(tmp_path: Path) -> None:
                     acknowledged |= {f"{n:06}" for n in batch}
                 message = children.hear()
             assert message["ended"] == -signal.SIGKILL
-            stored_ids = runner.run(state(gallery))
+            stored_ids = runner.run(image_ids(gallery))
             assert acknowledged <= stored_ids
             # Each batch is stored completely or not at all.
             assert len(stored_ids) % BATCH == 0
@@ -63,8 +63,8 @@ def test_a_writer_killed_at_any_moment(tmp_path: Path) -> None:
             first = len(stored_ids)
         assert resumed > KILLS // 2
         assert len(acknowledged) >= resumed * BATCH
-        found = runner.run(read(gallery, sorted(acknowledged)))
-        assert found == len(acknowledged)
+        compared = runner.run(read(gallery, sorted(acknowledged)))
+        assert compared == len(acknowledged)
 
 
 async def read(gallery: Gallery, ids: list[str]) -> int:
@@ -77,10 +77,10 @@ async def read(gallery: Gallery, ids: list[str]) -> int:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
-    """Of ranges that overlap: what both insert at the same time is there once."""
+def test_concurrent_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
+    """Check that images which several writers insert concurrently are stored once."""
 
-    async def made() -> Gallery:
+    async def make_gallery() -> Gallery:
         galleries = await Galleries.open(str(tmp_path))
         gallery = await galleries.create(info(GALLERY))
         if indexed:
@@ -90,24 +90,24 @@ def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
         return gallery
 
     with asyncio.Runner() as runner, writers() as children:
-        gallery = runner.run(made())
+        gallery = runner.run(make_gallery())
         children.begin(
             Order(str(tmp_path), 0, 80, content="a"),
             Order(str(tmp_path), 0, 80, content="b", upkeep=5),
             Order(str(tmp_path), 40, 80, content="c"),
         )
-        message = [children.hear()]
-        while sum("ended" in line for line in message) < 3:
-            message.append(children.hear())
-        assert [line["ended"] for line in message if "ended" in line] == [0, 0, 0]
-        assert sum("put" in line for line in message) == 3 * 80 // BATCH
+        messages = [children.hear()]
+        while sum("ended" in line for line in messages) < 3:
+            messages.append(children.hear())
+        assert [line["ended"] for line in messages if "ended" in line] == [0, 0, 0]
+        assert sum("put" in line for line in messages) == 3 * 80 // BATCH
         page = runner.run(gallery.page(None, 1000))
         ids = [hit.id for hit in page if hit.id < "900000"]
         assert ids == [f"{n:06}" for n in range(120)]
         assert runner.run(gallery.count()) == 120 + 400 * indexed
         for hit in page[:120]:
-            found = runner.run(gallery.fetch(hit.id, vector=True))
-            assert_same(found, row(int(hit.id), hit.metadata["by"]))
+            stored = runner.run(gallery.fetch(hit.id, vector=True))
+            assert_same(stored, row(int(hit.id), hit.metadata["by"]))
 
 
 FULL = """
