@@ -64,10 +64,12 @@ class Sender(Client):
     def __init__(
         self, address: ServiceAddress, request: bytes, numbers: itertools.count[int]
     ) -> None:
-        """Args:
-        address: address of the service.
-        request: request that contains the placeholder once per image.
-        numbers: counter shared by all callers.
+        """Prepare the sender; the first request connects.
+
+        Args:
+            address: address of the service.
+            request: request that contains the placeholder once per image.
+            numbers: counter shared by all callers.
         """
         super().__init__(address, [request])
         self._pieces = request.split(_PLACEHOLDER)

@@ -19,10 +19,12 @@ class Commits(Generic[Item, Result]):
     def __init__(
         self, commit: Callable[[list[Item]], Awaitable[list[Result]]], max_items: int = MAX_ITEMS
     ) -> None:
-        """Args:
-        commit: makes items durable and returns a result for each, in order; if it raises an
-            error, no item is durable.
-        max_items: maximum items per commit. The items of one caller are never split.
+        """Prepare; the first `put` starts committing.
+
+        Args:
+            commit: makes items durable and returns a result for each, in order; if it raises an
+                error, no item is durable.
+            max_items: maximum items per commit. The items of one caller are never split.
         """
         self._commit = commit
         self._max_items = max_items

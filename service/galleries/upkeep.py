@@ -67,10 +67,12 @@ class Upkeep:
     def __init__(
         self, galleries: Galleries, interval: float = 30.0, policy: Policy | None = None
     ) -> None:
-        """Args:
-        galleries: galleries to maintain.
-        interval: seconds between two rounds.
-        policy: sizes for indexing.
+        """Prepare; `start` begins the rounds.
+
+        Args:
+            galleries: galleries to maintain.
+            interval: seconds between two rounds.
+            policy: sizes for indexing.
         """
         self._galleries = galleries
         self._interval = interval

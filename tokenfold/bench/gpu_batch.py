@@ -58,11 +58,13 @@ class Batch:
         targets: Mapping[str, PlanTarget],
         ready: Ready,
     ) -> None:
-        """Args:
-        images: images per run.
-        inputs: inputs that the runs cycle through; see `random_inputs`.
-        targets: plans by level; the first one is unreduced.
-        ready: PyTorch runs that are ready to be measured, of any batch size.
+        """Collect the subjects of all levels, and the PyTorch runs of this batch size.
+
+        Args:
+            images: images per run.
+            inputs: inputs that the runs cycle through; see `random_inputs`.
+            targets: plans by level; the first one is unreduced.
+            ready: PyTorch runs that are ready to be measured, of any batch size.
         """
         self._images = images
         self._inputs = inputs

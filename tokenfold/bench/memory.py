@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.callers,
         options.torch_threads,
     )
-    running_only = _forget_loading()
+    running_only = _reset_peak()
     loaded = _status_bytes("VmRSS")
     with ThreadPoolExecutor(subject.callers) as pool:
         list(pool.map(subject.run, range(RUNS_PER_CALLER * subject.callers)))
@@ -112,7 +112,7 @@ def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads
     return graph_subject(graphs, random_inputs(bundle, batch), plan, callers, batch)
 
 
-def _forget_loading() -> bool:
+def _reset_peak() -> bool:
     """Reset the peak to the current resident set; return False if the system cannot.
 
     Loading leaves tens of MB of freed memory with the allocator. The amount varies between runs by

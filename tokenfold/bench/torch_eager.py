@@ -66,9 +66,11 @@ class Eager(ABC):
     """
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Any], batch: int) -> None:
-        """Args:
-        inputs: inputs to run on; only the first few are kept.
-        batch: images per input.
+        """Prepare the first few inputs; subclasses call this last.
+
+        Args:
+            inputs: inputs to run on; only the first few are kept.
+            batch: images per input.
         """
         self.manifest = manifest
         self._batch = batch

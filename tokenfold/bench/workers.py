@@ -62,8 +62,10 @@ class Worker:
     """
 
     def __init__(self, bundle: Path, runs: Sequence[TorchRun], *, threads: int) -> None:
-        """Args:
-        threads: concurrent compiler threads.
+        """Prepare the worker; `start` starts its process.
+
+        Args:
+            threads: concurrent compiler threads.
         """
         self.runs = list(runs)
         self.torch = ""
