@@ -12,7 +12,7 @@ from tokenfold.service.scheduling.backends import loading
 from tokenfold.service.scheduling.backends.backend import Call, Sample
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 
-MOST = 4
+MAX_BATCH = 4
 
 
 class Second:
@@ -33,19 +33,19 @@ class Second:
         self.wrong = 0.0
         self.ran: list[int] = []
         self.running = 0
-        self.most_running = 0
+        self.max_running = 0
         self.closed = 0
         self._lock = threading.Lock()
 
     def batch_size_for(self, _: Call, waiting: int, /) -> int:
-        return min(waiting, MOST)
+        return min(waiting, MAX_BATCH)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         assert not self.closed
         with self._lock:
             self.ran.append(len(samples))
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
+            self.max_running = max(self.max_running, self.running)
         try:
             if self.fails(samples):
                 raise RuntimeError("the device is gone")

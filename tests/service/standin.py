@@ -209,7 +209,7 @@ def settings(bundles: Path, **changes: Any) -> Settings:
     fields = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
     fields.setdefault("data_dir", str(bundles / DATA))
     fields.setdefault("engines", bundles / ENGINES)
-    # Unlike Settings(), model_validate ignores the user's environment variables.
+    # These values take precedence over the user's environment variables.
     return Settings.model_validate({"bundles": bundles, **fields})
 
 
