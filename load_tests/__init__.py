@@ -1,1 +1,1 @@
-"""Load on a running service, and what the service costs beside the bare session."""
+"""Load generators for a running service, and comparisons with the bare session."""

@@ -1,4 +1,4 @@
-"""Command-line arguments that the load generators share, and their bounds."""
+"""Command-line arguments that the load generators share, and their limits."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import argparse
 from collections.abc import Callable
 from typing import TypeVar
 
-from load_tests.load import LONGEST_SECONDS
+from load_tests.load import MAX_SECONDS
 
-MOST_CALLERS = 256
+MAX_CALLERS = 256
 
 N = TypeVar("N", int, float)
 
 
-def between(kind: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
-    """For argparse's `type`: a number from `low` to `high`."""
+def between(convert: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
+    """Return a converter for argparse's `type` that accepts numbers from `low` to `high`."""
 
     def read(text: str) -> N:
         try:
-            number = kind(text)
+            number = convert(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-        # Written so that NaN is refused.
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        # Written so that NaN is rejected.
         if not low <= number <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
         return number
@@ -30,23 +30,23 @@ def between(kind: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
 
 
 def add_bounds(parser: argparse.ArgumentParser, *, concurrency: int, seconds: float) -> None:
-    """Add how many callers there are and how long they call, with these defaults."""
-    shown = "default: %(default)s"
+    """Add options for the number of callers and the duration, with the given defaults."""
+    default = "default: %(default)s"
     parser.add_argument(
         "--concurrency",
-        type=between(int, 1, MOST_CALLERS),
+        type=between(int, 1, MAX_CALLERS),
         default=concurrency,
-        help=f"callers; {shown}",
+        help=f"concurrent callers; {default}",
     )
     parser.add_argument(
         "--seconds",
-        type=between(float, 0.01, LONGEST_SECONDS),
+        type=between(float, 0.01, MAX_SECONDS),
         default=seconds,
-        help=f"to measure; {shown}",
+        help=f"duration of the measurement in seconds; {default}",
     )
     parser.add_argument(
         "--warm-up",
-        type=between(float, 0.0, LONGEST_SECONDS),
+        type=between(float, 0.0, MAX_SECONDS),
         default=1.0,
-        help=f"seconds before; {shown}",
+        help=f"duration of the warm-up in seconds; {default}",
     )

@@ -1,7 +1,7 @@
-"""An HTTP client for load: one prepared request, sent over one connection that stays open.
+"""HTTP client for load: sends prepared requests over one connection that stays open.
 
-It shares the processor with the service it measures: to send prepared bytes, and to read of the
-answer no more than status and length, costs a fifth of what http.client does.
+The client shares the processor with the service it measures. Sending prepared bytes, and reading
+only the status and length of a response, costs a fifth of what http.client costs.
 """
 
 from __future__ import annotations
@@ -19,60 +19,62 @@ from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _CLOSES = re.compile(rb"\r\nconnection: *close")
-# After a refusal, so that a full or absent service is not asked without pause; seconds.
+# Seconds of pause after a refusal, so that a full or absent service gets no stream of requests.
 PAUSE = 0.02
-LARGEST_HEAD = 65_536
+MAX_HEAD_BYTES = 65_536
 
 
-class TargetError(ValueError):
-    """An address that is not to be loaded."""
+class AddressError(ValueError):
+    """An address that the load generators do not accept."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where the requests go."""
+class ServiceAddress:
+    """Host and port of the service under load."""
 
     host: str
     port: int
 
     @classmethod
     def of(cls, url: str, *, allow_remote: bool = False) -> Self:
-        """Read http://host:port.
+        """Parse http://host:port.
 
         Raises:
-            TargetError: no plain HTTP address, or one of another machine where that is not allowed.
+            AddressError: not a plain HTTP address, or another machine without `allow_remote`.
         """
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme != "http" or parts.hostname is None:
-            raise TargetError(f"{url} is no http://host:port")
+            raise AddressError(f"{url} is not of the form http://host:port")
         try:
-            target = cls(parts.hostname, parts.port or 80)
-            found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            address = cls(parts.hostname, parts.port or 80)
+            entries = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
-            raise TargetError(f"{url}: {error}") from error
-        addresses = {str(entry[4][0]) for entry in found}
+            raise AddressError(f"{url}: {error}") from error
+        addresses = {str(entry[4][0]) for entry in entries}
         local = all(ipaddress.ip_address(address).is_loopback for address in addresses)
         if not (local or allow_remote):
-            raise TargetError(f"{target.host} is not this machine; --allow-remote loads it anyway")
-        return target
+            raise AddressError(
+                f"{address.host} is not this machine; --allow-remote permits other machines"
+            )
+        return address
 
 
 def post(
-    target: Target,
+    address: ServiceAddress,
     path: str,
     images: bytes | Sequence[bytes],
     fields: Mapping[str, str | Sequence[str]],
     *,
-    file: str = "image",
+    file_field: str = "image",
 ) -> bytes:
-    """The bytes of a multipart POST of one image or several.
+    """Return the bytes of a multipart POST request with one image or several.
 
     Args:
-        images: encoded, such as a JPEG file's content.
-        fields: further form fields, some of them repeated.
-        file: the form's name of each image.
+        images: encoded images, such as the content of a JPEG file.
+        fields: further form fields; a sequence repeats its field.
+        file_field: name of the form field of each image.
     """
-    # Random, so that no image holds it.
+    # Random, so that no image contains it.
     boundary = secrets.token_hex(16)
     parts = [
         f'--{boundary}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -81,13 +83,14 @@ def post(
     ]
     for image in [images] if isinstance(images, bytes) else images:
         head = (
-            f'--{boundary}\r\ncontent-disposition: form-data; name="{file}"; filename="image"\r\n'
+            f"--{boundary}\r\n"
+            f'content-disposition: form-data; name="{file_field}"; filename="image"\r\n'
             "content-type: application/octet-stream\r\n\r\n"
         )
         parts.append(head.encode() + image + b"\r\n")
     body = b"".join(parts) + f"--{boundary}--\r\n".encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
         f"content-type: multipart/form-data; boundary={boundary}\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
@@ -95,28 +98,30 @@ def post(
 
 
 class Client:
-    """One caller: sends its requests in turn, and says how each went.
+    """A caller that sends its requests in turn and returns the outcome of each.
 
-    For one thread. A connection that breaks is opened again for the next request.
+    Not thread-safe. A broken connection is reopened for the next request.
     """
 
-    def __init__(self, target: Target, requests: Sequence[bytes], *, timeout: float = 30.0) -> None:
-        """Prepare; the first request connects.
+    def __init__(
+        self, address: ServiceAddress, requests: Sequence[bytes], *, timeout: float = 30.0
+    ) -> None:
+        """Prepare the client; the first request connects.
 
         Args:
-            requests: whole HTTP requests, sent round and round.
-            timeout: seconds to wait for any byte.
+            requests: complete HTTP requests, sent in a cycle.
+            timeout: maximum seconds to wait for data.
         """
-        self._target = target
+        self._address = address
         self._requests = requests
-        self._sent = 0
+        self._sent_count = 0
         self._timeout = timeout
         self._socket: socket.socket | None = None
 
     def __call__(self) -> str | None:
-        """Send the next request. Returns None for status 200, or the status, or what failed."""
-        request = self._requests[self._sent % len(self._requests)]
-        self._sent += 1
+        """Send the next request; return None for status 200, otherwise the status or failure."""
+        request = self._requests[self._sent_count % len(self._requests)]
+        self._sent_count += 1
         try:
             status = self._exchange(request)
         except TimeoutError:
@@ -132,7 +137,7 @@ class Client:
         return str(status)
 
     def close(self) -> None:
-        """Close the connection; a further call opens another."""
+        """Close the connection; the next request opens another one."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.close()
@@ -141,20 +146,20 @@ class Client:
     def _exchange(self, request: bytes) -> int:
         if self._socket is None:
             self._socket = socket.create_connection(
-                (self._target.host, self._target.port), self._timeout
+                (self._address.host, self._address.port), self._timeout
             )
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(request)
-        answer = self._receive(self._socket)
-        while (head_end := answer.find(b"\r\n\r\n")) < 0:
-            if len(answer) > LARGEST_HEAD:
-                raise ConnectionError("the answer has no end of its head")
-            answer += self._receive(self._socket)
-        head = answer[:head_end].lower()
+        response = self._receive(self._socket)
+        while (head_end := response.find(b"\r\n\r\n")) < 0:
+            if len(response) > MAX_HEAD_BYTES:
+                raise ConnectionError(f"response head is longer than {MAX_HEAD_BYTES} bytes")
+            response += self._receive(self._socket)
+        head = response[:head_end].lower()
         length = _LENGTH.search(head)
         if not head.startswith(b"http/1.1 ") or length is None:
-            raise ConnectionError("the answer is not HTTP/1.1 with a content-length")
-        missing = int(length[1]) - (len(answer) - head_end - 4)
+            raise ConnectionError("response is not HTTP/1.1 with a content-length")
+        missing = int(length[1]) - (len(response) - head_end - 4)
         while missing > 0:
             missing -= len(self._receive(self._socket))
         if _CLOSES.search(head):
@@ -163,7 +168,7 @@ class Client:
 
     @staticmethod
     def _receive(connection: socket.socket) -> bytes:
-        received = connection.recv(LARGEST_HEAD)
-        if not received:
-            raise ConnectionError("closed in the middle of an answer")
-        return received
+        data = connection.recv(MAX_HEAD_BYTES)
+        if not data:
+            raise ConnectionError("connection closed in the middle of a response")
+        return data

@@ -1,9 +1,9 @@
-"""How many photos a second the service's decoding makes of files, by threads and by processes.
+"""Photos per second that the service's decoder processes, in threads and in processes.
 
 python -m load_tests.decoding photo.jpg --callers 1 2 4 8 16
 
-Threads share Python's lock, which the decoder gives up while it decodes and scales. Where they fall
-behind as many processes, the lock is the limit.
+Threads share Python's lock, which the decoder releases while it decodes and scales. If threads are
+slower than the same number of processes, the lock is the limit.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from load_tests.arguments import MOST_CALLERS, between
+from load_tests.arguments import MAX_CALLERS, between
 from load_tests.images import jpeg, synthetic
-from load_tests.load import LONGEST_SECONDS, closed_loop
+from load_tests.load import MAX_SECONDS, closed_loop
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.inference import images
 from tokenfold.runtime.machine import cores
 from tokenfold.service.settings import Settings
 
-# Heights and widths of what is decoded where no photo is named: a web page's, and a camera's.
+# Heights and widths of the synthetic photos: typical of a web page, and of a camera.
 SYNTHETIC = ((375, 500), (3000, 4000))
-# Callers pass through before they are measured.
+# Seconds of warm-up before callers are measured.
 _WARM_UP = 0.3
-_MEETING = 60.0
+_START_TIMEOUT = 60.0
 
 
 class Rate(NamedTuple):
-    """What some callers made.
+    """Throughput of some callers.
 
     Attributes:
-        per_second: photos.
-        busy: processor cores that they kept busy.
+        per_second: photos per second.
+        busy: number of processor cores kept busy.
     """
 
     per_second: float
@@ -48,7 +48,7 @@ class Rate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Medians of a photo by so many threads, and by as many processes."""
+    """Medians of one photo, in threads and in the same number of processes."""
 
     photo: str
     callers: int
@@ -57,11 +57,11 @@ class Row(NamedTuple):
 
 
 def by_threads(photo: bytes, preprocess: Preprocess, callers: int, seconds: float) -> Rate:
-    """Decode again and again in threads of this process."""
-    most = int(Settings.model_fields["max_pixels"].default)
+    """Decode a photo repeatedly in threads of this process."""
+    max_pixels = int(Settings.model_fields["max_pixels"].default)
 
     def call() -> None:
-        images.decode(photo, preprocess, max_pixels=most)
+        images.decode(photo, preprocess, max_pixels=max_pixels)
 
     report = closed_loop([call] * callers, seconds=seconds, warm_up=_WARM_UP)
     return Rate(report.images_per_second, report.generator_cpu)
@@ -70,40 +70,41 @@ def by_threads(photo: bytes, preprocess: Preprocess, callers: int, seconds: floa
 _start: Barrier | None = None
 
 
-def _meet(start: Barrier) -> None:
+def _set_barrier(start: Barrier) -> None:
     global _start
     _start = start
 
 
-def _alone(photo: bytes, preprocess: Preprocess, seconds: float) -> Rate:
-    assert _start is not None  # the pool's initializer set it
-    _start.wait(_MEETING)
+def _decode_in_process(photo: bytes, preprocess: Preprocess, seconds: float) -> Rate:
+    assert _start is not None  # set by the pool's initializer
+    _start.wait(_START_TIMEOUT)
     return by_threads(photo, preprocess, 1, seconds)
 
 
 class Processes:
-    """As many processes as callers, of a thread each, which begin together."""
+    """A number of processes, each with one thread, that start decoding together."""
 
     def __init__(self, pool: ProcessPoolExecutor, callers: int) -> None:
         self._pool = pool
         self._callers = callers
 
     def run(self, photo: bytes, preprocess: Preprocess, seconds: float) -> Rate:
-        """Decode again and again in all of them."""
-        asked = [
-            self._pool.submit(_alone, photo, preprocess, seconds) for _ in range(self._callers)
+        """Decode a photo repeatedly in all processes."""
+        futures = [
+            self._pool.submit(_decode_in_process, photo, preprocess, seconds)
+            for _ in range(self._callers)
         ]
-        found = [one.result() for one in asked]
-        return Rate(sum(one.per_second for one in found), sum(one.busy for one in found))
+        rates = [future.result() for future in futures]
+        return Rate(sum(rate.per_second for rate in rates), sum(rate.busy for rate in rates))
 
 
 @contextmanager
 def processes(callers: int) -> Iterator[Processes]:
-    """Start them; they end with the block."""
-    # Not forked: this process has threads.
+    """Start the processes; leaving the context ends them."""
+    # Not forked, because this process has threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        callers, mp_context=context, initializer=_meet, initargs=(context.Barrier(callers),)
+        callers, mp_context=context, initializer=_set_barrier, initargs=(context.Barrier(callers),)
     ) as pool:
         yield Processes(pool, callers)
 
@@ -116,19 +117,19 @@ def measure(
     rounds: int,
     seconds: float,
 ) -> Iterator[Row]:
-    """Rows as they are measured; threads and processes take turns."""
+    """Yield rows as they are measured; threads and processes alternate."""
     for count in callers:
         with processes(count) as pool:
             for name, photo in photos.items():
-                found = [
+                pairs = [
                     (
                         by_threads(photo, preprocess, count, seconds),
                         pool.run(photo, preprocess, seconds),
                     )
                     for _ in range(rounds)
                 ]
-                threads, others = ([pair[at] for pair in found] for at in range(2))
-                yield Row(name, count, _median(threads), _median(others))
+                thread_rates, process_rates = ([pair[side] for pair in pairs] for side in range(2))
+                yield Row(name, count, _median(thread_rates), _median(process_rates))
 
 
 def _median(rates: Sequence[Rate]) -> Rate:
@@ -136,7 +137,7 @@ def _median(rates: Sequence[Rate]) -> Rate:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table, or JSON."""
+    """Run the command: print a table or JSON."""
     options = _options(arguments)
     if options.photos:
         photos = {path.name: path.read_bytes() for path in options.photos}
@@ -155,14 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"cores": cores(), "rows": [_as_json(row) for row in rows]}))
         return 0
     print(f"photos/s on {cores()} cores, to {side} x {side}\n")
-    print("| photo | callers | threads | cores busy | processes | cores busy | threads of it |")
+    print("| photo | callers | threads | cores busy | processes | cores busy | threads/processes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        threads, others = row.threads, row.processes
-        share = threads.per_second / others.per_second if others.per_second else 0.0
+        threads, processes = row.threads, row.processes
+        share = threads.per_second / processes.per_second if processes.per_second else 0.0
         print(
             f"| {row.photo} | {row.callers} | {threads.per_second:.0f} | {threads.busy:.1f} | "
-            f"{others.per_second:.0f} | {others.busy:.1f} | {share:.2f} |",
+            f"{processes.per_second:.0f} | {processes.busy:.1f} | {share:.2f} |",
             flush=True,
         )
     return 0
@@ -176,39 +177,39 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    shown = "default: %(default)s"
+    default = "default: %(default)s"
     parser = argparse.ArgumentParser(
         prog="python -m load_tests.decoding",
         description="Decode and scale photos as the service does, by threads and by processes.",
     )
     parser.add_argument(
-        "photos", nargs="*", type=Path, metavar="PHOTO", help="files; by default two drawn ones"
+        "photos", nargs="*", type=Path, metavar="PHOTO", help="files; default: two synthetic photos"
     )
     parser.add_argument(
         "--callers",
         nargs="+",
-        type=between(int, 1, MOST_CALLERS),
+        type=between(int, 1, MAX_CALLERS),
         default=[1, 2, 4, 8, 16],
-        help="threads, and processes; default: 1 2 4 8 16",
+        help="numbers of threads and of processes; default: 1 2 4 8 16",
     )
     parser.add_argument(
         "--size",
         type=between(int, 8, 4096),
         default=224,
-        help=f"side of the network's input in pixels; {shown}",
+        help=f"side of the network's input, pixels; {default}",
     )
-    parser.add_argument("--rounds", type=between(int, 1, 100), default=3, help=shown)
+    parser.add_argument("--rounds", type=between(int, 1, 100), default=3, help=default)
     parser.add_argument(
         "--seconds",
-        type=between(float, 0.01, LONGEST_SECONDS),
+        type=between(float, 0.01, MAX_SECONDS),
         default=2.0,
-        help=f"of each round; {shown}",
+        help=f"duration of each round; {default}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     for path in options.photos:
         if not path.is_file():
-            parser.error(f"{path} is no file")
+            parser.error(f"{path} is not a file")
     return options
 
 

@@ -1,6 +1,6 @@
-"""Images that a service takes into a gallery per second, beside what its encoder could do alone.
+"""Compare images added to a gallery per second with the rate of the bare encoder.
 
-The two take turns, so that whatever else the machine does touches both. Only one runs at a time.
+The two sides alternate, so that other work on the machine affects both. Only one runs at a time.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from rich.progress import track
 from rich.table import Table
 
 from load_tests.bare import bare_session
-from load_tests.client import Client, Target, post
-from load_tests.load import Report, closed_loop
+from load_tests.client import Client, ServiceAddress, post
+from load_tests.load import Report, Schedule, closed_loop
 from load_tests.served_vs_bare import prepared_jpeg
 from load_tests.server import Service, serving
 from tokenfold.bundle.bundle import Bundle
 
 GALLERY = "load-test"
-# After the end of each JPEG, where no decoder looks: it makes every image another one.
-_MARK = b"<number-of-image>"
+# Appended to each JPEG, where decoders ignore it: replaced by a number, it makes images distinct.
+_PLACEHOLDER = b"<number-of-image>"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One level, over all rounds.
+    """Results of a level over all rounds.
 
     Attributes:
         bare, ingested: images per second; medians of the rounds.
-        ratio: median of the rounds' ingested / bare. Each is of two neighbours in time.
-        service_cpu_ms: processor time per image, of all cores; median.
-        p50_ms, p99_ms: of the requests; medians.
-        errors: of all rounds, by name.
+        ratio: median of the rounds' ingested / bare; each ratio is of consecutive measurements.
+        service_cpu_ms: processor time per image, summed over all cores; median.
+        p50_ms, p99_ms: duration of a request; medians.
+        errors: number of errors in all rounds, by name.
     """
 
     level: str
@@ -54,128 +54,126 @@ class Comparison:
     errors: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The attributes, for json.dumps."""
+        """Return the attributes as a dict for json.dumps."""
         return asdict(self)
 
 
 class Sender(Client):
-    """A caller whose images are all new."""
+    """A caller that never sends the same image twice."""
 
-    def __init__(self, target: Target, request: bytes, numbers: itertools.count[int]) -> None:
-        """Args:
-        target: where to.
-        request: holds the mark once for each image.
-        numbers: shared by all callers.
+    def __init__(
+        self, address: ServiceAddress, request: bytes, numbers: itertools.count[int]
+    ) -> None:
+        """Prepare the sender; the first request connects.
+
+        Args:
+            address: address of the service.
+            request: request that contains the placeholder once per image.
+            numbers: counter shared by all callers.
         """
-        super().__init__(target, [request])
-        self._pieces = request.split(_MARK)
+        super().__init__(address, [request])
+        self._pieces = request.split(_PLACEHOLDER)
         self._numbers = numbers
 
     def _exchange(self, request: bytes) -> int:
         del request
-        fresh = [b"%0*d" % (len(_MARK), next(self._numbers)) for _ in self._pieces[1:]]
+        new_numbers = [b"%0*d" % (len(_PLACEHOLDER), next(self._numbers)) for _ in self._pieces[1:]]
         return super()._exchange(
-            b"".join(itertools.chain(*zip(self._pieces, [*fresh, b""], strict=True)))
+            b"".join(itertools.chain(*zip(self._pieces, [*new_numbers, b""], strict=True)))
         )
 
 
-def create(target: Target, model: str, level: str) -> None:
+def create(address: ServiceAddress, model: str, level: str) -> None:
     """Create the gallery.
 
     Raises:
-        RuntimeError: the service did not.
+        RuntimeError: the service refused.
     """
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=60.0)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=60.0)
     with contextlib.closing(connection):
         body = json.dumps({"name": GALLERY, "model": model, "level": level})
         connection.request("POST", "/v1/galleries", body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        said = answer.read().decode(errors="replace")
-        if answer.status != 201:
-            raise RuntimeError(f"the gallery was not created: {answer.status} {said}")
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+        if response.status != 201:
+            raise RuntimeError(f"the gallery was not created: {response.status} {text}")
 
 
 def compare(
     bundle: Bundle,
     level: str,
+    schedule: Schedule,
     *,
-    rounds: int,
     batch: int,
-    seconds: float,
-    warm_up: float,
-    concurrency: int,
     photo: bytes | None,
     callers: int,
 ) -> Comparison:
-    """Measure both sides in each of some rounds; they swap their order each time.
+    """Measure both sides in each round; their order alternates.
 
     Args:
-        bundle: of a dual encoder.
-        level: of the manifest.
-        rounds: of two measurements each.
-        batch: images of a request.
-        seconds: of a measurement, after `warm_up` seconds.
-        concurrency: callers of the service.
-        photo: a file to send; by default a JPEG of the network's size.
+        bundle: bundle of a dual encoder.
+        level: level of the bundle.
+        schedule: rounds, durations and concurrency of the service's callers.
+        batch: images per request.
+        photo: image file to send; by default a JPEG of the network's size.
         callers: threads of the bare session.
 
     Raises:
-        ValueError: a round in which nothing was answered.
+        ValueError: no request was answered in a round.
     """
-    image = (photo or prepared_jpeg(bundle)) + _MARK
+    seconds, warm_up = schedule.seconds, schedule.warm_up
+    image = (photo or prepared_jpeg(bundle)) + _PLACEHOLDER
     console = Console(stderr=True)
     quiet = not console.is_terminal
-    found: list[tuple[Report, Report]] = []
+    reports: list[tuple[Report, Report]] = []
     with (
         tempfile.TemporaryDirectory() as data,
         bare_session(bundle.folder, callers) as bare,
         serving(["--bundles", str(bundle.folder.resolve()), "--data-dir", data]) as service,
     ):
-        create(service.target, bundle.manifest.name, level)
-        request = post(service.target, f"/v1/galleries/{GALLERY}/images", [image] * batch, {})
+        create(service.address, bundle.manifest.name, level)
+        request = post(service.address, f"/v1/galleries/{GALLERY}/images", [image] * batch, {})
         numbers = itertools.count()
-        for number in track(range(rounds), "rounds", console=console, disable=quiet):
+        for round_index in track(range(schedule.rounds), "rounds", console=console, disable=quiet):
 
             def served() -> Report:
-                return ingest(service, request, numbers, concurrency, seconds, warm_up)
+                return ingest(service, request, numbers, schedule)
 
-            if number % 2:
-                after = served()
-                found.append((bare.load(level, seconds, warm_up), after))
+            if round_index % 2:
+                served_report = served()
+                reports.append((bare.load(level, seconds, warm_up), served_report))
             else:
-                found.append((bare.load(level, seconds, warm_up), served()))
-    return summary(level, found, batch)
+                reports.append((bare.load(level, seconds, warm_up), served()))
+    return summary(level, reports, batch)
 
 
 def ingest(
-    service: Service,
-    request: bytes,
-    numbers: itertools.count[int],
-    concurrency: int,
-    seconds: float,
-    warm_up: float,
+    service: Service, request: bytes, numbers: itertools.count[int], schedule: Schedule
 ) -> Report:
-    """Requests with new images, from a number of callers at once."""
+    """Add new images from several concurrent callers."""
     with contextlib.ExitStack() as stack:
         senders = [
-            stack.enter_context(contextlib.closing(Sender(service.target, request, numbers)))
-            for _ in range(concurrency)
+            stack.enter_context(contextlib.closing(Sender(service.address, request, numbers)))
+            for _ in range(schedule.concurrency)
         ]
         return closed_loop(
-            senders, seconds=seconds, warm_up=warm_up, service_cpu=service.cpu_seconds
+            senders,
+            seconds=schedule.seconds,
+            warm_up=schedule.warm_up,
+            service_cpu=service.cpu_seconds,
         )
 
 
 def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> Comparison:
-    """Sum up the rounds.
+    """Summarise the rounds.
 
     Args:
-        level: of the gallery.
-        rounds: bare and ingested; the latter counts requests.
-        batch: images of a request.
+        level: level of the gallery.
+        rounds: reports of the bare session and of the service, which counts requests.
+        batch: images per request.
 
     Raises:
-        ValueError: a round in which nothing was answered.
+        ValueError: no request was answered in a round.
     """
     errors: dict[str, int] = {}
     for bare, served in rounds:
@@ -202,14 +200,14 @@ def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> 
 
 
 def table(row: Comparison) -> Table:
-    """The comparison, for people."""
-    shown = Table(box=SIMPLE, pad_edge=False)
+    """Return the comparison as a table."""
+    result = Table(box=SIMPLE, pad_edge=False)
     for title in (
         *("level", "bare\nimg/s", "ingested\nimg/s", "ingested\n/ bare"),
         *("service\nCPU ms", "p50\nms", "p99\nms", "errors"),
     ):
-        shown.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
-    shown.add_row(
+        result.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
+    result.add_row(
         row.level,
         f"{row.bare:.1f}",
         f"{row.ingested:.1f}",
@@ -219,4 +217,4 @@ def table(row: Comparison) -> Table:
         f"{row.p99_ms:.1f}",
         str(sum(row.errors.values())),
     )
-    return shown
+    return result

@@ -1,4 +1,4 @@
-"""How long a search takes, and what memory and disk it needs, by the size of a gallery."""
+"""Measure search time, memory and disk space of galleries by size."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from tokenfold.service.galleries.store import Galleries
 from tokenfold.service.galleries.table import Gallery
 from tokenfold.service.galleries.upkeep import index, optimize
 
-GOAL = 0.98  # recall of the ten best
+GOAL = 0.98  # recall of the ten nearest
 TOP = 10
 CLUSTERS = 1000
-SPREAD = 0.8  # of a vector around its cluster's centre, which has length 1
+SPREAD = 0.8  # standard deviation of a vector around its cluster's centre
 _BATCH = 10_000
-_FEWEST = 5  # searches of each kind
-THUMBNAIL = bytes(64)  # they lie in a column that no search reads
+_MIN_SEARCHES = 5  # searches of each kind
+THUMBNAIL = bytes(64)  # stored in a column that no search reads
 
 Vectors = npt.NDArray[np.float32]
 
 
-class Plan(NamedTuple):
-    """What to measure.
+class SearchPlan(NamedTuple):
+    """Parameters of a measurement.
 
     Attributes:
-        width: of the vectors.
-        queries: searches of each kind.
-        seconds: for each kind, at most.
+        width: dimensions of the vectors.
+        queries: number of searches of each kind.
+        seconds: maximum duration for each kind of search.
     """
 
     width: int
@@ -54,16 +54,16 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A gallery of one size.
+    """Results for a gallery of one size.
 
     Attributes:
-        size, width: vectors, and numbers of each.
-        exact_p50_ms, exact_p99_ms: of searches that compare with every vector.
-        index_p50_ms, index_p99_ms: of searches by the index.
-        recall: of the ten best, the share that the index finds.
-        index_seconds: to build the index.
-        memory_mb: resident memory of the process now, over that before the gallery was filled.
-        disk_mb: of the gallery with its index.
+        size, width: number of vectors, and their dimensions.
+        exact_p50_ms, exact_p99_ms: duration of searches that compare every vector.
+        index_p50_ms, index_p99_ms: duration of searches with the index.
+        recall: fraction of the ten nearest that the index returns.
+        index_seconds: time to build the index.
+        memory_mb: resident memory of the process, minus that before the gallery was filled.
+        disk_mb: size of the gallery with its index.
     """
 
     size: int
@@ -78,22 +78,22 @@ class Row:
     disk_mb: float
 
     def as_json(self) -> dict[str, Any]:
-        """The attributes, for json.dumps."""
+        """Return the attributes as a dict for json.dumps."""
         return asdict(self)
 
 
 def clustered(count: int, width: int, seed: int) -> Vectors:
-    """(count, width) of length 1 around some centres, the same for every seed."""
+    """Return unit vectors (count, width) around centres that are the same for every seed."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, width), np.float32)
-    draw = np.random.default_rng(seed)
-    found = centres[draw.integers(0, CLUSTERS, count)]
-    found += SPREAD * draw.standard_normal((count, width), np.float32)
-    scaled: Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
+    random = np.random.default_rng(seed)
+    vectors = centres[random.integers(0, CLUSTERS, count)]
+    vectors += SPREAD * random.standard_normal((count, width), np.float32)
+    scaled: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return scaled
 
 
 async def fill(gallery: Gallery, size: int) -> None:
-    """Add synthetic images, past the checks of what is there already."""
+    """Add synthetic images without checking for duplicates."""
     width, now = gallery.info.width, datetime.now(UTC)
     for begin in range(0, size, _BATCH):
         vectors = clustered(min(_BATCH, size - begin), width, seed=begin + 1)
@@ -116,22 +116,22 @@ async def fill(gallery: Gallery, size: int) -> None:
 async def searches(
     gallery: Gallery, queries: Vectors, seconds: float, *, exact: bool
 ) -> tuple[list[set[str]], list[float]]:
-    """What each query finds, and its seconds; fewer queries where the time is over."""
-    found: list[set[str]] = []
+    """Search for each query until the time is over; return the ids and durations in seconds."""
+    results: list[set[str]] = []
     durations: list[float] = []
     end = time.monotonic() + seconds
     for query in queries:
-        if time.monotonic() > end and len(found) >= _FEWEST:
+        if time.monotonic() > end and len(results) >= _MIN_SEARCHES:
             break
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         hits = await gallery.search(query, top_k=TOP, exact=exact)
-        durations.append(time.perf_counter() - begun)
-        found.append({hit.id for hit in hits})
-    return found, durations
+        durations.append(time.perf_counter() - begin)
+        results.append({hit.id for hit in hits})
+    return results, durations
 
 
-async def measure(size: int, plan: Plan, folder: Path) -> Row:
-    """One size, in a process of its own: what memory it needs is seen no other way."""
+async def measure(size: int, plan: SearchPlan, folder: Path) -> Row:
+    """Measure one size; run it in a new process, because it measures the process's memory."""
     process = psutil.Process()
     galleries = await Galleries.open(str(folder))
     gallery = await galleries.create(
@@ -150,14 +150,19 @@ async def measure(size: int, plan: Plan, folder: Path) -> Row:
     await fill(gallery, size)
     await optimize(gallery)
     queries = clustered(plan.queries, plan.width, seed=0)
-    await searches(gallery, queries[:_FEWEST], plan.seconds, exact=True)  # files are read once
-    best, exact = await searches(gallery, queries, plan.seconds, exact=True)
-    begun = time.perf_counter()
+    await searches(
+        gallery, queries[:_MIN_SEARCHES], plan.seconds, exact=True
+    )  # warms the file cache
+    exact_results, exact = await searches(gallery, queries, plan.seconds, exact=True)
+    begin = time.perf_counter()
     await index(gallery)
-    built = time.perf_counter() - begun
-    await searches(gallery, queries[:_FEWEST], plan.seconds, exact=False)
-    near, indexed = await searches(gallery, queries, plan.seconds, exact=False)
-    shares = [len(one & other) / TOP for one, other in zip(best, near, strict=False)]
+    build_seconds = time.perf_counter() - begin
+    await searches(gallery, queries[:_MIN_SEARCHES], plan.seconds, exact=False)
+    index_results, indexed = await searches(gallery, queries, plan.seconds, exact=False)
+    recalls = [
+        len(exact_ids & index_ids) / TOP
+        for exact_ids, index_ids in zip(exact_results, index_results, strict=False)
+    ]
     row = Row(
         size=size,
         width=plan.width,
@@ -165,8 +170,8 @@ async def measure(size: int, plan: Plan, folder: Path) -> Row:
         exact_p99_ms=percentile_ms(exact, 99) or 0.0,
         index_p50_ms=percentile_ms(indexed, 50) or 0.0,
         index_p99_ms=percentile_ms(indexed, 99) or 0.0,
-        recall=float(np.mean(shares)),
-        index_seconds=built,
+        recall=float(np.mean(recalls)),
+        index_seconds=build_seconds,
         memory_mb=(process.memory_info().rss - before) / 2**20,
         disk_mb=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20,
     )
@@ -175,33 +180,33 @@ async def measure(size: int, plan: Plan, folder: Path) -> Row:
     return row
 
 
-def measure_each(sizes: Sequence[int], plan: Plan, folder: Path | None) -> list[Row]:
-    """Every size in turn.
+def measure_each(sizes: Sequence[int], plan: SearchPlan, folder: Path | None) -> list[Row]:
+    """Measure every size in turn.
 
     Args:
-        sizes: vectors.
-        plan: what to measure.
-        folder: on the disk that is to be measured; by default a temporary one.
+        sizes: numbers of vectors.
+        plan: parameters of the measurement.
+        folder: folder on the disk to measure; None for a temporary folder.
     """
     rows = []
     for size in sizes:
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            line = [sys.executable, "-m", __name__, json.dumps([size, plan, place])]
-            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(Row(**json.loads(done.stdout)))
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            command = [sys.executable, "-m", __name__, json.dumps([size, plan, temporary])]
+            completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(Row(**json.loads(completed.stdout)))
     return rows
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The figures, for people."""
-    shown = Table(box=SIMPLE, pad_edge=False)
+    """Return the results as a table."""
+    result = Table(box=SIMPLE, pad_edge=False)
     for title in (
         *("vectors", "exact\np50 ms", "exact\np99 ms", "index\np50 ms", "index\np99 ms"),
         *("recall\n@10", "index\nbuilt s", "memory\nMiB", "disk\nMiB"),
     ):
-        shown.add_column(title, justify="right", no_wrap=True)
+        result.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        shown.add_row(
+        result.add_row(
             f"{row.size:,}",
             f"{row.exact_p50_ms:.1f}",
             f"{row.exact_p99_ms:.1f}",
@@ -212,10 +217,10 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.memory_mb:.0f}",
             f"{row.disk_mb:.0f}",
         )
-    return shown
+    return result
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    measured = asyncio.run(measure(asked[0], Plan(*asked[1]), Path(asked[2])))
+    arguments = json.loads(sys.argv[1])
+    measured = asyncio.run(measure(arguments[0], SearchPlan(*arguments[1]), Path(arguments[2])))
     print(json.dumps(measured.as_json()))

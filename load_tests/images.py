@@ -1,4 +1,4 @@
-"""Images to send."""
+"""Synthetic images for load tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def synthetic(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """A smooth random picture, (height, width, 3) uint8: it compresses about as well as a photo."""
+    """Return a smooth random image, (height, width, 3) uint8, that compresses like a photo."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -19,7 +19,7 @@ def synthetic(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 def jpeg(pixels: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
-    """The JPEG file of (height, width, 3) uint8 pixels."""
+    """Encode (height, width, 3) uint8 pixels as a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Closed-loop load: every caller starts its next call when the last has ended."""
+"""Closed-loop load: every caller starts its next call when its last one has ended."""
 
 from __future__ import annotations
 
@@ -8,38 +8,53 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# Does one piece of work. Returns None when it went well, or else a short name of what went wrong.
+# Performs one piece of work; returns None on success, otherwise a short name of the error.
 Call = Callable[[], str | None]
 
-MOST_CALLS = 1_000_000
-LONGEST_SECONDS = 600.0
+MAX_CALLS = 1_000_000
+MAX_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Done:
-    """One finished call: its end and its duration, seconds of the monotonic clock."""
+class FinishedCall:
+    """A finished call: its end and duration, in seconds of the monotonic clock."""
 
     end: float
     seconds: float
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a load met.
+class Schedule(NamedTuple):
+    """Rounds of a comparison.
 
     Attributes:
-        images: answered well in the measured time.
-        seconds: from the first of these answers to the last.
-        images_per_second: images after the first, over these seconds.
-        p50_ms, p90_ms, p99_ms: durations of the calls that went well; None without any.
-        errors: count by name: a status code, `timeout` or `connection`.
-        generator_cpu: seconds of processor time that this process itself spent, per second.
-        service_cpu: the same of the process under load, where it is known.
+        rounds: number of rounds, with a measurement of each side.
+        seconds: duration of a measurement, after `warm_up` seconds.
+        concurrency: concurrent callers of the service.
+    """
+
+    rounds: int
+    seconds: float
+    warm_up: float
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results of a load.
+
+    Attributes:
+        images: successful calls in the measured time.
+        seconds: time from the first of their ends to the last.
+        images_per_second: successful calls after the first, divided by `seconds`.
+        p50_ms, p90_ms, p99_ms: durations of the successful calls; None without any.
+        errors: number of errors by name: a status code, `timeout` or `connection`.
+        generator_cpu: processor seconds per second used by this process.
+        service_cpu: processor seconds per second used by the process under load, if known.
     """
 
     images: int
@@ -53,45 +68,45 @@ class Report:
     service_cpu: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The attributes, for json.dumps."""
+        """Return the attributes as a dict for json.dumps."""
         return asdict(self)
 
 
 def percentile_ms(durations: Sequence[float], percent: float) -> float | None:
-    """Nearest-rank percentile of durations in seconds, as milliseconds; None of nothing."""
+    """Return the nearest-rank percentile, in ms, of durations in seconds; None without any."""
     if not durations:
         return None
     return float(np.percentile(durations, percent, method="inverted_cdf")) * 1e3
 
 
 def summarise(
-    done: Sequence[Done],
+    finished: Sequence[FinishedCall],
     start: float,
     stop: float,
     *,
     generator_cpu: float = 0.0,
     service_cpu: float | None = None,
 ) -> Report:
-    """Sum up the calls that ended between two times.
+    """Summarise the calls that ended between two times.
 
-    The rate counts intervals between answers, not answers in a fixed time: with few calls of
-    long duration, the latter errs by one call in either direction.
+    The rate counts intervals between ends, not ends in a fixed time: with few long calls, the
+    latter errs by one call in either direction.
 
     Args:
-        done: in any order.
-        start: of the measured time; what ended before is warm-up.
-        stop: of the measured time; what ended later ran while other callers had stopped.
+        finished: calls in any order.
+        start: start of the measured time; calls that ended before are warm-up.
+        stop: end of the measured time; calls that ended later ran while other callers had stopped.
         generator_cpu, service_cpu: as in the report.
     """
-    measured = [call for call in done if start <= call.end <= stop]
-    good = [call for call in measured if call.error is None]
-    ends = [call.end for call in good]
+    measured = [call for call in finished if start <= call.end <= stop]
+    successful = [call for call in measured if call.error is None]
+    ends = [call.end for call in successful]
     seconds = max(ends) - min(ends) if ends else 0.0
-    durations = [call.seconds for call in good]
+    durations = [call.seconds for call in successful]
     return Report(
-        images=len(good),
+        images=len(successful),
         seconds=seconds,
-        images_per_second=(len(good) - 1) / seconds if seconds > 0 else 0.0,
+        images_per_second=(len(successful) - 1) / seconds if seconds > 0 else 0.0,
         p50_ms=percentile_ms(durations, 50),
         p90_ms=percentile_ms(durations, 90),
         p99_ms=percentile_ms(durations, 99),
@@ -106,56 +121,61 @@ def closed_loop(
     *,
     seconds: float,
     warm_up: float = 0.0,
-    most: int = MOST_CALLS,
+    max_calls: int = MAX_CALLS,
     service_cpu: Callable[[], float] | None = None,
 ) -> Report:
-    """Run every call again and again, each in a thread of its own.
+    """Repeat every call until the time is over, each in its own thread.
 
     Args:
-        calls: one per caller.
-        seconds: to measure, after the warm-up.
-        warm_up: seconds to run before.
-        most: calls to start after the warm-up.
-        service_cpu: tells the processor seconds that the process under load has spent so far.
+        calls: one call per caller.
+        seconds: duration of the measurement, after the warm-up.
+        warm_up: duration of the warm-up in seconds.
+        max_calls: maximum number of calls after the warm-up.
+        service_cpu: returns the processor seconds that the process under load has used so far.
 
     Raises:
-        ValueError: a bound that is not positive, or beyond what one run may take.
+        ValueError: a limit is not positive, or too large.
     """
     if not calls:
-        raise ValueError("no caller")
-    if not 0 < seconds <= LONGEST_SECONDS or not 0 <= warm_up <= LONGEST_SECONDS:
-        raise ValueError(f"seconds must be above 0 and at most {LONGEST_SECONDS:g}")
-    if not 0 < most <= MOST_CALLS:
-        raise ValueError(f"between 1 and {MOST_CALLS} calls can be made")
+        raise ValueError("calls is empty; at least one caller is needed")
+    if not 0 < seconds <= MAX_SECONDS or not 0 <= warm_up <= MAX_SECONDS:
+        raise ValueError(
+            f"seconds must be above 0 and at most {MAX_SECONDS:g}, warm_up at least 0; "
+            f"got {seconds:g} and {warm_up:g}"
+        )
+    if not 0 < max_calls <= MAX_CALLS:
+        raise ValueError(f"max_calls must be between 1 and {MAX_CALLS}, not {max_calls}")
     started = itertools.count()
     start = time.monotonic() + warm_up
     stop = start + seconds
 
-    def caller(call: Call) -> list[Done]:
-        done = []
+    def caller(call: Call) -> list[FinishedCall]:
+        finished = []
         begin = time.monotonic()
-        while begin < stop and (begin < start or next(started) < most):
+        while begin < stop and (begin < start or next(started) < max_calls):
             error = call()
             end = time.monotonic()
-            done.append(Done(end, end - begin, error))
+            finished.append(FinishedCall(end, end - begin, error))
             begin = end
-        return done
+        return finished
 
-    def spent() -> tuple[float, float, float]:
-        served = 0.0 if service_cpu is None else service_cpu()
-        return time.monotonic(), time.process_time(), served
+    def usage() -> tuple[float, float, float]:
+        service_seconds = 0.0 if service_cpu is None else service_cpu()
+        return time.monotonic(), time.process_time(), service_seconds
 
     with ThreadPoolExecutor(len(calls)) as pool:
         running = [pool.submit(caller, call) for call in calls]
         time.sleep(warm_up)
-        before = spent()
+        before = usage()
         wait(running, timeout=stop - before[0])
-        elapsed, generated, served = (b - a for a, b in zip(before, spent(), strict=True))
-        done = [call for future in running for call in future.result()]
+        elapsed, generator_seconds, service_seconds = (
+            b - a for a, b in zip(before, usage(), strict=True)
+        )
+        finished = [call for future in running for call in future.result()]
     return summarise(
-        done,
+        finished,
         start,
         stop,
-        generator_cpu=generated / elapsed,
-        service_cpu=None if service_cpu is None else served / elapsed,
+        generator_cpu=generator_seconds / elapsed,
+        service_cpu=None if service_cpu is None else service_seconds / elapsed,
     )

@@ -1,4 +1,4 @@
-"""Load on a running service's routes that look at images with texts.
+"""Load on the routes of a running service that take images with texts.
 
 python -m load_tests.pairs vqa --url http://localhost:8000 --concurrency 8 --reduction 0.4
 python -m load_tests.pairs match --images 4 --texts 16
@@ -15,9 +15,9 @@ from typing import get_args
 
 from load_tests.arguments import add_bounds, between
 from load_tests.classify import describe, load_requests
-from load_tests.client import Target, TargetError, post
+from load_tests.client import AddressError, ServiceAddress, post
 from load_tests.images import jpeg, synthetic
-from load_tests.load import MOST_CALLS
+from load_tests.load import MAX_CALLS
 from tokenfold.bundle.tasks import PairTask
 
 FIELDS: dict[PairTask, str] = {
@@ -26,94 +26,104 @@ FIELDS: dict[PairTask, str] = {
     "reason": "statement",
     "match": "text",
 }
-# Short and long ones: they have plans of their own.
+# Short and long texts, which use different plans.
 TEXTS = (
     "What colour is the circle?",
     "How many red squares are there?",
     "Is the large blue triangle to the left of the small green circle that is near the edge?",
     "There are more circles than squares.",
 )
-# Requests that are prepared, each with other images.
+# Number of prepared requests, each with different images.
 _PREPARED = 8
 
 
 def prepare(
-    target: Target,
+    address: ServiceAddress,
     task: PairTask,
     fields: dict[str, str],
     *,
     images: int,
     texts: Sequence[str],
-    count: int,
+    texts_per_request: int,
     side: int,
 ) -> list[bytes]:
-    """Requests of one task, each with other images.
+    """Prepare requests of one task, each with different images.
 
     Args:
-        fields: of the form, such as `reduction`.
-        images: of each request.
-        texts: taken in turn, `count` for each request.
-        side: of the square images, pixels.
+        fields: form fields, such as `reduction`.
+        images: images per request.
+        texts: texts to cycle through, `texts_per_request` for each request.
+        side: side of the square images, pixels.
     """
-    turns = itertools.cycle(texts)
+    next_texts = itertools.cycle(texts)
     return [
         post(
-            target,
+            address,
             f"/v1/{task}",
-            [jpeg(synthetic(side, side, seed=number * images + at)) for at in range(images)],
-            {**fields, FIELDS[task]: [next(turns) for _ in range(count)]},
+            [
+                jpeg(synthetic(side, side, seed=number * images + image_index))
+                for image_index in range(images)
+            ],
+            {**fields, FIELDS[task]: [next(next_texts) for _ in range(texts_per_request)]},
         )
         for number in range(_PREPARED)
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0 when every answer was good, otherwise 1."""
+    """Run the command; return 0 if every response was successful, otherwise 1."""
     parser = argparse.ArgumentParser(
         prog="python -m load_tests.pairs",
-        description='Load on a service\'s routes that look at images with texts. An "image" of '
-        "the report is a request.",
+        description="Load on a service's routes that take images with texts. The report counts "
+        'each request as one "image".',
     )
     parser.add_argument("task", choices=get_args(PairTask))
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="default: %(default)s")
-    parser.add_argument("--allow-remote", action="store_true", help="load another machine")
     parser.add_argument(
-        "--images", type=between(int, 1, 64), help="of a request; default: what the task looks at"
+        "--allow-remote", action="store_true", help="allow a service on another machine"
     )
     parser.add_argument(
-        "--texts", type=between(int, 1, 64), default=1, help="of a request; default: %(default)s"
+        "--images", type=between(int, 1, 64), help="images per request; default: as the task needs"
     )
-    parser.add_argument("--text", action="append", help="to send; repeat for several, in turn")
     parser.add_argument(
-        "--side", type=between(int, 1, 4096), default=224, help="of the images, pixels"
+        "--texts",
+        type=between(int, 1, 64),
+        default=1,
+        help="texts per request; default: %(default)s",
+    )
+    parser.add_argument(
+        "--text", action="append", help="text to send; repeat to cycle through several"
+    )
+    parser.add_argument(
+        "--side", type=between(int, 1, 4096), default=224, help="side of the images, pixels"
     )
     add_bounds(parser, concurrency=8, seconds=10.0)
     parser.add_argument("--model")
     selector = parser.add_mutually_exclusive_group()
     selector.add_argument("--level", help="name of a level")
-    selector.add_argument("--reduction", help="share of the FLOPs to remove, 0 to 1")
+    selector.add_argument("--reduction", help="fraction of the FLOPs to remove, 0 to 1")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
-        target = Target.of(options.url, allow_remote=options.allow_remote)
-    except TargetError as error:
+        address = ServiceAddress.of(options.url, allow_remote=options.allow_remote)
+    except AddressError as error:
         parser.error(str(error))
-    asked = {"model": options.model, "level": options.level, "reduction": options.reduction}
+    selected = {"model": options.model, "level": options.level, "reduction": options.reduction}
     report = load_requests(
-        target,
+        address,
         prepare(
-            target,
+            address,
             options.task,
-            {name: value for name, value in asked.items() if value is not None},
+            {name: value for name, value in selected.items() if value is not None},
             images=options.images or (2 if options.task == "reason" else 1),
             texts=options.text or TEXTS,
-            count=options.texts,
+            texts_per_request=options.texts,
             side=options.side,
         ),
         concurrency=options.concurrency,
         seconds=options.seconds,
         warm_up=options.warm_up,
-        most=MOST_CALLS,
+        max_requests=MAX_CALLS,
     )
     print(json.dumps(report.as_json()) if options.json else describe(report))
     return 0 if report.images and not report.errors else 1

@@ -1,4 +1,4 @@
-"""What it is worth to look again at the best of a search: scenes held out, found by their texts.
+"""Measure the benefit of reranking: search held-out scenes by their texts, with and without it.
 
 python -m load_tests.rerank --images 1000 --texts 200 --candidates 20
 """
@@ -27,24 +27,24 @@ from tokenfold.scenes.descriptions import description
 from tokenfold.service.settings import DEMO
 
 MODEL, MATCHER = "scenes-retrieval", "scenes"
-# Held-out scenes that no profile and no training run looked at.
+# First of the held-out scenes that no profile and no training run used.
 FIRST = 60_000
 TEXTS: dict[str, Callable[[scenes.Scene, np.random.Generator], str]] = {
     "captions": scenes.true_caption,
     "descriptions": description,
 }
 _BATCH = 25
-_LOOKED_AT = 5
+_TOP_K = 5
 
 
 @dataclass(frozen=True)
-class Found:
-    """How well texts of a kind find their own image.
+class RerankResult:
+    """Search quality for one kind of text.
 
     Attributes:
-        rerank: images looked at again; 0 for none.
-        first, among_five: share of texts whose image comes first, or is among the first five.
-        p50_ms: of a search, in the service.
+        rerank: number of reranked candidates; 0 for none.
+        first, among_five: fraction of texts whose image ranks first, or among the first five.
+        p50_ms: median duration of a search inside the service.
     """
 
     texts: str
@@ -54,39 +54,41 @@ class Found:
     p50_ms: float
 
 
-def measure(client: httpx.Client, images: int, texts: int, candidates: int) -> Iterator[Found]:
-    """Fill a gallery, and ask for the first of its images by each kind of text."""
+def measure(
+    client: httpx.Client, images: int, texts: int, candidates: int
+) -> Iterator[RerankResult]:
+    """Fill a gallery, then search for its first images by each kind of text."""
     seeds = scenes.HELD_OUT[FIRST : FIRST + images]
     client.post("/v1/galleries", json={"name": "held-out", "model": MODEL}).raise_for_status()
     batches = range(0, images, _BATCH)
-    for at in track(batches, "add images", console=Console(stderr=True), transient=True):
-        some = seeds[at : at + _BATCH]
+    for start in track(batches, "add images", console=Console(stderr=True), transient=True):
+        batch = seeds[start : start + _BATCH]
         client.post(
             "/v1/galleries/held-out/images",
-            files=[("image", _png(seed)) for seed in some],
-            data={"id": [str(seed) for seed in some]},
+            files=[("image", _png(seed)) for seed in batch],
+            data={"id": [str(seed) for seed in batch]},
         ).raise_for_status()
-    for kind, say in TEXTS.items():
-        asked = [
-            (str(seed), say(scenes.scene(seed), np.random.default_rng(seed)))
+    for kind, describe in TEXTS.items():
+        queries = [
+            (str(seed), describe(scenes.scene(seed), np.random.default_rng(seed)))
             for seed in seeds[:texts]
         ]
         for rerank in (0, candidates):
-            places, times = [], []
-            for seed, text in asked:
-                wanted = {"text": text, "top_k": _LOOKED_AT}
+            ranks, times = [], []
+            for seed, text in queries:
+                request = {"text": text, "top_k": _TOP_K}
                 if rerank:
-                    wanted |= {"rerank": rerank, "rerank_model": MATCHER}
-                answer = client.post("/v1/galleries/held-out/search", json=wanted)
-                found = answer.raise_for_status().json()
-                ids = [one["id"] for one in found["results"]]
-                places.append(ids.index(seed) if seed in ids else _LOOKED_AT)
-                times.append(sum(found["timings_ms"].values()))
-            yield Found(
+                    request |= {"rerank": rerank, "rerank_model": MATCHER}
+                response = client.post("/v1/galleries/held-out/search", json=request)
+                answer = response.raise_for_status().json()
+                ids = [hit["id"] for hit in answer["results"]]
+                ranks.append(ids.index(seed) if seed in ids else _TOP_K)
+                times.append(sum(answer["timings_ms"].values()))
+            yield RerankResult(
                 kind,
                 rerank,
-                sum(place == 0 for place in places) / len(places),
-                sum(place < _LOOKED_AT for place in places) / len(places),
+                sum(rank == 0 for rank in ranks) / len(ranks),
+                sum(rank < _TOP_K for rank in ranks) / len(ranks),
                 statistics.median(times),
             )
 
@@ -96,20 +98,20 @@ def _png(seed: int) -> tuple[str, bytes, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m load_tests.rerank",
-        description="What it is worth to look again at the best of a search.",
+        description="Measure the benefit of reranking search results.",
     )
-    shown = "default: %(default)s"
+    default = "default: %(default)s"
     parser.add_argument(
-        "--images", type=between(int, 1, 10_000), default=1000, help=f"of the gallery; {shown}"
-    )
-    parser.add_argument(
-        "--texts", type=between(int, 1, 10_000), default=200, help=f"of each kind; {shown}"
+        "--images", type=between(int, 1, 10_000), default=1000, help=f"gallery size; {default}"
     )
     parser.add_argument(
-        "--candidates", type=between(int, 1, 100), default=20, help=f"looked at again; {shown}"
+        "--texts", type=between(int, 1, 10_000), default=200, help=f"texts of each kind; {default}"
+    )
+    parser.add_argument(
+        "--candidates", type=between(int, 1, 100), default=20, help=f"reranked images; {default}"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
@@ -117,21 +119,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory() as data,
         serving(["--bundles", str(DEMO), "--data-dir", data]) as service,
         httpx.Client(
-            base_url=f"http://{service.target.host}:{service.target.port}", timeout=60
+            base_url=f"http://{service.address.host}:{service.address.port}", timeout=60
         ) as client,
     ):
-        found = list(measure(client, options.images, options.texts, options.candidates))
+        results = list(measure(client, options.images, options.texts, options.candidates))
     if options.json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        print(json.dumps([asdict(result) for result in results], indent=2))
         return 0
-    table = Table("texts", "looked at again", "first", "among five", "p50 ms", box=SIMPLE)
-    for one in found:
+    table = Table("texts", "reranked", "first", "among five", "p50 ms", box=SIMPLE)
+    for result in results:
         table.add_row(
-            one.texts,
-            str(one.rerank),
-            f"{one.first:.1%}",
-            f"{one.among_five:.1%}",
-            f"{one.p50_ms:.1f}",
+            result.texts,
+            str(result.rerank),
+            f"{result.first:.1%}",
+            f"{result.among_five:.1%}",
+            f"{result.p50_ms:.1f}",
         )
     Console().print(table)
     return 0

@@ -1,9 +1,9 @@
-"""What the service costs: its throughput beside that of the bare session, level by level.
+"""Compare the service's throughput with that of the bare session, level by level.
 
 python -m load_tests.served_vs_bare models/demo/bundles/cifar10
 
-The two take turns, so that whatever else the machine does touches both. Only one runs at a time.
-Of a dual encoder they embed images.
+The two sides alternate, so that other work on the machine affects both. Only one runs at a time.
+For a dual encoder, both embed images.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from rich.progress import track
 from rich.table import Table
 
 from load_tests.arguments import add_bounds, between
-from load_tests.bare import Bare, bare_session
+from load_tests.bare import BareSession, bare_session
 from load_tests.classify import load_requests
 from load_tests.client import post
 from load_tests.images import jpeg, synthetic
-from load_tests.load import Report
+from load_tests.load import Report, Schedule
 from load_tests.server import Service, serving
 from tokenfold.bundle.bundle import Bundle, BundleError
 from tokenfold.runtime.machine import cores
 
 GOAL = 0.95
-MOST_ROUNDS = 100
+MAX_ROUNDS = 100
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One level, over all rounds.
+    """Results of a level over all rounds.
 
     Attributes:
         bare, served: images per second; medians of the rounds.
-        ratio: median of the rounds' served / bare. Each is of two neighbours in time.
-        bare_cpu_ms, service_cpu_ms: processor time per image, of all cores; medians.
-        generator_cpu: of the load generator, seconds per second; median. The service would have
-            it otherwise.
-        p50_ms, p99_ms: of the requests; medians.
-        errors: of all rounds, by name.
+        ratio: median of the rounds' served / bare; each ratio is of consecutive measurements.
+        bare_cpu_ms, service_cpu_ms: processor time per image, summed over all cores; medians.
+        generator_cpu: processor seconds per second of the load generator, which the service
+            cannot use; median.
+        p50_ms, p99_ms: duration of a request; medians.
+        errors: number of errors in all rounds, by name.
     """
 
     level: str
@@ -62,37 +62,37 @@ class Comparison:
     errors: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The attributes, for json.dumps."""
+        """Return the attributes as a dict for json.dumps."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Round:
-    """Two measurements of one level, one right after the other."""
+    """Two consecutive measurements of one level."""
 
     bare: Report
     served: Report
 
 
 def compare(level: str, rounds: Sequence[Round]) -> Comparison:
-    """Sum up the rounds of a level.
+    """Summarise the rounds of a level.
 
     Raises:
-        ValueError: a round in which nothing was answered.
+        ValueError: no request was answered in a round.
     """
     errors: dict[str, int] = {}
-    for each in rounds:
-        for error, count in each.served.errors.items():
+    for pair in rounds:
+        for error, count in pair.served.errors.items():
             errors[error] = errors.get(error, 0) + count
-        if not each.bare.images_per_second or not each.served.images_per_second:
+        if not pair.bare.images_per_second or not pair.served.images_per_second:
             raise ValueError(f"level {level}: fewer than two answers in a round; errors: {errors}")
-    bare, served = [each.bare for each in rounds], [each.served for each in rounds]
+    bare, served = [pair.bare for pair in rounds], [pair.served for pair in rounds]
     return Comparison(
         level=level,
         bare=statistics.median(report.images_per_second for report in bare),
         served=statistics.median(report.images_per_second for report in served),
         ratio=statistics.median(
-            each.served.images_per_second / each.bare.images_per_second for each in rounds
+            pair.served.images_per_second / pair.bare.images_per_second for pair in rounds
         ),
         # The bare session runs in the process that generates its load.
         bare_cpu_ms=statistics.median(
@@ -109,7 +109,7 @@ def compare(level: str, rounds: Sequence[Round]) -> Comparison:
 
 
 def prepared_jpeg(bundle: Bundle) -> bytes:
-    """A JPEG that the bundle's pre-processing need not resize."""
+    """Return a JPEG that the bundle's preprocessing need not resize."""
     preprocess = bundle.manifest.preprocess
     height, width = preprocess.size
     if preprocess.resize == "shorter" and preprocess.shorter_side is not None:
@@ -117,57 +117,56 @@ def prepared_jpeg(bundle: Bundle) -> bytes:
     return jpeg(synthetic(height, width))
 
 
-def take_turns(
-    bare: Bare,
+def measure_rounds(
+    bare: BareSession,
     service: Service,
     levels: Sequence[str],
     image: bytes,
+    schedule: Schedule,
     *,
     path: str,
     model: str,
-    rounds: int,
-    seconds: float,
-    warm_up: float,
-    concurrency: int,
 ) -> dict[str, list[Round]]:
-    """Measure every level in each of some rounds; the two sides swap their order each time.
+    """Measure every level in each round; the order of the two sides alternates.
 
     Args:
-        path: of the route that takes images alone.
+        path: route that takes images alone.
     """
-    found: dict[str, list[Round]] = {level: [] for level in levels}
+    seconds, warm_up = schedule.seconds, schedule.warm_up
+    rounds_by_level: dict[str, list[Round]] = {level: [] for level in levels}
     console = Console(stderr=True)
-    for number in track(range(rounds), "rounds", console=console, disable=not console.is_terminal):
+    quiet = not console.is_terminal
+    for round_index in track(range(schedule.rounds), "rounds", console=console, disable=quiet):
         for level in levels:
 
             def serve(level: str = level) -> Report:
                 return load_requests(
-                    service.target,
-                    [post(service.target, path, image, {"model": model, "level": level})],
-                    concurrency=concurrency,
+                    service.address,
+                    [post(service.address, path, image, {"model": model, "level": level})],
+                    concurrency=schedule.concurrency,
                     seconds=seconds,
                     warm_up=warm_up,
                     service_cpu=service.cpu_seconds,
                 )
 
-            if number % 2:
+            if round_index % 2:
                 served = serve()
-                found[level].append(Round(bare.load(level, seconds, warm_up), served))
+                rounds_by_level[level].append(Round(bare.load(level, seconds, warm_up), served))
             else:
-                found[level].append(Round(bare.load(level, seconds, warm_up), serve()))
-    return found
+                rounds_by_level[level].append(Round(bare.load(level, seconds, warm_up), serve()))
+    return rounds_by_level
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons, for people."""
-    shown = Table(box=SIMPLE, pad_edge=False)
+    """Return the comparisons as a table."""
+    result = Table(box=SIMPLE, pad_edge=False)
     for title in (
         *("level", "bare\nimg/s", "served\nimg/s", "served\n/ bare"),
         *("bare\nCPU ms", "service\nCPU ms", "load\nCPU", "p50\nms", "p99\nms", "errors"),
     ):
-        shown.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
+        result.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
     for row in comparisons:
-        shown.add_row(
+        result.add_row(
             row.level,
             f"{row.bare:.1f}",
             f"{row.served:.1f}",
@@ -179,24 +178,29 @@ def table(comparisons: Sequence[Comparison]) -> Table:
             f"{row.p99_ms:.1f}",
             str(sum(row.errors.values())),
         )
-    return shown
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0 when every level reached the goal, otherwise 1."""
+    """Run the command; return 0 if every level reached the goal, otherwise 1."""
     parser = argparse.ArgumentParser(
         prog="python -m load_tests.served_vs_bare",
-        description="Throughput of the service beside the bare session's, level by level.",
+        description="Compare the service's throughput with the bare session's, level by level.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--levels", nargs="+", metavar="LEVEL", help="default: all of the bundle")
     parser.add_argument(
-        "--rounds", type=between(int, 1, MOST_ROUNDS), default=5, help="default: %(default)s"
+        "--levels", nargs="+", metavar="LEVEL", help="default: all levels of the bundle"
+    )
+    parser.add_argument(
+        "--rounds", type=between(int, 1, MAX_ROUNDS), default=5, help="default: %(default)s"
     )
     add_bounds(parser, concurrency=4 * cores(), seconds=4.0)
     parser.add_argument("--photo", type=Path, help="send this file, which the service must resize")
     parser.add_argument(
-        "--goal", type=between(float, 0.0, 1.0), default=GOAL, help="ratio; default: %(default)s"
+        "--goal",
+        type=between(float, 0.0, 1.0),
+        default=GOAL,
+        help="minimum ratio; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     options = parser.parse_args(arguments)
@@ -207,7 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     kind = bundle.manifest.kind
     if kind == "pair":
-        parser.error(f"{options.bundle} sees images with texts; this compares networks of images")
+        parser.error(
+            f"{options.bundle} takes images with texts; only bundles for images can be compared"
+        )
     levels = options.levels or list(bundle.manifest.levels)
     if unknown := [level for level in levels if level not in bundle.manifest.levels]:
         parser.error(f"unknown levels {unknown}; the bundle has {list(bundle.manifest.levels)}")
@@ -215,23 +221,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bare_session(options.bundle, cores()) as bare,
         serving(["--bundles", str(options.bundle.resolve())]) as service,
     ):
-        found = take_turns(
+        rounds_by_level = measure_rounds(
             bare,
             service,
             levels,
             image,
+            Schedule(options.rounds, options.seconds, options.warm_up, options.concurrency),
             path="/v1/embed" if kind == "dual" else "/v1/classify",
             model=bundle.manifest.name,
-            rounds=options.rounds,
-            seconds=options.seconds,
-            warm_up=options.warm_up,
-            concurrency=options.concurrency,
         )
-    comparisons = [compare(level, rounds) for level, rounds in found.items()]
+    comparisons = [compare(level, rounds) for level, rounds in rounds_by_level.items()]
     if options.json:
         print(json.dumps({"levels": [row.as_json() for row in comparisons]}))
     else:
-        # In a file or a pipe there is no width to keep to.
+        # A file or pipe has no terminal width.
         Console(width=None if sys.stdout.isatty() else 120).print(table(comparisons))
     return 0 if all(row.ratio >= options.goal for row in comparisons) else 1
 

@@ -1,4 +1,4 @@
-"""The real service, as a process of its own."""
+"""Run the real service in a separate process."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from typing import IO
 
 import psutil  # type: ignore[import-untyped]
 
-from load_tests.client import Target
+from load_tests.client import ServiceAddress
 
 LOOPBACK = "127.0.0.1"
-# Seconds between two looks at whether the service is ready.
+# Seconds between two checks whether the service is ready.
 PAUSE = 0.05
 
 
 class ServiceError(RuntimeError):
-    """The service did not start; the message holds the end of what it wrote."""
+    """The service did not start; the message contains the end of its output."""
 
 
 @dataclass(frozen=True)
 class Service:
     """A running service."""
 
-    target: Target
+    address: ServiceAddress
     process: psutil.Process
 
     def cpu_seconds(self) -> float:
-        """Processor time it has spent so far, children included."""
-        spent = 0.0
+        """Return the processor time used so far, including child processes."""
+        seconds = 0.0
         for process in (self.process, *self.process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                spent += times.user + times.system
-        return spent
+                seconds += times.user + times.system
+        return seconds
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
-def is_ready(target: Target) -> bool:
+def is_ready(address: ServiceAddress) -> bool:
     """Whether /readyz answers 200."""
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=2.0)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=2.0)
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/readyz")
@@ -64,7 +64,7 @@ def is_ready(target: Target) -> bool:
 
 @contextlib.contextmanager
 def serving(
-    arguments: Sequence[str], *, patience: float = 60.0, command: Sequence[str] | None = None
+    arguments: Sequence[str], *, timeout: float = 60.0, command: Sequence[str] | None = None
 ) -> Iterator[Service]:
     """Run `tokenfold serve` on a free loopback port, ready when the block begins.
 
@@ -76,43 +76,45 @@ def serving(
     Raises:
         ServiceError: it ended, or was not ready in time.
     """
-    target = Target(LOOPBACK, free_port())
-    line = [
+    address = ServiceAddress(LOOPBACK, free_port())
+    full_command = [
         *(command or (sys.executable, "-m", "tokenfold", "serve")),
-        *("--host", target.host, "--port", str(target.port)),
+        *("--host", address.host, "--port", str(address.port)),
         *arguments,
     ]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            full_command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            _wait(process, target, patience, output)
-            yield Service(target, psutil.Process(process.pid))
+            _wait(process, address, timeout, output)
+            yield Service(address, psutil.Process(process.pid))
         finally:
-            _stop(process, patience)
+            _stop(process, timeout)
 
 
 def _wait(
-    process: subprocess.Popen[bytes], target: Target, patience: float, output: IO[bytes]
+    process: subprocess.Popen[bytes], address: ServiceAddress, timeout: float, output: IO[bytes]
 ) -> None:
-    deadline = time.monotonic() + patience
-    while not is_ready(target):
-        ended = process.poll()
-        if ended is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + timeout
+    while not is_ready(address):
+        exit_code = process.poll()
+        if exit_code is None and time.monotonic() < deadline:
             time.sleep(PAUSE)
             continue
         output.seek(0)
-        last = output.read().decode(errors="replace")[-4000:]
-        what = f"was not ready after {patience:g} s" if ended is None else f"ended with {ended}"
-        raise ServiceError(f"the service {what}:\n{last}")
+        output_end = output.read().decode(errors="replace")[-4000:]
+        problem = (
+            f"was not ready after {timeout:g} s" if exit_code is None else f"ended with {exit_code}"
+        )
+        raise ServiceError(f"the service {problem}:\n{output_end}")
 
 
-def _stop(process: subprocess.Popen[bytes], patience: float) -> None:
+def _stop(process: subprocess.Popen[bytes], timeout: float) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
-        process.wait(patience)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

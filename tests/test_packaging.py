@@ -241,8 +241,8 @@ def test_the_service_needs_no_more_than_base_and_cpu() -> None:
     assert {"torch", "onnx", "transformers", "pytest"} <= set(beyond)
     command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps(beyond), "serve"]
     with serving([], command=command) as service:
-        request = post(service.target, "/v1/classify", jpeg(synthetic(40, 30)), {})
-        with closing(Client(service.target, [request])) as client:
+        request = post(service.address, "/v1/classify", jpeg(synthetic(40, 30)), {})
+        with closing(Client(service.address, [request])) as client:
             assert client() is None
 
 

@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
-    """A ViT of three layers and 17 tokens, random but far from degenerate."""
+    """Return a ViT of three layers and 17 tokens with random weights."""
     fields = {
         "image_size": SIZE,
         "patch_size": 8,
@@ -40,7 +40,7 @@ def checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
 
 
 def pair_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
-    """That of `vilt`, with labels for each task but `match`, whose head ranks."""
+    """Return the checkpoint of `vilt`, with labels for each task except `match`, which ranks."""
     labels: dict[PairTask, tuple[str, ...]] = {
         "vqa": LABELS,
         "entail": ("contradiction", "neutral", "entailment"),
@@ -48,13 +48,13 @@ def pair_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
         "match": (),
     }
     model = vilt(seed, **changes)
-    own = {task: labels[task] for task in model.config.heads}
+    task_labels = {task: labels[task] for task in model.config.heads}
     text = word_level(WORDS, model.config.most_text)
-    return PairCheckpoint(model, PREPROCESS, own, text, weighted=True)
+    return PairCheckpoint(model, PREPROCESS, task_labels, text, weighted=True)
 
 
 def vilt(seed: int = 0, **changes: Any) -> Vilt:
-    """A ViLT of four layers, 17 image tokens and up to 12 text tokens, with a head of each kind."""
+    """Return a ViLT of four layers, 17 image tokens, up to 12 text tokens and all heads."""
     fields = {
         "image_size": SIZE,
         "patch_size": 8,
@@ -78,7 +78,7 @@ def vilt(seed: int = 0, **changes: Any) -> Vilt:
 
 
 def meter_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
-    """A METER of two steps behind small towers, 17 image tokens, up to 12 text tokens."""
+    """Return a METER of two steps behind small towers, 17 image tokens, up to 12 text tokens."""
     fields = {
         "form": "sequential",
         "protect_class": False,
@@ -102,18 +102,18 @@ def meter_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
 
 
 def dual_checkpoint(seed: int = 0, *, siglip: bool = False, **changes: Any) -> DualCheckpoint:
-    """That of `dual`, which knows the words of the others."""
+    """Return the checkpoint of `dual`, with the same vocabulary as the others."""
     model = dual(seed, siglip=siglip, **changes)
     text = word_level(WORDS, model.config.text.most_text, padded=model.config.text.padded)
     return DualCheckpoint(model, PREPROCESS, text, "it is an {}")
 
 
 def dual(seed: int = 0, *, siglip: bool = False, **changes: Any) -> DualEncoder:
-    """Two towers of three layers, with 17 image tokens or SigLIP's 16, up to 12 text tokens.
+    """Return two towers of three layers, 17 image tokens (SigLIP: 16) and up to 12 text tokens.
 
     Args:
-        siglip: attention pooling, padded texts and independent scores instead of CLIP's ways.
-        changes: of DualConfig; `image` and `text` are changes of the towers' own fields.
+        siglip: use SigLIP's attention pooling, padded texts and independent scores, not CLIP's.
+        changes: fields of DualConfig; `image` and `text` contain fields of the towers.
     """
     shared = {"dim": 48, "depth": 3, "heads": 3, "mlp_dim": 96}
     image: dict[str, Any] = {**shared, "image_size": SIZE, "patch_size": 8, "classes": 40}
@@ -142,7 +142,7 @@ def dual(seed: int = 0, *, siglip: bool = False, **changes: Any) -> DualEncoder:
 
 
 def drawn(model: M, seed: int) -> M:
-    """The network with every weight and buffer drawn anew, ready to run."""
+    """Set every weight and buffer of a network to random values; return it in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""How images lie in a table: its columns, and the way there and back."""
+"""Columns of a gallery's table, and conversion of images to and from rows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PENDING: State = "tokenfold-pending"
 DELETED: State = "tokenfold-deleted"
 
 SHOWN = ("id", "sha256", "metadata", "width", "height", "added")
-"""Columns of a `Hit`, but for its score."""
+"""Columns of a `Hit`, except for its score."""
 
 _INFO = b"tokenfold"
-# Two writers that insert one id at the same time: with this on the field the second one notices,
-# and updates. Without it both rows stay.
+# With this key, the second of two writers that insert the same id notices the first one and updates
+# its row. Without it, both rows stay.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
-_LOWEST, _HIGHEST = -(2**63), 2**64 - 1  # whole numbers that stay whole in LanceDB's JSON
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1  # integers that LanceDB's JSON keeps exactly
 
 
 def schema(info: GalleryInfo) -> pa.Schema:
-    """The columns of a gallery, which carry its description."""
+    """Return the columns of a gallery, with its description as metadata."""
     import pyarrow as pa
 
     return pa.schema(
@@ -53,18 +53,18 @@ def schema(info: GalleryInfo) -> pa.Schema:
 
 
 def mark(state: State) -> pa.Schema:
-    """The columns of a table that is not a gallery yet, or no longer.
+    """Return the columns of a table that is not yet a gallery, or no longer one.
 
-    None of them is a gallery's, so that what another process still adds to it fails.
+    None of the columns is a gallery's, so that writes of other processes to the table fail.
     """
     import pyarrow as pa
 
     return pa.schema([pa.field("nothing", pa.bool_())], metadata={state: str(time.time()).encode()})
 
 
-def description(found: pa.Schema) -> GalleryInfo | None:
-    """What the columns say of their gallery; None where it was deleted, or is none of ours."""
-    text = (found.metadata or {}).get(_INFO)
+def description(table_schema: pa.Schema) -> GalleryInfo | None:
+    """Return the gallery's description in a schema; None if it was deleted or is not a gallery."""
+    text = (table_schema.metadata or {}).get(_INFO)
     if text is None:
         return None
     try:
@@ -73,17 +73,17 @@ def description(found: pa.Schema) -> GalleryInfo | None:
         return None
 
 
-def marked(found: pa.Schema, state: State) -> float | None:
-    """Seconds since the table was given a mark; None where it has none."""
-    since = (found.metadata or {}).get(state.encode())
-    return None if since is None else time.time() - float(since)
+def marked(table_schema: pa.Schema, state: State) -> float | None:
+    """Return the seconds since the table was marked; None if it is not marked."""
+    marked_at = (table_schema.metadata or {}).get(state.encode())
+    return None if marked_at is None else time.time() - float(marked_at)
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:
-    """Metadata as JSON, the same for equal metadata.
+    """Convert metadata to JSON text; equal metadata give equal text.
 
     Raises:
-        InvalidRequest: it holds what JSON does not, or a whole number of more than 64 bits.
+        InvalidRequest: a value is not representable in JSON, or an integer exceeds 64 bits.
     """
     try:
         _check(metadata)
@@ -95,46 +95,48 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
             separators=(",", ":"),
         )
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"metadata: {error or 'is too deep'}") from error
+        raise InvalidRequest(f"metadata: {error or 'nested too deeply'}") from error
 
 
 def table(rows: Iterable[ImageRow], info: GalleryInfo) -> pa.Table:
-    """Images as LanceDB takes them.
+    """Convert images to a table for LanceDB.
 
     Raises:
-        InvalidRequest: metadata that cannot be kept.
-        ValueError: a vector of another width.
+        InvalidRequest: metadata that cannot be stored.
+        ValueError: a vector has another width than the gallery's.
     """
     import pyarrow as pa
 
     columns = schema(info)
-    kept = list(rows)
-    vectors = np.zeros((len(kept), info.width), np.float32)
-    for place, row in enumerate(kept):
+    images = list(rows)
+    vectors = np.zeros((len(images), info.width), np.float32)
+    for index, row in enumerate(images):
         if row.vector.shape != (info.width,):
-            raise ValueError(f"{row.id}: {row.vector.shape} is no vector of {info.width} numbers")
-        vectors[place] = row.vector
+            raise ValueError(
+                f"{row.id}: the vector's shape is {row.vector.shape}, not ({info.width},)"
+            )
+        vectors[index] = row.vector
     return pa.table(
         [
-            pa.array([row.id for row in kept], pa.string()),
-            # (rows, width) -> (rows * width), which Arrow cuts into lists of `width`.
+            pa.array([row.id for row in images], pa.string()),
+            # (rows, width) -> (rows * width), which Arrow splits into lists of `width`.
             pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), info.width),
-            pa.array([row.sha256 for row in kept], pa.string()),
+            pa.array([row.sha256 for row in images], pa.string()),
             pa.ExtensionArray.from_storage(
-                pa.json_(), pa.array([metadata_text(row.metadata) for row in kept], pa.string())
+                pa.json_(), pa.array([metadata_text(row.metadata) for row in images], pa.string())
             ),
-            pa.array([row.width for row in kept], pa.int32()),
-            pa.array([row.height for row in kept], pa.int32()),
-            pa.array([row.added for row in kept], pa.timestamp("us", tz="UTC")),
-            pa.array([row.thumbnail for row in kept], pa.binary()),
+            pa.array([row.width for row in images], pa.int32()),
+            pa.array([row.height for row in images], pa.int32()),
+            pa.array([row.added for row in images], pa.timestamp("us", tz="UTC")),
+            pa.array([row.thumbnail for row in images], pa.binary()),
         ],
         schema=columns,
     )
 
 
-def hits(found: pa.Table, scores: Sequence[float] | None = None) -> list[Hit]:
-    """Rows of the columns `SHOWN`, with their scores or NaN."""
-    given = scores if scores is not None else [float("nan")] * len(found)
+def hits(rows: pa.Table, scores: Sequence[float] | None = None) -> list[Hit]:
+    """Convert rows with the columns `SHOWN` to hits; without scores, the scores are NaN."""
+    row_scores = scores if scores is not None else [float("nan")] * len(rows)
     return [
         Hit(
             id=row["id"],
@@ -145,57 +147,57 @@ def hits(found: pa.Table, scores: Sequence[float] | None = None) -> list[Hit]:
             added=_utc(row["added"]),
             sha256=row["sha256"],
         )
-        for row, score in zip(found.select(SHOWN).to_pylist(), given, strict=True)
+        for row, score in zip(rows.select(SHOWN).to_pylist(), row_scores, strict=True)
     ]
 
 
-def nearest(found: pa.Table, places: slice) -> list[Hit]:
-    """Of rows of the columns `SHOWN` and `_distance` those of some places.
+def nearest(rows: pa.Table, places: slice) -> list[Hit]:
+    """Sort rows with the columns `SHOWN` and `_distance`, and convert some of them to hits.
 
     Args:
-        places: in the order of their distance; ties are ordered by id.
+        places: positions in the order of distance; ties are ordered by id.
     """
-    distances = found["_distance"].to_numpy()
-    order = np.lexsort((np.asarray(found["id"].to_pylist(), object), distances))[places]
-    return hits(found.take(order), cosines(distances[order]).tolist())
+    distances = rows["_distance"].to_numpy()
+    order = np.lexsort((np.asarray(rows["id"].to_pylist(), object), distances))[places]
+    return hits(rows.take(order), cosines(distances[order]).tolist())
 
 
-def image_row(found: Mapping[str, Any]) -> ImageRow:
-    """A row of all columns, `vector` perhaps missing."""
+def image_row(row: Mapping[str, Any]) -> ImageRow:
+    """Convert a row with all columns to an image; `vector` may be missing."""
     return ImageRow(
-        id=found["id"],
-        vector=np.asarray(found.get("vector", ()), np.float32),
-        sha256=found["sha256"],
-        metadata=json.loads(found["metadata"]),
-        width=found["width"],
-        height=found["height"],
-        added=_utc(found["added"]),
-        thumbnail=found["thumbnail"],
+        id=row["id"],
+        vector=np.asarray(row.get("vector", ()), np.float32),
+        sha256=row["sha256"],
+        metadata=json.loads(row["metadata"]),
+        width=row["width"],
+        height=row["height"],
+        added=_utc(row["added"]),
+        thumbnail=row["thumbnail"],
     )
 
 
 def cosines(distances: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """LanceDB's cosine distances, 0 to 2, as cosines."""
+    """Convert LanceDB's cosine distances, 0 to 2, to cosines."""
     return np.clip(1.0 - np.asarray(distances, np.float64), -1.0, 1.0)
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def _utc(timestamp: datetime) -> datetime:
+    return timestamp.replace(tzinfo=UTC) if timestamp.tzinfo is None else timestamp.astimezone(UTC)
 
 
 def _check(value: Any) -> None:
     if isinstance(value, bool) or value is None:
         return
-    if isinstance(value, int) and not _LOWEST <= value <= _HIGHEST:
-        raise ValueError("a whole number has more than 64 bits")
+    if isinstance(value, int) and not _MIN_INTEGER <= value <= _MAX_INTEGER:
+        raise ValueError("an integer exceeds 64 bits")
     if isinstance(value, str) and not is_text(value):
-        raise ValueError("half a surrogate pair is no text")
+        raise ValueError("a text contains half a surrogate pair")
     if isinstance(value, Mapping):
-        for key, each in value.items():
+        for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError("a name is no text")
+                raise TypeError("a key is not a text")
             _check(key)
-            _check(each)
+            _check(item)
     elif isinstance(value, list | tuple):
-        for each in value:
-            _check(each)
+        for item in value:
+            _check(item)

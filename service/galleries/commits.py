@@ -1,4 +1,4 @@
-"""Group commit: what is put while a commit is under way goes into the next one, together."""
+"""Group commit: items that arrive during a commit share the next one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_ITEMS = 1024  # of one commit: some tens of MiB of thumbnails
+MAX_ITEMS = 1024  # per commit: some tens of MiB of thumbnails
 
 
 class Commits(Generic[Item, Result]):
-    """Takes items from many callers to one commit after another."""
+    """Collects items from many callers into consecutive commits."""
 
     def __init__(
-        self, commit: Callable[[list[Item]], Awaitable[list[Result]]], most: int = MOST_ITEMS
+        self, commit: Callable[[list[Item]], Awaitable[list[Result]]], max_items: int = MAX_ITEMS
     ) -> None:
-        """Args:
-        commit: makes items durable, all or, where it raises, none; a result for each, in order.
-        most: items of one commit. The items of one caller are never split.
+        """Prepare; the first `put` starts committing.
+
+        Args:
+            commit: makes items durable and returns a result for each, in order; if it raises an
+                error, no item is durable.
+            max_items: maximum items per commit. The items of one caller are never split.
         """
         self._commit = commit
-        self._most = most
+        self._max_items = max_items
         self._waiting: list[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def put(self, items: Sequence[Item]) -> list[Result]:
-        """The results of these items, once they are durable.
+        """Commit items and return their results once they are durable.
 
         Raises:
-            Exception: what the commit raised.
+            Exception: the error that the commit raised.
         """
         future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, future))
@@ -41,14 +44,14 @@ class Commits(Generic[Item, Result]):
         return await future
 
     async def settled(self) -> None:
-        """Wait until nothing waits."""
+        """Wait until no items are pending."""
         while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while self._waiting:
             group = self._take()
-            items = [item for each, _ in group for item in each]
+            items = [item for request_items, _ in group for item in request_items]
             try:
                 results = await self._commit(items)
             except Exception as error:
@@ -61,14 +64,14 @@ class Commits(Generic[Item, Result]):
                 self._waiting.clear()
                 raise
             begin = 0
-            for each, future in group:
-                _settle(future, results[begin : begin + len(each)])
-                begin += len(each)
+            for request_items, future in group:
+                _settle(future, results[begin : begin + len(request_items)])
+                begin += len(request_items)
 
     def _take(self) -> list[tuple[Sequence[Item], asyncio.Future[list[Result]]]]:
         count, size = 0, 0
         for items, _ in self._waiting:
-            if count and size + len(items) > self._most:
+            if count and size + len(items) > self._max_items:
                 break
             count, size = count + 1, size + len(items)
         group, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -76,7 +79,7 @@ class Commits(Generic[Item, Result]):
 
 
 def _settle(future: asyncio.Future[list[Result]], outcome: list[Result] | Exception) -> None:
-    # Of a caller who went away the future is cancelled, perhaps just now.
+    # The caller may have gone away, which cancels its future.
     with contextlib.suppress(asyncio.InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

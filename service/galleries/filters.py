@@ -1,13 +1,13 @@
-"""Filters on the metadata of images, as the SQL that LanceDB runs.
+"""Filters on the metadata of images, translated to LanceDB's SQL.
 
-A filter is a JSON object. Every one of its entries has to hold:
+A filter is a JSON object, whose entries must all hold:
 
     {"album": "2024", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["sea", "sun"]},
      "colours": {"contains": "red"}, "camera.model": {"ne": "X100"}, "note": {"exists": false}}
 
-A dot reaches into an object. What the metadata does not have equals nothing, and is unequal to all.
-Numbers compare with numbers and texts with texts, by code point; other kinds have no order.
-"contains" looks for an element of a list, told by its text: 7 finds "7" as well.
+A dot in a name addresses a member of an object. A missing value equals nothing, and is unequal to
+everything. Numbers compare with numbers, and texts with texts by code point; other types have no
+order. "contains" looks for an element of a list by its text, so 7 also matches "7".
 """
 
 from __future__ import annotations
@@ -22,51 +22,55 @@ from tokenfold.service.errors import InvalidFilter
 from tokenfold.service.galleries.record import is_text
 
 COLUMN = "metadata"
-MOST_CONDITIONS = 32  # of one filter
-MOST_VALUES = 1000  # of all "in" of one filter
-LONGEST_VALUE = 4096  # characters of a value, as JSON
-DEEPEST = 16  # names that dots join
-_WHOLE = 2**53  # up to here a double holds every whole number
+MAX_CONDITIONS = 32  # per filter
+MAX_VALUES = 1000  # in all "in" lists of a filter together
+MAX_VALUE_LENGTH = 4096  # characters of a value, as JSON
+MAX_DEPTH = 16  # names joined by dots
+_MAX_EXACT_INTEGER = 2**53  # a double holds all integers up to this one
 
 
 def where(filter: Mapping[str, Any]) -> str | None:
-    """The condition in SQL; None where all images pass.
+    """Translate a filter to an SQL condition; None if it accepts all images.
 
     Raises:
-        InvalidFilter: it is not of the form above.
+        InvalidFilter: the filter does not have the form above.
     """
-    conditions = [condition for key, asked in filter.items() for condition in _entry(key, asked)]
-    if len(conditions) > MOST_CONDITIONS:
+    conditions = [
+        condition for key, requirement in filter.items() for condition in _entry(key, requirement)
+    ]
+    if len(conditions) > MAX_CONDITIONS:
         raise InvalidFilter(
-            f"The filter has {len(conditions)} conditions; at most {MOST_CONDITIONS} are allowed."
+            f"The filter has {len(conditions)} conditions; at most {MAX_CONDITIONS} are allowed."
         )
     values = sum(
-        len(asked.get("in", ())) for asked in filter.values() if isinstance(asked, Mapping)
+        len(requirement.get("in", ()))
+        for requirement in filter.values()
+        if isinstance(requirement, Mapping)
     )
-    if values > MOST_VALUES:
+    if values > MAX_VALUES:
         raise InvalidFilter(
-            f"The filter has {values} values in its lists; at most {MOST_VALUES} are allowed."
+            f"The filter has {values} values in its lists; at most {MAX_VALUES} are allowed."
         )
     return " AND ".join(f"({condition})" for condition in conditions) or None
 
 
 def quoted(text: str) -> str:
-    """A text as a literal of SQL."""
+    """Return a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _entry(key: str, asked: Any) -> list[str]:
+def _entry(key: str, requirement: Any) -> list[str]:
     field = _field(key)
-    if not isinstance(asked, Mapping):
-        return [_equal(key, field, asked)]
-    if not asked:
-        raise InvalidFilter(f"{_named(key)} names no operator; known: {', '.join(_OPERATORS)}.")
+    if not isinstance(requirement, Mapping):
+        return [_equal(key, field, requirement)]
+    if not requirement:
+        raise InvalidFilter(f"{_label(key)} has no operator; known: {', '.join(_OPERATORS)}.")
     conditions = []
-    for name, value in asked.items():
+    for name, value in requirement.items():
         operator = _OPERATORS.get(name)
         if operator is None:
             raise InvalidFilter(
-                f"{_named(key)} has no operator '{shortened(str(name))}'; "
+                f"{_label(key)} has no operator '{shortened(str(name))}'; "
                 f"known: {', '.join(_OPERATORS)}."
             )
         conditions.append(operator(key, field, value))
@@ -74,13 +78,13 @@ def _entry(key: str, asked: Any) -> list[str]:
 
 
 def _field(key: str) -> str:
-    """What `key` names, as JSONB; NULL where there is no such thing."""
+    """Return an SQL expression of the metadata that `key` names, as JSONB; NULL if missing."""
     names = key.split(".")
-    if len(names) > DEEPEST or len(key) > LONGEST_VALUE:
-        raise InvalidFilter(f"{_named(key)} is too long or too deep to be a name in metadata.")
+    if len(names) > MAX_DEPTH or len(key) > MAX_VALUE_LENGTH:
+        raise InvalidFilter(f"{_label(key)} is too long or nested too deeply for a metadata name.")
     field = COLUMN
     for name in names:
-        field = f"json_get({field}, {quoted(_clean(key, name))})"
+        field = f"json_get({field}, {quoted(_check_text(key, name))})"
     return field
 
 
@@ -93,22 +97,22 @@ def _unequal(key: str, field: str, value: Any) -> str:
 
 
 def _within(key: str, field: str, value: Any) -> str:
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_VALUES:
-        raise InvalidFilter(f"{_named(key)}: 'in' takes a list of 1 to {MOST_VALUES} values.")
-    # 2020, 2020.0 and 2.02e3 are one number, and three texts.
-    numbers = [_double(key, each) for each in value if _is_exact(each)]
-    texts = [quoted(_literal(key, each)) for each in value if not _is_exact(each)]
-    # Looked up once for all values: it takes most of the time.
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_VALUES:
+        raise InvalidFilter(f"{_label(key)}: 'in' takes a list of 1 to {MAX_VALUES} values.")
+    # 2020, 2020.0 and 2.02e3 are the same number, but different texts.
+    numbers = [_double(key, item) for item in value if _is_exact(item)]
+    texts = [quoted(_literal(key, item)) for item in value if not _is_exact(item)]
+    # One lookup for all values, because the lookup takes most of the time.
     return " OR ".join(
-        f"{looked_up} IN ({', '.join(listed)})"
-        for looked_up, listed in ((_number(field), numbers), (_text(field), texts))
-        if listed
+        f"{expression} IN ({', '.join(literals)})"
+        for expression, literals in ((_number(field), numbers), (_text(field), texts))
+        if literals
     )
 
 
 def _exists(key: str, field: str, value: Any) -> str:
     if not isinstance(value, bool):
-        raise InvalidFilter(f"{_named(key)}: 'exists' is true or false.")
+        raise InvalidFilter(f"{_label(key)}: 'exists' must be true or false.")
     return f"{field} IS {'NOT ' if value else ''}NULL"
 
 
@@ -124,12 +128,12 @@ def _ordered(sign: str) -> Callable[[str, str, Any], str]:
         if isinstance(value, str):
             text = _text(field)
             bound = _literal(key, value)
-            # Without the closing quote, which would count as a character of the text.
+            # Without the closing quote, which would compare as a character of the text.
             return (
                 f"{text} LIKE '\"%' AND rtrim({text}, '\"') {sign} {quoted(bound.rstrip(chr(34)))}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidFilter(f"{_named(key)}: only numbers and texts have an order.")
+            raise InvalidFilter(f"{_label(key)}: only numbers and texts can be ordered.")
         return f"{_number(field)} {sign} {_double(key, value)}"
 
     return compare
@@ -149,17 +153,21 @@ _OPERATORS: dict[str, Callable[[str, str, Any], str]] = {
 
 
 def _is_exact(value: Any) -> bool:
-    """Whether it is a number that a double holds, and not only nearly."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _WHOLE
+    """Whether a value is a number that a double represents exactly."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= _MAX_EXACT_INTEGER
+    )
 
 
 def _text(field: str) -> str:
-    """JSON; NULL where there is no such thing."""
+    """Return an SQL expression of a field's JSON text; NULL if the field is missing."""
     return f"json_extract({field}, '$')"
 
 
 def _number(field: str) -> str:
-    """NULL where it is no number: a text keeps its quotes, and does not cast."""
+    """Return an SQL expression of a number; NULL for other types: quoted texts do not cast."""
     return f"TRY_CAST({_text(field)} AS DOUBLE)"
 
 
@@ -169,29 +177,31 @@ def _double(key: str, value: float) -> str:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidFilter(f"{_named(key)}: {shortened(str(value))} is out of range.")
+        raise InvalidFilter(f"{_label(key)}: {shortened(str(value))} is out of range.")
     return f"CAST({quoted(repr(number))} AS DOUBLE)"
 
 
 def _literal(key: str, value: Any) -> str:
-    """A value as the JSON text that LanceDB makes of it."""
+    """Return a value as the JSON text that LanceDB makes of it."""
     if isinstance(value, Mapping | list | tuple):
-        raise InvalidFilter(f"{_named(key)}: a value is a text, a number, true, false or null.")
+        raise InvalidFilter(f"{_label(key)}: a value must be a text, number, true, false or null.")
     if isinstance(value, float):
         _double(key, value)
     if isinstance(value, str):
-        _clean(key, value)
+        _check_text(key, value)
     text = json.dumps(value, ensure_ascii=False)
-    if len(text) > LONGEST_VALUE:
-        raise InvalidFilter(f"{_named(key)}: the value is longer than {LONGEST_VALUE} characters.")
+    if len(text) > MAX_VALUE_LENGTH:
+        raise InvalidFilter(
+            f"{_label(key)}: the value is longer than {MAX_VALUE_LENGTH} characters."
+        )
     return text
 
 
-def _clean(key: str, text: str) -> str:
+def _check_text(key: str, text: str) -> str:
     if not is_text(text):
-        raise InvalidFilter(f"{_named(key)}: half a surrogate pair is no text.")
+        raise InvalidFilter(f"{_label(key)}: a text contains half a surrogate pair.")
     return text
 
 
-def _named(key: str) -> str:
+def _label(key: str) -> str:
     return f"filter '{shortened(key)}'"

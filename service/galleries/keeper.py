@@ -1,7 +1,7 @@
-"""The galleries of a running server: opened, looked after, and closed at its end.
+"""Open the galleries of a running server, maintain them, and close them at the end.
 
-A data directory that cannot be used is no reason not to classify: it is tried again when somebody
-asks for a gallery.
+A data directory that cannot be used does not stop the server from classifying: opening it is
+retried when a request needs a gallery.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tokenfold.service.galleries.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-# Seconds in which a data directory that could not be opened is not tried again.
-_PATIENCE = 5.0
-# Seconds between two looks at how large galleries are: other servers may fill them too.
-_BETWEEN_COUNTS = 15.0
+# Seconds after a failure in which opening the data directory is not retried.
+_RETRY_AFTER = 5.0
+# Seconds between counts of the images: other servers may add images too.
+_COUNT_INTERVAL = 15.0
 
 
 class Keeper:
-    """Opens the galleries, once, and does what has to be done in the background."""
+    """Opens the galleries once, and runs their background tasks."""
 
     def __init__(self, uri: str, metrics: GalleryMetrics) -> None:
         self._uri = uri
@@ -40,11 +40,11 @@ class Keeper:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin, on the running loop."""
-        self._counting = asyncio.get_running_loop().create_task(self._count_on())
+        """Start counting images, on the running event loop."""
+        self._counting = asyncio.get_running_loop().create_task(self._count_periodically())
 
     async def stop(self) -> None:
-        """End what goes on in the background, and close the galleries."""
+        """Stop the background tasks and close the galleries."""
         self._stopped = True
         if self._counting is not None:
             self._counting.cancel()
@@ -58,10 +58,10 @@ class Keeper:
             self._galleries = self._upkeep = None
 
     async def galleries(self) -> Galleries:
-        """The opened galleries.
+        """Return the opened galleries.
 
         Raises:
-            StorageFailed: they cannot be opened.
+            StorageFailed: the galleries cannot be opened.
         """
         if self._galleries is not None:
             return self._galleries
@@ -74,7 +74,7 @@ class Keeper:
     async def _open(self) -> None:
         if self._stopped:
             raise StorageFailed("The galleries are closed: the server is shutting down.")
-        if self._failure is not None and time.monotonic() - self._failed_at < _PATIENCE:
+        if self._failure is not None and time.monotonic() - self._failed_at < _RETRY_AFTER:
             raise self._failure
         try:
             galleries = await Galleries.open(self._uri)
@@ -87,13 +87,15 @@ class Keeper:
         self._upkeep = Upkeep(galleries)
         self._upkeep.start()
 
-    async def _count_on(self) -> None:
+    async def _count_periodically(self) -> None:
         while True:
             try:
-                found = await (await self.galleries()).list()
-                self.metrics.sizes({one.info.name: await one.count() for one in found})
+                galleries = await (await self.galleries()).list()
+                self.metrics.sizes(
+                    {gallery.info.name: await gallery.count() for gallery in galleries}
+                )
             except RequestError:
-                pass  # logged where it was opened, and told to whoever asks
+                pass  # logged when opening failed, and returned to requests
             except Exception:
                 logger.exception("the galleries could not be counted")
-            await asyncio.sleep(_BETWEEN_COUNTS)
+            await asyncio.sleep(_COUNT_INTERVAL)

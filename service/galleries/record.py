@@ -1,4 +1,4 @@
-"""What a gallery holds: its description, its images, and what a search finds of them."""
+"""Data of a gallery: its description, its images, and search hits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 LONGEST_ID = 512  # characters
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Name = Annotated[str, Field(pattern=NAME)]
 ImageId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 
 
 class GalleryInfo(BaseModel):
-    """How the vectors of a gallery were made. It never changes.
+    """Description of a gallery and of the model that embeds its images. It never changes.
 
     Attributes:
-        name: of the gallery.
-        model: that made its vectors.
-        fingerprint: of that model's weights, as sha256 in hex.
-        level: of the manifest, or of the grid, that they were made at.
-        requested: the reduction asked for, 0 to 1.
-        plan: of that reduction, one number per layer.
-        width: numbers of a vector.
-        created: when, in UTC.
+        name: name of the gallery.
+        model: name of the model that embeds the images.
+        fingerprint: SHA-256 of that model's weights, in hex.
+        level: level of the embeddings, from the manifest or from the grid.
+        requested: requested reduction, 0 to 1.
+        plan: plan of that reduction, one number per layer.
+        width: dimensions of an embedding.
+        created: time of creation, in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,17 +46,17 @@ class GalleryInfo(BaseModel):
 
 
 class ImageRow(NamedTuple):
-    """An image as it is kept.
+    """An image in a gallery.
 
     Attributes:
-        id: its name, one of a kind in its gallery.
-        vector: (width,) float32 of length 1. Empty where it was not asked for.
-        sha256: of the image's bytes, in hex.
+        id: unique name within the gallery.
+        vector: embedding, (width,) float32 of length 1; empty if not requested.
+        sha256: SHA-256 of the image file, in hex.
         metadata: any JSON object.
-        width: of the original, in pixels.
-        height: of the original, in pixels.
-        added: when this content was put, in UTC.
-        thumbnail: a JPEG.
+        width: width of the original, in pixels.
+        height: height of the original, in pixels.
+        added: time when this content was stored, in UTC.
+        thumbnail: thumbnail as a JPEG file.
     """
 
     id: str
@@ -70,16 +70,16 @@ class ImageRow(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """An image as a search or a list shows it.
+    """An image in a search result or list.
 
     Attributes:
-        id: its name.
-        score: cosine to the query, -1 to 1. NaN where nothing was searched for.
+        id: unique name within the gallery.
+        score: cosine similarity to the query, -1 to 1; NaN in lists.
         metadata: any JSON object.
-        width: of the original, in pixels.
-        height: of the original, in pixels.
-        added: when this content was put, in UTC.
-        sha256: of the image's bytes, in hex.
+        width: width of the original, in pixels.
+        height: height of the original, in pixels.
+        added: time when this content was stored, in UTC.
+        sha256: SHA-256 of the image file, in hex.
     """
 
     id: str
@@ -92,14 +92,13 @@ class Hit(NamedTuple):
 
 
 class GalleryStats(NamedTuple):
-    """How large a gallery is.
+    """Size of a gallery.
 
     Attributes:
-        images: that it holds.
-        indexed: of these, the ones that its vector index covers. 0 without an index: search is
-            exact then.
-        bytes: of the newest version, on disk.
-        fragments: files of rows that it lies in.
+        images: number of images.
+        indexed: number of images in the vector index; 0 without an index, when search is exact.
+        bytes: size of the newest version on disk.
+        fragments: number of files that hold the rows.
     """
 
     images: int
@@ -108,6 +107,6 @@ class GalleryStats(NamedTuple):
     fragments: int
 
 
-def is_text(found: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
-    return _HALF.search(found) is None
+def is_text(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8, which half a surrogate pair cannot."""
+    return _SURROGATE.search(text) is None

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 _TABLE = re.compile(r"[0-9a-f]{16}-(.+)")
 _PAGE = 1000  # tables
 _ATTEMPTS = 10
-# Who has not finished creating a gallery after so long never will.
-PATIENCE = 60.0  # seconds
-# After so long nobody writes to a deleted gallery any more.
-FORGET = 600.0  # seconds
-# Of what LanceDB remembers of tables: by default a GiB, which thousands of small commits fill.
-MOST_REMEMBERED = 128 * 1024 * 1024  # bytes
-# Not zero: LanceDB warns that readers will fail then, which is the point here.
-_AT_ONCE = timedelta(milliseconds=1)
+# A gallery whose creation takes longer is considered abandoned.
+CREATION_TIMEOUT = 60.0  # seconds
+# After this time, no process writes to a deleted gallery any more.
+DELETION_DELAY = 600.0  # seconds
+# LanceDB's cache of table metadata: by default a GiB, which thousands of small commits fill.
+METADATA_CACHE_BYTES = 128 * 1024 * 1024
+# Not zero: LanceDB warns that readers will fail, which is intended for deleted galleries.
+_IMMEDIATELY = timedelta(milliseconds=1)
 
 
 class Galleries:
-    """Every gallery under one path or object-store URI. Other processes may use the same.
+    """All galleries under a path or object-store URI, which other processes may share.
 
-    A gallery is a table with a number of its own in its name. To delete it is to commit a version
-    of the table without any of its columns, so that it is either there or not, and whoever still
-    writes to it fails. To create it is to make a table that is marked as pending, and a gallery if
-    no other of the name is seen then: of two creators at least one sees the other, and yields.
-    (LanceDB does not tell which of two came first that create one table: both succeed.)
+    A gallery is a table whose name contains a random number. Deleting a gallery commits a version
+    of the table without the gallery's columns: deletion is atomic, and writes of other processes
+    fail. Creating a gallery first makes a table that is marked as pending. The table becomes a
+    gallery if no other table of the name is seen then: of two concurrent creators, at least one
+    sees the other and yields. (LanceDB lets both of two processes create the same table.)
     """
 
     def __init__(self, connection: AsyncConnection, session: Session) -> None:
@@ -54,23 +54,23 @@ class Galleries:
 
     @classmethod
     async def open(cls, uri: str) -> Self:
-        """The galleries in `uri`/galleries: a path, or an object store such as s3://bucket/path.
+        """Open the galleries in `uri`/galleries: a path, or an object store (s3://bucket/path).
 
         Raises:
-            StorageFailed: it cannot be used.
+            StorageFailed: the storage cannot be used.
         """
-        # Its own lines on stderr are in no format of ours, and what fails is logged here.
+        # LanceDB's own log lines have another format than the server's; errors are logged here.
         os.environ.setdefault("LANCEDB_LOG", "error")
-        # It takes a second, in which the loop has other things to do.
+        # Importing LanceDB takes a second, which must not block the event loop.
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
-        # LanceDB would look for it at home, but make a folder of that name here too.
-        found = str(Path(uri).expanduser()) if uri.startswith("~") else uri
-        place = f"{found.rstrip('/')}/galleries"
+        # LanceDB would expand ~, but would also create a folder of that name here.
+        path = str(Path(uri).expanduser()) if uri.startswith("~") else uri
+        folder = f"{path.rstrip('/')}/galleries"
         try:
-            session = lancedb.Session(metadata_cache_size_bytes=MOST_REMEMBERED)
-            # Every read looks for what other processes have written.
+            session = lancedb.Session(metadata_cache_size_bytes=METADATA_CACHE_BYTES)
+            # Every read checks for writes of other processes.
             connection = await lancedb.connect_async(
-                place, read_consistency_interval=timedelta(0), session=session
+                folder, read_consistency_interval=timedelta(0), session=session
             )
             galleries = cls(connection, session)
             await galleries._names()
@@ -79,65 +79,65 @@ class Galleries:
         return galleries
 
     async def create(self, info: GalleryInfo) -> Gallery:
-        """A new gallery.
+        """Create a gallery.
 
         Raises:
-            GalleryExists: one has that name.
-            StorageFull: there is no room for it.
+            GalleryExists: a gallery of that name exists.
+            StorageFull: the storage has no room for it.
         """
-        own = ""
+        own_table = ""
         try:
             for attempt in range(_ATTEMPTS):
                 if attempt:
                     await asyncio.sleep(random.uniform(0.0, min(1.0, 0.02 * 2**attempt)))
                 if await self._rivals(info.name):
                     continue
-                own = f"{secrets.token_hex(8)}-{info.name}"
-                await self._connection.create_table(own, schema=mark(PENDING))
+                own_table = f"{secrets.token_hex(8)}-{info.name}"
+                await self._connection.create_table(own_table, schema=mark(PENDING))
                 try:
-                    yielding = await self._rivals(info.name, own)
+                    must_yield = await self._rivals(info.name, own_table)
                 except GalleryExists:
-                    await self._connection.drop_table(own)
+                    await self._connection.drop_table(own_table)
                     raise
-                if yielding:
-                    await self._connection.drop_table(own)
+                if must_yield:
+                    await self._connection.drop_table(own_table)
                     continue
                 table = await self._connection.create_table(
-                    own, schema=schema(info), mode="overwrite"
+                    own_table, schema=schema(info), mode="overwrite"
                 )
                 gallery = self._open[info.name] = Gallery(info, table)
                 return gallery
         except LanceError as error:
-            # Else the next one to create it would wait for this one.
+            # Without this, the next creator of the gallery would wait for the pending table.
             with contextlib.suppress(*LanceError):
-                if own:
-                    await self._connection.drop_table(own)
+                if own_table:
+                    await self._connection.drop_table(own_table)
             raise storage_error(error, f"creating gallery {info.name}") from error
-        raise GalleryExists(f"Others are creating a gallery '{info.name}' right now.")
+        raise GalleryExists(f"Another request is creating the gallery '{info.name}'.")
 
     async def list(self) -> list[Gallery]:
-        """Every gallery that can be read, by name.
+        """Return every readable gallery, by name.
 
         Raises:
-            StorageFailed: they cannot be read.
+            StorageFailed: the galleries cannot be listed.
         """
         try:
             names = sorted(await self._names())
         except LanceError as error:
             raise storage_error(error, "listing the galleries") from error
-        found = []
+        galleries = []
         for name in names:
-            # One that cannot be read is in the log, and hides none of the others.
+            # An unreadable gallery is logged and does not hide the others.
             with contextlib.suppress(UnknownGallery, StorageFailed):
-                found.append(await self.get(name))
-        return found
+                galleries.append(await self.get(name))
+        return galleries
 
     async def get(self, name: str) -> Gallery:
-        """The gallery of that name.
+        """Return the gallery of a name.
 
         Raises:
-            UnknownGallery: there is none.
-            StorageFailed: it cannot be read.
+            UnknownGallery: there is no such gallery.
+            StorageFailed: the gallery cannot be read.
         """
         gallery = self._open.get(name)
         if gallery is not None:
@@ -146,104 +146,106 @@ class Galleries:
             if self._open.get(name) is gallery:
                 del self._open[name]
         try:
-            found = []
+            candidates = []
             for table, columns in await self._tables(name):
                 info = description(columns)
                 if info is not None:
-                    found.append(Gallery(info, table))
-            if found:
-                # Another request may have been first, and one of them is to order all writes.
-                first = min(found, key=lambda each: (each.info.created, each.table.name))
+                    candidates.append(Gallery(info, table))
+            if candidates:
+                # Another request may have been first; a single object must order all writes.
+                first = min(
+                    candidates, key=lambda candidate: (candidate.info.created, candidate.table.name)
+                )
                 return self._open.setdefault(name, first)
         except LanceError as error:
             raise storage_error(error, f"opening gallery {name}") from error
         raise UnknownGallery(f"There is no gallery '{name}'.")
 
     async def delete(self, name: str) -> None:
-        """End a gallery.
+        """Delete a gallery.
 
         Raises:
-            UnknownGallery: there is none.
-            StorageFailed: it cannot be deleted.
+            UnknownGallery: there is no such gallery.
+            StorageFailed: the gallery cannot be deleted.
         """
         gallery = await self.get(name)
         table = gallery.table
-        doing = f"deleting gallery {name}"
+        action = f"deleting gallery {name}"
         try:
             try:
-                gone = await self._connection.create_table(
+                deleted_table = await self._connection.create_table(
                     table.name, schema=mark(DELETED), mode="overwrite"
                 )
             except LanceError as error:
-                failure = storage_error(error, doing)
+                failure = storage_error(error, action)
                 if not isinstance(failure, StorageFull):
                     raise failure from error
-                # Where there is no room to say that it is gone, to remove its files makes room.
+                # Without room to commit the deletion, removing the files makes room.
                 await self._connection.drop_table(table.name)
             else:
-                await gone.optimize(cleanup_older_than=_AT_ONCE)
+                await deleted_table.optimize(cleanup_older_than=_IMMEDIATELY)
         except LanceError as error:
-            raise storage_error(error, doing) from error
+            raise storage_error(error, action) from error
         finally:
             if self._open.get(name) is gallery:
                 del self._open[name]
 
     async def close(self) -> None:
-        """Finish what was put, and let go of the files."""
+        """Finish pending writes and close the files."""
         for gallery in self._open.values():
             await gallery.settled()
         self._open.clear()
         self._connection.close()  # type: ignore[no-untyped-call]
 
     async def sweep(self) -> None:
-        """Remove what is left of deleted galleries, and of those whose creation was cut short.
+        """Remove tables of deleted galleries, and of galleries whose creation was interrupted.
 
         Raises:
-            RuntimeError, ValueError, OSError: LanceDB's.
+            RuntimeError, ValueError, OSError: errors of LanceDB.
         """
         for name in await self._names():
             for table, columns in await self._tables(name):
                 deleted, pending = marked(columns, DELETED), marked(columns, PENDING)
-                if (deleted or 0.0) > FORGET or (pending or 0.0) > FORGET:
+                if (deleted or 0.0) > DELETION_DELAY or (pending or 0.0) > DELETION_DELAY:
                     await self._connection.drop_table(table.name)
 
-    async def _rivals(self, name: str, own: str | None = None) -> bool:
-        """Whether somebody else creates a gallery of that name.
+    async def _rivals(self, name: str, own_table: str | None = None) -> bool:
+        """Whether another process is creating a gallery of that name.
 
         Raises:
-            GalleryExists: there is one.
+            GalleryExists: a gallery of that name exists.
         """
         pending = False
         for table, columns in await self._tables(name):
-            if table.name == own:
+            if table.name == own_table:
                 continue
             if description(columns) is not None:
                 raise GalleryExists(f"There is a gallery '{name}' already.")
             age = marked(columns, PENDING)
-            pending |= age is not None and age < PATIENCE
+            pending |= age is not None and age < CREATION_TIMEOUT
         return pending
 
     async def _names(self) -> dict[str, builtins.list[str]]:
-        """The tables of each name of a gallery, whatever their state."""
-        found: dict[str, builtins.list[str]] = {}
+        """Return the table names by gallery name, in any state."""
+        table_names: dict[str, builtins.list[str]] = {}
         token: str | None = None
         while True:
             page = await self._connection.list_tables(page_token=token, limit=_PAGE)
             for table in page.tables:
                 if (parts := _TABLE.fullmatch(table)) is not None:
-                    found.setdefault(parts[1], []).append(table)
+                    table_names.setdefault(parts[1], []).append(table)
             token = page.page_token
             if not token:
-                return found
+                return table_names
 
     async def _tables(self, name: str) -> builtins.list[tuple[AsyncTable, pa.Schema]]:
-        """The tables of a name with their columns, but those that are not complete."""
-        found = []
-        for each in (await self._names()).get(name, []):
+        """Return the complete tables of a gallery name, with their columns."""
+        tables = []
+        for table_name in (await self._names()).get(name, []):
             try:
-                table = await self._connection.open_table(each)
-                found.append((table, await table.schema()))
+                table = await self._connection.open_table(table_name)
+                tables.append((table, await table.schema()))
             except LanceError as error:
                 if not is_missing(error):
                     raise
-        return found
+        return tables

@@ -1,4 +1,4 @@
-"""One gallery: a table of LanceDB."""
+"""A gallery: a table of LanceDB with its images."""
 
 from __future__ import annotations
 
@@ -37,76 +37,77 @@ T = TypeVar("T")
 
 VECTOR_INDEX = "vector_idx"
 ID_INDEX = "id_idx"
-# Of an IVF index, partitions that are searched, and rows of each ten asked for that are compared in
-# full. With all partitions the recall does not hang on how the vectors lie: see `upkeep.py`.
+# Partitions of the IVF index that are searched, and candidates per requested row whose full vectors
+# are compared. With all partitions, recall does not depend on the distribution of the vectors: see
+# `upkeep.py`.
 PROBES = 100_000
 REFINE = 2
 
 _EXACT_UP_TO = 20_000  # images that pass a filter
-_MOST_IDS = 1000  # of one statement
-_ATTEMPTS = 20  # against other processes that write, of at most a second each
-_MORE = 8  # rows beyond those asked for, to see whether the last of them is one of equals
-_MOST_EQUALS = 4096
+_MAX_IDS = 1000  # per statement
+_MAX_ATTEMPTS = 20  # while other processes write, each at most a second apart
+_EXTRA_ROWS = 8  # rows beyond the requested ones, to detect ties with the last of them
+_MAX_TIES = 4096
 
 
 class Gallery:
-    """The images of one gallery. Every read sees what other processes wrote before.
+    """The images of a gallery. Every read includes earlier writes of other processes.
 
     Attributes:
-        info: how its vectors were made.
-        table: of LanceDB.
+        info: description of the gallery.
+        table: table of LanceDB.
     """
 
     def __init__(self, info: GalleryInfo, table: AsyncTable) -> None:
         self.info = info
         self.table = table
-        # Deleting and adding take turns: LanceDB would have one of them start again.
+        # Deletions and additions alternate: LanceDB would restart one of two concurrent writes.
         self._writing = asyncio.Lock()
         self._commits = Commits(self._commit)
 
     async def put(self, rows: Sequence[ImageRow]) -> list[Status]:
-        """Keep images; return when they are on disk: all of them or, with an error, none.
+        """Store images; return when all of them are on disk. After an error, none is stored.
 
-        Unchanged is what has the same sha256 and the same metadata already. Of rows with one id the
-        last one stays.
+        An image is unchanged if its id has the same sha256 and metadata already. Of rows with the
+        same id, the last one is kept.
 
         Raises:
-            InvalidRequest: metadata that cannot be kept.
-            StorageFull: no room is left.
-            StorageFailed: anything else went wrong.
-            UnknownGallery: it was deleted meanwhile.
+            InvalidRequest: metadata that cannot be stored.
+            StorageFull: the storage is full.
+            StorageFailed: another error of the storage.
+            UnknownGallery: the gallery was deleted meanwhile.
         """
         if not rows:
             return []
         for row in rows:
-            metadata_text(row.metadata)  # before it can fail the images of others
+            metadata_text(row.metadata)  # fails here rather than with the images of other callers
             if row.vector.shape != (self.info.width,):
                 raise ValueError(f"{row.id}: {row.vector.shape} is not ({self.info.width},)")
         return await self._commits.put(rows)
 
     async def known(self, ids: Sequence[str]) -> dict[str, str]:
-        """Of `ids`, those that are here, with their sha256."""
-        found = await self._of(ids, ("id", "sha256"))
-        return {row["id"]: row["sha256"] for row in found}
+        """Return the sha256 of those images among `ids` that exist."""
+        rows = await self._select(ids, ("id", "sha256"))
+        return {row["id"]: row["sha256"] for row in rows}
 
     async def fetch(self, id: str, vector: bool = False) -> ImageRow | None:
-        """One image with its thumbnail, and its vector where asked for."""
+        """Return an image with its thumbnail, and with its vector if requested."""
         columns = (*SHOWN, "thumbnail", "vector") if vector else (*SHOWN, "thumbnail")
-        found = await self._of([id], columns)
-        return image_row(found[0]) if found else None
+        rows = await self._select([id], columns)
+        return image_row(rows[0]) if rows else None
 
     async def thumbnails(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """The JPEGs of those of `ids` that are here."""
-        found = await self._of(ids, ("id", "thumbnail"))
-        return {row["id"]: row["thumbnail"] for row in found}
+        """Return the JPEG thumbnails of those images among `ids` that exist."""
+        rows = await self._select(ids, ("id", "thumbnail"))
+        return {row["id"]: row["thumbnail"] for row in rows}
 
     async def page(
         self, after: str | None, limit: int, filter: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """At most `limit` images whose id follows `after`, by id. Their score is NaN.
+        """Return at most `limit` images whose id follows `after`, by id; their score is NaN.
 
         Raises:
-            InvalidFilter: the filter is none (`filters.py`).
+            InvalidFilter: the filter is malformed (`filters.py`).
         """
         from lancedb.query import ColumnOrdering
 
@@ -117,26 +118,26 @@ class Gallery:
         if conditions:
             query = query.where(" AND ".join(conditions))
         async with self._reading():
-            found = await query.order_by([ColumnOrdering(column_name="id")]).to_arrow()
-        return await asyncio.to_thread(hits, found)
+            rows = await query.order_by([ColumnOrdering(column_name="id")]).to_arrow()
+        return await asyncio.to_thread(hits, rows)
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """Remove images; return how many of `ids` there were."""
+        """Remove images; return the number of removed images."""
         count = 0
         async with self._writing:
-            for some in _chunks(ids):
-                deleted: Any = await self._retried(
+            for chunk in _chunks(ids):
+                deleted: Any = await self._retry(
                     f"deleting from gallery {self.info.name}",
-                    partial(self.table.delete, _among(some)),
+                    partial(self.table.delete, _id_condition(chunk)),
                 )
                 count += deleted.num_deleted_rows
         return count
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
-        """Images that pass the filter.
+        """Count the images that pass a filter.
 
         Raises:
-            InvalidFilter: the filter is none (`filters.py`).
+            InvalidFilter: the filter is malformed (`filters.py`).
         """
         async with self._reading():
             return await self.table.count_rows(where(filter or {}))
@@ -150,44 +151,44 @@ class Gallery:
         filter: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """The nearest images, best first, ties by id.
+        """Return the nearest images, best first; ties are ordered by id.
 
         Args:
-            vector: (width,) float32, of any length but 0.
-            top_k: how many, 1 or more.
-            offset: how many of the best to leave out.
-            filter: on metadata, see `filters.py`.
-            exact: compare with every vector, even where there is an index.
+            vector: (width,) float32, of any length except 0.
+            top_k: number of images, at least 1.
+            offset: number of best images to skip.
+            filter: filter on metadata, see `filters.py`.
+            exact: compare with every vector, even if there is an index.
 
         Raises:
-            InvalidFilter: the filter is none.
+            InvalidFilter: the filter is malformed.
         """
         if vector.shape != (self.info.width,):
-            raise ValueError(f"{vector.shape} is no vector of {self.info.width} numbers")
+            raise ValueError(f"the query's shape is {vector.shape}, not ({self.info.width},)")
         condition = where(filter or {})
         async with self._reading():
             if condition and not exact:
-                # Few that pass may all lie where the index does not look first.
+                # If few images pass, the index may not look at any of them first.
                 exact = await self.table.count_rows(condition) <= _EXACT_UP_TO
-            wanted = offset + top_k
-            asked = wanted + _MORE
+            end = offset + top_k
+            limit = end + _EXTRA_ROWS
             while True:
-                found = await self._nearest(vector, asked, condition, exact)
-                distances = found["_distance"].to_numpy()
+                rows = await self._nearest(vector, limit, condition, exact)
+                distances = rows["_distance"].to_numpy()
                 if (
-                    len(found) < asked
-                    or distances[-1] > distances[wanted - 1]
-                    or asked > wanted + _MOST_EQUALS
+                    len(rows) < limit
+                    or distances[-1] > distances[end - 1]
+                    or limit > end + _MAX_TIES
                 ):
                     break
-                asked = wanted + 4 * (asked - wanted)
-        # Of metadata there may be many MiB.
-        return await asyncio.to_thread(nearest, found, slice(offset, wanted))
+                limit = end + 4 * (limit - end)
+        # In a thread, because parsing many MiB of metadata takes time.
+        return await asyncio.to_thread(nearest, rows, slice(offset, end))
 
     async def stats(self) -> GalleryStats:
-        """How large it is."""
+        """Return the size of the gallery."""
         async with self._reading():
-            stats: Any = await self.table.stats()  # a dictionary, whatever its type says
+            stats: Any = await self.table.stats()  # a dictionary, contrary to its annotation
             index = await self.table.index_stats(VECTOR_INDEX)
         return GalleryStats(
             images=stats["num_rows"],
@@ -197,7 +198,7 @@ class Gallery:
         )
 
     async def alive(self) -> bool:
-        """Whether nobody has deleted it."""
+        """Whether the gallery still exists."""
         try:
             return description(await self.table.schema()) == self.info
         except LanceError as error:
@@ -207,40 +208,40 @@ class Gallery:
 
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Nobody in this process writes meanwhile: what is put, or deleted, waits."""
+        """Pause the writes of this process within the context."""
         async with self._writing:
             yield
 
     async def settled(self) -> None:
-        """Wait until what was put is done."""
+        """Wait until pending writes are done."""
         await self._commits.settled()
 
     async def _commit(self, rows: list[ImageRow]) -> list[Status]:
         async with self._writing:
-            return await self._retried(
+            return await self._retry(
                 f"adding to gallery {self.info.name}", partial(self._merge, rows)
             )
 
     async def _merge(self, rows: Sequence[ImageRow]) -> list[Status]:
         ids = list({row.id for row in rows})
-        here = {
+        stored = {
             row["id"]: (row["sha256"], metadata_text(json.loads(row["metadata"])))
-            for some in _chunks(ids)
-            for row in await self._rows(some, ("id", "sha256", "metadata"))
+            for chunk in _chunks(ids)
+            for row in await self._rows(chunk, ("id", "sha256", "metadata"))
         }
         statuses: list[Status] = []
         changed: dict[str, ImageRow] = {}
         for row in rows:
             content = row.sha256, metadata_text(row.metadata)
-            before = here.get(row.id)
-            if before == content:
+            stored_content = stored.get(row.id)
+            if stored_content == content:
                 statuses.append("unchanged")
                 continue
-            statuses.append("replaced" if before else "added")
-            here[row.id] = content
+            statuses.append("replaced" if stored_content else "added")
+            stored[row.id] = content
             changed[row.id] = row
         if changed:
-            # By its index LanceDB would not notice that another process inserts the same id.
+            # With the index, LanceDB would not notice another process inserting the same id.
             merge = self.table.merge_insert("id").use_index(False)
             merge = merge.when_matched_update_all().when_not_matched_insert_all()
             await merge.execute(table(changed.values(), self.info))
@@ -259,25 +260,25 @@ class Gallery:
             query = query.nprobes(PROBES).refine_factor(REFINE)
         return await query.to_arrow()
 
-    async def _of(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    async def _select(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
         async with self._reading():
-            return [row for some in _chunks(ids) for row in await self._rows(some, columns)]
+            return [row for chunk in _chunks(ids) for row in await self._rows(chunk, columns)]
 
     async def _rows(self, ids: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-        query = self.table.query().where(_among(ids)).select(list(columns))
-        found: list[dict[str, Any]] = (await query.to_arrow()).to_pylist()
-        return found
+        query = self.table.query().where(_id_condition(ids)).select(list(columns))
+        rows: list[dict[str, Any]] = (await query.to_arrow()).to_pylist()
+        return rows
 
-    async def _retried(self, doing: str, write: Callable[[], Awaitable[T]]) -> T:
-        """Do it again for as long as other processes are first."""
-        for attempt in range(_ATTEMPTS):
+    async def _retry(self, action: str, write: Callable[[], Awaitable[T]]) -> T:
+        """Run a write; retry it while other processes commit first."""
+        for attempt in range(_MAX_ATTEMPTS):
             try:
                 return await write()
             except LanceError as error:
                 if not await self.alive():
                     raise self._unknown() from error
-                if not is_conflict(error) or attempt == _ATTEMPTS - 1:
-                    raise storage_error(error, doing) from error
+                if not is_conflict(error) or attempt == _MAX_ATTEMPTS - 1:
+                    raise storage_error(error, action) from error
             await asyncio.sleep(random.uniform(0.0, min(1.0, 0.02 * 2**attempt)))
         raise AssertionError("unreachable")
 
@@ -294,9 +295,9 @@ class Gallery:
         return UnknownGallery(f"Gallery '{self.info.name}' has been deleted.")
 
 
-def _among(ids: Sequence[str]) -> str:
-    return f"id IN ({', '.join(quoted(each) for each in ids)})"
+def _id_condition(ids: Sequence[str]) -> str:
+    return f"id IN ({', '.join(quoted(image_id) for image_id in ids)})"
 
 
 def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
-    return [ids[begin : begin + _MOST_IDS] for begin in range(0, len(ids), _MOST_IDS)]
+    return [ids[begin : begin + _MAX_IDS] for begin in range(0, len(ids), _MAX_IDS)]

@@ -1,4 +1,4 @@
-"""What a gallery keeps of an image's pixels: enough to be looked at, and to be ranked again."""
+"""Thumbnails: the pixels that a gallery keeps of an image, for display and for reranking."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from PIL import Image
 from tokenfold.bundle.preprocess import Preprocess, lies
 from tokenfold.inference import images
 
-LONGEST = 384  # pixels of the longer side: what networks that see images with texts look at
+LONGEST = 384  # pixels of the longer side, the input size of networks that rerank
 _QUALITY = 90
 
 
 class Thumbnail(NamedTuple):
-    """A small image.
+    """A small version of an image.
 
     Attributes:
-        jpeg: upright, without the original's EXIF: whoever may see it need not learn where it was
-            taken.
-        width, height: of the original, upright, in pixels.
+        jpeg: upright JPEG file without the original's EXIF data, which may reveal where the image
+            was taken.
+        width, height: size of the upright original, in pixels.
     """
 
     jpeg: bytes
@@ -29,7 +29,7 @@ class Thumbnail(NamedTuple):
 
 
 def thumbnail(data: bytes, *, max_pixels: int) -> Thumbnail:
-    """An encoded image in small; a small one keeps its size.
+    """Scale an encoded image down; a small image keeps its size.
 
     Raises:
         ImageFormat, ImageTooLarge, ImageError: see `images.decode`.
@@ -49,6 +49,6 @@ def thumbnail(data: bytes, *, max_pixels: int) -> Thumbnail:
     if lies(image):
         width, height = height, width
     file = io.BytesIO()
-    # 4:4:4: thin coloured lines, of which a network has to see the colour, survive.
+    # 4:4:4 subsampling keeps the colour of thin lines, which a network must recognise.
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling=0)
     return Thumbnail(file.getvalue(), width, height)

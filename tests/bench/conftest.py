@@ -1,4 +1,4 @@
-"""What the tests of the bench share."""
+"""Fixtures for the tests of the bench."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenfold.bundle.writing import stored_files, write_manifest, writing
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a bundle of three levels, or what its arguments say."""
+    """Return a function that writes a bundle, by default with three levels."""
 
     def write(
         name: str = "tiny",
@@ -55,12 +55,12 @@ def make(tmp_path: Path) -> Make:
 
 
 @pytest.fixture(autouse=True)
-def at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else runs here, there is no notice of it."""
+def idle_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report an idle processor, so that no notice about other work appears."""
     monkeypatch.setattr(psutil, "cpu_percent", lambda **_: 0.0)
 
 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the processes whose memory is watched."""
-    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0))
+    """Replace the memory probe, which starts processes, by a constant."""
+    monkeypatch.setattr(on_cpu, "measure_peak", lambda *_args, **_options: Peak(100.0, 40.0))

@@ -1,4 +1,4 @@
-"""`tokenfold bench` on small graphs: what it measures, prints, saves, refuses. Never how fast."""
+"""`tokenfold bench` on small graphs: measurements, output, profiles and errors, but no speeds."""
 
 from __future__ import annotations
 
@@ -36,25 +36,27 @@ ROW = [
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
     assert command.main([*map(str, arguments), *QUICK, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one line that says why it cannot be measured."""
+    """Return the single error line of a bench that is refused."""
     assert command.main([*map(str, arguments), *QUICK, "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    # A checkout without a compiler has no native ops, which is said first.
+    # A checkout without a compiler has no native ops, and prints a notice about it first.
     lines = [line for line in captured.err.splitlines() if "make plugins" not in line]
     assert len(lines) == 1
     assert lines[0].startswith("tokenfold bench: ")
     return lines[0]
 
 
-def test_json_has_the_promised_shape(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run_json(capsys, make(), "--r", "1")
-    rows = found["levels"]
+def test_json_report_has_the_documented_fields(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run_json(capsys, make(), "--r", "1")
+    rows = report["levels"]
     assert [row["level"] for row in rows] == ["exact", "half", "most", "r=1"]
     for row in rows:
         assert list(row) == ROW
@@ -65,19 +67,19 @@ def test_json_has_the_promised_shape(make: Make, capsys: pytest.CaptureFixture[s
     assert [row["reduction"] for row in rows[:3]] == [0.0, 0.3, 0.5]
     assert rows[3]["reduction"] == pytest.approx(1 - rows[3]["flops_ratio"])
     assert (rows[0]["speedup"], rows[0]["flops_ratio"]) == (1.0, 1.0)
-    assert found["threads"] == len(os.sched_getaffinity(0))
-    assert "onnxruntime" in found["runtime"]
+    assert report["threads"] == len(os.sched_getaffinity(0))
+    assert "onnxruntime" in report["runtime"]
     fields = ["level", "working_memory_mb", "peak_ratio", "working_ratio"]
-    assert [list(one) for one in found["memory"]] == [fields] * 4
-    for one, row in zip(found["memory"], rows, strict=True):
-        assert one["level"] == row["level"]
-        assert 0 <= one["working_memory_mb"] < row["peak_memory_mb"]
-    assert "torch" not in found
-    assert "compare" not in found
+    assert [list(entry) for entry in report["memory"]] == [fields] * 4
+    for entry, row in zip(report["memory"], rows, strict=True):
+        assert entry["level"] == row["level"]
+        assert 0 <= entry["working_memory_mb"] < row["peak_memory_mb"]
+    assert "torch" not in report
+    assert "compare" not in report
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_table_for_people(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_output_is_a_table(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(make()), *QUICK]) == 0
     shown = capsys.readouterr().out
     for text in (
@@ -97,7 +99,7 @@ def test_a_table_for_people(make: Make, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_tables_fit_a_terminal_of_80_columns(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "WIDE", 80)
+    monkeypatch.setattr(command, "FILE_COLUMNS", 80)
     levels = {"exact": level("tome", (0, 0), 0.0), "balanced": level("tome", (1, 1), 0.3)}
     assert command.main([str(make(levels=levels)), *QUICK]) == 0
     shown = capsys.readouterr().out
@@ -105,10 +107,10 @@ def test_the_tables_fit_a_terminal_of_80_columns(
     assert "quartiles" in shown
 
 
-def test_a_peak_that_counts_loading_is_told_once(
+def test_a_peak_that_includes_loading_gives_one_notice(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_cpu, "peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
+    monkeypatch.setattr(on_cpu, "measure_peak", lambda *_args, **_options: Peak(100.0, 40.0, False))
     assert command.main([str(make()), *QUICK, "--json"]) == 0
     assert capsys.readouterr().err.count("clear_refs cannot be written") == 1
 
@@ -123,7 +125,7 @@ def test_notices_and_progress_stay_off_stdout(
     assert command.main([str(make()), *QUICK, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["runtime"].endswith("portable ops")
-    for text in ("75 % of the processor", "portable ones run", "speed", "memory"):
+    for text in ("75 % of the processor", "portable ops run", "speed", "memory"):
         assert text in captured.err
 
 
@@ -137,7 +139,7 @@ def test_save_keeps_the_quality(make: Make, capsys: pytest.CaptureFixture[str]) 
         Profile(measured=date(2000, 1, 1), machine="old", runtime="old", levels={"half": old}),
     )
     rows = {row["level"]: row for row in run_json(capsys, folder, "--save", "--r", "1")["levels"]}
-    # Opening checks the checksums too.
+    # Opening the bundle also verifies the checksums.
     profile = Bundle.open(folder).profile
     assert profile is not None
     assert list(profile.levels) == ["exact", "half", "most"]
@@ -157,19 +159,19 @@ def test_save_keeps_the_quality(make: Make, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.usefixtures("no_probe")
 def test_compare_with_another_bundle(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder, plain = make(), make("plain", method="none")
-    found = run_json(capsys, folder, "--compare", plain)
-    # The other reduces nothing: only the unreduced plan runs on both.
-    (compared,) = found["compare"]["levels"]
+    report = run_json(capsys, folder, "--compare", plain)
+    # The other bundle never reduces, so only the unreduced plan runs on both.
+    (compared,) = report["compare"]["levels"]
     assert compared["level"] == "exact"
     assert compared["low"] <= compared["ratio"] <= compared["high"]
-    assert len(found["levels"]) == 3
-    found = run_json(capsys, folder, "--compare", make("again"))
-    assert [one["level"] for one in found["compare"]["levels"]] == ["exact", "half", "most"]
+    assert len(report["levels"]) == 3
+    report = run_json(capsys, folder, "--compare", make("again"))
+    assert [result["level"] for result in report["compare"]["levels"]] == ["exact", "half", "most"]
     assert command.main([str(folder), "--compare", str(plain), *QUICK]) == 0
     assert "Compared with" in capsys.readouterr().out
 
 
-def test_nothing_of_the_export_extra_is_imported_without_need() -> None:
+def test_the_export_extra_is_not_imported_without_need() -> None:
     line = (
         "import tokenfold.bench.command, sys; "
         "sys.exit(not sys.modules.keys().isdisjoint(['torch', 'onnx']))"
@@ -183,13 +185,13 @@ def test_an_interrupt_ends_quietly(
     def interrupt(*_args: object, **_options: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_cpu, "peak", interrupt)
+    monkeypatch.setattr(on_cpu, "measure_peak", interrupt)
     assert command.main([str(make()), "--json"]) == 130
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_what_cannot_be_measured(
+def test_impossible_requests_are_refused(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "manifest.json is missing" in refusal(capsys, tmp_path)
@@ -206,7 +208,7 @@ def test_what_cannot_be_measured(
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [
         ["--rounds", "0"],
         ["--seconds", "0"],
@@ -218,14 +220,14 @@ def test_what_cannot_be_measured(
         ["--turbo"],
     ],
 )
-def test_wrong_options(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        command.main(["bundle", *wrong])
+        command.main(["bundle", *arguments])
     assert exit_.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+    assert arguments[0] in capsys.readouterr().err
 
 
-def test_help_says_how_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_the_method(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         command.main(["--help"])
     assert exit_.value.code == 0

@@ -1,4 +1,4 @@
-"""The bench on a dual encoder: images at its levels, texts, and PyTorch beside it."""
+"""The bench on a dual encoder: images at each level, texts, and a comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.bench.trivial import QUICK
 from tokenfold.bench import command
-from tokenfold.bench.subjects import DualGraphs, longest_texts, opened, random_inputs
+from tokenfold.bench.subjects import DualGraphs, longest_texts, open_graphs, random_inputs
 from tokenfold.bench.targets import choose
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import LevelProfile, Profile
@@ -36,23 +36,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> dict[str, Any]:
     assert command.main([str(folder), *QUICK, "--json", *arguments]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
-def test_images_at_every_level_and_texts(
+def test_measures_images_at_every_level_and_texts(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, bundle.folder, "--r", "2", "--batch", "2")
-    assert [row["level"] for row in found["levels"]] == ["exact", "half", "r=2"]
-    texts = found["texts"]
+    report = run(capsys, bundle.folder, "--r", "2", "--batch", "2")
+    assert [row["level"] for row in report["levels"]] == ["exact", "half", "r=2"]
+    texts = report["texts"]
     assert texts["tokens"] == 12
     assert texts["texts_per_second"] > 0
     assert 0 < texts["p50_ms"] <= texts["p99_ms"]
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_table_for_people(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_output_is_a_table(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(bundle.folder), *QUICK, "--levels"]) == 0
     shown = capsys.readouterr().out
     assert "texts of 12 tokens" in shown
@@ -60,11 +60,13 @@ def test_a_table_for_people(bundle: Bundle, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_torch_and_another_bundle(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_with_torch_and_another_bundle(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--torch", "--threads", "1", "--compare", str(bundle.folder)]
-    found = run(capsys, bundle.folder, *options)
-    assert [row["level"] for row in found["torch"]] == list(LEVELS)
-    assert [one["level"] for one in found["compare"]["levels"]] == list(LEVELS)
+    report = run(capsys, bundle.folder, *options)
+    assert [row["level"] for row in report["torch"]] == list(LEVELS)
+    assert [row["level"] for row in report["compare"]["levels"]] == list(LEVELS)
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -72,12 +74,12 @@ def test_a_checkpoint_with_other_weights_is_refused(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = Path(bundle.manifest.source)
-    others: list[tuple[AnyCheckpoint, str]] = [
+    wrong_checkpoints: list[tuple[AnyCheckpoint, str]] = [
         (tiny.dual_checkpoint(seed=1), "no longer has"),
         (tiny.dual_checkpoint(siglip=True), "not the network"),
         (tiny.checkpoint(), "not the network"),
     ]
-    for other, message in others:
+    for other, message in wrong_checkpoints:
         native.save(weights, other)
         try:
             assert command.main([str(bundle.folder), *QUICK, "--torch"]) == 2
@@ -87,20 +89,20 @@ def test_a_checkpoint_with_other_weights_is_refused(
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"half": LevelProfile(neighbours={"exact": 0.9, "half": 1.0})}
-    before: Profile = profile(known, native=True)
+def test_save_writes_the_profile(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    old_levels = {"half": LevelProfile(neighbours={"exact": 0.9, "half": 1.0})}
+    before: Profile = profile(old_levels, native=True)
     write_profile(bundle.folder, before)
     run(capsys, bundle.folder, "--save")
     after = Bundle.open(bundle.folder).profile
     assert after is not None
     assert after.texts_per_second is not None
-    assert after.levels["half"].neighbours == known["half"].neighbours
-    assert [one.batch for one in after.levels["half"].latency] == [1, 2, 4, 8]
+    assert after.levels["half"].neighbours == old_levels["half"].neighbours
+    assert [point.batch for point in after.levels["half"].latency] == [1, 2, 4, 8]
 
 
-def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
-    graphs, images = opened(bundle), random_inputs(bundle, 3)
+def test_texts_have_the_maximum_length(bundle: Bundle) -> None:
+    graphs, images = open_graphs(bundle), random_inputs(bundle, 3)
     assert isinstance(graphs, DualGraphs)
     assert graphs.run(images[0], bundle.manifest.workload.unreduced).shape == (3, 40)
     ids, size = longest_texts(bundle, 3)[0]

@@ -1,4 +1,4 @@
-"""The GPU's memory of a process that has engines loaded, where there is neither of them."""
+"""Probe of the GPU memory of loaded engines, on a machine without a GPU and TensorRT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.standing_in import TARGET
+from tests.bench.fake_builder import TARGET
 from tests.bench.trivial import Make
 from tokenfold.bench import engine_memory
 from tokenfold.bench.memory import MemoryProbeError
@@ -22,27 +22,27 @@ from tokenfold.runtime.tensorrt import flavour, plugins, target
 from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.origin import Origin, origins
 
-ROOM = 1000
+TOTAL = 1000
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that are taken whenever somebody looks."""
-    found = [50]
-    monkeypatch.setattr(device, "memory", lambda: MemoryInfo(ROOM - found[0], ROOM))
-    return found
+    """Bytes of GPU memory in use at each query, in a list of one value."""
+    used = [50]
+    monkeypatch.setattr(device, "memory", lambda: MemoryInfo(TOTAL - used[0], TOTAL))
+    return used
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a TensorRT be here."""
+def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that TensorRT is installed."""
     monkeypatch.setattr(flavour, "load", lambda: None)
     monkeypatch.setattr(plugins, "registered", lambda _: None)
     monkeypatch.setattr(target, "here", lambda *_: TARGET)
 
 
-@pytest.mark.usefixtures("here")
-def test_the_watched_process(
+@pytest.mark.usefixtures("fake_tensorrt")
+def test_the_probe_process(
     make: Make,
     tmp_path: Path,
     taken: list[int],
@@ -55,7 +55,7 @@ def test_the_watched_process(
     loaded: list[Plan | None] = []
     freed: list[str] = []
 
-    def engine(_own: object, _plugins: object, origin: Origin, content: bytes) -> int:
+    def engine(_tensorrt: object, _plugins: object, origin: Origin, content: bytes) -> int:
         loaded.append(origin.plan)
         taken[0] += len(content)
         return len(content)
@@ -68,12 +68,12 @@ def test_the_watched_process(
             freed.append("runner")
 
     stream = SimpleNamespace(free=lambda: freed.append("stream"))
-    for name, stands_in in (
+    for name, replacement in (
         ("Engine", engine),
         ("EngineRunner", Runner),
         ("Stream", lambda: stream),
     ):
-        monkeypatch.setattr(engine_memory, name, stands_in)
+        monkeypatch.setattr(engine_memory, name, replacement)
     arguments = [str(bundle.folder), "--engines", str(tmp_path)]
     assert engine_memory.main(arguments) == 0
     assert loaded == [None]
@@ -82,12 +82,12 @@ def test_the_watched_process(
     loaded.clear()
     taken[0] = 50
     assert engine_memory.main([*arguments, "--static-levels"]) == 0
-    # In the place of that of all plans; and in a memory that is one's as well as the other's.
+    # One engine per plan replaces the engine for all plans; the runners share working memory.
     assert loaded == [(0, 0), (1, 1), (2, 1)]
     assert json.loads(capsys.readouterr().out) == 50 + 3 * 10 + 10
 
 
-def test_what_others_take_does_not_count(
+def test_memory_of_other_processes_is_subtracted(
     taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[Any] = []
@@ -99,7 +99,7 @@ def test_what_others_take_does_not_count(
     monkeypatch.setattr(subprocess, "run", run)
     taken[0] = 60
     for static in (False, True):
-        assert engine_memory.loaded(tmp_path, Path("there"), static=static) == 640
+        assert engine_memory.loaded_bytes(tmp_path, Path("there"), static=static) == 640
     assert commands == [
         [str(tmp_path), "--engines", "there"],
         [str(tmp_path), "--engines", "there", "--static-levels"],
@@ -107,6 +107,6 @@ def test_what_others_take_does_not_count(
 
 
 @pytest.mark.usefixtures("taken")
-def test_a_failing_probe_says_why(tmp_path: Path) -> None:
+def test_a_failed_probe_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
-        engine_memory.loaded(tmp_path, tmp_path, static=False)
+        engine_memory.loaded_bytes(tmp_path, tmp_path, static=False)

@@ -1,4 +1,4 @@
-"""Markdown of what was measured on a GPU."""
+"""Markdown tables of the bench's GPU figures."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tokenfold.bench.gpu_report import (
     TorchSpeed,
 )
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.report import Against
+from tokenfold.bench.report import RelativeSpeed
 from tokenfold.bench.torch_eager import ROOT
 
 MARKS = (gpu_tables.CUDA, gpu_tables.TENSORRT)
 
 
-def even(text: str) -> bool:
-    """Whether every row of a table has as many cells as its head."""
-    tables = [one.splitlines() for one in text.split("\n\n") if one.startswith("|")]
+def rectangular(text: str) -> bool:
+    """Whether every row of each table has as many cells as its header."""
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     return all(len({line.count("|") for line in lines}) == 1 for lines in tables)
 
 
@@ -40,19 +40,19 @@ def speed(images: float, speedup: float, flops: float) -> Speed:
 
 
 def row(level: str, flops: float, images: float, speedup: float, p50: float) -> GpuRow:
-    own = speed(images, speedup, flops)
+    resident = speed(images, speedup, flops)
     return GpuRow(
         level=level,
         batch=1,
         flops_ratio=flops,
-        resident=own,
+        resident=resident,
         served=speed(images / 2, speedup, flops),
         p50_ms=p50,
         p99_ms=p50,
     )
 
 
-def of_torch(way: TorchWay, level: str, images: float, ratio: float) -> TorchSpeed:
+def torch_speed(way: TorchWay, level: str, images: float, ratio: float) -> TorchSpeed:
     return TorchSpeed(
         way=way,
         level=level,
@@ -87,9 +87,9 @@ def report() -> GpuReport:
         seconds=0.1,
         rows=[row("r=0", 1.0, 1000, 1.0, 1.0), row("r=16", 0.5, 1900, 1.9, 0.6)],
         torch=[
-            of_torch("eager", "r=0", 500, 2.0),
-            of_torch("blocks", "r=0", 800, 1.25),
-            of_torch("eager", "r=16", 900, 2.1),
+            torch_speed("eager", "r=0", 500, 2.0),
+            torch_speed("blocks", "r=0", 800, 1.25),
+            torch_speed("eager", "r=16", 900, 2.1),
         ],
         memory=[
             DeviceMemory(level="r=0", batch=1, peak_mb=900.4, working_mb=100, working_ratio=1.0)
@@ -98,7 +98,7 @@ def report() -> GpuReport:
     )
 
 
-def test_a_chapter(report: GpuReport) -> None:
+def test_a_chapter_has_text_tables_and_goals(report: GpuReport) -> None:
     text = gpu_tables.markdown([report])
     assert text.startswith("### random:vit-b16, fp16\n\n2026-01-02, NVIDIA Test, driver 580")
     assert (
@@ -110,10 +110,10 @@ def test_a_chapter(report: GpuReport) -> None:
     assert "1.5 times the better PyTorch: not at r=0 of batch 1; least 1.25." in text
     assert "no longer reduced than unreduced: reached at every level." in text
     assert "interrupted" not in text
-    assert even(text)
+    assert rectangular(text)
 
 
-def test_what_falls_short_is_told(report: GpuReport) -> None:
+def test_missed_goals_are_listed(report: GpuReport) -> None:
     report.rows[1] = row("r=16", 0.5, 1500, 1.5, 1.1)
     report.complete = False
     report.lost = ["PyTorch compiled, r=0, batch 1: not ready within 9 s"]
@@ -124,48 +124,50 @@ def test_what_falls_short_is_told(report: GpuReport) -> None:
     assert "- Not measured: PyTorch compiled" in text
 
 
-def test_tables_take_the_place_of_older_ones(
+def test_new_tables_replace_older_ones(
     report: GpuReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, into = tmp_path / "found.json", tmp_path / "gpu.md"
-    found.write_text(report.json_text())
-    marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nold\n{gpu_tables.CUDA.end}\n\nTail\n"
+    report_file, into = tmp_path / "found.json", tmp_path / "gpu.md"
+    report_file.write_text(report.json_text())
+    marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nstale\n{gpu_tables.CUDA.end}\n\nTail\n"
     into.write_text(marked)
     for _ in range(2):
-        assert gpu_tables.main([str(found), "--into", str(into)]) == 0
-        assert "old" not in into.read_text()
+        assert gpu_tables.main([str(report_file), "--into", str(into)]) == 0
+        assert "stale" not in into.read_text()
         assert into.read_text().startswith("# Head\n")
         assert into.read_text().endswith(f"{gpu_tables.CUDA.end}\n\nTail\n")
     assert into.read_text().count("###") == 1
-    assert gpu_tables.main([str(found)]) == 0
+    assert gpu_tables.main([str(report_file)]) == 0
     assert capsys.readouterr().out.startswith("### random:vit-b16")
     into.write_text("no marks")
-    assert gpu_tables.main([str(found), "--into", str(into)]) == 2
+    assert gpu_tables.main([str(report_file), "--into", str(into)]) == 2
     assert into.read_text() == "no marks"
     assert gpu_tables.main([str(tmp_path / "absent.json")]) == 2
 
 
 def tensorrt_of(report: GpuReport) -> GpuReport:
-    """The same plans on TensorRT, with all that can be beside them."""
+    """Return the report of the same plans on TensorRT, with all comparisons."""
 
-    def beside(level: str, images: float, ratio: float) -> Against:
-        return Against(level=level, images_per_second=images, ratio=ratio, low=ratio, high=ratio)
+    def relative(level: str, images: float, ratio: float) -> RelativeSpeed:
+        return RelativeSpeed(
+            level=level, images_per_second=images, ratio=ratio, low=ratio, high=ratio
+        )
 
     engines = [
         EngineFile(graph="model.onnx", precision="fp16", level=level, bytes=size)
         for level, size in ((None, 180_000_000), ("r=16", 170_000_000))
     ]
-    own = TensorRt(
+    tensorrt = TensorRt(
         version="tensorrt 11.4.0",
         gpu="NVIDIA Test sm_90",
         plugins="0123456789abcdef",
         engines=engines,
-        cuda={1: [beside("r=0", 800, 1.25), beside("r=16", 1000, 1.9)]},
-        static={1: [beside("r=16", 2000, 0.95)]},
+        cuda={1: [relative("r=0", 800, 1.25), relative("r=16", 1000, 1.9)]},
+        static={1: [relative("r=16", 2000, 0.95)]},
         one=EngineSet(count=1, mb=180, loaded_mb=812.4),
         each=EngineSet(count=1, mb=170),
     )
-    return report.model_copy(update={"tensorrt": own, "bundle": "b16-tensorrt"})
+    return report.model_copy(update={"tensorrt": tensorrt, "bundle": "b16-tensorrt"})
 
 
 def test_a_chapter_on_tensorrt(report: GpuReport) -> None:
@@ -179,30 +181,32 @@ def test_a_chapter_on_tensorrt(report: GpuReport) -> None:
     assert "| engines | files | MB | loaded MB |" in text
     assert "| for all plans | 1 | 180.0 | 812 |" in text
     assert "| one for each level | 1 | 170.0 |  |" in text
-    assert even(text)
+    assert rectangular(text)
 
 
 def test_each_backend_has_its_own_marks(report: GpuReport) -> None:
-    both = "".join(f"{marks.begin}\nold\n{marks.end}\n" for marks in MARKS)
-    cuda = gpu_tables.placed([report], both)
-    assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("old")
-    tensorrt = gpu_tables.placed([tensorrt_of(report)], both)
-    assert tensorrt.index("old") < tensorrt.index(gpu_tables.TENSORRT.begin)
+    both = "".join(f"{marks.begin}\nstale\n{marks.end}\n" for marks in MARKS)
+    cuda = gpu_tables.insert_reports([report], both)
+    assert cuda.index("random:vit-b16") < cuda.index(gpu_tables.CUDA.end) < cuda.index("stale")
+    tensorrt = gpu_tables.insert_reports([tensorrt_of(report)], both)
+    assert tensorrt.index("stale") < tensorrt.index(gpu_tables.TENSORRT.begin)
     assert tensorrt.index("random:vit-b16") < tensorrt.index(gpu_tables.TENSORRT.end)
-    assert "old" not in gpu_tables.placed([report, tensorrt_of(report)], both)
+    assert "stale" not in gpu_tables.insert_reports([report, tensorrt_of(report)], both)
     with pytest.raises(ValueError, match="bench of TensorRT"):
-        gpu_tables.placed([tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0])
+        gpu_tables.insert_reports(
+            [tensorrt_of(report)], cuda.partition(gpu_tables.TENSORRT.begin)[0]
+        )
 
 
-def test_a_report_of_a_network_with_texts_is_read_again(report: GpuReport) -> None:
-    report.rows = [one.model_copy(update={"resident": None}) for one in report.rows]
+def test_a_report_on_a_network_with_texts_round_trips(report: GpuReport) -> None:
+    report.rows = [row.model_copy(update={"resident": None}) for row in report.rows]
     report.memory[0].working_ratio = None
-    for one in (report, tensorrt_of(report)):
-        assert GpuReport.model_validate_json(one.json_text()) == one
-        assert "| 1 | r=16 | 0.500 | 950 | 1.90 | 0.950 | 950 |" in gpu_tables.markdown([one])
+    for row in (report, tensorrt_of(report)):
+        assert GpuReport.model_validate_json(row.json_text()) == row
+        assert "| 1 | r=16 | 0.500 | 950 | 1.90 | 0.950 | 950 |" in gpu_tables.markdown([row])
 
 
 def test_the_document_has_the_marks() -> None:
     text = (ROOT / "docs/gpu.md").read_text()
     for marks in MARKS:
-        assert "in their place" in gpu_tables.put("in their place", text, marks)
+        assert "in their place" in gpu_tables.replace_between("in their place", text, marks)

@@ -1,4 +1,4 @@
-"""`tokenfold bench --backend cuda` where there is no GPU: the CPU stands in for it."""
+"""`tokenfold bench --backend cuda` without a GPU: the CPU stands in for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MACHINE = GpuMachine(
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle `tiny`."""
+    """Export the bundle `tiny`."""
     folder = tmp_path_factory.mktemp("exported")
     native.save(folder / "weights", tiny.checkpoint())
     recipe = Recipe(name="tiny", levels={"exact": 0.0, "most": 0.4})
@@ -40,42 +40,42 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the CPU be the GPU."""
+    """Run on the CPU instead of the GPU."""
     peaks = iter([DevicePeak(100, 1100), DevicePeak(100, 600)] * 2)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(gpu_loading, "opened", lambda bundle, _opening: ImageGraphs(bundle))
+    monkeypatch.setattr(gpu_loading, "open_graphs", lambda bundle, _opening: ImageGraphs(bundle))
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
-    monkeypatch.setattr(on_gpu, "device_peak", lambda *_args, **_options: next(peaks))
+    monkeypatch.setattr(on_gpu, "measure_device_peak", lambda *_args, **_options: next(peaks))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
     assert command.main([*map(str, arguments), *QUICK, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_every_level_at_every_batch(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, exported, "--r", "2", "--out", tmp_path / "found.json", "--no-memory")
-    rows = [(row["batch"], row["level"]) for row in found["rows"]]
+    report = run(capsys, exported, "--r", "2", "--out", tmp_path / "found.json", "--no-memory")
+    rows = [(row["batch"], row["level"]) for row in report["rows"]]
     assert rows == [(batch, level) for batch in (1, 2) for level in ("exact", "most", "r=2")]
-    for row in found["rows"]:
+    for row in report["rows"]:
         for speed in (row["resident"], row["served"]):
             assert speed["images_per_second"] > 0
             assert speed["low"] <= speed["speedup"] <= speed["high"]
             assert speed["efficiency"] == pytest.approx(speed["speedup"] * row["flops_ratio"])
         assert 0 < row["p50_ms"] <= row["p99_ms"]
-    assert found["rows"][0]["resident"]["speedup"] == 1.0
-    assert (found["torch"], found["memory"], found["lost"]) == ([], [], [])
-    assert "tensorrt" not in found
-    assert found["complete"]
-    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert report["rows"][0]["resident"]["speedup"] == 1.0
+    assert (report["torch"], report["memory"], report["lost"]) == ([], [], [])
+    assert "tensorrt" not in report
+    assert report["complete"]
+    assert json.loads((tmp_path / "found.json").read_text()) == report
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_there_is_is_kept_and_told_at_once(
+def test_each_batch_size_is_saved_and_printed_when_measured(
     exported: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -84,26 +84,30 @@ def test_what_there_is_is_kept_and_told_at_once(
     def interrupt(*_args: object, **_options: object) -> DevicePeak:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_gpu, "device_peak", interrupt)
+    monkeypatch.setattr(on_gpu, "measure_device_peak", interrupt)
     out = tmp_path / "found.json"
     assert command.main([str(exported), *QUICK, "--out", str(out)]) == 130
-    kept = GpuReport.model_validate_json(out.read_text())
-    assert [row.batch for row in kept.rows] == [1, 1, 2, 2]
-    assert not kept.complete
-    told = capsys.readouterr().err
-    assert told.index("batch 1") < told.index("batch 2")
+    saved_report = GpuReport.model_validate_json(out.read_text())
+    assert [row.batch for row in saved_report.rows] == [1, 1, 2, 2]
+    assert not saved_report.complete
+    stderr = capsys.readouterr().err
+    assert stderr.index("batch 1") < stderr.index("batch 2")
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_memory_is_of_the_largest_batch(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unreduced, most = run(capsys, exported)["memory"]
+    unreduced, reduced = run(capsys, exported)["memory"]
     assert (unreduced["batch"], unreduced["level"], unreduced["working_ratio"]) == (2, "exact", 1.0)
-    assert (most["peak_mb"], most["working_mb"], most["working_ratio"]) == (0.0006, 0.0005, 0.5)
+    assert (reduced["peak_mb"], reduced["working_mb"], reduced["working_ratio"]) == (
+        0.0006,
+        0.0005,
+        0.5,
+    )
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_table_for_people(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_output_is_a_table(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(exported), *QUICK, "--compare", str(exported)]) == 0
     shown = capsys.readouterr().out
     for text in ("tiny, fp32, batch 2", "from host", "efficiency", "beyond loading", "Standing In"):
@@ -113,37 +117,37 @@ def test_a_table_for_people(exported: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_torch_is_measured_in_processes_of_its_own(
+def test_torch_runs_in_separate_processes(
     exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ways = ("--torch", "eager", "--torch-wait", "120", "--no-memory")
-    found = run(capsys, exported, *ways)
-    assert [(row["way"], row["level"], row["batch"]) for row in found["torch"]] == [
+    report = run(capsys, exported, *ways)
+    assert [(row["way"], row["level"], row["batch"]) for row in report["torch"]] == [
         ("eager", level, batch) for batch in (1, 2) for level in ("exact", "most")
     ]
-    for row in found["torch"]:
+    for row in report["torch"]:
         assert row["images_per_second"] > 0
         assert row["low"] <= row["ratio"] <= row["high"]
         assert not row["graph"]
-    assert found["machine"]["versions"]["torch"]
+    assert report["machine"]["versions"]["torch"]
     assert "torch" not in {name.partition(".")[0] for name in MACHINE.versions}
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_torch_cannot_do_is_left_out_and_told(
+def test_failed_torch_runs_are_reported_and_left_out(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = (sys.executable, "-c", "import sys; sys.exit('out of luck')")
     monkeypatch.setattr(workers, "COMMAND", broken)
-    found = run(capsys, exported, "--torch", "compiled", "--torch-levels", "most", "--no-memory")
-    assert found["torch"] == []
-    assert found["lost"] == [
+    report = run(capsys, exported, "--torch", "compiled", "--torch-levels", "most", "--no-memory")
+    assert report["torch"] == []
+    assert report["lost"] == [
         f"PyTorch compiled, most, batch {batch}: out of luck" for batch in (1, 2)
     ]
     slow = (sys.executable, "-c", "import time; time.sleep(60)")
     monkeypatch.setattr(workers, "COMMAND", slow)
-    found = run(capsys, exported, "--torch", "eager", "--torch-wait", "0.2", "--no-memory")
-    assert "not ready within 0.2 s" in found["lost"][0]
+    report = run(capsys, exported, "--torch", "eager", "--torch-wait", "0.2", "--no-memory")
+    assert "not ready within 0.2 s" in report["lost"][0]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -153,14 +157,14 @@ def test_another_network_is_not_measured(
     answer = '{"torch": "1", "logits": [[[9, 9, 9, 9, 9]], [[0]], [[NaN]], [[0]]]}'
     other = (sys.executable, "-c", f"import time; print('{answer}', flush=True); time.sleep(60)")
     monkeypatch.setattr(workers, "COMMAND", other)
-    found = run(capsys, exported, "--torch", "eager", "--no-memory")
-    assert found["torch"] == []
-    assert len(found["lost"]) == 4
-    assert all("its logits are off by" in one for one in found["lost"])
+    report = run(capsys, exported, "--torch", "eager", "--no-memory")
+    assert report["torch"] == []
+    assert len(report["lost"]) == 4
+    assert all("its logits are off by" in reason for reason in report["lost"])
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_where_torch_dies_the_rest_is_measured(
+def test_a_dead_torch_process_does_not_stop_the_bench(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = Bundle.open(exported)
@@ -174,14 +178,14 @@ def test_where_torch_dies_the_rest_is_measured(
     answer = json.dumps({"torch": "1", "logits": logits})
     dies = (sys.executable, "-c", f"import sys; print('{answer}', flush=True); sys.exit('gone')")
     monkeypatch.setattr(workers, "COMMAND", dies)
-    found = run(capsys, exported, "--torch", "eager", "--no-memory")
-    assert found["lost"] == ["PyTorch, batch 1: gone", "PyTorch, batch 2: gone"]
-    assert len(found["rows"]) == 4
-    assert found["torch"] == []
+    report = run(capsys, exported, "--torch", "eager", "--no-memory")
+    assert report["lost"] == ["PyTorch, batch 1: gone", "PyTorch, batch 2: gone"]
+    assert len(report["rows"]) == 4
+    assert report["torch"] == []
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_cannot_be_measured(
+def test_impossible_requests_are_refused(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal(*arguments: str) -> str:
@@ -203,7 +207,7 @@ def test_what_cannot_be_measured(
 @pytest.mark.parametrize(
     ("backend", "missing"), [("cuda", session.missing), ("tensorrt", runtime.missing)]
 )
-def test_without_a_gpu_it_says_what_is_missing(
+def test_without_a_gpu_the_error_names_what_is_missing(
     backend: str,
     missing: Callable[[], str | None],
     exported: Path,
@@ -217,7 +221,7 @@ def test_without_a_gpu_it_says_what_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("arguments", "message"),
     [
         (["--batch", "1", "2"], "--backend cuda or tensorrt only"),
         (["--torch", "compiled"], "is for --backend cuda or tensorrt"),
@@ -230,10 +234,10 @@ def test_without_a_gpu_it_says_what_is_missing(
         (["--backend", "tpu"], "invalid choice"),
     ],
 )
-def test_options_of_the_other_backend(
-    wrong: list[str], why: str, capsys: pytest.CaptureFixture[str]
+def test_options_for_another_backend_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        command.main(["bundle", *wrong])
+        command.main(["bundle", *arguments])
     assert exit_.value.code == 2
-    assert why in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""`tokenfold bench --backend tensorrt` where there is neither it nor a GPU: what it builds, runs,
-tells and refuses. The CPU stands in for engines, of which only the files are real.
+"""`tokenfold bench --backend tensorrt` without TensorRT and without a GPU.
+
+The CPU stands in for the engines; only the engine files are real.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.bench import standing_in
-from tests.bench.standing_in import BYTES, STATIC_BYTES, TARGET
+from tests.bench import fake_builder
+from tests.bench.fake_builder import BYTES, STATIC_BYTES, TARGET
 from tests.bench.trivial import Make
 from tests.runtime.tensorrt import standin_builder
 from tests.service.standin import until
 from tokenfold.bench import command, engine_memory, engines, gpu_loading, on_gpu
 from tokenfold.bench.device_memory import DevicePeak
 from tokenfold.bench.gpu_report import GpuMachine, GpuReport
-from tokenfold.bench.subjects import Graphs, opened
+from tokenfold.bench.subjects import Graphs, open_graphs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.export.pipeline import export_bundle
@@ -47,7 +48,7 @@ LEVELS = {"exact": 0.0, "most": 0.4}
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle `tiny`."""
+    """Export the bundle `tiny`."""
     folder = tmp_path_factory.mktemp("exported")
     native.save(folder / "weights", tiny.checkpoint())
     recipe = Recipe(name="tiny", precision="fp16", levels=LEVELS)
@@ -57,7 +58,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for images with texts."""
+    """Export a bundle for images with texts."""
     folder = tmp_path_factory.mktemp("exported")
     recipe = Recipe(name="pairs", levels=LEVELS)
     return export_bundle(tiny.pair_checkpoint(), "a test", folder / "pairs", recipe).folder
@@ -65,18 +66,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the engines are."""
+    """Return the folder of the engines."""
     return tmp_path / "engines"
 
 
 @pytest.fixture(autouse=True)
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
-    """Lets the CPU be the GPU, with a TensorRT on it; how graphs were to be opened there."""
-    found: list[Opening] = []
+    """Run on the CPU instead of a GPU with TensorRT; returns the options of each opened bundle."""
+    opened: list[Opening] = []
 
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
-        found.append(opening)
-        return opened(bundle)
+        opened.append(opening)
+        return open_graphs(bundle)
 
     def peak(*_args: object, backend: str, engines: Path | None, **_options: object) -> DevicePeak:
         assert (backend, engines is None) == ("tensorrt", False)
@@ -87,33 +88,33 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
     monkeypatch.setattr(flavour, "load", lambda: None)
     monkeypatch.setattr(plugins, "registered", lambda _: None)
     monkeypatch.setattr(target, "here", lambda *_: TARGET)
-    monkeypatch.setattr(process, "COMMAND", standing_in.COMMAND)
-    monkeypatch.setattr(gpu_loading, "opened", on_cpu)
+    monkeypatch.setattr(process, "COMMAND", fake_builder.COMMAND)
+    monkeypatch.setattr(gpu_loading, "open_graphs", on_cpu)
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
-    monkeypatch.setattr(on_gpu, "device_peak", peak)
+    monkeypatch.setattr(on_gpu, "measure_device_peak", peak)
     monkeypatch.setattr(
-        engine_memory, "loaded", lambda *_args, static: 9_000_000 if static else 5_000_000
+        engine_memory, "loaded_bytes", lambda *_args, static: 9_000_000 if static else 5_000_000
     )
-    return found
+    return opened
 
 
 @pytest.fixture
 def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Measures, and returns the report."""
+    """Return a function that runs the bench and returns its report."""
 
-    def measured(*arguments: str | Path) -> dict[str, Any]:
+    def measure(*arguments: str | Path) -> dict[str, Any]:
         assert command.main([*map(str, arguments), *QUICK, "--engines", str(root), "--json"]) == 0
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return report
 
-    return measured
+    return measure
 
 
 @pytest.fixture
 def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line that says why it cannot be measured."""
+    """Return a function that runs a refused bench and returns its error line."""
 
-    def said(*arguments: str | Path) -> str:
+    def refuse(*arguments: str | Path) -> str:
         assert command.main([*map(str, arguments), *QUICK, "--engines", str(root)]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -121,17 +122,17 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
         assert last.startswith("tokenfold bench: ")
         return last.removeprefix("tokenfold bench: ")
 
-    return said
+    return refuse
 
 
 def test_engines_are_built_and_measured(
     exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
 ) -> None:
-    found = run(exported, "--r", "2", "--no-memory")
-    rows = [(row["batch"], row["level"]) for row in found["rows"]]
+    report = run(exported, "--r", "2", "--no-memory")
+    rows = [(row["batch"], row["level"]) for row in report["rows"]]
     assert rows == [(batch, level) for batch in (1, 2) for level in ("exact", "most", "r=2")]
     assert openings == [Opening("tensorrt", engines=root, static=False)]
-    assert found["tensorrt"] == {
+    assert report["tensorrt"] == {
         "version": "tensorrt 11.4.0",
         "gpu": TARGET.gpu,
         "plugins": TARGET.plugins,
@@ -140,41 +141,43 @@ def test_engines_are_built_and_measured(
         "static": {},
         "one": {"count": 1, "mb": BYTES / 1e6},
     }
-    assert found["machine"]["versions"] == {"tensorrt": "11.4.0"}
-    assert (found["precision"], found["lost"], found["complete"]) == ("fp16", [], True)
+    assert report["machine"]["versions"] == {"tensorrt": "11.4.0"}
+    assert (report["precision"], report["lost"], report["complete"]) == ("fp16", [], True)
 
 
-def test_onnx_runtime_and_engines_of_one_plan_run_beside(
+def test_onnx_runtime_and_single_plan_engines_are_compared(
     exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
 ) -> None:
     out = root.parent / "found.json"
-    found = run(exported, "--r", "2", "--beside", "cuda", "--static-levels", "--out", out)
+    report = run(exported, "--r", "2", "--beside", "cuda", "--static-levels", "--out", out)
     engine = Opening("tensorrt", engines=root, static=False)
     assert openings == [engine, Opening("cuda"), engine._replace(static=True)]
-    own = found["tensorrt"]
-    assert [(one.get("level"), one["bytes"]) for one in own["engines"]] == [
+    tensorrt = report["tensorrt"]
+    assert [
+        (engine_file.get("level"), engine_file["bytes"]) for engine_file in tensorrt["engines"]
+    ] == [
         (None, BYTES),
         ("exact", STATIC_BYTES),
         ("most", STATIC_BYTES),
     ]
-    for who, levels in (("cuda", ["exact", "most", "r=2"]), ("static", ["exact", "most"])):
-        assert list(own[who]) == ["1", "2"]
-        for rows in own[who].values():
+    for contender, levels in (("cuda", ["exact", "most", "r=2"]), ("static", ["exact", "most"])):
+        assert list(tensorrt[contender]) == ["1", "2"]
+        for rows in tensorrt[contender].values():
             assert [row["level"] for row in rows] == levels
             for row in rows:
                 assert row["images_per_second"] > 0
                 assert 0 < row["low"] <= row["ratio"] <= row["high"]
-    assert own["one"] == {"count": 1, "mb": BYTES / 1e6, "loaded_mb": 5.0}
-    assert own["each"] == {"count": 2, "mb": 2 * STATIC_BYTES / 1e6, "loaded_mb": 9.0}
-    assert [row["level"] for row in found["memory"]] == ["exact", "most", "r=2"]
-    assert (found["against"], found["lost"]) == ({}, [])
-    assert json.loads(out.read_text()) == found
-    kept = GpuReport.model_validate_json(out.read_text())
-    assert kept.tensorrt is not None
-    assert list(kept.tensorrt.beside()) == ["ONNX Runtime", "engine of one plan"]
+    assert tensorrt["one"] == {"count": 1, "mb": BYTES / 1e6, "loaded_mb": 5.0}
+    assert tensorrt["each"] == {"count": 2, "mb": 2 * STATIC_BYTES / 1e6, "loaded_mb": 9.0}
+    assert [row["level"] for row in report["memory"]] == ["exact", "most", "r=2"]
+    assert (report["against"], report["lost"]) == ({}, [])
+    assert json.loads(out.read_text()) == report
+    saved_report = GpuReport.model_validate_json(out.read_text())
+    assert saved_report.tensorrt is not None
+    assert list(saved_report.tensorrt.comparisons()) == ["ONNX Runtime", "engine of one plan"]
 
 
-def test_engines_that_are_there_are_not_built(
+def test_existing_engines_are_not_built(
     exported: Path,
     run: Callable[..., dict[str, Any]],
     refusal: Callable[..., str],
@@ -186,96 +189,98 @@ def test_engines_that_are_there_are_not_built(
     assert refusal(exported, "--static-levels").endswith("cannot be built: out of luck")
 
 
-def test_engines_of_something_else_are_built_anew(
+def test_engines_of_another_bundle_are_rebuilt(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (wanted,) = origins(bundle, TARGET)
-    there = Engines(root, bundle)
-    there.write(wanted.model_copy(update={"sha256": "0" * 64}), b"foreign")
+    (origin,) = origins(bundle, TARGET)
+    engine_files = Engines(root, bundle)
+    engine_files.write(origin.model_copy(update={"sha256": "0" * 64}), b"foreign")
     with pytest.raises(EngineError, match="something else"):
-        there.find(wanted)
+        engine_files.find(origin)
     assert run(exported, "--no-memory")["tensorrt"]["engines"][0]["bytes"] == BYTES
-    assert there.find(wanted).bytes == BYTES
+    assert engine_files.find(origin).bytes == BYTES
 
 
-def test_what_is_in_bfloat16_is_measured_so(
+def test_bfloat16_engines_are_measured_as_they_are(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (wanted,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(wanted, bytes(7))
-    found = run(exported, "--static-levels", "--no-memory")["tensorrt"]["engines"]
-    assert [one["precision"] for one in found] == ["bf16"] * 3
-    assert [one["bytes"] for one in found] == [7, STATIC_BYTES, STATIC_BYTES]
+    (origin,) = origins(bundle, TARGET, precision="bf16")
+    Engines(root, bundle).write(origin, bytes(7))
+    engine_rows = run(exported, "--static-levels", "--no-memory")["tensorrt"]["engines"]
+    assert [row["precision"] for row in engine_rows] == ["bf16"] * 3
+    assert [row["bytes"] for row in engine_rows] == [7, STATIC_BYTES, STATIC_BYTES]
 
 
-def test_a_network_with_texts_has_two_graphs(
+def test_a_network_with_texts_has_engines_for_two_graphs(
     pairs: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
-    found = run(pairs, "--beside", "cuda", "--static-levels")
-    own = found["tensorrt"]
+    report = run(pairs, "--beside", "cuda", "--static-levels")
+    tensorrt = report["tensorrt"]
     levels = len(Bundle.open(pairs).manifest.levels)
-    assert (own["one"]["count"], own["each"]["count"]) == (2, 1 + levels)
-    assert own["each"]["mb"] == (BYTES + levels * STATIC_BYTES) / 1e6
-    assert [row["level"] for row in own["static"]["2"]] == ["exact", "most"]
-    assert "resident" not in found["rows"][0]
-    assert GpuReport.model_validate(found).rows[0].resident is None
+    assert (tensorrt["one"]["count"], tensorrt["each"]["count"]) == (2, 1 + levels)
+    assert tensorrt["each"]["mb"] == (BYTES + levels * STATIC_BYTES) / 1e6
+    assert [row["level"] for row in tensorrt["static"]["2"]] == ["exact", "most"]
+    assert "resident" not in report["rows"][0]
+    assert GpuReport.model_validate(report).rows[0].resident is None
 
 
-def test_another_bundle_has_its_engines_built_too(
+def test_engines_of_the_compared_bundle_are_built_too(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     other = export_bundle(
         tiny.checkpoint(), "a test", root.parent / "plain", Recipe(name="plain", method="none")
     )
-    found = run(exported, "--compare", other.folder, "--no-memory")
-    assert [one["level"] for one in found["against"]["1"]] == ["exact"]
+    report = run(exported, "--compare", other.folder, "--no-memory")
+    assert [row["level"] for row in report["against"]["1"]] == ["exact"]
     assert sorted(path.name.partition("-")[0] for path in root.iterdir()) == ["plain", "tiny"]
 
 
-def test_nothing_is_built_for_a_bundle_that_cannot_be_compared(
+def test_a_bundle_that_cannot_be_compared_builds_nothing(
     exported: Path, make: Make, root: Path, refusal: Callable[..., str]
 ) -> None:
     assert "differ in image size" in refusal(exported, "--compare", make("other"))
     assert not root.exists()
 
 
-def test_what_gives_other_answers_is_not_compared_with(
+def test_runs_with_different_logits_are_not_compared(
     exported: Path,
     run: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
-        graphs = opened(bundle)
-        right = graphs.run
+        graphs = open_graphs(bundle)
+        correct_run = graphs.run
 
-        def wrong(given: Any, plan: Plan) -> Float:
-            return right(given, plan) * (-1 if any(plan) else 1)
+        def wrong_run(inputs: Any, plan: Plan) -> Float:
+            return correct_run(inputs, plan) * (-1 if any(plan) else 1)
 
         if opening.device == "cuda":
-            monkeypatch.setattr(graphs, "run", wrong)
+            monkeypatch.setattr(graphs, "run", wrong_run)
         return graphs
 
-    monkeypatch.setattr(gpu_loading, "opened", on_cpu)
-    found = run(exported, "--beside", "cuda", "--no-memory")
-    assert [one["level"] for one in found["tensorrt"]["cuda"]["1"]] == ["exact"]
-    assert found["lost"] == [
+    monkeypatch.setattr(gpu_loading, "open_graphs", on_cpu)
+    report = run(exported, "--beside", "cuda", "--no-memory")
+    assert [row["level"] for row in report["tensorrt"]["cuda"]["1"]] == ["exact"]
+    assert report["lost"] == [
         "ONNX Runtime, most: its logits are off by 2.0e+00 of the bundle's norm"
     ]
 
 
-def test_levels_without_an_engine_of_their_own(
+def test_levels_without_a_dedicated_engine(
     exported: Path, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "fixed_plans", lambda *_: {(1, 1, 1)})
-    found = run(exported, "--static-levels", "--no-memory")
-    assert found["tensorrt"]["static"] == {}
+    report = run(exported, "--static-levels", "--no-memory")
+    assert report["tensorrt"]["static"] == {}
 
 
-def test_a_table_for_people(exported: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ("--engines", str(root), "--beside", "cuda", "--static-levels")
-    assert command.main([str(exported), *QUICK, *more]) == 0
+def test_default_output_is_a_table(
+    exported: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--engines", str(root), "--beside", "cuda", "--static-levels")
+    assert command.main([str(exported), *QUICK, *options]) == 0
     shown = capsys.readouterr().out
     for text in (
         "tiny, fp16, batch 2",
@@ -291,7 +296,7 @@ def test_a_table_for_people(exported: Path, root: Path, capsys: pytest.CaptureFi
         assert text in shown
 
 
-def test_what_cannot_be_measured(
+def test_impossible_requests_are_refused(
     exported: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "no level 'turbo'" in refusal(exported, "--levels", "turbo")
@@ -305,7 +310,7 @@ def test_what_cannot_be_measured(
         raise EngineError("x.engine is damaged:\nits sha256 differs")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gpu_loading, "opened", damaged)
+        patched.setattr(gpu_loading, "open_graphs", damaged)
         assert refusal(exported) == "x.engine is damaged: its sha256 differs"
     with monkeypatch.context() as patched:
         patched.setattr(session, "missing", lambda: "no onnxruntime-gpu")
@@ -319,7 +324,7 @@ def test_what_cannot_be_measured(
     assert refusal(exported) == "tiny is an int8 bundle, which is for the CPU"
 
 
-def test_the_builder_itself_takes_what_it_is_given(
+def test_the_real_builder_accepts_the_options(
     exported: Path, root: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.missing() is None:
@@ -328,17 +333,17 @@ def test_the_builder_itself_takes_what_it_is_given(
         process, "COMMAND", (sys.executable, "-m", "tokenfold.runtime.tensorrt.command")
     )
     bundle = Bundle.open(exported)
-    why = [refusal(exported)]
-    # One in bfloat16 is there, and those of one plan are not.
-    (wanted,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(wanted, bytes(7))
-    why.append(refusal(exported, "--static-levels"))
-    for one in why:
-        assert one.startswith("the engines of tiny cannot be built: ")
-        assert "argument" not in one
+    reasons = [refusal(exported)]
+    # The bfloat16 engine for all plans exists; engines for a single plan are missing.
+    (origin,) = origins(bundle, TARGET, precision="bf16")
+    Engines(root, bundle).write(origin, bytes(7))
+    reasons.append(refusal(exported, "--static-levels"))
+    for reason in reasons:
+        assert reason.startswith("the engines of tiny cannot be built: ")
+        assert "argument" not in reason
 
 
-def test_how_far_a_build_is(make: Make, root: Path) -> None:
+def test_the_progress_of_a_build_is_shown(make: Make, root: Path) -> None:
     titles: list[tuple[str, int]] = []
     steps: list[int] = []
 
@@ -346,13 +351,13 @@ def test_how_far_a_build_is(make: Make, root: Path) -> None:
         titles.append((title, count))
         return lambda: steps.append(1)
 
-    engines.prepare(Bundle.open(make()), root, static=True, stage=stage)
-    # One of all plans, then the others.
+    engines.build_missing(Bundle.open(make()), root, static=True, stage=stage)
+    # First the engine for all plans, then the engines for a single plan.
     assert titles == [("engines", 100)] * 2
     assert len(steps) == 200
 
 
-def test_a_build_ends_with_who_asked_for_it(
+def test_an_interrupt_ends_the_build(
     make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = standin_builder.command(root, "a.engine", "b.engine", mode="hangs")
@@ -362,15 +367,15 @@ def test_a_build_ends_with_who_asked_for_it(
     def interrupt(_title: str, _steps: int) -> Callable[[], None]:
         def step() -> None:
             steps.append(1)
-            if len(steps) == 25:  # as it hangs
+            if len(steps) == 25:  # the builder hangs here
                 until((root / standin_builder.CHILD).exists)
                 raise KeyboardInterrupt
 
         return step
 
     with pytest.raises(KeyboardInterrupt):
-        engines.prepare(Bundle.open(make()), root, static=False, stage=interrupt)
-    # And with it what it has started.
+        engines.build_missing(Bundle.open(make()), root, static=False, stage=interrupt)
+    # The builder's child process ends too.
     for name in (standin_builder.PID, standin_builder.CHILD):
         number = int((root / name).read_text())
         until(lambda number=number: not standin_builder.alive(number))
@@ -380,4 +385,4 @@ def test_int8_engines_are_not_built(make: Make, root: Path) -> None:
     bundle = Bundle.open(make())
     bundle.manifest = bundle.manifest.model_copy(update={"precision": "int8"})
     with pytest.raises(EngineError, match="int8 bundle, which is for the CPU"):
-        engines.prepare(bundle, root, static=False, stage=lambda *_: lambda: None)
+        engines.build_missing(bundle, root, static=False, stage=lambda *_: lambda: None)

@@ -1,4 +1,4 @@
-"""The bench on a network with texts: its levels, PuMer's own shares, and PyTorch beside it."""
+"""The bench on a network with texts: levels, PuMer's published rates, comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from tests import tiny
 from tests.bench.trivial import QUICK
 from tokenfold.bench import command
-from tokenfold.bench.memory import peak
-from tokenfold.bench.subjects import PairGraphs, opened, random_inputs
+from tokenfold.bench.memory import measure_peak
+from tokenfold.bench.subjects import PairGraphs, open_graphs, random_inputs
 from tokenfold.bench.targets import TargetError, choose, runs_on
-from tokenfold.bench.torch_eager import eager
+from tokenfold.bench.torch_eager import load_eager
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
@@ -34,40 +34,40 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def plain(bundle: Bundle) -> Bundle:
-    """The same without any reduction."""
+    """Export the same network without reduction."""
     recipe = Recipe(name="plain", method="none")
     return export_bundle(tiny.pair_checkpoint(), "a test", bundle.folder.parent / "plain", recipe)
 
 
 def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> dict[str, Any]:
     assert command.main([str(folder), *QUICK, "--json", *arguments]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
-def test_levels_and_published_shares(
+def test_measures_levels_and_published_rates(
     bundle: Bundle, plain: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shares = ["--rates", "0.1", "0.3", "0.2", "--rates", "0", "0.5", "0"]
-    found = run(capsys, bundle.folder, *shares, "--compare", str(plain.folder), "--batch", "2")
-    rows = {row["level"]: row for row in found["levels"]}
+    rates = ["--rates", "0.1", "0.3", "0.2", "--rates", "0", "0.5", "0"]
+    report = run(capsys, bundle.folder, *rates, "--compare", str(plain.folder), "--batch", "2")
+    rows = {row["level"]: row for row in report["levels"]}
     assert list(rows) == ["exact", "half", "0.1/0.3/0.2", "0/0.5/0"]
     for row in rows.values():
         assert row["images_per_second"] > 0
         assert row["efficiency"] == pytest.approx(row["speedup"] * row["flops_ratio"])
     assert rows["half"]["flops_ratio"] == pytest.approx(0.7, abs=0.05)
-    assert found["memory"][0]["peak_ratio"] == 1.0
-    # Another method's bundle shares nothing but the unreduced plan, whatever its length.
-    assert [one["level"] for one in found["compare"]["levels"]] == ["exact"]
+    assert report["memory"][0]["peak_ratio"] == 1.0
+    # A bundle of another method only shares the unreduced plan, which may differ in length.
+    assert [row["level"] for row in report["compare"]["levels"]] == ["exact"]
 
 
 @pytest.mark.usefixtures("no_probe")
 def test_torch_answers_the_same_questions(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, bundle.folder, "--torch", "--threads", "1")
-    assert [row["level"] for row in found["torch"]] == list(LEVELS)
-    assert set(found["against_torch"]) == set(LEVELS)
+    report = run(capsys, bundle.folder, "--torch", "--threads", "1")
+    assert [row["level"] for row in report["torch"]] == list(LEVELS)
+    assert set(report["against_torch"]) == set(LEVELS)
 
 
 def test_torch_merges_in_the_tower_as_the_bundle_does(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_torch_merges_in_the_tower_as_the_bundle_does(tmp_path: Path) -> None:
     recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0})
     source = str(tmp_path / "weights")
     merging = export_bundle(tiny.meter_checkpoint(), source, tmp_path / "meter", recipe)
-    eager(merging, 1).check(opened(merging), random_inputs(merging, 1))
+    load_eager(merging, 1).check(open_graphs(merging), random_inputs(merging, 1))
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -93,20 +93,20 @@ def test_a_checkpoint_with_other_weights_is_refused(
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_what_was_measured_is_kept(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_save_writes_the_profile(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, bundle.folder, "--save")
     profile = Bundle.open(bundle.folder).profile
     assert profile is not None
-    assert [one.batch for one in profile.levels["half"].latency] == [1, 2, 4, 8]
+    assert [point.batch for point in profile.levels["half"].latency] == [1, 2, 4, 8]
 
 
 def test_memory_of_a_process(bundle: Bundle) -> None:
-    found = peak(bundle.folder, bundle.manifest.levels["half"].plan, batch=2, callers=2)
-    assert 0 <= found.working < found.total
+    peak = measure_peak(bundle.folder, bundle.manifest.levels["half"].plan, batch=2, callers=2)
+    assert 0 <= peak.working < peak.total
 
 
-def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
-    graphs, inputs = opened(bundle), random_inputs(bundle, 3)
+def test_texts_have_the_maximum_length(bundle: Bundle) -> None:
+    graphs, inputs = open_graphs(bundle), random_inputs(bundle, 3)
     assert isinstance(graphs, PairGraphs)
     assert inputs[0].ids.shape == inputs[0].size.shape == (3, 12)
     assert inputs[0].size.all()
@@ -116,11 +116,11 @@ def test_texts_are_as_long_as_can_be(bundle: Bundle) -> None:
 
 
 def test_plans_of_another_method(bundle: Bundle, plain: Bundle) -> None:
-    own, other = bundle.manifest, plain.manifest
+    manifest, plain_manifest = bundle.manifest, plain.manifest
     with pytest.raises(TargetError, match="rates, not r"):
-        choose(own, [8])
-    with pytest.raises(TargetError, match="rates are PuMer's"):
-        choose(other, rates=[(0.1, 0.3, 0.2)])
-    assert runs_on(own, other, own.workload.unreduced)
-    assert not runs_on(own, other, own.levels["half"].plan)
-    assert runs_on(own, own, own.levels["half"].plan)
+        choose(manifest, [8])
+    with pytest.raises(TargetError, match="only PuMer has rates"):
+        choose(plain_manifest, rates=[(0.1, 0.3, 0.2)])
+    assert runs_on(manifest, plain_manifest, manifest.workload.unreduced)
+    assert not runs_on(manifest, plain_manifest, manifest.levels["half"].plan)
+    assert runs_on(manifest, manifest, manifest.levels["half"].plan)

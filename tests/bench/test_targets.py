@@ -1,4 +1,4 @@
-"""Which plans the bench measures, and which of them two bundles share."""
+"""Choice of the plans that the bench measures, alone and in comparison with another bundle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def test_the_unreduced_plan_is_always_measured_first(make: Make) -> None:
     assert list(choose(manifest)) == ["r=0", "half", "most"]
     assert list(choose(manifest, [1, 0])) == ["r=0", "half", "most", "r=1"]
 
-    whole = Bundle.open(make()).manifest
-    assert list(choose(whole, [1], levels=["most"])) == ["exact", "most", "r=1"]
-    assert list(choose(whole, [1], levels=[])) == ["exact", "r=1"]
-    assert choose(whole, [2])["r=2"].plan == (2, 2)
-    assert choose(whole)["exact"] == ((0, 0), 0.0, 1.0)
+    three_levels = Bundle.open(make()).manifest
+    assert list(choose(three_levels, [1], levels=["most"])) == ["exact", "most", "r=1"]
+    assert list(choose(three_levels, [1], levels=[])) == ["exact", "r=1"]
+    assert choose(three_levels, [2])["r=2"].plan == (2, 2)
+    assert choose(three_levels)["exact"] == ((0, 0), 0.0, 1.0)
 
 
-def test_plans_that_do_not_exist(make: Make) -> None:
+def test_unknown_plans_are_refused(make: Make) -> None:
     manifest = Bundle.open(make()).manifest
     with pytest.raises(TargetError, match="no level 'none'; known: exact, half, most"):
         choose(manifest, levels=["none"])

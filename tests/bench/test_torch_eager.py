@@ -1,4 +1,4 @@
-"""`tokenfold bench --torch`: the same plans in PyTorch, from the weights that were exported."""
+"""`tokenfold bench --torch`: the same plans in PyTorch, with the exported weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEVELS = {"exact": 0.0, "most": 0.4}
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the checkpoint `weights` and the bundle `tiny`, which names it so."""
+    """Return a folder with the checkpoint `weights` and the bundle `tiny`, exported from it."""
     folder = tmp_path_factory.mktemp("exported")
     native.save(folder / "weights", tiny.checkpoint())
     recipe = Recipe(name="tiny", levels=LEVELS)
@@ -42,23 +42,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same as the current folder."""
+    """Make the exported folder the current one."""
     monkeypatch.chdir(exported)
     return exported
 
 
 @pytest.fixture
 def make_from(exported: Path, tmp_path: Path) -> MakeFrom:
-    """Writes the bundle anew, as if its source were that checkpoint by now."""
+    """Return a function that copies the bundle and gives it another checkpoint as its source."""
 
     def write(checkpoint: Checkpoint, precision: Precision = "fp32") -> Path:
-        made = Path(tempfile.mkdtemp(dir=tmp_path))
-        native.save(made / "weights", checkpoint)
-        shutil.copytree(exported / "tiny", made / "tiny")
-        changes = {"source": str(made / "weights"), "precision": precision}
-        manifest = Bundle.open(made / "tiny").manifest
-        write_manifest(made / "tiny", manifest.model_copy(update=changes))
-        return made / "tiny"
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        native.save(folder / "weights", checkpoint)
+        shutil.copytree(exported / "tiny", folder / "tiny")
+        changes = {"source": str(folder / "weights"), "precision": precision}
+        manifest = Bundle.open(folder / "tiny").manifest
+        write_manifest(folder / "tiny", manifest.model_copy(update=changes))
+        return folder / "tiny"
 
     return write
 
@@ -69,17 +69,17 @@ def run(bundle: Path, *arguments: str) -> int:
 
 def test_torch_runs_the_same_plans(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(here / "tiny", "--threads", "2") == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    rows = found["torch"]
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    rows = report["torch"]
     assert [row["level"] for row in rows] == list(LEVELS)
-    for row, own in zip(rows, found["levels"], strict=True):
-        assert list(row) == [*own, "mode"]
+    for row, levels_row in zip(rows, report["levels"], strict=True):
+        assert list(row) == [*levels_row, "mode"]
         assert row["mode"] in ("1x2", "2x1")
-        assert row["flops_ratio"] == own["flops_ratio"]
-        # A process with PyTorch in it.
-        assert row["peak_memory_mb"] > own["peak_memory_mb"]
-    assert set(found["against_torch"]) == set(LEVELS)
-    assert min(found["against_torch"].values()) > 0
+        assert row["flops_ratio"] == levels_row["flops_ratio"]
+        # The memory of a process that imports PyTorch.
+        assert row["peak_memory_mb"] > levels_row["peak_memory_mb"]
+    assert set(report["against_torch"]) == set(LEVELS)
+    assert min(report["against_torch"].values()) > 0
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -94,12 +94,12 @@ def test_a_source_relative_to_the_repository(
     assert "'weights': no such file or folder" in capsys.readouterr().err
     monkeypatch.setattr(torch_eager, "ROOT", exported)
     assert run(exported / "tiny") == 0
-    # What the current folder has comes first.
+    # A path in the current folder takes precedence.
     (tmp_path / "weights").mkdir()
     assert torch_eager.locate("weights") == "weights"
 
 
-def test_sources_that_are_no_paths_stay() -> None:
+def test_sources_that_are_not_paths_stay_unchanged() -> None:
     for source in ("random:vit-s16", "google/vit-base-patch16-224", "/nowhere"):
         assert torch_eager.locate(source) == source
     assert Path(torch_eager.locate("pyproject.toml")).is_file()
@@ -114,18 +114,18 @@ def test_a_checkpoint_with_other_weights_is_refused(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no longer has the bundle's weights" in captured.err
-    # One weight a little off, as after a step of training.
+    # One weight differs slightly, as after a step of training.
     trained = tiny.checkpoint()
     with torch.no_grad():
         next(trained.model.parameters()).mul_(1.05)
     assert run(make_from(trained)) == 2
     assert run(make_from(tiny.checkpoint(dim=96))) == 2
     assert "not the network" in capsys.readouterr().err
-    # Rounded weights are no other weights.
+    # int8 weights are rounded, so the tolerance is wider.
     assert run(make_from(trained, precision="int8")) == 0
 
 
-def test_few_batches_are_kept_as_floats(here: Path) -> None:
+def test_only_a_few_batches_are_converted_to_floats(here: Path) -> None:
     bundle = Bundle.open(here / "tiny")
     batches = random_batches(bundle.manifest.preprocess.size, 3)
     eager = torch_eager.ImageEager(bundle.manifest, batches)
@@ -140,7 +140,7 @@ def test_few_batches_are_kept_as_floats(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_without_pytorch(
+def test_without_pytorch_the_error_names_the_extra(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "tokenfold.bench.torch_eager", raising=False)

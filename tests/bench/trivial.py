@@ -1,4 +1,4 @@
-"""A graph that computes next to nothing, for bundles that are quick to measure."""
+"""A graph with almost no computation, for bundles that are quick to measure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[..., Path]
 
 
 def graph() -> onnx.ModelProto:
-    """Mean colours as logits; every token that the plan removes costs 2**20 floats of memory."""
+    """Return a graph whose logits are mean colours; each removed token allocates 2**20 floats."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "sides"], ["mean"], keepdims=0),

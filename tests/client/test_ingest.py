@@ -1,4 +1,4 @@
-"""`tokenfold ingest`: a folder into a gallery of a real server."""
+"""`tokenfold ingest`: add a folder to a gallery of a real server."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tokenfold.client.ingest import main
 def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     root = tmp_path_factory.mktemp("bundles")
     dual_bundle(root / "a")
-    # Bodies of 100 kB: a batch may be too large.
+    # A limit of 100 kB, which some batches exceed.
     with process(root, max_body_bytes=100_000) as (_, client):
         yield client
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four images, two of one content, and what is none."""
+    """Return a folder of four images, two of them identical, and other files."""
     root = tmp_path / "photos"
     (root / "2024" / "may").mkdir(parents=True)
     (root / ".cache").mkdir()
@@ -62,30 +62,30 @@ def run(folder: Path, remote: Remote, gallery: str, *options: str) -> int:
 
 
 def images(remote: Remote, gallery: str) -> dict[str, Any]:
-    """Metadata by id."""
-    found = remote.get(f"/v1/galleries/{gallery}/images", params={"limit": 1000}).json()
-    return {one["id"]: one["metadata"] for one in found["images"]}
+    """Return the metadata of a gallery's images by id."""
+    page = remote.get(f"/v1/galleries/{gallery}/images", params={"limit": 1000}).json()
+    return {image["id"]: image["metadata"] for image in page["images"]}
 
 
 class TestFolder:
-    def test_it_is_sent_once(
+    def test_each_image_is_sent_once(
         self, remote: Remote, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(folder, remote, "once", "--create", "--level", "fast") == 0
-        said = capsys.readouterr().err
-        assert "3 images sent" in said
-        assert "1 were there, 0 failed" in said
+        stderr = capsys.readouterr().err
+        assert "3 images sent" in stderr
+        assert "1 already present, 0 failed" in stderr
         assert remote.get("/v1/galleries/once").json()["level"] == "fast"
-        found = images(remote, "once")
-        assert sorted(one["path"] for one in found.values()) == [
+        metadata_by_id = images(remote, "once")
+        assert sorted(metadata["path"] for metadata in metadata_by_id.values()) == [
             *("2024/b.JPG", "2024/copy.png", "2024/may/it's [bold] c.webp"),
         ]
-        assert hashlib.sha256(picture("red")).hexdigest() in found
+        assert hashlib.sha256(picture("red")).hexdigest() in metadata_by_id
         (folder / "new.png").write_bytes(picture("yellow"))
         assert run(folder, remote, "once") == 0
-        said = capsys.readouterr().err
-        assert "1 images sent" in said
-        assert "4 were there" in said
+        stderr = capsys.readouterr().err
+        assert "1 images sent" in stderr
+        assert "4 already present" in stderr
         assert len(images(remote, "once")) == 4
 
     def test_failures_are_listed(
@@ -94,33 +94,33 @@ class TestFolder:
         (folder / "bad [red].png").write_text("no image")
         (folder / "cut.jpg").write_bytes(picture("blue", (64, 64), "JPEG")[:500])
         assert run(folder, remote, "failures", "--create", "--batch", "2") == 1
-        said = capsys.readouterr().err
-        assert "2 failed" in said
-        assert "bad [red].png: The file is no image" in said
-        assert "cut.jpg: The image" in said
+        stderr = capsys.readouterr().err
+        assert "2 failed" in stderr
+        assert "bad [red].png: The file is no image" in stderr
+        assert "cut.jpg: The image" in stderr
         assert len(images(remote, "failures")) == 3
 
-    def test_a_batch_that_is_too_large(
+    def test_a_batch_that_is_too_large_is_split(
         self, remote: Remote, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        for at in range(6):
-            (tmp_path / f"{at}.png").write_bytes(noise(at, 100))  # 30 kB
+        for index in range(6):
+            (tmp_path / f"{index}.png").write_bytes(noise(index, 100))  # 30 kB
         (tmp_path / "large.png").write_bytes(noise(9, 200))  # 120 kB
         assert run(tmp_path, remote, "large", "--create") == 1
-        said = capsys.readouterr().err
-        assert "6 images sent" in said
-        assert "large.png: The body may have at most" in said
+        stderr = capsys.readouterr().err
+        assert "6 images sent" in stderr
+        assert "large.png: The body may have at most" in stderr
         assert len(images(remote, "large")) == 6
 
-    def test_more_than_a_page(self, remote: Remote, tmp_path: Path) -> None:
-        for at in range(30):
-            (tmp_path / f"{at}.png").write_bytes(noise(at))
+    def test_galleries_of_several_pages(self, remote: Remote, tmp_path: Path) -> None:
+        for index in range(30):
+            (tmp_path / f"{index}.png").write_bytes(noise(index))
         assert run(tmp_path, remote, "pages", "--create", "--batch=5", "--parallel=3") == 0
         client = Client(remote.url, "pages")
         assert client.known() == set(images(remote, "pages"))
         client.close()
 
-    def test_a_name_that_is_no_text(
+    def test_undecodable_file_names(
         self, remote: Remote, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for name, content in ((b"caf\xe9.png", noise(1)), (b"bad\xff.png", b"no image")):
@@ -128,17 +128,17 @@ class TestFolder:
         (tmp_path / "fine.png").write_bytes(noise(2))
         assert run(tmp_path, remote, "names", "--create") == 1
         assert "bad\ufffd.png: The file is no image" in capsys.readouterr().err
-        found = sorted(one["path"] for one in images(remote, "names").values())
-        assert found == ["caf\ufffd.png", "fine.png"]
+        paths = sorted(metadata["path"] for metadata in images(remote, "names").values())
+        assert paths == ["caf\ufffd.png", "fine.png"]
 
-    def test_a_server_without_its_scheme(self, remote: Remote, folder: Path) -> None:
+    def test_a_server_url_without_a_scheme(self, remote: Remote, folder: Path) -> None:
         server = remote.url.removeprefix("http://")
         assert main([str(folder), "--gallery=bare", f"--server={server}", "--create"]) == 0
         assert len(images(remote, "bare")) == 3
 
 
 class TestRefused:
-    def test_no_gallery(
+    def test_a_missing_gallery(
         self, remote: Remote, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(folder, remote, "none") == 1
@@ -150,7 +150,7 @@ class TestRefused:
             assert run(folder, remote, name) == 1
             assert images(remote, "part") == {}
 
-    def test_another_model_or_level(
+    def test_a_gallery_of_another_model_or_level(
         self, remote: Remote, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         create(remote, "exact")
@@ -161,47 +161,49 @@ class TestRefused:
         assert run(folder, remote, "unmade", "--create", "--model", "clip") == 1
         assert "'clip'" in capsys.readouterr().err
 
-    def test_no_folder(self, remote: Remote, tmp_path: Path) -> None:
+    def test_a_missing_folder(self, remote: Remote, tmp_path: Path) -> None:
         with pytest.raises(SystemExit):
             run(tmp_path / "none", remote, "x")
 
     @pytest.mark.parametrize("option", ["--batch=0", "--parallel=x"])
-    def test_options(self, remote: Remote, tmp_path: Path, option: str) -> None:
+    def test_invalid_options(self, remote: Remote, tmp_path: Path, option: str) -> None:
         with pytest.raises(SystemExit):
             run(tmp_path, remote, "x", option)
 
 
-def test_it_goes_on_after_a_kill(remote: Remote, tmp_path: Path) -> None:
-    for at in range(120):
-        (tmp_path / f"{at:03}.png").write_bytes(noise(1000 + at))
+def test_a_killed_command_can_be_repeated(remote: Remote, tmp_path: Path) -> None:
+    for index in range(120):
+        (tmp_path / f"{index:03}.png").write_bytes(noise(1000 + index))
     create(remote, "killed")
-    line = [sys.executable, "-m", "tokenfold", "ingest", str(tmp_path), "--gallery", "killed"]
-    line += ["--server", remote.url, "--batch", "2", "--parallel", "2"]
-    for ending in (signal.SIGKILL, signal.SIGINT):
+    command = [sys.executable, "-m", "tokenfold", "ingest", str(tmp_path), "--gallery", "killed"]
+    command += ["--server", remote.url, "--batch", "2", "--parallel", "2"]
+    for signal_number in (signal.SIGKILL, signal.SIGINT):
         before = len(images(remote, "killed"))
-        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
             until(lambda: len(images(remote, "killed")) > before + 4, 30)  # noqa: B023
-            running.send_signal(ending)
-            _, said = running.communicate(timeout=20)
-        if running.returncode != 0:  # else it was faster
-            assert running.returncode in (-signal.SIGKILL, 130), said
-        assert "Traceback" not in said
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    found = images(remote, "killed")
-    assert len(found) == 120
-    assert {one["path"] for one in found.values()} == {f"{at:03}.png" for at in range(120)}
+            running.send_signal(signal_number)
+            _, stderr = running.communicate(timeout=20)
+        if running.returncode != 0:  # otherwise it finished before the signal
+            assert running.returncode in (-signal.SIGKILL, 130), stderr
+        assert "Traceback" not in stderr
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stderr
+    metadata_by_id = images(remote, "killed")
+    assert len(metadata_by_id) == 120
+    assert {metadata["path"] for metadata in metadata_by_id.values()} == {
+        f"{index:03}.png" for index in range(120)
+    }
 
 
-class _Moody(BaseHTTPRequestHandler):
-    """Busy at first, and then answers as is told."""
+class _BusyHandler(BaseHTTPRequestHandler):
+    """Handler that refuses the first requests and then gives a fixed answer."""
 
     busy = 2
     answer: tuple[int, dict[str, Any]] = (200, {})
-    seen: list[str] = []  # noqa: RUF012 - of the class, which is one server's
+    paths: list[str] = []  # noqa: RUF012 - a fixture makes a subclass for each server
 
     def do_GET(self) -> None:
-        type(self).seen.append(self.path)
+        type(self).paths.append(self.path)
         if type(self).busy:
             type(self).busy -= 1
             self.send_response(503)
@@ -222,18 +224,18 @@ class _Moody(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not to the terminal."""
+        """Suppress the log."""
 
 
 @pytest.fixture
-def moody() -> Iterator[tuple[type[_Moody], Client]]:
-    kind = type("Moody", (_Moody,), {"seen": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+def busy_server() -> Iterator[tuple[type[_BusyHandler], Client]]:
+    handler = type("Handler", (_BusyHandler,), {"paths": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     client = Client(f"http://127.0.0.1:{server.server_port}", "x")
     try:
-        yield kind, client
+        yield handler, client
     finally:
         client.close()
         server.shutdown()
@@ -241,21 +243,23 @@ def moody() -> Iterator[tuple[type[_Moody], Client]]:
         server.server_close()
 
 
-PICTURES = [Picture(f"id{at}", Path(f"{at}.png"), b"x") for at in range(3)]
+PICTURES = [Picture(f"id{index}", Path(f"{index}.png"), b"x") for index in range(3)]
 
 
 class TestBusy:
-    def test_it_tries_again(self, moody: tuple[type[_Moody], Client]) -> None:
-        kind, client = moody
-        kind.answer = (200, {"results": [{"id": "a", "status": "added"}] * 3})
-        begun = time.monotonic()
+    def test_a_busy_server_is_retried(self, busy_server: tuple[type[_BusyHandler], Client]) -> None:
+        handler, client = busy_server
+        handler.answer = (200, {"results": [{"id": "a", "status": "added"}] * 3})
+        begin = time.monotonic()
         assert client.add(PICTURES).kept == 3
-        assert len(kind.seen) == 3
-        assert time.monotonic() - begun < 1  # as Retry-After says, not as it would by itself
+        assert len(handler.paths) == 3
+        assert time.monotonic() - begin < 1  # the pause of Retry-After, not the client's default
 
-    def test_items_whose_time_ran_out(self, moody: tuple[type[_Moody], Client]) -> None:
-        kind, client = moody
-        kind.busy = 0
+    def test_images_whose_time_ran_out_are_sent_again(
+        self, busy_server: tuple[type[_BusyHandler], Client]
+    ) -> None:
+        handler, client = busy_server
+        handler.busy = 0
         late = {"problem": {"status": 503, "detail": "late"}}
         bad = {"problem": {"status": 415, "detail": "bad"}}
         answers = iter(
@@ -268,7 +272,7 @@ class TestBusy:
                 ),
             ]
         )
-        kind.answer = property(lambda _: next(answers))  # type: ignore[assignment]
+        handler.answer = property(lambda _: next(answers))  # type: ignore[assignment]
         outcome = client.add(PICTURES)
         assert outcome.kept == 2
         assert outcome.failed == [(Path("1.png"), "bad")]
@@ -277,33 +281,33 @@ class TestBusy:
         ("status", "slug"),
         [(507, "storage-full"), (404, "unknown-gallery"), (409, "other-model")],
     )
-    def test_what_no_image_escapes(
-        self, moody: tuple[type[_Moody], Client], status: int, slug: str
+    def test_fatal_problems_stop_the_client(
+        self, busy_server: tuple[type[_BusyHandler], Client], status: int, slug: str
     ) -> None:
-        kind, client = moody
-        kind.busy = 0
-        found = {"type": f"urn:tokenfold:problem:{slug}", "status": status, "detail": "No way."}
-        kind.answer = (status, found)
+        handler, client = busy_server
+        handler.busy = 0
+        answer = {"type": f"urn:tokenfold:problem:{slug}", "status": status, "detail": "No way."}
+        handler.answer = (status, answer)
         with pytest.raises(Stop, match="No way"):
             client.add(PICTURES)
 
-    def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tokenfold.client.gallery._TRIES", 2)
+    def test_an_unreachable_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tokenfold.client.gallery._MAX_ATTEMPTS", 2)
         client = Client("http://127.0.0.1:9", "x")
         with pytest.raises(Stop, match="does not answer"):
             client.known()
         client.close()
 
 
-def test_walking(folder: Path) -> None:
-    found = [path.relative_to(folder).as_posix() for path in walk(folder, [])]
-    assert found == ["2024/b.JPG", "2024/copy.png", "2024/may/it's [bold] c.webp", "a.png"]
+def test_walk_finds_images(folder: Path) -> None:
+    paths = [path.relative_to(folder).as_posix() for path in walk(folder, [])]
+    assert paths == ["2024/b.JPG", "2024/copy.png", "2024/may/it's [bold] c.webp", "a.png"]
     (folder / "loop").symlink_to(folder)
     assert len(list(walk(folder, []))) == 4
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_cannot_be_read(folder: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
+def test_unreadable_files_are_listed(folder: Path) -> None:
     (folder / "a.png").chmod(0)
     (folder / "2024").chmod(0)
     failed: list[tuple[Path, str]] = []
@@ -314,11 +318,11 @@ def test_what_cannot_be_read(folder: Path) -> None:
     assert len(failed) == 2
 
 
-def test_batches(folder: Path) -> None:
+def test_batches_skip_known_images(folder: Path) -> None:
     skipped: list[Path] = []
     known = {hashlib.sha256((folder / "2024" / "b.JPG").read_bytes()).hexdigest()}
-    found = list(batches(folder, known, 1, skipped=skipped, failed=[]))
-    assert [[one.path.name for one in batch] for batch in found] == [
+    yielded = list(batches(folder, known, 1, skipped=skipped, failed=[]))
+    assert [[image.path.name for image in batch] for batch in yielded] == [
         ["copy.png"],
         ["it's [bold] c.webp"],
     ]

@@ -1,4 +1,4 @@
-"""The synthetic world: what its texts say is so, and what they are asked is balanced."""
+"""The synthetic world: its texts are true, and its answers are balanced."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ COUNT = 2000
 WORLD = [scenes.scene(seed) for seed in range(COUNT)]
 PAIRS = [scenes.pair(seed) for seed in range(COUNT)]
 NUMBERS = {
-    word: at
-    for at, word in enumerate(["no", "one", "two", "three", "four", "five", "six", "seven"])
+    word: number
+    for number, word in enumerate(["no", "one", "two", "three", "four", "five", "six", "seven"])
 }
 LAYOUT = [
     ("ring", "white", "small", "dotted"),
@@ -49,28 +49,41 @@ STATEMENTS = [
 
 
 def fitting(phrase: str, things: Iterable[Thing]) -> list[int]:
-    """Indexes of the things that have every attribute of which a phrase has the word."""
+    """Return the indexes of the things that have every attribute named in a phrase."""
     words = [SYNONYMS.get(word, word) for word in phrase.split()]
     last = re.sub(r"(?<=cross)es$|s$", "", words[-1]) if words[-1] != "cross" else words[-1]
-    named = {*words[:-1], last} - {"thing", "object", "a", "an", "the", "any", "things", "objects"}
+    attributes = {*words[:-1], last} - {
+        "thing",
+        "object",
+        "a",
+        "an",
+        "the",
+        "any",
+        "things",
+        "objects",
+    }
     known = {*scenes.SHAPES, *scenes.COLOURS, *scenes.SIZES, *scenes.TEXTURES}
-    assert named <= known, phrase
-    return [at for at, t in enumerate(things) if named <= {t.shape, t.colour, t.size, t.texture}]
+    assert attributes <= known, phrase
+    return [
+        number
+        for number, t in enumerate(things)
+        if attributes <= {t.shape, t.colour, t.size, t.texture}
+    ]
 
 
 def tokens(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def shares(found: Iterable[Text]) -> dict[str, tuple[int, float]]:
-    """How many texts a family has, and the share of its most frequent answer."""
+def shares(texts: Iterable[Text]) -> dict[str, tuple[int, float]]:
+    """Return, by family, the number of texts and the share of the most frequent answer."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for text in found:
+    for text in texts:
         answers[text.family][text.answer] += 1
     return {family: (c.total(), max(c.values()) / c.total()) for family, c in answers.items()}
 
 
-def test_same_seed_same_world() -> None:
+def test_a_seed_determines_the_world() -> None:
     assert scenes.scene(7) == WORLD[7]
     assert scenes.pair(7) == PAIRS[7]
     np.testing.assert_array_equal(scenes.draw(WORLD[7]), scenes.draw(scenes.scene(7)))
@@ -84,7 +97,7 @@ def test_same_seed_same_world() -> None:
     assert len(layouts) == 3 * COUNT
 
 
-def test_layout_of_a_seed_stays() -> None:
+def test_the_layout_of_a_seed_never_changes() -> None:
     first = WORLD[0].things[0]
     assert [thing[:4] for thing in WORLD[0].things] == LAYOUT
     assert (first.x, first.y) == pytest.approx(CENTRE, abs=0.01)
@@ -102,10 +115,10 @@ def test_things_are_within_the_image_and_visible() -> None:
         assert cover.shape == (scenes.SIZE, scenes.SIZE)
         assert set(np.unique(cover)) <= {-1, *range(len(scene.things))}
         for index, thing in enumerate(scene.things):
-            alone = scenes.cover(scene._replace(things=(thing,))) == 0
-            assert (cover == index).sum() >= 0.7 * alone.sum()
-            assert not alone[[0, -1]].any()
-            assert not alone[:, [0, -1]].any()
+            unobstructed = scenes.cover(scene._replace(things=(thing,))) == 0
+            assert (cover == index).sum() >= 0.7 * unobstructed.sum()
+            assert not unobstructed[[0, -1]].any()
+            assert not unobstructed[:, [0, -1]].any()
 
 
 def test_pixels_show_the_colours() -> None:
@@ -114,36 +127,38 @@ def test_pixels_show_the_colours() -> None:
         assert pixels.shape == (scenes.SIZE, scenes.SIZE, 3)
         assert pixels.dtype == np.uint8
         for index, thing in enumerate(scene.things):
-            seen = pixels[cover == index].mean(0)
+            mean_colour = pixels[cover == index].mean(0)
             if thing.texture == "plain" and thing.colour in ("red", "green", "blue"):
-                assert seen.argmax() == ("red", "green", "blue").index(thing.colour)
+                assert mean_colour.argmax() == ("red", "green", "blue").index(thing.colour)
             if thing.texture == "plain" and thing.colour in ("white", "black"):
-                assert (seen.mean() > 190) == (thing.colour == "white")
+                assert (mean_colour.mean() > 190) == (thing.colour == "white")
 
 
 def test_every_word_is_known() -> None:
-    every = {*TRUE_CAPTIONS, *(left.text for left, _ in STATEMENTS)}
-    every |= {text.text for text in (*QUESTIONS, *HYPOTHESES, *CAPTIONS)}
-    assert {token for text in every for token in tokens(text)} <= set(scenes.WORDS)
+    all_texts = {*TRUE_CAPTIONS, *(left.text for left, _ in STATEMENTS)}
+    all_texts |= {text.text for text in (*QUESTIONS, *HYPOTHESES, *CAPTIONS)}
+    assert {token for text in all_texts for token in tokens(text)} <= set(scenes.WORDS)
     assert len(scenes.WORDS) <= 250
     assert tuple(sorted(set(scenes.WORDS))) == scenes.WORDS
-    assert max(len(text.split()) for text in every) <= 18
-    assert len(every) > 7000
-    assert not [text for text in every if re.search(r"\{|\}|  |\ba [aeiou]|\ban [^aeiou]", text)]
+    assert max(len(text.split()) for text in all_texts) <= 18
+    assert len(all_texts) > 7000
+    assert not [
+        text for text in all_texts if re.search(r"\{|\}|  |\ba [aeiou]|\ban [^aeiou]", text)
+    ]
 
 
 def test_answers_are_balanced() -> None:
     assert {text.answer for text in QUESTIONS} == set(scenes.ANSWERS)
-    found = shares(QUESTIONS)
+    shares_by_family = shares(QUESTIONS)
     bounds = {"colour": 0.2, "shape": 0.25, "texture": 0.45, "size": 0.6, "count": 0.28}
-    assert set(found) == {*bounds, "existence", "comparison", "relation"}
-    for family, (count, share) in found.items():
+    assert set(shares_by_family) == {*bounds, "existence", "comparison", "relation"}
+    for family, (count, share) in shares_by_family.items():
         assert count > COUNT / 20
         assert share < bounds.get(family, 0.6)
 
 
 @pytest.mark.parametrize(
-    ("found", "answers"),
+    ("family_texts", "answers"),
     [
         (HYPOTHESES, scenes.LABELS),
         (CAPTIONS, ("true", "false")),
@@ -151,16 +166,16 @@ def test_answers_are_balanced() -> None:
     ],
     ids=["hypotheses", "captions", "statements"],
 )
-def test_labels_are_balanced(found: list[Text], answers: tuple[str, ...]) -> None:
-    counts = Counter(text.answer for text in found)
+def test_labels_are_balanced(family_texts: list[Text], answers: tuple[str, ...]) -> None:
+    counts = Counter(text.answer for text in family_texts)
     assert set(counts) == set(answers)
     assert max(counts.values()) < 1.15 * COUNT / len(answers)
-    for family, (count, share) in shares(found).items():
+    for family, (count, share) in shares(family_texts).items():
         assert family == "neutral" or count < 100 or share < 0.65, family
 
 
-def test_words_alone_do_not_tell() -> None:
-    """A naive Bayes classifier over words and pairs of words learns next to nothing."""
+def test_words_alone_do_not_reveal_the_answer() -> None:
+    """Check that a naive Bayes classifier over words and word pairs learns almost nothing."""
     random = np.random.default_rng(5)
     sources: dict[str, list[Text]] = {"hypothesis": [], "caption": [], "statement": []}
     for seed in range(4000):
@@ -170,21 +185,21 @@ def test_words_alone_do_not_tell() -> None:
             sources["hypothesis"].append(hypothesis)
         sources["caption"].append(scenes.caption(scene, random))
         sources["statement"].append(scenes.statement(PAIRS[seed % COUNT], random)[0])
-    for name, found in sources.items():
-        assert _told_by_words(found) < 0.58, name
+    for name, source_texts in sources.items():
+        assert _bayes_accuracy(source_texts) < 0.58, name
 
 
-def _told_by_words(found: list[Text]) -> float:
-    """The accuracy on the last quarter of the texts, learnt from the others."""
-    features = [{*(t := tokens(text.text)), *pairwise(t)} for text in found]
-    labels = np.array([text.answer in ("true", "entailment") for text in found])
-    cut = len(found) * 3 // 4
-    seen: dict[object, list[int]] = defaultdict(lambda: [1, 1])
+def _bayes_accuracy(source_texts: list[Text]) -> float:
+    """Train on three quarters of the texts and return the accuracy on the rest."""
+    features = [{*(t := tokens(text.text)), *pairwise(t)} for text in source_texts]
+    labels = np.array([text.answer in ("true", "entailment") for text in source_texts])
+    cut = len(source_texts) * 3 // 4
+    counts: dict[object, list[int]] = defaultdict(lambda: [1, 1])
     for feature, label in zip(features[:cut], labels[:cut], strict=True):
         for part in feature:
-            seen[part][int(label)] += 1
+            counts[part][int(label)] += 1
     scores = [
-        sum(np.log(seen[part][1] / seen[part][0]) for part in feature if part in seen)
+        sum(np.log(counts[part][1] / counts[part][0]) for part in feature if part in counts)
         for feature in features[cut:]
     ]
     return float(((np.array(scores) > 0) == labels[cut:]).mean())
@@ -236,17 +251,20 @@ def test_questions_about_one_thing_are_unique_and_true() -> None:
             assert text.answer == getattr(scene.things[index], text.family)
 
 
-@pytest.mark.parametrize("found", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
-def test_positions_are_true(found: list[Text]) -> None:
+@pytest.mark.parametrize("family_texts", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
+def test_positions_are_true(family_texts: list[Text]) -> None:
     checked = 0
-    for scene, text in zip(WORLD, found, strict=True):
+    for scene, text in zip(WORLD, family_texts, strict=True):
         if text.family == "relation" and text.answer in ("yes", "no", *scenes.LABELS):
             (first,), (second,) = text.mentions
-            one, other = position(scene.things[first]), position(scene.things[second])
+            first_position, second_position = (
+                position(scene.things[first]),
+                position(scene.things[second]),
+            )
             axis, sign = _direction(text.text)
-            apart = sign * (one[axis] - other[axis])
-            assert abs(apart) >= 12
-            assert (apart > 0) == (text.answer in ("yes", "entailment")), text.text
+            distance = sign * (first_position[axis] - second_position[axis])
+            assert abs(distance) >= 12
+            assert (distance > 0) == (text.answer in ("yes", "entailment")), text.text
             checked += 1
     assert checked > 80
 
@@ -256,7 +274,7 @@ def position(thing: Thing) -> tuple[float, float]:
 
 
 def _direction(text: str) -> tuple[int, int]:
-    """The coordinate that a relation is about, and the sign of the difference."""
+    """Return the axis that a relation is about, and the sign of its difference."""
     words = set(tokens(text))
     for names, axis, sign in (
         ({"left"}, 0, -1), ({"right"}, 0, 1),
@@ -279,13 +297,20 @@ def test_captions_are_true_or_false() -> None:
         if text.family == "relation":
             match = pattern.match(text.text)
             assert match
-            one, other = re.split(relation, match[1])
+            first_phrase, second_phrase = re.split(relation, match[1])
             axis, sign = _direction(text.text)
-            ones, others = fitting(one, scene.things), fitting(other, scene.things)
-            assert text.mentions == (tuple(ones), tuple(others))
-            at = [position(thing) for thing in scene.things]
-            apart = [sign * (at[i][axis] - at[j][axis]) for i in ones for j in others]
-            assert any(d >= 12 for d in apart) == (text.answer == "true"), text.text
+            first_matches, second_matches = (
+                fitting(first_phrase, scene.things),
+                fitting(second_phrase, scene.things),
+            )
+            assert text.mentions == (tuple(first_matches), tuple(second_matches))
+            positions = [position(thing) for thing in scene.things]
+            distances = [
+                sign * (positions[i][axis] - positions[j][axis])
+                for i in first_matches
+                for j in second_matches
+            ]
+            assert any(d >= 12 for d in distances) == (text.answer == "true"), text.text
             checked += 1
     assert checked > 800
 
@@ -301,27 +326,27 @@ def test_statements_are_true_or_false() -> None:
     for pair, (left, right) in zip(PAIRS, STATEMENTS, strict=True):
         assert left[:3] == right[:3]
         counts = len(left.mentions[0]), len(right.mentions[0])
-        sided = counts if _side(left.text) == "left" else counts[::-1]
-        said = [NUMBERS[word] for word in tokens(left.text) if word in NUMBERS]
+        side_counts = counts if _named_side(left.text) == "left" else counts[::-1]
+        numbers = [NUMBERS[word] for word in tokens(left.text) if word in NUMBERS]
         if left.family in rules:
             truth = rules[left.family](*counts)
         elif left.family == "side":
-            truth = sided[0] > 0
+            truth = side_counts[0] > 0
         elif left.family == "side only":
-            truth = sided[0] > 0 and sided[1] == 0
+            truth = side_counts[0] > 0 and side_counts[1] == 0
         elif left.family == "side count":
-            truth = said[0] == sided[0]
+            truth = numbers[0] == side_counts[0]
         elif left.family == "more":
-            truth = sided[0] > sided[1]
+            truth = side_counts[0] > side_counts[1]
             if "fewer" in left.text:
-                truth = sided[0] < sided[1]
+                truth = side_counts[0] < side_counts[1]
         else:
             continue
         assert (left.answer == "true") == truth, (left.text, pair)
     assert len({left.family for left, _ in STATEMENTS}) >= 8
 
 
-def _side(text: str) -> str:
+def _named_side(text: str) -> str:
     return min(("left", "right"), key=lambda side: text.find(side) % 1000)
 
 
@@ -338,30 +363,34 @@ def test_totals_are_true() -> None:
 
 def test_true_captions_are_true() -> None:
     for scene, text in zip(WORLD, TRUE_CAPTIONS, strict=True):
-        # A singular noun phrase for each of two or three things, and each of them is there.
+        # The caption has a singular noun phrase for each of two or three things in the scene.
         phrases = re.findall(rf"\ban? ((?:[a-z]+ )*?(?:{SHAPE}))\b", text.lower())
         phrases = [
             phrase.removeprefix("picture of a ").removeprefix("picture of an ")
             for phrase in phrases
         ]
-        found = [fitting(phrase, scene.things) for phrase in phrases]
-        assert 2 <= len(found) <= 3, text
-        assert all(found), text
-        if len(found) == 3 or " and " not in text:
+        phrase_matches = [fitting(phrase, scene.things) for phrase in phrases]
+        assert 2 <= len(phrase_matches) <= 3, text
+        assert all(phrase_matches), text
+        if len(phrase_matches) == 3 or " and " not in text:
             axis, sign = _direction(text)
-            at = [position(thing) for thing in scene.things]
-            apart = [sign * (at[i][axis] - at[j][axis]) for i in found[0] for j in found[1]]
-            assert max(apart) >= 12, text
+            positions = [position(thing) for thing in scene.things]
+            distances = [
+                sign * (positions[i][axis] - positions[j][axis])
+                for i in phrase_matches[0]
+                for j in phrase_matches[1]
+            ]
+            assert max(distances) >= 12, text
 
 
-@pytest.mark.parametrize("found", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
-def test_comparisons_are_true(found: list[Text]) -> None:
+@pytest.mark.parametrize("family_texts", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
+def test_comparisons_are_true(family_texts: list[Text]) -> None:
     checked: Counter[str] = Counter()
-    for scene, text in zip(WORLD, found, strict=True):
+    for scene, text in zip(WORLD, family_texts, strict=True):
         words = set(tokens(text.text))
         if text.answer == "neutral" or len(text.mentions) < 2 or text.family == "relation":
             continue
-        first, second = ([scene.things[at] for at in phrase] for phrase in text.mentions)
+        first, second = ([scene.things[index] for index in phrase] for phrase in text.mentions)
         if words & {"fewer", "less"} or ("number of" in text.text and "smaller" in words):
             rule, truth = "fewer", len(first) < len(second)
         elif words & {"more", "outnumber", "greater"}:
@@ -385,18 +414,18 @@ def test_comparisons_are_true(found: list[Text]) -> None:
 def test_claims_about_one_kind_are_true() -> None:
     checked: Counter[str] = Counter()
     for scene, text in zip(WORLD, HYPOTHESES, strict=True):
-        things = [scene.things[at] for at in text.mentions[0]]
+        things = [scene.things[index] for index in text.mentions[0]]
         words = tokens(text.text)
         if text.family in ("existence", "any"):
             truth = bool(things)
         elif text.family == "absence":
             truth = not things
         elif text.family == "count":
-            at = next(at for at, word in enumerate(words) if word in ("exactly", "just"))
-            truth = len(things) == NUMBERS[words[at + 1]]
+            index = next(index for index, word in enumerate(words) if word in ("exactly", "just"))
+            truth = len(things) == NUMBERS[words[index + 1]]
         elif text.family in ("attribute", "every"):
-            said = re.split(r" (?:is|are) ", text.text)[-1].split()
-            value = fitting(" ".join(said).rstrip("."), things)
+            claimed = re.split(r" (?:is|are) ", text.text)[-1].split()
+            value = fitting(" ".join(claimed).rstrip("."), things)
             truth = len(value) == len(things)
         else:
             continue
@@ -405,28 +434,28 @@ def test_claims_about_one_kind_are_true() -> None:
     assert len(checked) == 6
 
 
-@pytest.mark.parametrize("found", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
-def test_definite_phrases_are_unique(found: list[Text]) -> None:
+@pytest.mark.parametrize("family_texts", [QUESTIONS, HYPOTHESES], ids=["questions", "hypotheses"])
+def test_definite_phrases_are_unique(family_texts: list[Text]) -> None:
     checked = 0
-    for scene, text in zip(WORLD, found, strict=True):
+    for scene, text in zip(WORLD, family_texts, strict=True):
         phrases = re.findall(
             rf"\bthe ((?:{ADJECTIVE} )*(?:{SHAPE}|thing|object))\b", text.text.lower()
         )
-        beside = text.family == "relation" and text.answer not in ("yes", "no", *scenes.LABELS)
-        for at, phrase in enumerate(phrases):
-            if not (beside and at == 0):
-                assert tuple(fitting(phrase, scene.things)) == text.mentions[at]
-                assert len(text.mentions[at]) == 1
+        indirect = text.family == "relation" and text.answer not in ("yes", "no", *scenes.LABELS)
+        for index, phrase in enumerate(phrases):
+            if not (indirect and index == 0):
+                assert tuple(fitting(phrase, scene.things)) == text.mentions[index]
+                assert len(text.mentions[index]) == 1
                 checked += 1
     assert checked > COUNT / 3
 
 
-def test_mentions_are_of_things() -> None:
-    found = [*zip(WORLD, QUESTIONS, strict=True), *zip(WORLD, HYPOTHESES, strict=True)]
-    found += zip(WORLD, CAPTIONS, strict=True)
+def test_mentions_are_indexes_of_things() -> None:
+    scenes_with_texts = [*zip(WORLD, QUESTIONS, strict=True), *zip(WORLD, HYPOTHESES, strict=True)]
+    scenes_with_texts += zip(WORLD, CAPTIONS, strict=True)
     for pair, both in zip(PAIRS, STATEMENTS, strict=True):
-        found += zip(pair, both, strict=True)
-    for scene, text in found:
+        scenes_with_texts += zip(pair, both, strict=True)
+    for scene, text in scenes_with_texts:
         assert 1 <= len(text.mentions) <= 2
         for phrase in text.mentions:
             assert len(set(phrase)) == len(phrase)

@@ -1,4 +1,4 @@
-"""A backend whose engines are built first, by a real process, which builds nothing."""
+"""A backend that needs engines, which a real but trivial builder process writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tokenfold.runtime.tensorrt.process import Told
 
 
 class Engined(Seconds):
-    """A kind of such backends, and how they are built.
+    """Backend kind whose engines must be built first.
 
     Attributes:
-        folder: of the engines.
-        mode: what the builder does, by model: `well`, `fails`, `aborts`, `hangs`, `floods`.
+        folder: folder of the engines.
+        mode: behaviour of the builder, by model: `well`, `fails`, `aborts`, `hangs`, `floods`.
         prepared: models whose builder was started, in order.
     """
 
@@ -41,26 +41,26 @@ class Engined(Seconds):
 
     @property
     def gate(self) -> Path:
-        """Holds builders up as long as it is there."""
+        """Path of a file that blocks builders while it exists."""
         return self.folder / builder.GATE
 
     def unprepared(self, bundle: Bundle) -> list[str]:
-        """The engines that are not there."""
+        """Return the names of missing engines."""
         return [name for name in self.engines if not self._file(bundle, name).exists()]
 
     def build(self, bundle: Bundle) -> None:
-        """Have all of them, as if they had been built before."""
+        """Create all engines, as if they had been built before."""
         for name in self.engines:
             self._file(bundle, name).touch()
 
     def processes(self) -> list[int]:
-        """The last builder, and what it has started, as far as they are alive."""
-        found = []
+        """Return the process ids of the last builder and its child that are still alive."""
+        process_ids = []
         for name in (builder.PID, builder.CHILD):
             path = self.folder / name
             if path.exists() and alive(int(path.read_text())):
-                found.append(int(path.read_text()))
-        return found
+                process_ids.append(int(path.read_text()))
+        return process_ids
 
     def _file(self, bundle: Bundle, name: str) -> Path:
         return self.folder / f"{bundle.manifest.name}-{name}.engine"
@@ -69,10 +69,12 @@ class Engined(Seconds):
         assert not self.unprepared(bundle)
         return self._load(bundle)
 
-    def _prepare(self, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
+    def _prepare(self, bundle: Bundle, report_progress: Told, stopping: threading.Event) -> None:
         name = bundle.manifest.name
         self.prepared.append(name)
         files = [self._file(bundle, engine).name for engine in self.unprepared(bundle)]
         process.build(
-            command(self.folder, *files, mode=self.mode.get(name, "well")), told, stopping
+            command(self.folder, *files, mode=self.mode.get(name, "well")),
+            report_progress,
+            stopping,
         )

@@ -1,4 +1,4 @@
-"""A server whose runs wait at a gate."""
+"""A server whose runs wait until the test opens a gate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tokenfold.service.app import create_app
 
 
 class Slow:
-    """The real backend behind a gate."""
+    """The real backend; its runs wait for `gate`."""
 
-    def __init__(self, found: Bundle) -> None:
-        self._inner = sessions.load(found)
+    def __init__(self, bundle: Bundle) -> None:
+        self._inner = sessions.load(bundle)
         self.native = self._inner.native
         self.max_concurrent_runs = self._inner.max_concurrent_runs
         self.gate = threading.Event()
@@ -47,7 +47,7 @@ class Slow:
 
 
 class Gated:
-    """A server on `Slow`."""
+    """A server that runs models on `Slow` backends."""
 
     def __init__(self, bundles: Path, **changes: Any) -> None:
         self.backends: list[Slow] = []
@@ -56,8 +56,8 @@ class Gated:
             kinds=[StubKind("cpu", "cpu", self._load)],
         )
 
-    def _load(self, found: Bundle) -> Slow:
-        self.backends.append(Slow(found))
+    def _load(self, bundle: Bundle) -> Slow:
+        self.backends.append(Slow(bundle))
         return self.backends[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""A second backend to choose from: real sessions that take batches, and fail on demand."""
+"""A second backend for tests: real sessions that accept batches and fail on demand."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference import sessions
 from tokenfold.inference.backend import Call, Sample
 
-MOST = 4
+MAX_BATCH = 4
 
 
 class Second:
-    """One model's.
+    """Backend of one model.
 
     Attributes:
-        fails: whether a run of these samples raises.
-        wrong: what is added to its logits and vectors.
-        ran: batch sizes of the runs that were begun.
-        closed: how often.
+        fails: returns whether a run of the given samples raises an error.
+        wrong: error added to logits and embeddings.
+        ran: batch sizes of the started runs.
+        closed: number of calls of `close`.
     """
 
     def __init__(self, bundle: Bundle, fails: Callable[[Sequence[Sample]], bool]) -> None:
@@ -33,23 +33,23 @@ class Second:
         self.wrong = 0.0
         self.ran: list[int] = []
         self.running = 0
-        self.most_running = 0
+        self.max_running = 0
         self.closed = 0
         self._lock = threading.Lock()
 
     def batch_size_for(self, _: Call, waiting: int, /) -> int:
-        return min(waiting, MOST)
+        return min(waiting, MAX_BATCH)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         assert not self.closed
         with self._lock:
             self.ran.append(len(samples))
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
+            self.max_running = max(self.max_running, self.running)
         try:
             if self.fails(samples):
                 raise RuntimeError("the device is gone")
-            found = self._inner.run(samples, call, slots=slots)
+            outputs = self._inner.run(samples, call, slots=slots)
         finally:
             with self._lock:
                 self.running -= 1
@@ -58,7 +58,7 @@ class Second:
                 name: value + self.wrong if name in ("logits", "vector") else value
                 for name, value in sample.items()
             }
-            for sample in found
+            for sample in outputs
         ]
 
     def close(self) -> None:
@@ -67,10 +67,10 @@ class Second:
 
 
 class Seconds:
-    """A kind that makes them, and how they are made.
+    """Backend kind that creates `Second` backends.
 
     Attributes:
-        made: one for each bundle that was loaded.
+        made: created backends, one per loaded bundle.
     """
 
     def __init__(self, name: str = "cuda", *, device: str = "cuda") -> None:
@@ -85,12 +85,12 @@ class Seconds:
         self.loaded += 1
         if self.error is not None:
             raise self.error
-        made = Second(bundle, lambda samples: self.fails(samples))
-        made.wrong = self.wrong
-        self.made.append(made)
-        return made
+        backend = Second(bundle, lambda samples: self.fails(samples))
+        backend.wrong = self.wrong
+        self.made.append(backend)
+        return backend
 
 
 def is_dark(sample: Sample) -> bool:
-    """Whether it has a black image: items to fail by."""
+    """Whether a sample has a black image, which tests use to make runs fail."""
     return "image" in sample and not np.asarray(sample["image"]).any()

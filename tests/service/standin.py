@@ -1,6 +1,7 @@
-"""A stand-in bundle and servers on it: small, real, and without torch.
+"""Stand-in classifier bundle, and servers that serve it, without torch.
 
-Its network names the strongest colour of an image, and takes longer the fewer tokens are merged.
+The network classifies an image by its strongest colour; the fewer tokens are merged, the longer
+a run takes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tokenfold.bundle.workload import Workload
 from tokenfold.bundle.writing import stored_files, write_manifest, writing
 from tokenfold.service.settings import Settings
 
-DATA = ".galleries"  # beside the bundles
+DATA = ".galleries"  # in the folder of the bundles
 ENGINES = ".engines"
 PROBLEM = "application/problem+json"
 LABELS = ("red", "green", "blue")
@@ -66,8 +67,8 @@ def bundle(
     """Write the bundle.
 
     Args:
-        work: products of 256 x 256 matrices in an unreduced run, about 1 ms each; in proportion
-            fewer in a reduced one.
+        work: number of 256 x 256 matrix products in an unreduced run, about 1 ms each; reduced
+            runs have proportionally fewer.
     """
     plans = {level: plan_for(WORKLOAD, share) for level, share in levels.items()}
     with writing(out) as folder:
@@ -144,7 +145,7 @@ def _graph(work: int) -> onnx.ModelProto:
         node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         node("ReduceMean", ["pixels", "sides"], ["means"], keepdims=0),
         node("Div", ["means", "scale"], ["scaled"]),
-        # left = tokens - sum(plan); slots: the first `left` tokens stay, the others join the first
+        # left = tokens - sum(plan); slots: `left` tokens stay, the others merge into the first one
         node("ReduceSum", ["plan"], ["removed"], keepdims=0),
         node("Sub", ["tokens", "removed"], ["left"]),
         node("Range", ["zero", "tokens", "one"], ["positions"]),
@@ -153,7 +154,7 @@ def _graph(work: int) -> onnx.ModelProto:
         node("Shape", ["image"], ["batch"], start=0, end=1),
         node("Concat", ["batch", "tokens_1d"], ["table"], axis=0),
         node("Expand", ["row", "table"], ["slots"]),
-        # The work, whose result changes nothing.
+        # Work whose result does not change the logits.
         node("Mul", ["left", "work"], ["much"]),
         node("Div", ["much", "tokens"], ["trips"]),
         node("Loop", ["trips", "going", "identity"], ["worked"], body=body),
@@ -192,28 +193,28 @@ def _graph(work: int) -> onnx.ModelProto:
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (40, 30), style: str = "PNG") -> bytes:
-    """An encoded image of one colour."""
+    """Return an encoded image of one colour."""
     return encoded(Image.new("RGB", size, colour), style)
 
 
 def encoded(image: Image.Image, style: str = "PNG", **options: Any) -> bytes:
-    """An image as a file's bytes."""
+    """Encode an image as the bytes of a file."""
     file = io.BytesIO()
     image.save(file, style, **options)
     return file.getvalue()
 
 
 def settings(bundles: Path, **changes: Any) -> Settings:
-    """Settings for a server in a test."""
-    given = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
-    given.setdefault("data_dir", str(bundles / DATA))
-    given.setdefault("engines", bundles / ENGINES)
-    # Without the environment of whoever runs the tests.
-    return Settings.model_validate({"bundles": bundles, **given})
+    """Return settings for a server in a test."""
+    fields = {"workers": 2, "decoders": 2, "log_level": "error", "port": 0} | changes
+    fields.setdefault("data_dir", str(bundles / DATA))
+    fields.setdefault("engines", bundles / ENGINES)
+    # These values take precedence over the user's environment variables.
+    return Settings.model_validate({"bundles": bundles, **fields})
 
 
 class Remote(httpx.Client):
-    """A client of one server."""
+    """HTTP client of one server."""
 
     def __init__(self, url: str) -> None:
         super().__init__(base_url=url, timeout=30.0, limits=httpx.Limits(max_connections=None))
@@ -233,17 +234,17 @@ class Remote(httpx.Client):
         return self.post(f"/v1/{task}", files=files, data=fields, headers=dict(headers or {}))
 
     def sample(self, name: str, **labels: str) -> float:
-        """A metric's value; 0 where there is none."""
+        """Return the value of a metric; 0 if it is missing."""
         for line in self.get("/metrics").text.splitlines():
             match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
             if match and match[1] == name:
-                found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
-                if found == labels:
+                sample_labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+                if sample_labels == labels:
                     return float(match[3])
         return 0.0
 
     def wait_ready(self, seconds: float = 20.0) -> None:
-        """Until the server takes requests."""
+        """Wait until the server is ready."""
         until(lambda: self._answers("/readyz"), seconds)
 
     def _answers(self, path: str) -> bool:
@@ -253,21 +254,21 @@ class Remote(httpx.Client):
 
 
 def problem(response: httpx.Response, status: int, slug: str) -> str:
-    """Check an error and return its detail."""
+    """Check that a response is a problem of the given status and slug; return its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == PROBLEM
-    found = response.json()
-    assert found["type"] == f"urn:tokenfold:problem:{slug}"
-    assert found["status"] == status
-    assert found["title"]
-    return str(found["detail"])
+    body = response.json()
+    assert body["type"] == f"urn:tokenfold:problem:{slug}"
+    assert body["status"] == status
+    assert body["title"]
+    return str(body["detail"])
 
 
 def until(condition: Any, seconds: float = 10.0) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:g} s"
         time.sleep(0.01)
 
 
@@ -276,8 +277,8 @@ def serving(app: FastAPI, *, patience: float = 10.0, **options: Any) -> Iterator
     """Serve an app from a thread of this process, on a free port.
 
     Args:
-        patience: seconds to wait until the models are loaded.
-        options: for uvicorn.
+        patience: maximum seconds until the models are loaded.
+        options: options of uvicorn.
     """
     options = {"log_config": None, "ws": "none", "timeout_graceful_shutdown": 5} | options
     config = uvicorn.Config(app, port=0, **options)
@@ -297,29 +298,29 @@ def serving(app: FastAPI, *, patience: float = 10.0, **options: Any) -> Iterator
 
 @contextlib.contextmanager
 def process(bundles: Path, **changes: Any) -> Iterator[tuple[subprocess.Popen[str], Remote]]:
-    """`tokenfold serve` in a process of its own, on a free port, when it is ready."""
+    """Run `tokenfold serve` in a separate process on a free port; yields when it is ready."""
     flags = {"workers": 2, "decoders": 2, "port": 0} | changes
     flags = {"data_dir": bundles / DATA, "engines": bundles / ENGINES} | flags
-    line = [sys.executable, "-m", "tokenfold", "serve", "--bundles", str(bundles)]
-    line += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    command = [sys.executable, "-m", "tokenfold", "serve", "--bundles", str(bundles)]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with subprocess.Popen(
-        line, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as running:
         assert running.stderr is not None
-        logged: list[str] = []
+        log_lines: list[str] = []
         port = None
-        for row in running.stderr:
-            logged.append(row)
-            if match := re.search(r"running on http://[^:]+:(\d+)", row):
+        for line in running.stderr:
+            log_lines.append(line)
+            if match := re.search(r"running on http://[^:]+:(\d+)", line):
                 port = match[1]
                 break
-        assert port, "".join(logged)
-        reader = threading.Thread(target=lambda: logged.extend(running.stderr or ()))
+        assert port, "".join(log_lines)
+        reader = threading.Thread(target=lambda: log_lines.extend(running.stderr or ()))
         reader.start()
         try:
             with Remote(f"http://127.0.0.1:{port}") as client:
                 client.wait_ready()
-                client.log = logged  # type: ignore[attr-defined]
+                client.log = log_lines  # type: ignore[attr-defined]
                 yield running, client
         finally:
             if running.poll() is None:

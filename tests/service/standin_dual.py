@@ -1,7 +1,8 @@
-"""A stand-in bundle of a dual encoder: small, real, and without torch.
+"""Stand-in bundle of a dual encoder, without torch.
 
-A vector is what an image shows, or a text names: how much red, green and blue; and for an image
-where it is bright, by which two images of one colour differ. Reducing moves a vector a little.
+An embedding holds the amounts of red, green and blue that an image shows or a text names. Image
+embeddings also hold the brightness of each patch, which distinguishes images of one colour.
+Reduction changes an embedding slightly.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ REDUCTIONS = {"exact": 0.0, "balanced": 0.3, "fast": 0.6}
 RECALL = {"exact": 0.9, "balanced": 0.88, "fast": 0.75}
 NEIGHBOURS = {"exact": 1.0, "balanced": 0.9, "fast": 0.7}
 
-# Of the brightness of a patch, and of a part that every vector has: no vector is 0.
+# Weight of the brightness of a patch, and a constant component that keeps embeddings nonzero.
 _PATCHES, _ALWAYS = 0.2, 0.1
 
 
@@ -77,9 +78,9 @@ def dual_bundle(
     """Write the bundle.
 
     Args:
-        padded: whether texts are filled up, as SigLIP's.
-        red: how much the first colour counts; another one makes it another model.
-        width: that the manifest tells.
+        padded: pad texts to full length, as SigLIP does.
+        red: weight of the first colour; another weight makes another model.
+        width: width of the embeddings according to the manifest.
     """
     plans = {level: plan_for(WORKLOAD, share) for level, share in REDUCTIONS.items()}
     with writing(out) as folder:
@@ -122,9 +123,7 @@ def dual_bundle(
 
 
 def every_kind(root: Path) -> Path:
-    """A folder with a classifier, two dual encoders (CLIP's and SigLIP's way), and a network for
-    images with texts.
-    """
+    """Write bundles of a classifier, a CLIP-like and a SigLIP-like encoder, and a pair network."""
     bundle(root / "a")
     dual_bundle(root / "b")
     dual_bundle(root / "c", name="padded", scores="sigmoid", padded=True)
@@ -141,11 +140,11 @@ def _profile() -> Profile:
         levels={
             level: LevelProfile(
                 quality={
-                    "embed": Quality(metric="recall", value=found, low=0.0, high=1.0, samples=100)
+                    "embed": Quality(metric="recall", value=recall, low=0.0, high=1.0, samples=100)
                 },
                 neighbours=NEIGHBOURS,
             )
-            for level, found in RECALL.items()
+            for level, recall in RECALL.items()
         },
     )
 
@@ -175,7 +174,7 @@ def _image(red: float) -> onnx.ModelProto:
         node("Flatten", ["pooled"], ["patches"]),
         node("Mul", ["patches", "little"], ["places"]),
         node("Shape", ["image"], ["batch"], start=0, end=1),
-        # What is removed turns up in the part that is always there.
+        # The number of removed tokens changes the constant component.
         node("ReduceSum", ["plan"], ["removed"], keepdims=0),
         node("Cast", ["removed"], ["removed_1"], to=TensorProto.FLOAT),
         node("Mul", ["removed_1", "each"], ["moved"]),
@@ -184,7 +183,7 @@ def _image(red: float) -> onnx.ModelProto:
         node("Expand", ["more", "column"], ["rest"]),
         node("Concat", ["colours", "places", "rest"], ["whole"], axis=1),
         node("LpNormalization", ["whole"], ["vector"], axis=1, p=2),
-        # The first `left` tokens stay, the others join the first.
+        # The first `left` tokens stay; the others merge into the first one.
         node("Sub", ["tokens", "removed"], ["left"]),
         node("Range", ["zero", "tokens", "one"], ["positions"]),
         node("Less", ["positions", "left"], ["kept"]),
@@ -227,7 +226,7 @@ def _image(red: float) -> onnx.ModelProto:
 
 def _text() -> onnx.ModelProto:
     node = helper.make_node
-    # Ids 0 to 3 are special: they name no colour.
+    # Ids 0 to 3 are special tokens without a colour.
     table = np.zeros((4 + len(WORDS), WIDTH), np.float32)
     table[4:, :3] = list(WORDS.values())
     nodes = [

@@ -1,6 +1,6 @@
-"""A stand-in bundle that sees images with texts: small, real, and without torch.
+"""Stand-in bundle for images with texts, without torch.
 
-Its network compares an image's colours with the colours that a text names.
+The network compares the colours of an image with the colours that a text names.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def _profile(tasks: Sequence[PairTask]) -> Profile:
             level: LevelProfile(
                 quality={
                     task: Quality(
-                        metric="accuracy", value=found[level], low=0.0, high=1.0, samples=100
+                        metric="accuracy", value=accuracy[level], low=0.0, high=1.0, samples=100
                     )
-                    for task, found in ACCURACY.items()
+                    for task, accuracy in ACCURACY.items()
                     if task in tasks
                 }
             )
@@ -130,7 +130,7 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def _vision() -> onnx.ModelProto:
-    """The mean colour of an image, and of each of its patches, 0 to 10.2."""
+    """Return a graph of the mean colour of an image and of each of its patches, 0 to 10.2."""
     node = helper.make_node
     nodes = [
         node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
@@ -176,26 +176,26 @@ def _joint(tasks: Sequence[PairTask]) -> onnx.ModelProto:
     nodes = [
         node("Slice", ["image_tokens", "at_0", "at_1", "axis_1"], ["first"]),
         node("Squeeze", ["first", "axis_1"], ["pooled"]),
-        # How often the text names each colour, (B, 3); padding counts nothing.
+        # Number of times that the text names each colour, (B, 3), without padding.
         node("Unsqueeze", ["input_ids", "axis_2"], ["ids"]),
         node("Unsqueeze", ["text_size", "axis_2"], ["size"]),
         node("Equal", ["ids", "colours"], ["named"]),
         node("Cast", ["named"], ["named_1"], to=TensorProto.FLOAT),
         node("Mul", ["named_1", "size"], ["named_2"]),
         node("ReduceSum", ["named_2", "axis_1"], ["names"], keepdims=0),
-        # vqa: the strongest colour, or with the word "not" the weakest.
+        # vqa: the strongest colour, or the weakest one if the text has the word "not".
         node("Equal", ["input_ids", "not"], ["nots"]),
         node("Cast", ["nots"], ["nots_1"], to=TensorProto.FLOAT),
         node("ReduceMax", ["nots_1", "axis_1"], ["is_not"], keepdims=1),
         node("Mul", ["is_not", "two"], ["is_not_2"]),
         node("Sub", ["one", "is_not_2"], ["sign"]),
         node("Mul", ["pooled", "sign"], ["vqa"]),
-        # match: how much the image has of the named colours; entail: the same as three classes.
+        # match: the amount of the named colours in the image; entail: the same as three classes.
         node("Sub", ["pooled", "half"], ["centred"]),
         node("Mul", ["names", "centred"], ["agreeing"]),
         node("ReduceSum", ["agreeing", "axis_1"], ["match"], keepdims=1),
         node("Mul", ["match", "classes"], ["entail"]),
-        # reason: whether the left image has more of the named colours than the right one.
+        # reason: true if the left image has more of the named colours than the right one.
         node("Sub", ["other", "pooled"], ["more"]),
         node("Mul", ["names", "more"], ["more_named"]),
         node("ReduceSum", ["more_named", "axis_1"], ["difference"], keepdims=1),
@@ -223,15 +223,21 @@ def _joint(tasks: Sequence[PairTask]) -> onnx.ModelProto:
         helper.make_graph(
             nodes,
             "joint",
-            [helper.make_tensor_value_info(name, *of) for name, of in inputs.items()],
-            [helper.make_tensor_value_info(name, *of) for name, of in outputs.items()],
+            [
+                helper.make_tensor_value_info(name, *type_and_shape)
+                for name, type_and_shape in inputs.items()
+            ],
+            [
+                helper.make_tensor_value_info(name, *type_and_shape)
+                for name, type_and_shape in outputs.items()
+            ],
             [
                 _constant("at_0", [0], np.int64),
                 _constant("at_1", [1], np.int64),
                 _constant("axis_0", [0], np.int64),
                 _constant("axis_1", [1], np.int64),
                 _constant("axis_2", [2], np.int64),
-                # Ids 0 to 3 are special.
+                # Ids 0 to 3 are special tokens.
                 _constant("colours", [[[4, 5, 6]]], np.int64),
                 _constant("not", 4 + WORDS.index("not"), np.int64),
                 _constant("one", 1.0, np.float32),
@@ -249,7 +255,7 @@ def _joint(tasks: Sequence[PairTask]) -> onnx.ModelProto:
 
 
 def _slots() -> list[onnx.NodeProto]:
-    """As many tokens stay as the plan says; of the others some join the first, some are dropped."""
+    """Return nodes of the slots: removed tokens merge into the first one or are dropped."""
     node = helper.make_node
     return [
         node("Reshape", ["plan", "layers"], ["counts"]),

@@ -1,1 +1,1 @@
-"""`tokenfold bench`: a bundle's levels side by side, their speed and their memory."""
+"""`tokenfold bench`: measure the levels of a bundle side by side, in speed and memory."""

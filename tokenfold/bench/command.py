@@ -1,4 +1,4 @@
-"""`tokenfold bench`: how fast each level of a bundle is, and how much memory it takes."""
+"""`tokenfold bench`: measure the speed and memory of each level of a bundle."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tokenfold.bench.targets import TargetError
 from tokenfold.bundle.bundle import BundleError
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
-WIDE = 160
-"""Columns of a table that nobody looks at in a terminal."""
+FILE_COLUMNS = 160
+"""Width of a table that is written to a file or pipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns the exit code: 2 for what cannot be measured."""
+    """Run the command; return its exit code, 2 when the bundle cannot be measured."""
     options = parse(argv)
     report: Report | GpuReport
     try:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench = on_cpu.bench if options.backend == "cpu" else _on_gpu
             report = bench(options, stage)
     except (BenchError, BundleError, TargetError, MemoryProbeError, OSError) as error:
-        # One line, though a schema's errors come in several.
+        # Print one line, although a schema error spans several.
         print(f"tokenfold bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,21 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _on_gpu(options: Options, stage: Stage) -> GpuReport:
-    # Here only: the packages that it imports are not on every machine, nor quick to load.
+    # Imported here only: these packages are optional and slow to load.
     from tokenfold.bench.on_gpu import bench
 
     try:
         return bench(options, stage)
     except RuntimeError as error:
-        # Of CUDA, or of ONNX Runtime or TensorRT on it.
+        # Raised by CUDA, or by ONNX Runtime or TensorRT on top of it.
         raise BenchError(str(error)) from error
 
 
 def _print(report: Report | GpuReport) -> None:
     console = Console()
     if not console.is_terminal:
-        # Into a file or pipe: it would fold the table to 80 columns.
-        console = Console(width=WIDE)
+        # Writing to a file or pipe, rich would fold the table to 80 columns.
+        console = Console(width=FILE_COLUMNS)
     console.print(report.tables())
 
 

@@ -1,6 +1,6 @@
-"""What one plan takes of the GPU's memory, in a process that runs nothing else.
+"""GPU memory of one plan, measured in a process that runs nothing else.
 
-A process of its own for each plan: what a session's largest run took is never given back.
+Each plan gets its own process, because a session never returns the memory of its largest run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 
 from tokenfold.bench.memory import MemoryProbeError
 from tokenfold.bench.options import GpuBackend
-from tokenfold.bench.subjects import opened, random_inputs
+from tokenfold.bench.subjects import open_graphs, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
@@ -25,18 +25,18 @@ RUNS = 4
 
 
 class DevicePeak(NamedTuple):
-    """Bytes of the GPU's memory that are taken.
+    """GPU memory in use, bytes.
 
     Attributes:
-        loaded: with the weights, before the first run.
-        peak: while it runs.
+        loaded: with the weights loaded, before the first run.
+        peak: while the plan runs.
     """
 
     loaded: int
     peak: int
 
 
-def device_peak(
+def measure_device_peak(
     folder: Path,
     plan: Plan,
     *,
@@ -44,39 +44,42 @@ def device_peak(
     backend: GpuBackend = "cuda",
     engines: Path | None = None,
 ) -> DevicePeak:
-    """Of a process that loads a bundle and runs one plan; nobody else may use the GPU meanwhile.
+    """Measure the GPU memory of a process that loads a bundle and runs one plan.
+
+    No other process may use the GPU meanwhile.
 
     Args:
-        batch: images of one run.
-        engines: of TensorRT, the folder of all bundles'; that of all plans runs.
+        batch: images per run.
+        engines: folder of the TensorRT engines of all bundles. The engine that accepts any plan
+            is the one that runs.
 
     Raises:
         MemoryProbeError: the process failed.
     """
     before = device.memory().used
-    more = ["--plan", json.dumps(plan), "--batch", str(batch), "--backend", backend]
+    arguments = ["--plan", json.dumps(plan), "--batch", str(batch), "--backend", backend]
     if engines is not None:
-        more += ["--engines", str(engines)]
-    loaded, peak = answer("tokenfold.bench.device_memory", folder, *more)
+        arguments += ["--engines", str(engines)]
+    loaded, peak = run_probe("tokenfold.bench.device_memory", folder, *arguments)
     return DevicePeak(loaded - before, peak - before)
 
 
-def answer(module: str, folder: Path, *arguments: str) -> Any:
-    """What a module prints of a bundle, as JSON, in a process of its own.
+def run_probe(module: str, folder: Path, *arguments: str) -> Any:
+    """Run a probe module on a bundle in a new process and return the JSON that it prints.
 
     Raises:
         MemoryProbeError: the process failed.
     """
     command = [sys.executable, "-m", module, str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise MemoryProbeError(f"measuring the GPU's memory of {folder} failed: {said[-1]}")
-    return json.loads(done.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode != 0:
+        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
+        raise MemoryProbeError(f"measuring the GPU memory of {folder} failed: {lines[-1]}")
+    return json.loads(completed.stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The watched process: load, run a few times, print what was taken."""
+    """Run the probe: load the bundle, run the plan a few times, print the memory in use."""
     parser = argparse.ArgumentParser(prog="python -m tokenfold.bench.device_memory")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--plan", type=json.loads, required=True, help="a JSON list")
@@ -87,14 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = tuple(options.plan)
     bundle = Bundle.open(options.bundle)
     opening = Opening(options.backend, engines=options.engines, static=False)
-    graphs = opened(bundle, opening)
+    graphs = open_graphs(bundle, opening)
     loaded = device.memory().used
     inputs = random_inputs(bundle, options.batch, 1)
     graphs.warm([plan], [options.batch])
     peak = loaded
-    for at in range(RUNS):
-        graphs.run(inputs[at % len(inputs)], plan)
-        # Nothing that a run has taken is given back when it ends, so this is what it took.
+    for index in range(RUNS):
+        graphs.run(inputs[index % len(inputs)], plan)
+        # A session returns no memory when a run ends, so this is what the run took.
         peak = max(peak, device.memory().used)
     print(json.dumps(DevicePeak(loaded, peak)))
     return 0

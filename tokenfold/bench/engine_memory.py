@@ -1,4 +1,4 @@
-"""What a bundle's engines take of the GPU's memory, in a process that only has them loaded."""
+"""GPU memory of a bundle's engines, measured in a process that only loads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tokenfold.bench import engines
-from tokenfold.bench.device_memory import answer
+from tokenfold.bench.device_memory import run_probe
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import Stream, kept
@@ -21,39 +21,43 @@ from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.runner import EngineRunner
 
 
-def loaded(folder: Path, root: Path, *, static: bool) -> int:
-    """Bytes that such a process takes, CUDA itself and what engines work in included.
+def loaded_bytes(folder: Path, root: Path, *, static: bool) -> int:
+    """Measure the GPU memory of a process that only loads the engines, in bytes.
+
+    The result includes CUDA itself and the engines' working memory.
 
     Args:
-        root: of the engines of all bundles.
-        static: see `engines.only`.
+        root: folder of the engines of all bundles.
+        static: see `engines.minimal_engines`.
 
     Raises:
         MemoryProbeError: the process failed.
     """
     before = device.memory().used
-    more = ["--engines", str(root), *(["--static-levels"] if static else [])]
-    return int(answer("tokenfold.bench.engine_memory", folder, *more)) - before
+    arguments = ["--engines", str(root), *(["--static-levels"] if static else [])]
+    return int(run_probe("tokenfold.bench.engine_memory", folder, *arguments)) - before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The watched process: load them, print what is taken."""
+    """Run the probe: load the engines and print the memory in use."""
     parser = argparse.ArgumentParser(prog="python -m tokenfold.bench.engine_memory")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--engines", type=Path, required=True)
     parser.add_argument("--static-levels", action="store_true")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
-    own = flavour.load()
-    registered = plugins.registered(own)
-    files = Engines(options.engines, bundle)
-    wanted = engines.only(bundle, options.engines, static=options.static_levels)
-    with ExitStack() as held:
-        stream = kept(Stream(), held)
-        # One for each graph, as in a session: its engines work in the same memory.
-        for _, origins in groupby(wanted, key=lambda one: one.graph):
-            loads = [Engine(own, registered, one, files.read(one)) for one in origins]
-            kept(EngineRunner(loads, stream), held)
+    tensorrt = flavour.load()
+    registered = plugins.registered(tensorrt)
+    engine_files = Engines(options.engines, bundle)
+    origins = engines.minimal_engines(bundle, options.engines, static=options.static_levels)
+    with ExitStack() as stack:
+        stream = kept(Stream(), stack)
+        # One runner per graph, as in a session: its engines share their working memory.
+        for _, group in groupby(origins, key=lambda origin: origin.graph):
+            loaded_engines = [
+                Engine(tensorrt, registered, origin, engine_files.read(origin)) for origin in group
+            ]
+            kept(EngineRunner(loaded_engines, stream), stack)
         print(json.dumps(device.memory().used))
     return 0
 

@@ -1,4 +1,4 @@
-"""What the bench tells of TensorRT: its engines, what they take, and what ran beside them."""
+"""Report sections on TensorRT: its engines, their memory, and the runs compared with them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.report import Against, empty_table
+from tokenfold.bench.report import RelativeSpeed, empty_table
 
-SHOWN = 12
-"""Digits of a fingerprint that people are shown, as in the names of engines."""
+SHOWN_DIGITS = 12
+"""Leading digits of a fingerprint in tables, as in the file names of engines."""
 
 
 class EngineFile(BaseModel):
-    """An engine that was measured.
+    """A measured engine.
 
     Attributes:
-        graph: of the bundle, that it was built from.
-        level: whose plan alone it was built for; None for all plans.
-        bytes: of the engine.
+        graph: graph of the bundle that the engine was built from.
+        level: level whose plan the engine was built for; None for all plans.
+        bytes: size of the engine file.
     """
 
     graph: str
@@ -28,12 +28,12 @@ class EngineFile(BaseModel):
 
 
 class EngineSet(BaseModel):
-    """Engines that can run all levels, loaded in one process; MB of 10^6 bytes.
+    """Engines that together run all levels, loaded in one process; MB are 10^6 bytes.
 
     Attributes:
-        mb: of their files.
-        loaded_mb: of the GPU's memory, once they are loaded, with what they work in and CUDA
-            itself; None where it was not asked for.
+        mb: size of the files.
+        loaded_mb: GPU memory with the engines loaded, including their working memory and CUDA
+            itself; None if not measured.
     """
 
     count: int
@@ -42,72 +42,77 @@ class EngineSet(BaseModel):
 
     @property
     def cells(self) -> tuple[str, str, str]:
-        """Of a table's row."""
+        """Cells of a table row: count, MB, loaded MB."""
         loaded = "" if self.loaded_mb is None else f"{self.loaded_mb:.0f}"
         return str(self.count), f"{self.mb:.1f}", loaded
 
 
 class TensorRt(BaseModel):
-    """What ran, and how it did against the same plans run otherwise, in the same rounds.
+    """TensorRT's engines, compared with other ways to run the same plans in the same rounds.
 
     Attributes:
         version: such as "tensorrt 11.4.0.106".
-        gpu: what the engines were built for.
-        plugins: fingerprint of their library.
-        engines: of all plans; with --static-levels also those of one.
-        cuda: ONNX Runtime on the same GPU, by batch.
-        static: engines of one plan each, by batch.
-        one: the engines of all plans. `each`: one for each level in their place.
+        gpu: GPU that the engines were built for.
+        plugins: fingerprint of the plugin library.
+        engines: engines for all plans, and with --static-levels also those for a single plan.
+        cuda: ONNX Runtime on the same GPU, by batch size.
+        static: engines for a single plan, by batch size.
+        one: the set of engines for all plans.
+        each: the set with one engine per level.
     """
 
     version: str
     gpu: str
     plugins: str | None = None
     engines: list[EngineFile]
-    cuda: dict[int, list[Against]] = {}
-    static: dict[int, list[Against]] = {}
+    cuda: dict[int, list[RelativeSpeed]] = {}
+    static: dict[int, list[RelativeSpeed]] = {}
     one: EngineSet
     each: EngineSet | None = None
 
     @property
     def sets(self) -> dict[str, EngineSet]:
-        """Both ways to have engines, as far as they were measured, by what they are called."""
-        found = {"for all plans": self.one, "one for each level": self.each}
-        return {name: one for name, one in found.items() if one is not None}
+        """The measured sets of engines, by display name."""
+        engine_sets = {"for all plans": self.one, "one for each level": self.each}
+        return {
+            name: engine_set for name, engine_set in engine_sets.items() if engine_set is not None
+        }
 
     @property
     def about(self) -> str:
-        """A line on what the engines are."""
-        precisions = "/".join(dict.fromkeys(one.precision for one in self.engines))
-        plugins = "no plugins" if self.plugins is None else f"plugins {self.plugins[:SHOWN]}"
+        """One line that describes the engines."""
+        precisions = "/".join(dict.fromkeys(engine.precision for engine in self.engines))
+        plugins = "no plugins" if self.plugins is None else f"plugins {self.plugins[:SHOWN_DIGITS]}"
         return f"Engines of {self.version} in {precisions} for {self.gpu}, {plugins}"
 
-    def beside(self) -> dict[str, dict[int, list[Against]]]:
-        """What ran beside the engines, by what it is called."""
-        found = {"ONNX Runtime": self.cuda, "engine of one plan": self.static}
-        return {name: rows for name, rows in found.items() if rows}
+    def comparisons(self) -> dict[str, dict[int, list[RelativeSpeed]]]:
+        """Return the results of the compared runs, by display name."""
+        results = {"ONNX Runtime": self.cuda, "engine of one plan": self.static}
+        return {name: rows for name, rows in results.items() if rows}
 
     def table(self) -> Table:
-        """The engines to look at."""
+        """Return a table of the engine sets."""
         table = empty_table("Engines", ("files", "MB", "loaded MB"), first="engines")
-        for name, one in self.sets.items():
-            table.add_row(name, *one.cells)
+        for name, engine_set in self.sets.items():
+            table.add_row(name, *engine_set.cells)
         return table
 
     def text(self) -> Text:
-        """`about`, and every file."""
+        """Return `about`, followed by a line for every engine file."""
         lines = [self.about]
-        for one in self.engines:
-            plans = "all plans" if one.level is None else one.level
-            lines.append(f"  {one.graph}, {one.precision}, {plans}: {one.bytes / 1e6:.1f} MB")
+        for engine in self.engines:
+            plans = "all plans" if engine.level is None else engine.level
+            lines.append(
+                f"  {engine.graph}, {engine.precision}, {plans}: {engine.bytes / 1e6:.1f} MB"
+            )
         return Text("\n".join(lines))
 
 
-def engine_set(found: list[EngineFile]) -> EngineSet:
-    """Engines that are together in a process."""
-    return EngineSet(count=len(found), mb=sum(one.bytes for one in found) / 1e6)
+def engine_set(files: list[EngineFile]) -> EngineSet:
+    """Summarise engines that are loaded in one process."""
+    return EngineSet(count=len(files), mb=sum(engine.bytes for engine in files) / 1e6)
 
 
-def at(rows: dict[int, list[Against]], level: str, batch: int) -> Against | None:
-    """What was measured there, if anything."""
-    return next((one for one in rows.get(batch, []) if one.level == level), None)
+def ratio_for(rows: dict[int, list[RelativeSpeed]], level: str, batch: int) -> RelativeSpeed | None:
+    """Return the result at a level and batch size, or None if it was not measured."""
+    return next((row for row in rows.get(batch, []) if row.level == level), None)

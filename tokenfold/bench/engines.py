@@ -1,6 +1,6 @@
-"""The engines that a bench of TensorRT measures: they are built first where they are missing.
+"""TensorRT engines that a bench measures; missing engines are built first.
 
-In a process of its own, so that what a builder takes of memory counts nowhere.
+A separate process builds them, so that the builder's memory is not measured.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tokenfold.runtime.tensorrt.process import BuildError, Progress
 from tokenfold.runtime.tensorrt.profiles import takes_plan
 
 
-def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
-    """Build what is missing.
+def build_missing(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
+    """Build the engines that are missing.
 
     Args:
-        root: of the engines of all bundles.
-        static: whether an engine for the plan of each level is wanted too.
+        root: folder of the engines of all bundles.
+        static: also build an engine for the plan of each level.
 
     Raises:
         BenchError: an engine cannot be built.
@@ -34,72 +34,80 @@ def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
     """
     if runtime.unbuilt(bundle, root):
         _build(bundle, root, (), stage)
-    if static and _without_static(bundle, root):
-        bfloat16 = any(one.precision == "bf16" for one in _planned(bundle, root))
-        more = ("--precision", "bf16") if bfloat16 else ()
-        _build(bundle, root, ("--static-levels", *more), stage)
+    if static and _lacks_static(bundle, root):
+        bfloat16 = any(origin.precision == "bf16" for origin in _any_plan_engines(bundle, root))
+        arguments = ("--precision", "bf16") if bfloat16 else ()
+        _build(bundle, root, ("--static-levels", *arguments), stage)
 
 
-def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
-    """What will run, for the report.
+def describe(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
+    """Describe the engines that will run, for the report.
 
     Raises:
         EngineError: an engine is missing, or was built from something else.
     """
     engines = Engines(root, bundle)
-    of_graphs = [runtime.chosen(bundle, graph, root, static=static) for graph in _graphs(bundle)]
-    target = of_graphs[0][0].target
+    chosen_by_graph = [
+        runtime.chosen(bundle, graph, root, static=static) for graph in _graphs(bundle)
+    ]
+    target = chosen_by_graph[0][0].target
 
     def files(origins: Iterable[Origin]) -> list[EngineFile]:
         return [
             EngineFile(
-                graph=one.graph,
-                precision=one.precision,
-                level=None if one.plan is None else _levels(bundle, one.plan),
-                bytes=engines.find(one).bytes,
+                graph=origin.graph,
+                precision=origin.precision,
+                level=None if origin.plan is None else _levels(bundle, origin.plan),
+                bytes=engines.find(origin).bytes,
             )
-            for one in origins
+            for origin in origins
         ]
 
     return TensorRt(
         version=target.tensorrt,
         gpu=target.gpu,
         plugins=target.plugins,
-        engines=files(one for graph in of_graphs for one in graph),
-        one=engine_set(files(only(bundle, root, static=False))),
-        each=engine_set(files(only(bundle, root, static=True))) if static else None,
+        engines=files(origin for graph in chosen_by_graph for origin in graph),
+        one=engine_set(files(minimal_engines(bundle, root, static=False))),
+        each=engine_set(files(minimal_engines(bundle, root, static=True))) if static else None,
     )
 
 
-def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
-    """The least that runs all levels.
+def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
+    """Return the smallest set of engines that runs all levels.
 
     Args:
-        static: engines of one plan each, rather than one of all plans; where a graph takes no plan
-            there is one engine in either case.
+        static: choose engines for a single plan instead of engines for all plans. A graph that
+            takes no plan has one engine in either case.
     """
-    found = []
+    engines = []
     for graph in _graphs(bundle):
         first, *fixed = runtime.chosen(bundle, graph, root, static=static)
-        found += fixed or [first]
-    return found
+        engines += fixed or [first]
+    return engines
 
 
 def fixed_plans(bundle: Bundle, root: Path) -> set[Plan]:
-    """Plans that have an engine of their own."""
-    return {one.plan for one in only(bundle, root, static=True) if one.plan is not None}
+    """Return the plans that have a dedicated engine."""
+    return {
+        origin.plan
+        for origin in minimal_engines(bundle, root, static=True)
+        if origin.plan is not None
+    }
 
 
 def _graphs(bundle: Bundle) -> tuple[str, ...]:
     return GRAPHS[bundle.manifest.kind]
 
 
-def _planned(bundle: Bundle, root: Path) -> list[Origin]:
-    """The engines of all plans of those graphs that take a plan."""
-    return [one for one in only(bundle, root, static=False) if takes_plan(one.graph)]
+def _any_plan_engines(bundle: Bundle, root: Path) -> list[Origin]:
+    """Return the engines for all plans, of the graphs that take a plan."""
+    return [
+        origin for origin in minimal_engines(bundle, root, static=False) if takes_plan(origin.graph)
+    ]
 
 
-def _without_static(bundle: Bundle, root: Path) -> bool:
+def _lacks_static(bundle: Bundle, root: Path) -> bool:
     plans = {level.plan for level in bundle.manifest.levels.values()}
     return not plans <= fixed_plans(bundle, root)
 
@@ -109,22 +117,22 @@ def _levels(bundle: Bundle, plan: Plan) -> str:
     return "/".join(name for name in levels if levels[name].plan == plan)
 
 
-def _build(bundle: Bundle, root: Path, more: tuple[str, ...], stage: Stage) -> None:
-    """Build engines, and show how far that is; those that are done are kept, whatever comes."""
+def _build(bundle: Bundle, root: Path, arguments: tuple[str, ...], stage: Stage) -> None:
+    """Build engines and show the progress; finished engines are kept even if a later one fails."""
     notice(
-        f"{bundle.manifest.name}: engines are built, which takes minutes; they are kept in {root}"
+        f"{bundle.manifest.name}: building engines, which takes minutes; they are kept in {root}"
     )
-    step, shown = stage("engines", 100), 0
+    step, shown_percent = stage("engines", 100), 0
 
-    def told(progress: Progress) -> None:
-        nonlocal shown
-        while shown < int(100 * progress.done):
+    def show_progress(progress: Progress) -> None:
+        nonlocal shown_percent
+        while shown_percent < int(100 * progress.done):
             step()
-            shown += 1
+            shown_percent += 1
 
-    command = process.command_line(bundle.folder, root, *more)
+    command = process.command_line(bundle.folder, root, *arguments)
     try:
-        process.build(command, told, stopping=threading.Event())
+        process.build(command, show_progress, stopping=threading.Event())
     except BuildError as error:
         raise BenchError(
             f"the engines of {bundle.manifest.name} cannot be built: {error}"

@@ -1,53 +1,53 @@
-"""One batch size on a GPU: every level's runs, and PyTorch's beside them, in one set of rounds."""
+"""One batch size on a GPU: all levels and PyTorch, measured in one set of rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from tokenfold.bench.gpu_report import GpuRow, Other, Speed, TorchSpeed, speeds
-from tokenfold.bench.measure import Measured, Subject, Timed, in_rounds
-from tokenfold.bench.report import Against, against
-from tokenfold.bench.subjects import Graphs, of_graph
-from tokenfold.bench.targets import Target
-from tokenfold.bench.workers import Asked, Ready, WorkerError
+from tokenfold.bench.gpu_report import ContenderName, GpuRow, Speed, TorchSpeed, speeds
+from tokenfold.bench.measure import Measurement, Subject, TimedSubject, measure_rounds
+from tokenfold.bench.report import RelativeSpeed, relative_speed
+from tokenfold.bench.subjects import Graphs, graph_subject
+from tokenfold.bench.targets import PlanTarget
+from tokenfold.bench.workers import Ready, TorchRun, WorkerError
 from tokenfold.bundle.workload import Plan
 
 CALLERS = 2
-"""As the service's: while one batch runs, the images of the other are copied."""
+"""Concurrent callers, as in the service: while one batch runs, another one is copied."""
 
-Own = Literal["resident", "served", "alone"]
+Mode = Literal["resident", "served", "alone"]
 
 
-class Key(NamedTuple):
-    """Whose slice of time it is."""
+class GpuSubjectKey(NamedTuple):
+    """Identifies the subject of a slice of time: a mode, contender or PyTorch run, at a level."""
 
-    who: Own | Other | Asked
+    name: Mode | ContenderName | TorchRun
     level: str
 
 
-class Beside(NamedTuple):
-    """What runs the same plans in the same rounds, those of `targets` at least."""
+class Contender(NamedTuple):
+    """Another way to run the same plans in the same rounds, at least those of `targets`."""
 
-    who: Other
+    name: ContenderName
     graphs: Graphs
-    targets: Mapping[str, Target]
+    targets: Mapping[str, PlanTarget]
 
 
-class Found(NamedTuple):
-    """What was measured of a batch size; see `GpuReport`."""
+class BatchResult(NamedTuple):
+    """Measurements of one batch size; see `GpuReport` for the fields."""
 
     rows: list[GpuRow]
     torch: list[TorchSpeed]
-    against: dict[Other, list[Against]]
+    against: dict[ContenderName, list[RelativeSpeed]]
     lost: list[str]
 
 
 class Batch:
-    """A batch size, with all that is to run at it.
+    """A batch size with all subjects that run at it.
 
     Attributes:
-        subjects: how many get slices.
+        subjects: number of subjects that get slices of time.
     """
 
     def __init__(
@@ -55,83 +55,100 @@ class Batch:
         images: int,
         inputs: Sequence[Any],
         graphs: Graphs,
-        targets: Mapping[str, Target],
+        targets: Mapping[str, PlanTarget],
         ready: Ready,
     ) -> None:
-        """Args:
-        images: of one run.
-        inputs: that runs take turns with; see `random_inputs`.
-        targets: the first is unreduced.
-        ready: what PyTorch has ready; of other batch sizes too.
+        """Collect the subjects of all levels, and the PyTorch runs of this batch size.
+
+        Args:
+            images: images per run.
+            inputs: inputs that the runs cycle through; see `random_inputs`.
+            targets: plans by level; the first one is unreduced.
+            ready: PyTorch runs that are ready to be measured, of any batch size.
         """
         self._images = images
         self._inputs = inputs
         self._targets = targets
-        self._others: dict[Other, list[str]] = {}
-        self._own: dict[Key, Subject | Timed] = {}
+        self._others: dict[ContenderName, list[str]] = {}
+        self._subjects: dict[GpuSubjectKey, Subject | TimedSubject] = {}
         for level, target in targets.items():
             self._add(level, graphs, target.plan)
-        self._ready = {one: where for one, where in ready.items() if one.batch == images}
-        for one, (worker, row) in self._ready.items():
-            self._own[Key(one, one.level)] = worker.subject(row)
+        self._ready = {run: place for run, place in ready.items() if run.batch == images}
+        for run, (worker, row) in self._ready.items():
+            self._subjects[GpuSubjectKey(run, run.level)] = worker.subject(row)
 
     @property
     def subjects(self) -> int:
-        return len(self._own)
+        return len(self._subjects)
 
-    def compare(self, beside: Beside) -> None:
-        """Run something else beside, at those of the plans that it has."""
-        who, graphs, targets = beside
+    def compare(self, contender: Contender) -> None:
+        """Add a contender at each of its plans."""
+        name, graphs, targets = contender
         for level, target in targets.items():
-            self._others.setdefault(who, []).append(level)
-            own = self._resident(graphs, target.plan)
-            self._own[Key(who, level)] = own or self._served(graphs, target.plan)
+            self._others.setdefault(name, []).append(level)
+            subject = self._resident(graphs, target.plan)
+            self._subjects[GpuSubjectKey(name, level)] = subject or self._served(
+                graphs, target.plan
+            )
 
-    def measure(self, rounds: int, seconds: float, progress: Callable[[], None]) -> Found:
-        """See `in_rounds`. Where a process of PyTorch's fails, all is measured without them."""
+    def measure(self, rounds: int, seconds: float, progress: Callable[[], None]) -> BatchResult:
+        """Measure all subjects; see `measure_rounds`.
+
+        If a PyTorch process fails, everything is measured again without PyTorch.
+        """
         lost: list[str] = []
         try:
-            found = in_rounds(self._own, rounds=rounds, seconds=seconds, progress=progress)
+            measurements = measure_rounds(
+                self._subjects, rounds=rounds, seconds=seconds, progress=progress
+            )
         except WorkerError as error:
             lost.append(f"PyTorch, batch {self._images}: {error}")
-            for one in self._ready:
-                del self._own[Key(one, one.level)]
+            for run in self._ready:
+                del self._subjects[GpuSubjectKey(run, run.level)]
             self._ready = {}
-            found = in_rounds(self._own, rounds=rounds, seconds=seconds, progress=progress)
-        return Found(
-            self._rows(found),
+            measurements = measure_rounds(
+                self._subjects, rounds=rounds, seconds=seconds, progress=progress
+            )
+        return BatchResult(
+            self._rows(measurements),
             [
-                self._torch(one, worker.graph(row), found)
-                for one, (worker, row) in self._ready.items()
+                self._torch(run, worker.graph(row), measurements)
+                for run, (worker, row) in self._ready.items()
             ],
             {
-                who: [
-                    against(level, found[_device(level, found)], found[Key(who, level)])
+                name: [
+                    relative_speed(
+                        level,
+                        measurements[_comparison_key(level, measurements)],
+                        measurements[GpuSubjectKey(name, level)],
+                    )
                     for level in levels
                 ]
-                for who, levels in self._others.items()
+                for name, levels in self._others.items()
             },
             lost,
         )
 
     def _add(self, level: str, graphs: Graphs, plan: Plan) -> None:
-        self._own[Key("served", level)] = self._served(graphs, plan)
-        self._own[Key("alone", level)] = of_graph(graphs, self._inputs, plan, 1, self._images)
+        self._subjects[GpuSubjectKey("served", level)] = self._served(graphs, plan)
+        self._subjects[GpuSubjectKey("alone", level)] = graph_subject(
+            graphs, self._inputs, plan, 1, self._images
+        )
         resident = self._resident(graphs, plan)
         if resident is not None:
-            self._own[Key("resident", level)] = resident
+            self._subjects[GpuSubjectKey("resident", level)] = resident
 
     def _served(self, graphs: Graphs, plan: Plan) -> Subject:
-        return of_graph(graphs, self._inputs, plan, CALLERS, self._images)
+        return graph_subject(graphs, self._inputs, plan, CALLERS, self._images)
 
-    def _resident(self, graphs: Graphs, plan: Plan) -> Timed | None:
+    def _resident(self, graphs: Graphs, plan: Plan) -> TimedSubject | None:
         queue = graphs.resident(self._inputs[0], plan)
-        return None if queue is None else Timed(queue.seconds, self._images)
+        return None if queue is None else TimedSubject(queue.seconds, self._images)
 
-    def _rows(self, found: Mapping[Key, Measured]) -> list[GpuRow]:
-        served = self._speeds("served", found)
-        resident = self._speeds("resident", found)
-        alone = {level: found[Key("alone", level)] for level in self._targets}
+    def _rows(self, measurements: Mapping[GpuSubjectKey, Measurement]) -> list[GpuRow]:
+        served = self._speeds("served", measurements)
+        resident = self._speeds("resident", measurements)
+        alone = {level: measurements[GpuSubjectKey("alone", level)] for level in self._targets}
         return [
             GpuRow(
                 level=level,
@@ -145,18 +162,24 @@ class Batch:
             for level, target in self._targets.items()
         ]
 
-    def _speeds(self, who: Own, found: Mapping[Key, Measured]) -> dict[str, Speed]:
-        own = {key.level: measured for key, measured in found.items() if key.who == who}
-        return speeds(self._targets, own) if own else {}
+    def _speeds(
+        self, name: Mode, measurements: Mapping[GpuSubjectKey, Measurement]
+    ) -> dict[str, Speed]:
+        mode_measurements = {
+            key.level: measured for key, measured in measurements.items() if key.name == name
+        }
+        return speeds(self._targets, mode_measurements) if mode_measurements else {}
 
-    def _torch(self, one: Asked, graph: bool, found: Mapping[Key, Measured]) -> TorchSpeed:
-        theirs = found[Key(one, one.level)]
-        ratio = found[_device(one.level, found)].against(theirs)
+    def _torch(
+        self, run: TorchRun, graph: bool, measurements: Mapping[GpuSubjectKey, Measurement]
+    ) -> TorchSpeed:
+        measurement = measurements[GpuSubjectKey(run, run.level)]
+        ratio = measurements[_comparison_key(run.level, measurements)].ratio_to(measurement)
         return TorchSpeed(
-            way=one.way,
-            level=one.level,
-            batch=one.batch,
-            images_per_second=theirs.images_per_second,
+            way=run.way,
+            level=run.level,
+            batch=run.batch,
+            images_per_second=measurement.images_per_second,
             graph=graph,
             ratio=ratio.median,
             low=ratio.low,
@@ -164,7 +187,7 @@ class Batch:
         )
 
 
-def _device(level: str, found: Mapping[Key, Measured]) -> Key:
-    """What is compared with others on the same GPU."""
-    key = Key("resident", level)
-    return key if key in found else Key("served", level)
+def _comparison_key(level: str, measurements: Mapping[GpuSubjectKey, Measurement]) -> GpuSubjectKey:
+    """Return the subject that is compared with others on the same GPU."""
+    key = GpuSubjectKey("resident", level)
+    return key if key in measurements else GpuSubjectKey("served", level)

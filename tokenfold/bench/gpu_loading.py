@@ -1,106 +1,117 @@
-"""What a bench on a GPU runs there, loaded and recorded before anything is measured."""
+"""Load and record everything that a bench on a GPU runs, before anything is measured."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime
 
 from tokenfold.bench import engines
-from tokenfold.bench.gpu import gpu_machine
-from tokenfold.bench.gpu_batch import Beside
-from tokenfold.bench.gpu_report import GpuReport
+from tokenfold.bench.gpu_batch import Contender
+from tokenfold.bench.gpu_report import GpuMachine, GpuReport
 from tokenfold.bench.options import Options
 from tokenfold.bench.stages import notice
-from tokenfold.bench.subjects import Graphs, opened, random_inputs
-from tokenfold.bench.targets import Target
+from tokenfold.bench.subjects import Graphs, open_graphs, random_inputs
+from tokenfold.bench.targets import PlanTarget
 from tokenfold.bench.workers import Ready
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda import device
+from tokenfold.runtime.machine import machine
 from tokenfold.runtime.pair import Float
 from tokenfold.runtime.session import Opening
 
-OFF, REDUCED_OFF = 0.05, 0.5
-"""Relative error of logits, norm over norm, from which on something else runs another network. Of
-reduced ones more, because rounding sends some tokens elsewhere."""
+TOLERANCE, REDUCED_TOLERANCE = 0.05, 0.5
+"""Largest relative error of logits, norm over norm, at which two runs count as the same network.
+Reduced plans get a wider tolerance, because rounding makes some tokens merge elsewhere."""
 
 
-class Compared(NamedTuple):
-    """Another bundle, and what of the targets it runs too."""
+UNKNOWN = "unknown"
+"""Version of a driver that cannot be queried."""
+
+
+class OtherBundle(NamedTuple):
+    """Another bundle to compare with, and the targets that it can run."""
 
     bundle: Bundle
-    targets: Mapping[str, Target]
+    targets: Mapping[str, PlanTarget]
 
 
-class Loaded(NamedTuple):
-    """What is to be measured.
+class GpuSetup(NamedTuple):
+    """Everything that is to be measured.
 
     Attributes:
-        report: with no figures yet.
-        beside: what runs the same plans.
+        report: report without figures.
+        contenders: other ways to run the same plans.
     """
 
     report: GpuReport
     graphs: Graphs
-    beside: list[Beside]
+    contenders: list[Contender]
 
 
 def load(
     bundle: Bundle,
-    other: Compared | None,
-    targets: Mapping[str, Target],
+    other: OtherBundle | None,
+    targets: Mapping[str, PlanTarget],
     options: Options,
     root: Path | None,
-    held: ExitStack,
-) -> Loaded:
-    """Load a bundle, and what is to run beside it; `held` gives all of it back.
+    stack: ExitStack,
+) -> GpuSetup:
+    """Load a bundle and its contenders; `stack` releases all of them.
 
     Args:
-        other: to compare it with.
-        options: for a GPU.
-        root: the folder of the engines, where TensorRT is measured.
+        other: bundle to compare with.
+        options: command line, for a GPU backend.
+        root: folder of the engines; None without TensorRT.
 
     Raises:
         RuntimeError: something cannot be loaded.
     """
     manifest = bundle.manifest
 
-    def graphs_of(one: Bundle, opening: Opening, plans: Sequence[Plan], more: str = "") -> Graphs:
-        found = opened(one, opening)
-        held.callback(found.close)
+    def graphs_of(
+        opened_bundle: Bundle, opening: Opening, plans: Sequence[Plan], suffix: str = ""
+    ) -> Graphs:
+        graphs = open_graphs(opened_bundle, opening)
+        stack.callback(graphs.close)
         begin = time.monotonic()
-        recorded = found.warm(plans, options.batch)
-        took = time.monotonic() - begin
-        name = one.manifest.name + more
-        notice(f"{name}: {recorded} runs recorded as CUDA graphs in {took:.1f} s")
+        recorded = graphs.warm(plans, options.batch)
+        elapsed = time.monotonic() - begin
+        name = opened_bundle.manifest.name + suffix
+        notice(f"{name}: {recorded} runs recorded as CUDA graphs in {elapsed:.1f} s")
         if recorded < len(set(plans)) * len(options.batch):
             notice("runs that could not be recorded are launched kernel by kernel")
-        return found
+        return graphs
 
     opening = Opening(options.backend, engines=root, static=False)
     graphs = graphs_of(bundle, opening, _plans(targets))
     if not graphs.native:
-        notice("the ops are not compiled for CUDA, so the portable ones run")
-    beside = []
+        notice("the ops are not compiled for CUDA, so portable ops run")
+    contenders = []
     if other is not None:
-        theirs = graphs_of(other.bundle, opening, _plans(other.targets))
-        beside.append(Beside("other", theirs, other.targets))
+        other_graphs = graphs_of(other.bundle, opening, _plans(other.targets))
+        contenders.append(Contender("other", other_graphs, other.targets))
     if options.beside is not None:
         cuda = graphs_of(bundle, Opening(options.beside), _plans(targets), " in ONNX Runtime")
-        beside.append(Beside("cuda", cuda, targets))
+        contenders.append(Contender("cuda", cuda, targets))
     if root is not None and options.static_levels:
         fixed = engines.fixed_plans(bundle, root)
         levels = {name: target for name, target in targets.items() if target.plan in fixed}
         if levels:
-            each = opening._replace(static=True)
-            static = graphs_of(bundle, each, _plans(levels), " on engines of one plan")
-            beside.append(Beside("static", static, levels))
+            static_opening = opening._replace(static=True)
+            static = graphs_of(bundle, static_opening, _plans(levels), " on engines of one plan")
+            contenders.append(Contender("static", static, levels))
         else:
-            notice("nothing that is measured has an engine of its own plan")
+            notice("no measured level has an engine for its own plan")
     report = GpuReport(
         bundle=manifest.name,
         source=manifest.source,
@@ -114,59 +125,95 @@ def load(
         other=None if options.compare is None else str(options.compare),
     )
     if root is not None:
-        report.tensorrt = engines.described(bundle, root, static=options.static_levels)
+        report.tensorrt = engines.describe(bundle, root, static=options.static_levels)
         name, _, number = report.tensorrt.version.partition(" ")
         report.machine.versions[name] = number
-    return Loaded(report, graphs, _agreeing(bundle, graphs, beside, report.lost))
+    return GpuSetup(report, graphs, _drop_disagreeing(bundle, graphs, contenders, report.lost))
 
 
-def strangers(bundle: Bundle, graphs: Graphs, ready: Ready) -> list[str]:
-    """Take out of PyTorch's what is another network than the bundle's, and say why."""
+def drop_mismatches(bundle: Bundle, graphs: Graphs, ready: Ready) -> list[str]:
+    """Remove PyTorch runs whose logits differ from the bundle's; return the reasons."""
     lost = []
-    for one, (worker, row) in list(ready.items()):
-        (images,) = random_inputs(bundle, one.batch, 1)
-        wanted = graphs.run(images, one.plan)[: len(worker.logits[row])]
-        if (why := _stranger(worker.logits[row], wanted, one.plan)) is not None:
-            lost.append(f"{one}: {why}")
-            del ready[one]
+    for run, (worker, row) in list(ready.items()):
+        (images,) = random_inputs(bundle, run.batch, 1)
+        expected = graphs.run(images, run.plan)[: len(worker.logits[row])]
+        if (mismatch := _mismatch(worker.logits[row], expected, run.plan)) is not None:
+            lost.append(f"{run}: {mismatch}")
+            del ready[run]
     return lost
 
 
-def _plans(targets: Mapping[str, Target]) -> list[Plan]:
+def _plans(targets: Mapping[str, PlanTarget]) -> list[Plan]:
     return [target.plan for target in targets.values()]
 
 
-def _agreeing(
-    bundle: Bundle, graphs: Graphs, beside: Sequence[Beside], lost: list[str]
-) -> list[Beside]:
-    """The same, but for levels at which something else comes out than of `graphs`.
+def _drop_disagreeing(
+    bundle: Bundle, graphs: Graphs, contenders: Sequence[Contender], lost: list[str]
+) -> list[Contender]:
+    """Return the contenders without the levels at which their logits differ from `graphs`.
 
-    Another bundle may be another network: it is not asked.
+    Another bundle is not checked, because it may hold another network.
 
     Args:
-        lost: to add to, why a level is left out.
+        lost: list that receives the reason for each level that is left out.
     """
-    (given,) = random_inputs(bundle, 1, 1)
-    found = []
-    for who, other, targets in beside:
-        kept = dict(targets)
-        for level, target in targets.items() if who != "other" else ():
-            answer = other.run(given, target.plan)
-            why = _stranger(answer, graphs.run(given, target.plan), target.plan)
-            if why is not None:
-                called = "ONNX Runtime" if who == "cuda" else "engine of one plan"
-                lost.append(f"{called}, {level}: {why}")
-                del kept[level]
-        found.append(Beside(who, other, kept))
-    return found
+    (inputs,) = random_inputs(bundle, 1, 1)
+    agreeing_contenders = []
+    for contender_name, other, targets in contenders:
+        agreeing = dict(targets)
+        for level, target in targets.items() if contender_name != "other" else ():
+            logits = other.run(inputs, target.plan)
+            mismatch = _mismatch(logits, graphs.run(inputs, target.plan), target.plan)
+            if mismatch is not None:
+                name = "ONNX Runtime" if contender_name == "cuda" else "engine of one plan"
+                lost.append(f"{name}, {level}: {mismatch}")
+                del agreeing[level]
+        agreeing_contenders.append(Contender(contender_name, other, agreeing))
+    return agreeing_contenders
 
 
-def _stranger(found: Float, wanted: Float, plan: Plan) -> str | None:
-    """Why an answer is of another network than the bundle's; None if it is not."""
+def _mismatch(logits: Float, expected: Float, plan: Plan) -> str | None:
+    """Return why logits do not belong to the bundle's network; None if they do."""
     off = float("inf")
-    if found.shape == wanted.shape:
-        off = float(np.linalg.norm(found - wanted)) / max(float(np.linalg.norm(wanted)), 1e-6)
-    # Written so that NaN counts.
-    if off <= (REDUCED_OFF if any(plan) else OFF):
+    if logits.shape == expected.shape:
+        off = float(np.linalg.norm(logits - expected)) / max(float(np.linalg.norm(expected)), 1e-6)
+    # Written so that NaN counts as a mismatch.
+    if off <= (REDUCED_TOLERANCE if any(plan) else TOLERANCE):
         return None
     return f"its logits are off by {off:.1e} of the bundle's norm"
+
+
+def gpu_machine() -> GpuMachine:
+    """Describe the first GPU that this process sees.
+
+    Raises:
+        CudaError: there is no GPU.
+    """
+    driver, cuda = _driver()
+    versions = {"onnxruntime": onnxruntime.__version__}
+    with suppress(PackageNotFoundError):
+        versions["cuda-bindings"] = version("cuda-bindings")
+    return GpuMachine(
+        gpu=device.name(),
+        driver=driver,
+        cuda=cuda,
+        processor=machine(),
+        versions=versions,
+        date=date.today().isoformat(),
+    )
+
+
+def _driver() -> tuple[str, str]:
+    """Return the version of the driver, and the newest CUDA version that it supports."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return UNKNOWN, UNKNOWN
+    try:
+        nvml.nvmlInit()
+        driver = nvml.nvmlSystemGetDriverVersion()
+        number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    except nvml.NVMLError:
+        return UNKNOWN, UNKNOWN
+    name = driver.decode() if isinstance(driver, bytes) else str(driver)
+    return name, f"{number // 1000}.{number % 1000 // 10}"

@@ -1,4 +1,4 @@
-"""What the bench found on a GPU: for machines as JSON, for people as tables."""
+"""The bench's report on a GPU, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.engine_report import TensorRt, at
-from tokenfold.bench.measure import Measured
+from tokenfold.bench.engine_report import TensorRt, ratio_for
+from tokenfold.bench.measure import Measurement
 from tokenfold.bench.options import TorchWay
-from tokenfold.bench.report import Against, empty_table
-from tokenfold.bench.targets import Target
+from tokenfold.bench.report import RelativeSpeed, empty_table
+from tokenfold.bench.targets import PlanTarget
 
-Other = Literal["other", "cuda", "static"]
-"""What runs the same plans beside: another bundle, ONNX Runtime where TensorRT is measured, or
-engines of one plan each."""
+ContenderName = Literal["other", "cuda", "static"]
+"""Contenders that run the same plans: another bundle, ONNX Runtime on the same GPU when TensorRT is
+measured, or engines for a single plan."""
 
 
 class Speed(BaseModel):
-    """How fast a level is at one batch size.
+    """Speed of a level at one batch size.
 
     Attributes:
-        speedup: against the unreduced plan at the same batch, with the rounds' quartiles.
-        efficiency: speedup over what the FLOPs alone promise, `speedup * flops_ratio`.
+        speedup: speed relative to the unreduced plan at the same batch size; `low` and `high` are
+            the quartiles of the rounds.
+        efficiency: speedup divided by the speedup that FLOPs promise, `speedup * flops_ratio`.
     """
 
     images_per_second: float
@@ -37,14 +38,15 @@ class Speed(BaseModel):
 
 
 class GpuRow(BaseModel):
-    """A level's figures at one batch size.
+    """Measurements of a level at one batch size.
 
     Attributes:
-        flops_ratio: FLOPs left, of the unreduced network's.
-        resident: images that are on the GPU already, runs one after the other; None of networks
-            with texts.
-        served: images from host memory, by two callers, as in the service.
-        p50_ms, p99_ms: time of one run from host memory to logits there, nothing else running.
+        flops_ratio: FLOPs relative to the unreduced network's.
+        resident: sequential runs on images that are already on the GPU; None for networks with
+            texts.
+        served: runs on images in host memory by two callers, as in the service.
+        p50_ms, p99_ms: time of one run, from images to logits in host memory, on an otherwise
+            idle GPU.
     """
 
     level: str
@@ -57,16 +59,17 @@ class GpuRow(BaseModel):
 
     @property
     def device(self) -> Speed:
-        """What other ways to run on the same GPU are compared with."""
+        """Speed that is compared with other ways to run on the same GPU."""
         return self.served if self.resident is None else self.resident
 
 
 class TorchSpeed(BaseModel):
-    """PyTorch on the same GPU, images on it already, in the bundle's precision.
+    """Speed of PyTorch on the same GPU, with images already there, in the bundle's precision.
 
     Attributes:
-        graph: whether a CUDA graph was faster than running it directly.
-        ratio: the bundle's speed over this; `low` and `high` are the rounds' quartiles.
+        graph: whether running as a CUDA graph was faster than running directly.
+        ratio: the bundle's speed relative to PyTorch's; `low` and `high` are the quartiles of the
+            rounds.
     """
 
     way: TorchWay
@@ -80,12 +83,12 @@ class TorchSpeed(BaseModel):
 
 
 class DeviceMemory(BaseModel):
-    """What a process that runs one level takes of the GPU's memory, MB of 10^6 bytes.
+    """GPU memory of a process that runs one level; MB are 10^6 bytes.
 
     Attributes:
-        peak_mb: all of it: CUDA itself, weights, activations.
-        working_mb: what came on top of what was taken right after loading.
-        working_ratio: that, against the unreduced plan's; None where that is nothing.
+        peak_mb: all memory: CUDA itself, weights, activations.
+        working_mb: increase over the memory in use right after loading.
+        working_ratio: `working_mb` relative to the unreduced plan's; None if the latter is 0.
     """
 
     level: str
@@ -96,10 +99,12 @@ class DeviceMemory(BaseModel):
 
 
 class GpuMachine(BaseModel):
-    """On what it was measured, and when.
+    """Machine and software of the measurement, and its date.
 
     Attributes:
-        gpu: its name. `driver`: its version. `cuda`: the newest that the driver knows.
+        gpu: name of the GPU.
+        driver: version of the driver.
+        cuda: newest CUDA version that the driver supports.
         versions: package -> version.
         date: ISO 8601.
     """
@@ -113,13 +118,14 @@ class GpuMachine(BaseModel):
 
 
 class GpuReport(BaseModel):
-    """All that was measured, or what of it is there so far.
+    """Measurements on a GPU, complete or so far.
 
     Attributes:
-        against: another bundle, at those plans that it can run; `other` is its folder.
-        tensorrt: what ran, where that was not ONNX Runtime.
-        lost: what could not be measured, and why.
-        complete: whether nothing is to come.
+        against: results of another bundle, by batch size, at the plans that it can run.
+        other: folder of that bundle.
+        tensorrt: TensorRT's section; None when ONNX Runtime ran.
+        lost: what could not be measured, with the reason.
+        complete: whether the measurement has ended.
     """
 
     bundle: str
@@ -135,55 +141,55 @@ class GpuReport(BaseModel):
     torch: list[TorchSpeed] = []
     memory: list[DeviceMemory] = []
     other: str | None = None
-    against: dict[int, list[Against]] = {}
+    against: dict[int, list[RelativeSpeed]] = {}
     tensorrt: TensorRt | None = None
     lost: list[str] = []
     complete: bool = False
 
     def json_text(self) -> str:
-        """All of it."""
+        """Return the report as indented JSON."""
         return self.model_dump_json(indent=2, exclude_none=True)
 
     def best(self, level: str, batch: int) -> TorchSpeed | None:
-        """The fastest way of PyTorch."""
-        own = [one for one in self.torch if (one.level, one.batch) == (level, batch)]
-        return max(own, key=lambda one: one.images_per_second, default=None)
+        """Return the fastest way to run PyTorch at a level and batch size."""
+        runs = [run for run in self.torch if (run.level, run.batch) == (level, batch)]
+        return max(runs, key=lambda run: run.images_per_second, default=None)
 
-    def beside(self, who: Other) -> dict[int, list[Against]]:
-        """Where figures of what ran beside are kept, by batch."""
-        if who == "other":
+    def results_of(self, name: ContenderName) -> dict[int, list[RelativeSpeed]]:
+        """Return the results of a contender by batch size; the caller may add to them."""
+        if name == "other":
             return self.against
         assert self.tensorrt is not None
-        return self.tensorrt.cuda if who == "cuda" else self.tensorrt.static
+        return self.tensorrt.cuda if name == "cuda" else self.tensorrt.static
 
     def tables(self) -> Group:
-        """The same to look at."""
+        """Return the report as tables."""
         machine = self.machine
         software = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
         batches = dict.fromkeys(row.batch for row in self.rows)
-        found: list[RenderableType] = [self.speed_table(batch) for batch in batches]
+        renderables: list[RenderableType] = [self.speed_table(batch) for batch in batches]
         if self.memory:
-            found.append(_memory_table(self.memory))
+            renderables.append(_memory_table(self.memory))
         if self.tensorrt is not None:
-            found += [self.tensorrt.table(), self.tensorrt.text()]
-        found += [
+            renderables += [self.tensorrt.table(), self.tensorrt.text()]
+        renderables += [
             Text(f"Compared with {self.other}, batch {batch}: {_quotients(compared)}")
             for batch, compared in self.against.items()
         ]
-        found.append(
+        renderables.append(
             Text(
                 f"{machine.gpu}, driver {machine.driver}, CUDA {machine.cuda}; "
                 f"{machine.processor}; {software}; "
                 f"medians of {self.rounds} rounds of {self.seconds:g} s; {machine.date}"
             )
         )
-        found += [Text(f"not measured: {one}") for one in self.lost]
-        return Group(*found)
+        renderables += [Text(f"not measured: {reason}") for reason in self.lost]
+        return Group(*renderables)
 
     def speed_table(self, batch: int) -> Table:
-        """Every level at one batch size."""
-        ways = dict.fromkeys(one.way for one in self.torch if one.batch == batch)
-        others = {} if self.tensorrt is None else self.tensorrt.beside()
+        """Return a table of every level at one batch size."""
+        ways = dict.fromkeys(run.way for run in self.torch if run.batch == batch)
+        others = {} if self.tensorrt is None else self.tensorrt.comparisons()
         table = empty_table(
             f"{self.bundle}, {self.precision}, batch {batch}",
             (
@@ -198,15 +204,15 @@ class GpuReport(BaseModel):
             if row.batch != batch:
                 continue
             torch = {
-                one.way: one
-                for one in self.torch
-                if (one.level, one.batch) == (row.level, row.batch)
+                run.way: run
+                for run in self.torch
+                if (run.level, run.batch) == (row.level, row.batch)
             }
             best = self.best(row.level, row.batch)
             table.add_row(
                 row.level,
                 f"{row.flops_ratio:.3f}",
-                *_cells(row.resident),
+                *_speed_cells(row.resident),
                 f"{row.served.images_per_second:.0f}",
                 f"{row.served.efficiency:.3f}",
                 f"{row.p50_ms:.2f}",
@@ -216,47 +222,49 @@ class GpuReport(BaseModel):
                 *(
                     cell
                     for rows in others.values()
-                    for cell in _beside(at(rows, row.level, row.batch))
+                    for cell in _other_cells(ratio_for(rows, row.level, row.batch))
                 ),
             )
         return table
 
 
-def speeds(targets: Mapping[str, Target], found: Mapping[str, Measured]) -> dict[str, Speed]:
-    """Every level's; the first target is the unreduced one."""
-    unreduced = found[next(iter(targets))]
-    made = {}
+def speeds(
+    targets: Mapping[str, PlanTarget], measurements: Mapping[str, Measurement]
+) -> dict[str, Speed]:
+    """Return the speed of every level; the first target is the unreduced one."""
+    unreduced = measurements[next(iter(targets))]
+    speeds_by_level = {}
     for level, target in targets.items():
-        ratio = found[level].against(unreduced)
-        made[level] = Speed(
-            images_per_second=found[level].images_per_second,
+        ratio = measurements[level].ratio_to(unreduced)
+        speeds_by_level[level] = Speed(
+            images_per_second=measurements[level].images_per_second,
             speedup=ratio.median,
             low=ratio.low,
             high=ratio.high,
             efficiency=ratio.median * target.flops_ratio,
         )
-    return made
+    return speeds_by_level
 
 
-def _cells(speed: Speed | None) -> tuple[str, str, str]:
+def _speed_cells(speed: Speed | None) -> tuple[str, str, str]:
     if speed is None:
         return "", "", ""
     return f"{speed.images_per_second:.0f}", f"{speed.speedup:.2f}", f"{speed.efficiency:.3f}"
 
 
-def _beside(found: Against | None) -> tuple[str, str]:
-    return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f}")
+def _other_cells(other: RelativeSpeed | None) -> tuple[str, str]:
+    return ("", "") if other is None else (f"{other.images_per_second:.0f}", f"{other.ratio:.2f}")
 
 
-def _quotients(compared: Iterable[Against]) -> str:
-    return ", ".join(f"{one.level} {one.ratio:.3f} x" for one in compared)
+def _quotients(compared: Iterable[RelativeSpeed]) -> str:
+    return ", ".join(f"{row.level} {row.ratio:.3f} x" for row in compared)
 
 
 def _memory_table(memory: Sequence[DeviceMemory]) -> Table:
     table = empty_table("Memory of the GPU", ("batch", "peak MB", "beyond loading MB", "ratio"))
-    for one in memory:
-        ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
+    for row in memory:
+        ratio = "" if row.working_ratio is None else f"{row.working_ratio:.2f}"
         table.add_row(
-            one.level, str(one.batch), f"{one.peak_mb:.0f}", f"{one.working_mb:.0f}", ratio
+            row.level, str(row.batch), f"{row.peak_mb:.0f}", f"{row.working_mb:.0f}", ratio
         )
     return table

@@ -1,10 +1,10 @@
-"""The bench's figures of a GPU as Markdown, for docs/gpu.md.
+"""Write the bench's GPU figures as Markdown, for docs/gpu.md.
 
     python -m tokenfold.bench.gpu_tables vit-b16.json vit-l16.json --into docs/gpu.md
 
-The files are what `tokenfold bench --backend cuda --out`, or `--backend tensorrt`, wrote. Without
---into the tables are printed; with it they take the place of what stands between two marks in the
-file, of which each backend has its own.
+The inputs are files written by `tokenfold bench --out` with `--backend cuda` or `tensorrt`. Without
+--into, the tables are printed. With --into, they replace the text between two marks in the file;
+each backend has its own pair of marks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from tokenfold.bench.engine_report import TensorRt, at
+from tokenfold.bench.engine_report import TensorRt, ratio_for
 from tokenfold.bench.gpu_report import GpuReport, GpuRow, TorchSpeed
-from tokenfold.bench.report import Against
+from tokenfold.bench.report import RelativeSpeed
 
 
 class Marks(NamedTuple):
-    """Lines of a document, between which tables stand."""
+    """Two lines of a document that enclose generated tables."""
 
     begin: str
     end: str
@@ -36,57 +36,58 @@ TENSORRT = Marks(
 )
 
 EFFICIENCY, RATIO = 0.9, 1.5
-"""Goals: speedup over what FLOPs promise, and speed over the best of PyTorch."""
+"""Goals: efficiency (speedup over the speedup that FLOPs promise), and speed relative to the best
+way to run PyTorch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, 2 for what the user can mend."""
+    """Run the command; return its exit code, 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser(prog="python -m tokenfold.bench.gpu_tables")
-    parser.add_argument("found", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="JSON")
     parser.add_argument("--into", type=Path, metavar="FILE", help="a file with the marks")
     options = parser.parse_args(arguments)
     try:
-        reports = [GpuReport.model_validate_json(path.read_text()) for path in options.found]
+        reports = [GpuReport.model_validate_json(path.read_text()) for path in options.paths]
         if options.into is None:
             print(markdown(reports))
         else:
-            options.into.write_text(placed(reports, options.into.read_text()))
+            options.into.write_text(insert_reports(reports, options.into.read_text()))
     except (OSError, ValidationError, ValueError) as error:
         print(f"gpu_tables: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def placed(reports: Sequence[GpuReport], into: str) -> str:
-    """A document with the chapters of reports between the marks of their backends.
+def insert_reports(reports: Sequence[GpuReport], document: str) -> str:
+    """Return a document with each backend's reports between its marks.
 
     Raises:
-        ValueError: see `put`.
+        ValueError: a mark is missing; see `replace_between`.
     """
-    for marks, own in (
-        (CUDA, [one for one in reports if one.tensorrt is None]),
-        (TENSORRT, [one for one in reports if one.tensorrt is not None]),
+    for marks, backend_reports in (
+        (CUDA, [report for report in reports if report.tensorrt is None]),
+        (TENSORRT, [report for report in reports if report.tensorrt is not None]),
     ):
-        if own:
-            into = put(markdown(own), into, marks)
-    return into
+        if backend_reports:
+            document = replace_between(markdown(backend_reports), document, marks)
+    return document
 
 
-def put(text: str, into: str, marks: Marks = CUDA) -> str:
-    """A document with `text` between the marks, instead of what stands there.
+def replace_between(text: str, document: str, marks: Marks = CUDA) -> str:
+    """Return a document whose text between the marks is replaced by `text`.
 
     Raises:
-        ValueError: it does not have each mark once, in this order.
+        ValueError: the document does not contain both marks in this order.
     """
-    before, begin, rest = into.partition(marks.begin)
+    before, begin, rest = document.partition(marks.begin)
     _, end, after = rest.partition(marks.end)
     if not begin or not end:
-        raise ValueError(f"expected {marks.begin!r}, and {marks.end!r} behind it")
+        raise ValueError(f"the document must contain {marks.begin!r}, then {marks.end!r}")
     return f"{before}{marks.begin}\n\n{text}\n\n{marks.end}{after}"
 
 
 def markdown(reports: Sequence[GpuReport]) -> str:
-    """A chapter for each report."""
+    """Return a chapter for each report."""
     return "\n\n".join("\n\n".join(_chapter(report)) for report in reports)
 
 
@@ -101,22 +102,22 @@ def _chapter(report: GpuReport) -> list[str]:
     )
     if report.tensorrt is not None:
         about += f" {report.tensorrt.about}."
-    found = [f"### {report.source}, {report.precision}", about, _speeds(report)]
+    paragraphs = [f"### {report.source}, {report.precision}", about, _speeds(report)]
     if report.memory:
-        found.append(_memory(report))
+        paragraphs.append(_memory(report))
     if report.tensorrt is not None:
-        found.append(_engines(report.tensorrt))
-    found.append("\n".join(_goals(report)))
+        paragraphs.append(_engines(report.tensorrt))
+    paragraphs.append("\n".join(_goals(report)))
     if not report.complete:
-        found.append("The measuring was interrupted.")
+        paragraphs.append("The measuring was interrupted.")
     if report.lost:
-        found.append("\n".join(f"- Not measured: {one}" for one in report.lost))
-    return found
+        paragraphs.append("\n".join(f"- Not measured: {reason}" for reason in report.lost))
+    return paragraphs
 
 
 def _speeds(report: GpuReport) -> str:
-    ways = list(dict.fromkeys(one.way for one in report.torch))
-    others = {} if report.tensorrt is None else report.tensorrt.beside()
+    ways = list(dict.fromkeys(run.way for run in report.torch))
+    others = {} if report.tensorrt is None else report.tensorrt.comparisons()
     columns = [
         *("batch", "level", "FLOPs left", "images/s", "speedup", "efficiency"),
         *("images/s from host", "efficiency", "p50 ms"),
@@ -124,7 +125,7 @@ def _speeds(report: GpuReport) -> str:
         *(["against the better"] if ways else []),
         *(column for name in others for column in (name, "against it")),
     ]
-    by_row = {(one.way, one.level, one.batch): one for one in report.torch}
+    by_row = {(run.way, run.level, run.batch): run for run in report.torch}
     lines = [_line(columns), _line(["---"] * len(columns))]
     for row in report.rows:
         best = report.best(row.level, row.batch)
@@ -141,77 +142,79 @@ def _speeds(report: GpuReport) -> str:
         ]
         if ways:
             cells.append("" if best is None else f"{best.ratio:.2f} x")
-        for found in others.values():
-            cells += _beside(at(found, row.level, row.batch))
+        for results in others.values():
+            cells += _other_cells(ratio_for(results, row.level, row.batch))
         lines.append(_line(cells))
     return "\n".join(lines)
 
 
-def _torch(found: TorchSpeed | None) -> str:
-    if found is None:
+def _torch(run: TorchSpeed | None) -> str:
+    if run is None:
         return ""
-    # Where a CUDA graph did not help, say so.
-    return f"{found.images_per_second:.0f}{'' if found.graph else ' (no graph)'}"
+    # Say when a CUDA graph did not help.
+    return f"{run.images_per_second:.0f}{'' if run.graph else ' (no graph)'}"
 
 
-def _beside(found: Against | None) -> tuple[str, str]:
-    return ("", "") if found is None else (f"{found.images_per_second:.0f}", f"{found.ratio:.2f} x")
+def _other_cells(other: RelativeSpeed | None) -> tuple[str, str]:
+    return ("", "") if other is None else (f"{other.images_per_second:.0f}", f"{other.ratio:.2f} x")
 
 
 def _engines(tensorrt: TensorRt) -> str:
     columns = ("engines", "files", "MB", "loaded MB")
-    rows = [(name, *one.cells) for name, one in tensorrt.sets.items()]
+    rows = [(name, *engine_set.cells) for name, engine_set in tensorrt.sets.items()]
     return "\n".join(map(_line, [columns, ["---"] * len(columns), *rows]))
 
 
 def _memory(report: GpuReport) -> str:
     columns = ("batch", "level", "peak MB", "beyond loading MB", "of unreduced")
     lines = [_line(columns), _line(["---"] * len(columns))]
-    for one in report.memory:
-        ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
-        cells = (str(one.batch), one.level, f"{one.peak_mb:.0f}", f"{one.working_mb:.0f}", ratio)
+    for row in report.memory:
+        ratio = "" if row.working_ratio is None else f"{row.working_ratio:.2f}"
+        cells = (str(row.batch), row.level, f"{row.peak_mb:.0f}", f"{row.working_mb:.0f}", ratio)
         lines.append(_line(cells))
     return "\n".join(lines)
 
 
 def _goals(report: GpuReport) -> list[str]:
-    """How far the goals were reached, and where they were not."""
+    """Return a line per goal: reached, or the levels that missed it."""
     reduced = [row for row in report.rows if row.flops_ratio < 1]
     goals = []
     if reduced:
-        short = [_at(row) for row in reduced if row.device.efficiency < EFFICIENCY]
+        missed = [_row_name(row) for row in reduced if row.device.efficiency < EFFICIENCY]
         least = min(row.device.efficiency for row in reduced)
-        goals.append(f"- Efficiency of {EFFICIENCY:g}: {_reached(short, f'{least:.3f}')}")
+        goals.append(f"- Efficiency of {EFFICIENCY:g}: {_goal_result(missed, f'{least:.3f}')}")
     ratios = [
         (row, best)
         for row in report.rows
         if (best := report.best(row.level, row.batch)) is not None
     ]
     if ratios:
-        short = [_at(row) for row, best in ratios if best.ratio < RATIO]
+        missed = [_row_name(row) for row, best in ratios if best.ratio < RATIO]
         worst = min(best.ratio for _, best in ratios)
-        goals.append(f"- {RATIO:g} times the better PyTorch: {_reached(short, f'{worst:.2f}')}")
-    alone = {row.level: row for row in report.rows if row.batch == 1}
-    unreduced = next((row for row in alone.values() if row.flops_ratio == 1), None)
-    if unreduced is not None and len(alone) > 1:
+        goals.append(
+            f"- {RATIO:g} times the better PyTorch: {_goal_result(missed, f'{worst:.2f}')}"
+        )
+    single_image_rows = {row.level: row for row in report.rows if row.batch == 1}
+    unreduced = next((row for row in single_image_rows.values() if row.flops_ratio == 1), None)
+    if unreduced is not None and len(single_image_rows) > 1:
         slower = [
             f"{row.level} ({row.p50_ms:.2f} ms, unreduced {unreduced.p50_ms:.2f})"
-            for row in alone.values()
+            for row in single_image_rows.values()
             if row.p50_ms > unreduced.p50_ms
         ]
-        told = f"not at {', '.join(slower)}" if slower else "reached at every level"
-        goals.append(f"- One image takes no longer reduced than unreduced: {told}.")
+        result = f"not at {', '.join(slower)}" if slower else "reached at every level"
+        goals.append(f"- One image takes no longer reduced than unreduced: {result}.")
     return goals
 
 
-def _at(row: GpuRow) -> str:
+def _row_name(row: GpuRow) -> str:
     return f"{row.level} of batch {row.batch}"
 
 
-def _reached(short: Sequence[str], least: str) -> str:
-    if not short:
+def _goal_result(missed: Sequence[str], least: str) -> str:
+    if not missed:
         return f"reached everywhere; least {least}."
-    return f"not at {', '.join(short)}; least {least}."
+    return f"not at {', '.join(missed)}; least {least}."
 
 
 def _line(cells: Sequence[str]) -> str:

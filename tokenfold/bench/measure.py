@@ -1,8 +1,8 @@
-"""Measuring side by side: short slices in rounds, so that a noisy machine disturbs all alike.
+"""Measure subjects side by side: short slices in rounds, so that noise affects all alike.
 
-Each round gives every subject one slice of time, in an order drawn anew. What is compared are two
-slices of one round, and what is reported are medians over the rounds: a neighbour that wakes up
-for a few seconds costs a few rounds, not the result.
+Each round gives every subject one slice of time, in a new random order. Ratios compare slices of
+the same round, and reports show medians over the rounds. Therefore a neighbour that is busy for a
+few seconds spoils a few rounds, not the result.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import numpy as np
 
 K = TypeVar("K")
 SEED = 0
-GUESSED = 2
-"""Runs of a queue from which its speed is guessed."""
+PROBE_RUNS = 2
+"""Runs that estimate the duration of one run in a launch queue."""
 
 
 class Subject(NamedTuple):
     """Something that processes images.
 
     Attributes:
-        run: processes one batch, the n-th of all; called from `callers` threads at once.
-        callers: threads that each start their next run when the last has ended.
-        batch: images of one run.
+        run: processes one batch, given the running number of the run; called from `callers`
+            threads concurrently.
+        callers: number of threads; each starts its next run when its last one has ended.
+        batch: images per run.
     """
 
     run: Callable[[int], object]
@@ -39,23 +40,23 @@ class Subject(NamedTuple):
     batch: int = 1
 
 
-class Queue(NamedTuple):
-    """Something that is only started, many times in a row, and waited for once: a GPU's work.
+class LaunchQueue(NamedTuple):
+    """Asynchronous work, such as a GPU's: many runs are launched, then awaited together.
 
     Attributes:
-        launch: starts the next run, and returns before it has ended.
-        wait: until all that was started has ended.
+        launch: starts the next run and returns before it has ended.
+        wait: blocks until all launched runs have ended.
     """
 
     launch: Callable[[], object]
     wait: Callable[[], object]
 
-    def seconds(self, most: float) -> float:
-        """The time of one run among others, of as many as take about `most` seconds."""
-        # One to fill caches and raise clocks, some to see how many make a slice.
+    def seconds(self, budget: float) -> float:
+        """Return the average duration of a run, over as many as take about `budget` seconds."""
+        # The first run fills caches and raises clock rates; the next ones give the number to run.
         self._timed(1)
-        runs = self._timed(GUESSED)
-        return self._timed(max(GUESSED, round(most / runs)))
+        runs = self._timed(PROBE_RUNS)
+        return self._timed(max(PROBE_RUNS, round(budget / runs)))
 
     def _timed(self, runs: int) -> float:
         begin = time.perf_counter()
@@ -65,12 +66,12 @@ class Queue(NamedTuple):
         return (time.perf_counter() - begin) / runs
 
 
-class Timed(NamedTuple):
-    """Something that times its own slices, such as a queue, or another process.
+class TimedSubject(NamedTuple):
+    """Something that times its own slices, such as a launch queue or another process.
 
     Attributes:
-        seconds: of one run, on average over a slice of about so many seconds.
-        batch: images of one run.
+        seconds: runs for about the given number of seconds, and returns the mean duration of a run.
+        batch: images per run.
     """
 
     seconds: Callable[[float], float]
@@ -78,12 +79,12 @@ class Timed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was seen of a subject.
+class Measurement:
+    """Measurements of one subject.
 
     Attributes:
-        rates: images per second, round by round.
-        seconds: of every run in every round, each beside those of the other callers.
+        rates: images per second, by round.
+        seconds: duration of every run in every round, while the other callers ran too.
     """
 
     rates: tuple[float, ...]
@@ -91,89 +92,98 @@ class Measured:
 
     @property
     def images_per_second(self) -> float:
-        """The median round's."""
+        """Median over the rounds."""
         return statistics.median(self.rates)
 
     def percentile_ms(self, percent: float) -> float:
-        """Nearest-rank percentile of the time of one run, milliseconds."""
+        """Return the nearest-rank percentile of the duration of a run, in milliseconds."""
         return float(np.percentile(self.seconds, percent, method="inverted_cdf")) * 1e3
 
-    def against(self, other: Measured) -> Ratio:
-        """How many times faster than the other; both from the same rounds."""
-        pairs = [own / theirs for own, theirs in zip(self.rates, other.rates, strict=True)]
+    def ratio_to(self, other: Measurement) -> Ratio:
+        """Return the speed relative to another subject measured in the same rounds."""
+        pairs = [
+            own_rate / other_rate
+            for own_rate, other_rate in zip(self.rates, other.rates, strict=True)
+        ]
         low, middle, high = np.percentile(pairs, [25, 50, 75])
         return Ratio(float(middle), float(low), float(high))
 
 
 class Ratio(NamedTuple):
-    """The median of the rounds' ratios, and the quartiles around it."""
+    """Median of the rounds' ratios, with the quartiles."""
 
     median: float
     low: float
     high: float
 
 
-def in_rounds(
-    subjects: Mapping[K, Subject | Timed],
+def measure_rounds(
+    subjects: Mapping[K, Subject | TimedSubject],
     *,
     rounds: int,
     seconds: float,
     progress: Callable[[], None] = lambda: None,
-) -> dict[K, Measured]:
+) -> dict[K, Measurement]:
     """Measure subjects side by side.
 
-    One more round comes before the others, to warm up: it is not counted.
+    An additional first round warms up and is not counted.
 
     Args:
-        rounds: slices of each subject.
-        seconds: of one slice. A run that has begun is finished, and each caller makes at least one.
-        progress: called after every slice, `slices(len(subjects), rounds)` times.
+        rounds: slices per subject.
+        seconds: duration of a slice. A started run is finished, and each caller makes at least
+            one run.
+        progress: called after every slice, `slice_count(len(subjects), rounds)` times.
     """
     order = list(subjects)
-    # Seeded: a run of the bench can be repeated as it was.
+    # Seeded, so that a measurement can be repeated with the same order.
     draw = random.Random(SEED)
     rates: dict[K, list[float]] = {key: [] for key in order}
-    times: dict[K, list[float]] = {key: [] for key in order}
-    callers = [one.callers for one in subjects.values() if isinstance(one, Subject)]
+    run_seconds: dict[K, list[float]] = {key: [] for key in order}
+    callers = [subject.callers for subject in subjects.values() if isinstance(subject, Subject)]
     with ThreadPoolExecutor(max(callers, default=1)) as pool:
-        for at in range(rounds + 1):
+        for round_index in range(rounds + 1):
             draw.shuffle(order)
             for key in order:
                 by_caller = _slice(pool, subjects[key], seconds)
-                if at > 0:
-                    # Callers end at different moments: each has its own rate.
-                    runs = sum(len(own) / sum(own) for own in by_caller)
+                if round_index > 0:
+                    # Callers end at different moments, so each has its own rate.
+                    runs = sum(len(durations) / sum(durations) for durations in by_caller)
                     rates[key].append(runs * subjects[key].batch)
-                    times[key].extend(itertools.chain.from_iterable(by_caller))
+                    run_seconds[key].extend(itertools.chain.from_iterable(by_caller))
                 progress()
-    return {key: Measured(tuple(rates[key]), tuple(times[key])) for key in subjects}
+    return {key: Measurement(tuple(rates[key]), tuple(run_seconds[key])) for key in subjects}
 
 
-def slices(subjects: int, rounds: int) -> int:
-    """How many slices of time `in_rounds` takes."""
+def slice_count(subjects: int, rounds: int) -> int:
+    """Return the number of slices that `measure_rounds` takes."""
     return subjects * (rounds + 1)
 
 
-def _slice(pool: ThreadPoolExecutor, subject: Subject | Timed, seconds: float) -> list[list[float]]:
-    """Durations of the runs of each caller, seconds; what times itself has their mean alone."""
-    if isinstance(subject, Timed):
+def _slice(
+    pool: ThreadPoolExecutor, subject: Subject | TimedSubject, seconds: float
+) -> list[list[float]]:
+    """Return the durations of each caller's runs, in seconds.
+
+    A subject that times itself returns only its mean.
+    """
+    if isinstance(subject, TimedSubject):
         return [[subject.seconds(seconds)]]
-    turns = itertools.count()
-    # Whatever ran before has left the caches to this one cold.
-    list(pool.map(subject.run, [next(turns) for _ in range(subject.callers)]))
-    gate = threading.Barrier(subject.callers)
+    turn_numbers = itertools.count()
+    # The previous subject has left the caches cold.
+    list(pool.map(subject.run, [next(turn_numbers) for _ in range(subject.callers)]))
+    barrier = threading.Barrier(subject.callers)
 
     def call() -> list[float]:
         durations: list[float] = []
-        gate.wait()
+        barrier.wait()
         begin = time.perf_counter()
         stop = begin + seconds
         while not durations or begin < stop:
-            subject.run(next(turns))
+            subject.run(next(turn_numbers))
             end = time.perf_counter()
             durations.append(end - begin)
             begin = end
         return durations
 
-    calls = [pool.submit(call) for _ in range(subject.callers)]
-    return [made.result() for made in calls]
+    futures = [pool.submit(call) for _ in range(subject.callers)]
+    return [future.result() for future in futures]

@@ -1,7 +1,7 @@
 """Peak memory of one plan: the largest resident set of a process that runs nothing else.
 
-A process of its own for each plan, because a session keeps what its largest run took: measured
-one after the other in one process, every plan would show the first one's memory.
+Each plan gets its own process, because a session keeps the memory of its largest run. Measured one
+after the other in one process, every plan would show the first plan's memory.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenfold.bench.measure import Subject
-from tokenfold.bench.subjects import of_graph, opened, random_inputs
+from tokenfold.bench.subjects import graph_subject, open_graphs, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 
 RUNS_PER_CALLER = 4
 _STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class MemoryProbeError(RuntimeError):
-    """The watched process failed; the message says why."""
+    """The measured process failed; the message says why."""
 
 
 class Peak(NamedTuple):
-    """The largest resident set while a plan runs, in MB of 10^6 bytes.
+    """Peak resident set while a plan runs, in MB of 10^6 bytes.
 
     Attributes:
-        total: all that the process holds: interpreter, libraries, weights and activations.
-        working: what came on top of the resident set right after loading.
-        running_only: whether what loading took and freed again is left out, as it should be; not
-            every system can start a process's peak anew.
+        total: the whole process: interpreter, libraries, weights and activations.
+        working: increase over the resident set right after loading.
+        running_only: whether the peak excludes memory that loading used and freed, as it should;
+            some systems cannot reset the peak of a process.
     """
 
     total: float
@@ -46,13 +46,15 @@ class Peak(NamedTuple):
     running_only: bool = True
 
 
-def peak(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0) -> Peak:
-    """Peak memory of a process that loads a bundle and runs one plan.
+def measure_peak(
+    folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: int = 0
+) -> Peak:
+    """Measure the peak memory of a process that loads a bundle and runs one plan.
 
     Args:
-        batch: images of one run.
-        callers: threads that run at once.
-        torch_threads: inside each run of eager PyTorch; 0 for the bundle's graph.
+        batch: images per run.
+        callers: threads that run concurrently.
+        torch_threads: threads inside each run of eager PyTorch; 0 to run the bundle's graph.
 
     Raises:
         MemoryProbeError: the process failed.
@@ -67,15 +69,15 @@ def peak(folder: Path, plan: Plan, *, batch: int, callers: int, torch_threads: i
     ]
     for name, value in (("batch", batch), ("callers", callers), ("torch-threads", torch_threads)):
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise MemoryProbeError(f"measuring the memory of {folder} failed: {said[-1]}")
-    return Peak(*json.loads(done.stdout))
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode != 0:
+        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
+        raise MemoryProbeError(f"measuring the memory of {folder} failed: {lines[-1]}")
+    return Peak(*json.loads(completed.stdout))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The watched process: load, run a few times, print the peak."""
+    """Run the probe: load the bundle, run the plan a few times, print the peak."""
     parser = argparse.ArgumentParser(prog="python -m tokenfold.bench.memory")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--plan", type=json.loads, required=True, help="a JSON list")
@@ -90,11 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.callers,
         options.torch_threads,
     )
-    running_only = _forget_loading()
+    running_only = _reset_peak()
     loaded = _status_bytes("VmRSS")
     with ThreadPoolExecutor(subject.callers) as pool:
         list(pool.map(subject.run, range(RUNS_PER_CALLER * subject.callers)))
-    # Not getrusage's ru_maxrss: that starts from what the parent had before this program began.
+    # Not getrusage's ru_maxrss, which starts from the parent's peak before this program began.
     total = _status_bytes("VmHWM")
     print(json.dumps(Peak(total / 1e6, max(0, total - loaded) / 1e6, running_only)))
     return 0
@@ -102,25 +104,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _subject(bundle: Bundle, plan: Plan, batch: int, callers: int, torch_threads: int) -> Subject:
     if torch_threads:
-        # Here only: torch is optional, and would count as the graph's memory.
-        from tokenfold.bench.torch_eager import eager
+        # Imported here only: torch is optional, and would count as memory of the graph.
+        from tokenfold.bench.torch_eager import load_eager
 
-        return eager(bundle, batch).subject(plan, callers, torch_threads)
-    graphs = opened(bundle)
-    return of_graph(graphs, random_inputs(bundle, batch), plan, callers, batch)
+        return load_eager(bundle, batch).subject(plan, callers, torch_threads)
+    graphs = open_graphs(bundle)
+    return graph_subject(graphs, random_inputs(bundle, batch), plan, callers, batch)
 
 
-def _forget_loading() -> bool:
-    """Start the peak anew, from what running needs. Returns whether the system could.
+def _reset_peak() -> bool:
+    """Reset the peak to the current resident set; return False if the system cannot.
 
-    Loading leaves tens of MB of freed memory with the allocator, another amount each time, more
-    than the levels differ by.
+    Loading leaves tens of MB of freed memory with the allocator. The amount varies between runs by
+    more than the levels differ.
     """
-    # Not every C library has it: what was freed counts as loaded then.
+    # Some C libraries lack malloc_trim; freed memory then counts as loaded.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        _CLEAR.write_text("5")
+        _CLEAR_REFS.write_text("5")
     except OSError:
         return False
     return True
@@ -130,7 +132,7 @@ def _status_bytes(name: str) -> int:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise MemoryProbeError(f"{_STATUS} has no {name}")
+    raise MemoryProbeError(f"{_STATUS} has no line {name!r}")
 
 
 if __name__ == "__main__":

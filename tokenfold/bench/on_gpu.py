@@ -1,7 +1,7 @@
-"""The bench on a GPU: each level at each batch size, beside PyTorch on the same GPU.
+"""The bench on a GPU: each level at each batch size, compared with PyTorch on the same GPU.
 
-Everything is built, loaded, compiled and recorded first. Then batch size by batch size is measured
-and reported, and last the memory: who is interrupted has all that was measured until then.
+Everything is built, loaded, compiled and recorded first. Then each batch size is measured and
+reported, and last the memory. An interrupted bench keeps everything measured so far.
 """
 
 from __future__ import annotations
@@ -13,68 +13,70 @@ from pathlib import Path
 from rich.console import Console
 
 from tokenfold.bench import engine_memory, engines
-from tokenfold.bench.device_memory import device_peak
+from tokenfold.bench.device_memory import measure_device_peak
 from tokenfold.bench.engine_report import TensorRt
 from tokenfold.bench.gpu_batch import Batch
-from tokenfold.bench.gpu_loading import Compared, load, strangers
+from tokenfold.bench.gpu_loading import OtherBundle, drop_mismatches, load
 from tokenfold.bench.gpu_report import DeviceMemory, GpuReport
-from tokenfold.bench.measure import slices
+from tokenfold.bench.measure import slice_count
 from tokenfold.bench.options import Options
 from tokenfold.bench.stages import BenchError, Stage, notice
 from tokenfold.bench.subjects import random_inputs
-from tokenfold.bench.targets import Target, choose, shared
-from tokenfold.bench.workers import Asked, Workers
+from tokenfold.bench.targets import PlanTarget, choose, shared_targets
+from tokenfold.bench.workers import TorchRun, Workers
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import session
 from tokenfold.runtime.tensorrt import runtime
 from tokenfold.runtime.tensorrt.engines import folder as usual_engines
 
-DIFFERENT = 4
-"""Batches that runs take turns with: more than are on their way at once."""
+DISTINCT_INPUTS = 4
+"""Distinct input batches that the runs cycle through: more than are in flight at once."""
 
 
 def bench(options: Options, stage: Stage) -> GpuReport:
     """Measure a bundle.
 
     Raises:
-        BenchError, BundleError, TargetError, MemoryProbeError: it cannot be measured as asked.
-        RuntimeError: the GPU, or what runs on it, fails.
+        BenchError, BundleError, TargetError, MemoryProbeError: the request cannot be measured.
+        RuntimeError: the GPU, or a library on it, fails.
     """
     _check_backends(options)
     folder = options.bundle.resolve()
     bundle = Bundle.open(folder)
     targets = choose(bundle.manifest, options.r, options.levels, options.rates)
-    asked = _asked(bundle, targets, options)
-    if (why := bundle.manifest.cpu_only) is not None:
-        raise BenchError(why)
+    torch_runs = _torch_runs(bundle, targets, options)
+    if (reason := bundle.manifest.cpu_only) is not None:
+        raise BenchError(reason)
     other = None
     if options.compare is not None:
-        theirs = Bundle.open(options.compare)
-        other = Compared(theirs, shared(bundle.manifest, theirs.manifest, targets))
+        other_bundle = Bundle.open(options.compare)
+        other = OtherBundle(
+            other_bundle, shared_targets(bundle.manifest, other_bundle.manifest, targets)
+        )
     root = _engines(bundle, other, options, stage)
-    with contextlib.ExitStack() as held:
-        workers = held.enter_context(Workers(folder, asked))
-        report, graphs, beside = load(bundle, other, targets, options, root, held)
+    with contextlib.ExitStack() as stack:
+        workers = stack.enter_context(Workers(folder, torch_runs))
+        report, graphs, contenders = load(bundle, other, targets, options, root, stack)
         step = stage("PyTorch compiles", len(workers))
         ready, lost = workers.ready(options.torch_wait, step)
-        report.lost += lost + strangers(bundle, graphs, ready)
-        for why in report.lost:
-            notice(f"not measured: {why}")
+        report.lost += lost + drop_mismatches(bundle, graphs, ready)
+        for reason in report.lost:
+            notice(f"not measured: {reason}")
         for worker, _ in ready.values():
             report.machine.versions["torch"] = worker.torch
         for batch in options.batch:
-            inputs = random_inputs(bundle, batch, DIFFERENT)
-            one = Batch(batch, inputs, graphs, targets, ready)
-            for another in beside:
-                one.compare(another)
-            step = stage(f"batch {batch}", slices(one.subjects, options.rounds))
-            found = one.measure(options.rounds, options.seconds, step)
-            report.lost += found.lost
-            report.rows += found.rows
-            report.torch += found.torch
-            for who, compared in found.against.items():
-                report.beside(who)[batch] = compared
-            _tell(report, options, batch)
+            inputs = random_inputs(bundle, batch, DISTINCT_INPUTS)
+            batch_runs = Batch(batch, inputs, graphs, targets, ready)
+            for contender in contenders:
+                batch_runs.compare(contender)
+            step = stage(f"batch {batch}", slice_count(batch_runs.subjects, options.rounds))
+            result = batch_runs.measure(options.rounds, options.seconds, step)
+            report.lost += result.lost
+            report.rows += result.rows
+            report.torch += result.torch
+            for name, compared in result.against.items():
+                report.results_of(name)[batch] = compared
+            _show(report, options, batch)
     if options.memory:
         _add_memory(report, folder, targets, options, root, stage)
     report.complete = True
@@ -83,39 +85,45 @@ def bench(options: Options, stage: Stage) -> GpuReport:
 
 
 def _check_backends(options: Options) -> None:
-    """Before anything is loaded, rather than after."""
+    """Check that the requested backends are available; raise BenchError otherwise."""
     for option, backend in (("--backend", options.backend), ("--beside", options.beside)):
         if backend is None:
             continue
         missing = runtime.missing if backend == "tensorrt" else session.missing
-        if (why := missing()) is not None:
-            raise BenchError(f"{option} {backend}: {why}")
+        if (reason := missing()) is not None:
+            raise BenchError(f"{option} {backend}: {reason}")
 
 
-def _engines(bundle: Bundle, other: Compared | None, options: Options, stage: Stage) -> Path | None:
-    """The folder of the engines, where all that will run are then; None without TensorRT."""
+def _engines(
+    bundle: Bundle, other: OtherBundle | None, options: Options, stage: Stage
+) -> Path | None:
+    """Build missing engines and return the folder of engines; None without TensorRT."""
     if options.backend != "tensorrt":
         return None
     root = (options.engines or usual_engines()).resolve()
-    engines.prepare(bundle, root, static=options.static_levels, stage=stage)
+    engines.build_missing(bundle, root, static=options.static_levels, stage=stage)
     if other is not None:
-        engines.prepare(other.bundle, root, static=False, stage=stage)
+        engines.build_missing(other.bundle, root, static=False, stage=stage)
     return root
 
 
-def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> list[Asked]:
+def _torch_runs(
+    bundle: Bundle, targets: Mapping[str, PlanTarget], options: Options
+) -> list[TorchRun]:
     if options.torch and bundle.manifest.kind != "classifier":
-        raise BenchError(f"--torch on a GPU is for classifiers, not for a {bundle.manifest.kind}")
-    compiled = targets if options.torch_levels is None else options.torch_levels
-    if unknown := [level for level in compiled if level not in targets]:
         raise BenchError(
-            f"--torch-levels: {unknown[0]!r} is not measured; {', '.join(targets)} are"
+            f"--torch on a GPU supports classifiers only; this bundle is a {bundle.manifest.kind}"
+        )
+    compiled_levels = targets if options.torch_levels is None else options.torch_levels
+    if unknown := [level for level in compiled_levels if level not in targets]:
+        raise BenchError(
+            f"--torch-levels: {unknown[0]!r} is not measured; measured are {', '.join(targets)}"
         )
     return [
-        Asked(way, level, target.plan, batch)
+        TorchRun(way, level, target.plan, batch)
         for way in options.torch
         for level, target in targets.items()
-        if way in ("eager", "blocks") or level in compiled
+        if way in ("eager", "blocks") or level in compiled_levels
         for batch in options.batch
     ]
 
@@ -123,7 +131,7 @@ def _asked(bundle: Bundle, targets: Mapping[str, Target], options: Options) -> l
 def _add_memory(
     report: GpuReport,
     folder: Path,
-    targets: Mapping[str, Target],
+    targets: Mapping[str, PlanTarget],
     options: Options,
     root: Path | None,
     stage: Stage,
@@ -133,7 +141,9 @@ def _add_memory(
     step = stage("memory", len(targets))
     unreduced = None
     for level, target in targets.items():
-        peak = device_peak(folder, target.plan, batch=batch, backend=options.backend, engines=root)
+        peak = measure_device_peak(
+            folder, target.plan, batch=batch, backend=options.backend, engines=root
+        )
         working = peak.peak - peak.loaded
         unreduced = working if unreduced is None else unreduced
         report.memory.append(
@@ -153,13 +163,13 @@ def _add_memory(
 
 
 def _add_engine_memory(tensorrt: TensorRt, folder: Path, root: Path) -> None:
-    for found, static in ((tensorrt.one, False), (tensorrt.each, True)):
-        if found is not None:
-            found.loaded_mb = engine_memory.loaded(folder, root, static=static) / 1e6
+    for engine_set, static in ((tensorrt.one, False), (tensorrt.each, True)):
+        if engine_set is not None:
+            engine_set.loaded_mb = engine_memory.loaded_bytes(folder, root, static=static) / 1e6
 
 
-def _tell(report: GpuReport, options: Options, batch: int) -> None:
-    """What there is of a batch size, at once."""
+def _show(report: GpuReport, options: Options, batch: int) -> None:
+    """Save the report and print the table of a batch size as soon as it is measured."""
     _save(report, options)
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -170,7 +180,7 @@ def _tell(report: GpuReport, options: Options, batch: int) -> None:
 def _save(report: GpuReport, options: Options) -> None:
     if options.out is None:
         return
-    # Beside it first: whoever is interrupted has the last whole one.
+    # Write beside the file first, so that an interrupted bench leaves the last complete report.
     draft = options.out.with_name(f"{options.out.name}.new")
     draft.write_text(report.json_text() + "\n")
     draft.replace(options.out)

@@ -1,4 +1,4 @@
-"""What the bench found, kept in the bundle: its profile, from which the service picks levels."""
+"""Save the bench's figures as the bundle's profile, from which the service chooses levels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 from datetime import date
 
-from tokenfold.bench.measure import in_rounds, slices
+from tokenfold.bench.measure import measure_rounds, slice_count
 from tokenfold.bench.report import Report
-from tokenfold.bench.subjects import Graphs, of_graph, random_inputs
+from tokenfold.bench.subjects import Graphs, graph_subject, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import Latency, LevelProfile, Profile
 from tokenfold.bundle.writing import write_profile
 
-LARGER = (2, 4, 8)
-"""Batches whose latency is measured beside that of one image."""
+LARGER_BATCHES = (2, 4, 8)
+"""Batch sizes whose latency is measured in addition to that of a single image."""
 
 
 def curves(
@@ -23,30 +23,30 @@ def curves(
     report: Report,
     stage: Callable[[str, int], Callable[[], None]],
 ) -> dict[str, tuple[Latency, ...]]:
-    """Latency as a function of batch size, for every level; that of one image is in the report."""
+    """Measure the latency of every level by batch size; the report already has batch size 1."""
     subjects = {
-        (name, batch): of_graph(graphs, inputs, level.plan, report.threads, batch)
-        for batch in LARGER
+        (name, batch): graph_subject(graphs, inputs, level.plan, report.threads, batch)
+        for batch in LARGER_BATCHES
         for inputs in [random_inputs(bundle, batch)]
         for name, level in bundle.manifest.levels.items()
     }
-    # How latency grows needs no more.
+    # A third of the rounds is enough for the growth of latency.
     rounds = math.ceil(report.rounds / 3)
-    step = stage("larger batches", slices(len(subjects), rounds))
-    found = in_rounds(subjects, rounds=rounds, seconds=report.seconds, progress=step)
-    single = {
+    step = stage("larger batches", slice_count(len(subjects), rounds))
+    measurements = measure_rounds(subjects, rounds=rounds, seconds=report.seconds, progress=step)
+    single_image = {
         row.level: Latency(batch=1, p50_ms=row.p50_ms, p99_ms=row.p99_ms) for row in report.levels
     }
     return {
         name: (
-            single[name],
+            single_image[name],
             *(
                 Latency(
                     batch=batch,
-                    p50_ms=found[name, batch].percentile_ms(50),
-                    p99_ms=found[name, batch].percentile_ms(99),
+                    p50_ms=measurements[name, batch].percentile_ms(50),
+                    p99_ms=measurements[name, batch].percentile_ms(99),
                 )
-                for batch in LARGER
+                for batch in LARGER_BATCHES
             ),
         )
         for name in bundle.manifest.levels
@@ -54,12 +54,12 @@ def curves(
 
 
 def save(bundle: Bundle, report: Report, latency: dict[str, tuple[Latency, ...]]) -> None:
-    """Write the bundle's profile. The quality in it stays, all else is replaced."""
-    known = bundle.profile.levels if bundle.profile is not None else {}
+    """Write the bundle's profile: keep the quality figures and replace everything else."""
+    old_levels = bundle.profile.levels if bundle.profile is not None else {}
     levels = {
         row.level: LevelProfile(
-            quality=known[row.level].quality if row.level in known else {},
-            neighbours=known[row.level].neighbours if row.level in known else {},
+            quality=old_levels[row.level].quality if row.level in old_levels else {},
+            neighbours=old_levels[row.level].neighbours if row.level in old_levels else {},
             latency=latency[row.level],
             images_per_second=row.images_per_second,
             peak_memory_mb=row.peak_memory_mb,

@@ -1,4 +1,4 @@
-"""What the bench found: for machines as JSON, for people as tables."""
+"""The bench's report on the CPU, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokenfold.bench.measure import Measured
+from tokenfold.bench.measure import Measurement
 from tokenfold.bench.memory import Peak
-from tokenfold.bench.targets import Target
+from tokenfold.bench.targets import PlanTarget
 
 COLUMNS = ("FLOPs", "images/s", "speedup", "efficiency", "p50 ms", "p99 ms", "peak MB")
 
 
 class Row(BaseModel):
-    """A level's figures.
+    """Measurements of a level.
 
     Attributes:
-        reduction: fraction of FLOPs that was asked to be removed.
-        flops_ratio: FLOPs left, of the unreduced network's.
-        speedup: against the unreduced plan, in images per second.
-        efficiency: speedup over what the FLOPs alone promise, `speedup * flops_ratio`.
-        p50_ms, p99_ms: time of one run, beside the runs of the other threads.
+        reduction: requested fraction of FLOPs to remove.
+        flops_ratio: FLOPs relative to the unreduced network's.
+        speedup: images per second, relative to the unreduced plan.
+        efficiency: speedup divided by the speedup that FLOPs promise, `speedup * flops_ratio`.
+        p50_ms, p99_ms: duration of one run, while the other threads run too.
         peak_memory_mb: largest resident set of a process that runs this level only, 10^6 bytes.
     """
 
@@ -41,17 +41,18 @@ class Row(BaseModel):
 
 
 class TorchRow(Row):
-    """The same of eager PyTorch; `mode` is the fastest way: runs at once x threads in each."""
+    """Measurements of eager PyTorch; `mode` is its layout, concurrent runs x threads in each."""
 
     mode: str
 
 
-class Against(BaseModel):
-    """Another bundle under the same plan.
+class RelativeSpeed(BaseModel):
+    """This bundle's speed relative to another runner of the same plan.
 
     Attributes:
-        images_per_second: the other's.
-        ratio: this bundle's speed over the other's; `low` and `high` are the rounds' quartiles.
+        images_per_second: speed of the other runner.
+        ratio: this bundle's speed divided by the other's; `low` and `high` are the quartiles of
+            the rounds.
     """
 
     level: str
@@ -62,20 +63,19 @@ class Against(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Another bundle under those plans that it can run."""
+    """Results of another bundle, at the plans that it can run."""
 
     bundle: str
-    levels: list[Against]
+    levels: list[RelativeSpeed]
 
 
-class Memory(BaseModel):
-    """What running a level takes, against the unreduced network.
+class LevelMemory(BaseModel):
+    """Memory of a level, relative to the unreduced network's.
 
     Attributes:
-        working_memory_mb: beside what is loaded, 10^6 bytes: mostly activations.
-        peak_ratio: of the whole peak.
-        working_ratio: of that beside what is loaded; None where the unreduced network needs
-            nothing that could be seen.
+        working_memory_mb: memory beyond the loaded bundle, 10^6 bytes: mostly activations.
+        peak_ratio: peak relative to the unreduced network's.
+        working_ratio: working memory relative to the unreduced network's; None if the latter is 0.
     """
 
     level: str
@@ -84,12 +84,12 @@ class Memory(BaseModel):
     working_ratio: float | None
 
 
-class Texts(BaseModel):
-    """How fast a dual encoder embeds texts.
+class TextSpeed(BaseModel):
+    """Speed at which a dual encoder embeds texts.
 
     Attributes:
-        tokens: of each, the most that the network takes.
-        p50_ms, p99_ms: time of one run, beside the runs of the other threads.
+        tokens: length of each text, the maximum that the network accepts.
+        p50_ms, p99_ms: duration of one run, while the other threads run too.
     """
 
     tokens: int
@@ -99,19 +99,21 @@ class Texts(BaseModel):
 
 
 class Report(BaseModel):
-    """All that was measured.
+    """Measurements on the CPU.
 
     Attributes:
-        memory: by level; apart from the rows, whose fields others rely on.
-        speedup_quartiles: of the rounds, by level: how noisy the machine was.
-        threads: that ran at once. `batch`: images of one run.
-        rounds: slices of each level. `seconds`: of one slice.
-        texts: of a dual encoder; at no level, for nothing reduces them.
-        against_torch: this bundle's speed over eager PyTorch's at the same plan, by level.
+        memory: memory by level; separate from the rows, whose fields other tools read.
+        speedup_quartiles: quartiles over the rounds, by level; they show the machine's noise.
+        threads: concurrent runs.
+        batch: images per run.
+        rounds: slices per level.
+        seconds: duration of a slice.
+        texts: text speed of a dual encoder; it is the same at every level.
+        against_torch: this bundle's speed relative to eager PyTorch's at the same plan, by level.
     """
 
     levels: list[Row]
-    memory: list[Memory]
+    memory: list[LevelMemory]
     speedup_quartiles: dict[str, tuple[float, float]]
     bundle: str
     precision: str
@@ -121,101 +123,105 @@ class Report(BaseModel):
     batch: int
     rounds: int
     seconds: float
-    texts: Texts | None = None
+    texts: TextSpeed | None = None
     torch: list[TorchRow] | None = None
     against_torch: dict[str, float] | None = None
     compare: Comparison | None = None
 
     def json_text(self) -> str:
-        """`{"levels": [...], ...}`."""
+        """Return the report as indented JSON."""
         return self.model_dump_json(indent=2, exclude_none=True)
 
     def tables(self) -> Group:
-        """The same to look at, in 80 columns."""
+        """Return the report as tables of at most 80 columns."""
         images = "one image" if self.batch == 1 else f"{self.batch} images"
         spread = {
             level: f"{low:.2f}-{high:.2f}" for level, (low, high) in self.speedup_quartiles.items()
         }
-        more = {"quartiles": spread}
-        found: list[RenderableType] = [
-            _table(f"{self.bundle}, {self.precision}", self.levels, more),
+        extra = {"quartiles": spread}
+        renderables: list[RenderableType] = [
+            _table(f"{self.bundle}, {self.precision}", self.levels, extra),
             Text(
                 f"{self.machine}; {self.runtime}; {self.threads} threads, {images} a run; "
                 f"medians of {self.rounds} rounds of {self.seconds:g} s\n"
             ),
             _memory_table(self.levels, self.memory),
-            Text("work: of the peak, what is beyond the loaded bundle; ratios against the first\n"),
+            Text(
+                "work: the part of the peak beyond the loaded bundle; ratios to the first level\n"
+            ),
         ]
         if self.texts is not None:
-            one = self.texts
-            found.append(
+            texts = self.texts
+            renderables.append(
                 Text(
-                    f"texts of {one.tokens} tokens: {one.texts_per_second:.1f} texts/s, "
-                    f"p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms\n"
+                    f"texts of {texts.tokens} tokens: {texts.texts_per_second:.1f} texts/s, "
+                    f"p50 {texts.p50_ms:.1f} ms, p99 {texts.p99_ms:.1f} ms\n"
                 )
             )
         if self.compare is not None:
-            found += [_comparison_table(self.compare), Text()]
+            renderables += [_comparison_table(self.compare), Text()]
         if self.torch is not None:
-            more = {
+            extra = {
                 "way": {row.level: row.mode for row in self.torch},
                 "bundle is": {name: f"{x:.2f} x" for name, x in (self.against_torch or {}).items()},
             }
-            found += [
-                _table("PyTorch eager, fp32", self.torch, more),
-                Text("way: runs at once x threads in each, the faster of those tried\n"),
+            renderables += [
+                _table("PyTorch eager, fp32", self.torch, extra),
+                Text("way: concurrent runs x threads in each, the faster of those tried\n"),
             ]
-        return Group(*found)
+        return Group(*renderables)
 
 
 def rows(
-    targets: Mapping[str, Target], found: Mapping[str, Measured], peaks: Mapping[str, Peak]
+    targets: Mapping[str, PlanTarget],
+    measurements: Mapping[str, Measurement],
+    peaks: Mapping[str, Peak],
 ) -> list[Row]:
-    """Every level's figures; the first target is the unreduced one."""
-    unreduced = found[next(iter(targets))]
-    made = []
+    """Return a row for every level; the first target is the unreduced one."""
+    unreduced = measurements[next(iter(targets))]
+    level_rows = []
     for level, target in targets.items():
-        own = found[level]
-        speedup = own.against(unreduced).median
-        made.append(
+        measurement = measurements[level]
+        speedup = measurement.ratio_to(unreduced).median
+        level_rows.append(
             Row(
                 level=level,
                 reduction=target.reduction,
                 flops_ratio=target.flops_ratio,
-                images_per_second=own.images_per_second,
+                images_per_second=measurement.images_per_second,
                 speedup=speedup,
                 efficiency=speedup * target.flops_ratio,
-                p50_ms=own.percentile_ms(50),
-                p99_ms=own.percentile_ms(99),
+                p50_ms=measurement.percentile_ms(50),
+                p99_ms=measurement.percentile_ms(99),
                 peak_memory_mb=peaks[level].total,
             )
         )
-    return made
+    return level_rows
 
 
-def memory(peaks: Mapping[str, Peak]) -> list[Memory]:
-    """Every level's memory; the first one is the unreduced network's."""
+def level_memory(peaks: Mapping[str, Peak]) -> list[LevelMemory]:
+    """Return the memory of every level; the first one is the unreduced network's."""
     unreduced = next(iter(peaks.values()))
     return [
-        Memory(
+        LevelMemory(
             level=level,
-            working_memory_mb=own.working,
-            peak_ratio=own.total / unreduced.total,
-            working_ratio=own.working / unreduced.working if unreduced.working else None,
+            working_memory_mb=peak.working,
+            peak_ratio=peak.total / unreduced.total,
+            working_ratio=peak.working / unreduced.working if unreduced.working else None,
         )
-        for level, own in peaks.items()
+        for level, peak in peaks.items()
     ]
 
 
-def against(level: str, own: Measured, other: Measured) -> Against:
-    """Two measurements of the same rounds as a quotient."""
-    ratio, low, high = own.against(other)
+def relative_speed(level: str, measurement: Measurement, other: Measurement) -> RelativeSpeed:
+    """Compare two measurements of the same rounds."""
+    ratio, low, high = measurement.ratio_to(other)
     speed = other.images_per_second
-    return Against(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
+    return RelativeSpeed(level=level, images_per_second=speed, ratio=ratio, low=low, high=high)
 
 
 def empty_table(title: str, columns: Iterable[str], first: str = "level") -> Table:
-    """Its columns: the level, or what is `first`, then those named, of numbers."""
+    """Return a table without rows: a first column of names, then right-aligned number columns."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
@@ -226,7 +232,7 @@ def empty_table(title: str, columns: Iterable[str], first: str = "level") -> Tab
 
 
 def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str]]) -> Table:
-    """Every row's figures, and further columns: header -> level -> text."""
+    """Return a table of all rows, with additional columns given as header -> level -> text."""
     table = empty_table(title, (*COLUMNS, *extra))
     for row in rows:
         table.add_row(
@@ -243,15 +249,15 @@ def _table(title: str, rows: Sequence[Row], extra: Mapping[str, Mapping[str, str
     return table
 
 
-def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
+def _memory_table(rows: Sequence[Row], memory_rows: Sequence[LevelMemory]) -> Table:
     table = empty_table("Memory", ("peak MB", "ratio", "work MB", "ratio"))
-    for row, one in zip(rows, memory, strict=True):
-        ratio = "" if one.working_ratio is None else f"{one.working_ratio:.2f}"
+    for row, memory_row in zip(rows, memory_rows, strict=True):
+        ratio = "" if memory_row.working_ratio is None else f"{memory_row.working_ratio:.2f}"
         table.add_row(
             row.level,
             f"{row.peak_memory_mb:.0f}",
-            f"{one.peak_ratio:.2f}",
-            f"{one.working_memory_mb:.0f}",
+            f"{memory_row.peak_ratio:.2f}",
+            f"{memory_row.working_memory_mb:.0f}",
             ratio,
         )
     return table
@@ -260,7 +266,9 @@ def _memory_table(rows: Sequence[Row], memory: Sequence[Memory]) -> Table:
 def _comparison_table(compare: Comparison) -> Table:
     title = f"Compared with {compare.bundle}"
     table = empty_table(title, ("its images/s", "bundle is", "quartiles"))
-    for one in compare.levels:
-        quartiles = f"{one.low:.3f}-{one.high:.3f}"
-        table.add_row(one.level, f"{one.images_per_second:.1f}", f"{one.ratio:.3f} x", quartiles)
+    for result in compare.levels:
+        quartiles = f"{result.low:.3f}-{result.high:.3f}"
+        table.add_row(
+            result.level, f"{result.images_per_second:.1f}", f"{result.ratio:.3f} x", quartiles
+        )
     return table

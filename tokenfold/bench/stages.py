@@ -1,4 +1,4 @@
-"""What a bench tells while it works: stages, notices, and why it cannot go on."""
+"""Progress, notices and errors of a running bench."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 Stage = Callable[[str, int], Callable[[], None]]
-"""Starts a named stage of so many steps, and returns what to call after each step."""
+"""Starts a stage of a given title and number of steps; returns a callback to call per step."""
 
 
 class BenchError(ValueError):
-    """Something that cannot be measured as asked; the message says why."""
+    """The request cannot be measured; the message says why."""
 
 
 def notice(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(f"tokenfold bench: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress() -> Iterator[Stage]:
-    """A bar on stderr, where that is a terminal."""
+    """Show a progress bar on stderr if it is a terminal."""
     console = Console(stderr=True)
-    # Drawn between slices only: a thread that redraws would disturb what is measured.
+    # Redraw between slices only: a redrawing thread would disturb the measurement.
     with Progress(console=console, auto_refresh=False, disable=not console.is_terminal) as bar:
 
         def stage(title: str, steps: int) -> Callable[[], None]:

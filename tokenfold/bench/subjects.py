@@ -1,8 +1,8 @@
-"""A bundle's graphs under one plan, run as the service runs them: that is what the bench measures.
+"""Subjects that the bench measures: a bundle's graphs under one plan, run as the service runs them.
 
-Of a network with texts one question is asked of one image, both new in every run; the text has as
-many tokens as the network takes, for that is what its plans and FLOPs are of. Of a dual encoder
-images are embedded; texts, of as many tokens too, are a subject of their own.
+For a network with texts, each run asks one new question about one new image; the text has the
+maximum number of tokens, which is what plans and FLOPs assume. For a dual encoder, each run embeds
+images; texts of the maximum length are a separate subject.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenfold.bench.measure import Queue, Subject
+from tokenfold.bench.measure import LaunchQueue, Subject
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.random_texts import random_texts
 from tokenfold.bundle.tasks import PairTask
@@ -25,7 +25,7 @@ from tokenfold.runtime.pair import Asked, Float, Int, PairSession, ask
 from tokenfold.runtime.session import BaseSession, Opening, Session
 
 Images: TypeAlias = npt.NDArray[np.uint8]
-DIFFERENT = 16
+DISTINCT_BATCHES = 16
 SEED = 0
 ON_CPU = Opening()
 
@@ -34,8 +34,8 @@ class Questions(NamedTuple):
     """A batch for a network with texts.
 
     Attributes:
-        images: (B, H, W, 3) each; two to reason about.
-        ids, size: of the texts, (B, T) each.
+        images: one (B, H, W, 3) array, or two for a task that reasons about two images.
+        ids, size: token ids and sizes of the texts, (B, T) each.
     """
 
     task: PairTask
@@ -45,7 +45,7 @@ class Questions(NamedTuple):
 
 
 class Graphs(ABC):
-    """An opened bundle of any kind.
+    """The graphs of an opened bundle of any kind.
 
     Attributes:
         native: whether the compiled ops run.
@@ -54,25 +54,25 @@ class Graphs(ABC):
     session: BaseSession
 
     def __init__(self, bundle: Bundle) -> None:
-        """Call it last."""
+        """Initialise the attributes; subclasses call this last."""
         self.native = self.session.native
         self._size = bundle.manifest.preprocess.size
 
     @abstractmethod
-    def run(self, given: Any, plan: Plan) -> Float:
-        """The logits (B, classes) or vectors (B, width) of one of `random_inputs`."""
+    def run(self, inputs: Any, plan: Plan) -> Float:
+        """Return logits (B, classes) or embeddings (B, width) of an input from `random_inputs`."""
 
-    def resident(self, given: Any, plan: Plan) -> Queue | None:
-        """One input again and again, on the GPU already; None where there is no such way."""
-        return Queue(self.session.resident(given, plan), self.session.wait)
+    def resident(self, inputs: Any, plan: Plan) -> LaunchQueue | None:
+        """Return a launch queue of one input that stays on the GPU; None if unsupported."""
+        return LaunchQueue(self.session.resident(inputs, plan), self.session.wait)
 
     def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:
-        """Record what a GPU is to run, so that no run that counts has to.
+        """Record the runs of a GPU, so that no measured run has to.
 
         Returns:
-            How many runs are recorded; fewer than plans times batches where it cannot be.
+            Number of recorded runs, fewer than plans times batches if recording is impossible.
         """
-        # The largest first: the others find room in the memory that it took.
+        # The largest batch first: smaller ones reuse its memory.
         for batch in sorted(batches, reverse=True):
             images = np.zeros((batch, *self._size, 3), dtype=np.uint8)
             for plan in plans:
@@ -80,56 +80,56 @@ class Graphs(ABC):
         return self.session.graph.recorded
 
     def close(self) -> None:
-        """Give back what is on the GPU; it is of no use then."""
+        """Release the GPU's resources; the graphs cannot run afterwards."""
         self.session.close()
 
 
 class ImageGraphs(Graphs):
-    """Of a bundle that classifies images."""
+    """Graphs of a bundle that classifies images."""
 
     def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
         self.session: Session = Session(bundle, **opening._asdict())
         super().__init__(bundle)
 
-    def run(self, given: Images, plan: Plan) -> Float:
+    def run(self, inputs: Images, plan: Plan) -> Float:
         """See `Graphs`."""
-        return self.session.run(given, plan).logits
+        return self.session.run(inputs, plan).logits
 
 
 class PairGraphs(Graphs):
-    """Of a bundle that takes images with texts."""
+    """Graphs of a bundle that takes images with texts."""
 
     def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
         self.session: PairSession = PairSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
-    def run(self, given: Questions, plan: Plan) -> Float:
+    def run(self, inputs: Questions, plan: Plan) -> Float:
         """See `Graphs`."""
-        return answer(self.session, given, plan)
+        return pair_logits(self.session, inputs, plan)
 
-    def resident(self, given: Questions, plan: Plan) -> Queue | None:  # noqa: ARG002
-        """None: an answer takes two graphs, with the host between them."""
+    def resident(self, inputs: Questions, plan: Plan) -> LaunchQueue | None:  # noqa: ARG002
+        """Return None: an answer takes two graphs, with the host between them."""
         return None
 
     def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:  # noqa: ARG002
-        """Of the graph that embeds images, which has no plan."""
+        """Record the graph that embeds images, which has no plan."""
         return super().warm([()], batches)
 
 
 class DualGraphs(Graphs):
-    """Of a dual encoder's bundle."""
+    """Graphs of a dual encoder's bundle."""
 
     def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
         self.session: DualSession = DualSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
-    def run(self, given: Images, plan: Plan) -> Float:
+    def run(self, inputs: Images, plan: Plan) -> Float:
         """See `Graphs`."""
-        return self.session.embed_images(given, plan).vectors
+        return self.session.embed_images(inputs, plan).vectors
 
 
-def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
-    """The graphs of a bundle, loaded.
+def open_graphs(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
+    """Load the graphs of a bundle.
 
     Raises:
         RuntimeError: the device cannot be used, or an engine is missing.
@@ -141,79 +141,84 @@ def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraph
     return ImageGraphs(bundle, opening)
 
 
-def answer(network: Asked, given: Questions, plan: Plan) -> Float:
-    """The logits (B, classes), the images embedded and all."""
-    images = [network.embed(side) for side in given.images]
+def pair_logits(network: Asked, inputs: Questions, plan: Plan) -> Float:
+    """Embed the images, answer the questions and return the logits (B, classes)."""
+    images = [network.embed(side) for side in inputs.images]
     plans = [plan] * len(images)
-    logits = ask(network, images, given.ids, given.size, plans, task=given.task)[-1].logits
+    logits = ask(network, images, inputs.ids, inputs.size, plans, task=inputs.task)[-1].logits
     assert logits is not None
     return logits
 
 
-def random_inputs(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Any]:
-    """Batches of noise for a bundle of any kind, for runs to take turns with.
+def random_inputs(bundle: Bundle, batch: int, count: int = DISTINCT_BATCHES) -> list[Any]:
+    """Return batches of noise for a bundle of any kind, for runs to cycle through.
 
     Args:
-        batch: images of each.
-        different: so many batches.
+        batch: images per batch.
+        count: number of batches.
     """
     if bundle.manifest.kind == "pair":
-        return random_questions(bundle, batch, different)
-    return random_batches(bundle.manifest.preprocess.size, batch, different)
+        return random_questions(bundle, batch, count)
+    return random_batches(bundle.manifest.preprocess.size, batch, count)
 
 
-def random_batches(size: tuple[int, int], batch: int, different: int = DIFFERENT) -> list[Images]:
-    """Different batches of noise, (batch, H, W, 3) each.
+def random_batches(
+    size: tuple[int, int], batch: int, count: int = DISTINCT_BATCHES
+) -> list[Images]:
+    """Return different batches of noise, (batch, H, W, 3) each.
 
     Args:
         size: height and width, pixels.
     """
     draw = np.random.default_rng(SEED)
     shape = (batch, *size, 3)
-    return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(different)]
+    return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
 
 
-def random_questions(bundle: Bundle, batch: int, different: int = DIFFERENT) -> list[Questions]:
-    """The same with texts; they are about one image where a task of the bundle is."""
+def random_questions(bundle: Bundle, batch: int, count: int = DISTINCT_BATCHES) -> list[Questions]:
+    """Return different batches of noise with texts.
+
+    The questions are about one image if the bundle has a task about single images.
+    """
     manifest = bundle.manifest
     task = min(manifest.pair_tasks, key=lambda task: task == "reason")
-    batches = random_batches(manifest.preprocess.size, batch, different)
+    batches = random_batches(manifest.preprocess.size, batch, count)
     return [
-        # To reason, the next batch has the second images.
-        Questions(task, (images, batches[at - 1]) if task == "reason" else (images,), *texts)
-        for at, (images, texts) in enumerate(
-            zip(batches, longest_texts(bundle, batch, different), strict=True)
+        # A reasoning task takes its second images from another batch.
+        Questions(task, (images, batches[index - 1]) if task == "reason" else (images,), *texts)
+        for index, (images, texts) in enumerate(
+            zip(batches, longest_texts(bundle, batch, count), strict=True)
         )
     ]
 
 
 def longest_texts(
-    bundle: Bundle, batch: int, different: int = DIFFERENT
+    bundle: Bundle, batch: int, count: int = DISTINCT_BATCHES
 ) -> list[tuple[Int, Float]]:
-    """Different batches of texts of the most tokens, as ids and sizes (batch, T)."""
+    """Return different batches of texts of the maximum length, as ids and sizes (batch, T)."""
     assert bundle.manifest.text is not None
     longest = bundle.manifest.text.most_tokens
-    text = TextEncoder.open(bundle.tokenizer, longest)
-    return [random_texts(text, [longest] * batch, at) for at in range(different)]
+    encoder = TextEncoder.open(bundle.tokenizer, longest)
+    return [random_texts(encoder, [longest] * batch, seed) for seed in range(count)]
 
 
-def of_graph(
+def graph_subject(
     graphs: Graphs, inputs: Sequence[Any], plan: Plan, callers: int, batch: int
 ) -> Subject:
-    """The graphs, run from `callers` threads at once."""
+    """Return a subject that runs the graphs from `callers` threads concurrently."""
 
-    def run(turn: int) -> object:
-        return graphs.run(inputs[turn % len(inputs)], plan)
+    def run(run_number: int) -> object:
+        return graphs.run(inputs[run_number % len(inputs)], plan)
 
     return Subject(run, callers, batch)
 
 
-def of_texts(
+def text_subject(
     graphs: DualGraphs, inputs: Sequence[tuple[Int, Float]], callers: int, batch: int
 ) -> Subject:
-    """The graph that makes vectors of texts, likewise."""
+    """Return a subject that embeds texts from `callers` threads concurrently."""
 
-    def run(turn: int) -> object:
-        return graphs.session.embed_texts(*inputs[turn % len(inputs)])
+    def run(run_number: int) -> object:
+        return graphs.session.embed_texts(*inputs[run_number % len(inputs)])
 
     return Subject(run, callers, batch)

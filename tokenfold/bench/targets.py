@@ -1,4 +1,4 @@
-"""Which plans a bench measures: a bundle's levels, and constant ones beside them."""
+"""Plans that a bench measures: a bundle's levels, and constant plans in addition."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tokenfold.bundle.workload import BaseWorkload, Plan
 
 
 class TargetError(ValueError):
-    """A plan that the bundle does not have; the message says why."""
+    """The bundle does not have a requested plan; the message says why."""
 
 
-class Target(NamedTuple):
+class PlanTarget(NamedTuple):
     """A plan to measure.
 
     Attributes:
-        reduction: the fraction of FLOPs that was to be removed.
-        flops_ratio: FLOPs left, of the unreduced network's.
+        reduction: requested fraction of FLOPs to remove.
+        flops_ratio: FLOPs relative to the unreduced network's.
     """
 
     plan: Plan
@@ -33,47 +33,49 @@ def choose(
     constant: Iterable[int] = (),
     levels: Iterable[str] | None = None,
     rates: Iterable[Rates] = (),
-) -> dict[str, Target]:
-    """The plans to measure, by name. The first is unreduced, whether it was asked for or not.
+) -> dict[str, PlanTarget]:
+    """Choose the plans to measure, by name. The first is unreduced, even if it was not requested.
 
     Args:
-        constant: tokens that every layer removes; these plans are named `r=8` and so on.
-        levels: of the bundle; None for all.
-        rates: PuMer's shares; these plans are named `0.1/0.3/0.2` and so on.
+        constant: numbers of tokens that every layer removes; the plans are named `r=8` and so on.
+        levels: levels of the bundle; None for all.
+        rates: PuMer's fractions; the plans are named `0.1/0.3/0.2` and so on.
 
     Raises:
-        TargetError: there is no such level, or the network does not reduce in this way.
+        TargetError: there is no such level, or the network does not support such a reduction.
     """
     workload = manifest.workload
-    found = {}
+    targets = {}
     for name in manifest.levels if levels is None else levels:
         if name not in manifest.levels:
             known = ", ".join(manifest.levels)
             raise TargetError(f"{manifest.name} has no level {name!r}; known: {known}")
         level = manifest.levels[name]
-        found[name] = Target(level.plan, level.reduction, level.flops_ratio)
+        targets[name] = PlanTarget(level.plan, level.reduction, level.flops_ratio)
     for r in constant:
         if r and workload.method == "none":
-            raise TargetError(f"{manifest.name} was exported with method none: r is 0, not {r}")
+            raise TargetError(
+                f"{manifest.name} was exported with method none: r must be 0, not {r}"
+            )
         if workload.method == "pumer":
             raise TargetError(f"{manifest.name} was exported with PuMer, which has rates, not r")
-        found[f"r={r}"] = _target(workload, (r,) * workload.plan_length)
+        targets[f"r={r}"] = _target(workload, (r,) * workload.plan_length)
     for shares in rates:
         if not isinstance(workload, PairWorkload) or workload.method != "pumer":
             raise TargetError(
-                f"{manifest.name} was exported with method {workload.method}: rates are PuMer's"
+                f"{manifest.name} was exported with method {workload.method}; only PuMer has rates"
             )
         name = "/".join(f"{share:g}" for share in shares)
-        found[name] = _target(workload, workload.plan_at(shares))
-    unreduced = [name for name, target in found.items() if not any(target.plan)]
+        targets[name] = _target(workload, workload.plan_at(shares))
+    unreduced = [name for name, target in targets.items() if not any(target.plan)]
     first = unreduced[0] if unreduced else _unreduced_name(manifest)
-    baseline = found.pop(first, Target(workload.unreduced, 0.0, 1.0))
-    return {first: baseline, **found}
+    baseline = targets.pop(first, PlanTarget(workload.unreduced, 0.0, 1.0))
+    return {first: baseline, **targets}
 
 
-def _target(workload: BaseWorkload, plan: Plan) -> Target:
+def _target(workload: BaseWorkload, plan: Plan) -> PlanTarget:
     ratio = flops_ratio(workload, plan)
-    return Target(plan, 1.0 - ratio, ratio)
+    return PlanTarget(plan, 1.0 - ratio, ratio)
 
 
 def _unreduced_name(manifest: Manifest) -> str:
@@ -81,13 +83,15 @@ def _unreduced_name(manifest: Manifest) -> str:
     return next(names, "exact" if manifest.kind == "pair" else "r=0")
 
 
-def shared(manifest: Manifest, other: Manifest, targets: Mapping[str, Target]) -> dict[str, Target]:
-    """Those that another bundle can run too, with its own plan where nothing is reduced.
+def shared_targets(
+    manifest: Manifest, other: Manifest, targets: Mapping[str, PlanTarget]
+) -> dict[str, PlanTarget]:
+    """Return the targets that another bundle can run too, using its own unreduced plan.
 
     Raises:
         TargetError: see `runs_on`.
     """
-    # Another method's plan may be of another length.
+    # The plan of another method may have another length.
     unreduced = other.workload.unreduced
     return {
         name: target if any(target.plan) else target._replace(plan=unreduced)
@@ -97,20 +101,21 @@ def shared(manifest: Manifest, other: Manifest, targets: Mapping[str, Target]) -
 
 
 def runs_on(manifest: Manifest, other: Manifest, plan: Plan) -> bool:
-    """Whether a plan of one bundle means the same to another.
+    """Whether a plan of one bundle has the same meaning for another bundle.
 
     Raises:
-        TargetError: no plan does: the networks differ.
+        TargetError: the networks differ, so no plan does.
     """
-    own, theirs = manifest.workload, other.workload
+    workload, other_workload = manifest.workload, other.workload
     if manifest.preprocess.size != other.preprocess.size or (
-        (own.kind, own.tokens, own.depth) != (theirs.kind, theirs.tokens, theirs.depth)
+        (workload.kind, workload.tokens, workload.depth)
+        != (other_workload.kind, other_workload.tokens, other_workload.depth)
     ):
         raise TargetError(
             f"{other.name} and {manifest.name} differ in image size, tokens or layers"
         )
     if not any(plan):
         return True
-    if "pumer" in (own.method, theirs.method):
-        return own.method == theirs.method
-    return theirs.method != "none"
+    if "pumer" in (workload.method, other_workload.method):
+        return workload.method == other_workload.method
+    return other_workload.method != "none"

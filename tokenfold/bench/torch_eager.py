@@ -1,4 +1,4 @@
-"""The network of a bundle in eager PyTorch, to be measured beside the bundle. Imports torch."""
+"""Run a bundle's network in eager PyTorch, to compare its speed. Imports torch."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from tokenfold.models.meter import Meter, merging_tower
 from tokenfold.runtime.pair import Float, ask
 
 ROOT = Path(__file__).resolve().parents[2]
-"""What holds the packages: the repository, whose own bundles name their source relative to it."""
+"""Root of the repository; the manifests of its own bundles name sources relative to it."""
 
-HELD = 2
-"""Batches that the network takes turns with: as float32 each is four times the graph's."""
+KEPT_BATCHES = 2
+"""Number of batches that the network cycles through: float32 takes four times the memory."""
 
 COMPARED = 4
-"""Batches, and images of each, whose logits are compared with the bundle's."""
+"""Number of batches, and of images in each, whose logits are compared with the bundle's."""
 
-OTHER_NETWORK = "it is not the network that was exported"
+OTHER_NETWORK = "this is not the network that was exported"
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
-"""Relative error of the logits, norm over norm, from which on the weights are other ones."""
+"""Relative error of the logits, norm over norm, above which the weights count as different."""
 
 
-def eager(bundle: Bundle, batch: int) -> Eager:
-    """The network of a bundle, of any kind.
+def load_eager(bundle: Bundle, batch: int) -> Eager:
+    """Load the network of a bundle of any kind.
 
     Args:
-        batch: images of one run.
+        batch: images per run.
 
     Raises:
-        ValueError: it cannot be loaded, or is another network than the bundle's by now.
+        ValueError: the checkpoint cannot be loaded, or now holds another network.
     """
     inputs = random_inputs(bundle, batch)
     kinds: dict[Kind, type[ImageEager | PairEager | DualEager]] = {
@@ -59,61 +59,72 @@ def eager(bundle: Bundle, batch: int) -> Eager:
 
 
 class Eager(ABC):
-    """The network with the weights of the checkpoint that the bundle came from, in fp32.
+    """The network with the weights of the bundle's checkpoint, in fp32.
 
-    Normalising the images is left out of what is measured, though the graph does it: that favours
-    PyTorch a little.
+    Normalising the images is not measured, although the bundle's graph does it, which favours
+    PyTorch slightly.
     """
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Any], batch: int) -> None:
-        """Args:
-        inputs: to run on; the first few are kept.
-        batch: images of each.
+        """Prepare the first few inputs; subclasses call this last.
+
+        Args:
+            inputs: inputs to run on; only the first few are kept.
+            batch: images per input.
         """
         self.manifest = manifest
         self._batch = batch
-        self._inputs = [self.prepared(one) for one in inputs[:HELD]]
+        self._inputs = [self.prepared(batch_inputs) for batch_inputs in inputs[:KEPT_BATCHES]]
 
     @abstractmethod
-    def prepared(self, given: Any) -> Any:
-        """One of `subjects.random_inputs` as the network takes it."""
+    def prepared(self, inputs: Any) -> Any:
+        """Convert an input of `subjects.random_inputs` to what the network takes."""
 
     @abstractmethod
     def logits(self, prepared: Any, plan: Plan) -> Float:
-        """Logits (B, classes) of a prepared input."""
+        """Return the logits (B, classes) of a prepared input."""
 
     def check(self, graphs: Graphs, inputs: Sequence[Any]) -> None:
-        """Compare with the bundle, nothing reduced.
+        """Check that the unreduced logits equal the bundle's; raise ValueError otherwise.
 
         Raises:
-            ValueError: the logits differ: the checkpoint has other weights by now.
+            ValueError: the logits differ, so the checkpoint's weights have changed.
         """
         plan = self.manifest.workload.unreduced
-        own = np.concatenate(
-            [self.logits(self.prepared(one), plan)[:COMPARED] for one in inputs[:COMPARED]]
+        logits = np.concatenate(
+            [
+                self.logits(self.prepared(batch_inputs), plan)[:COMPARED]
+                for batch_inputs in inputs[:COMPARED]
+            ]
         )
-        theirs = np.concatenate([graphs.run(one, plan)[:COMPARED] for one in inputs[:COMPARED]])
+        bundle_logits = np.concatenate(
+            [graphs.run(batch_inputs, plan)[:COMPARED] for batch_inputs in inputs[:COMPARED]]
+        )
         limit = TOLERANCE[self.manifest.precision]
-        size = max(float(np.linalg.norm(theirs)), 1e-6)
-        # Labels may have been added or removed since, which leaves the workload as it was.
-        off = float(np.linalg.norm(own - theirs)) / size if own.shape == theirs.shape else np.inf
-        # Written so that NaN is refused.
-        if not off <= limit:
+        norm = max(float(np.linalg.norm(bundle_logits)), 1e-6)
+        # Labels may have been added or removed since, which does not change the workload.
+        error = (
+            float(np.linalg.norm(logits - bundle_logits)) / norm
+            if logits.shape == bundle_logits.shape
+            else np.inf
+        )
+        # Written so that NaN is rejected.
+        if not error <= limit:
             raise ValueError(
-                f"it no longer has the bundle's weights: its logits are off by {off:.1e} of the "
+                f"it no longer has the bundle's weights: its logits differ by {error:.1e} of the "
                 f"bundle's norm, more than {limit:g}; export it again"
             )
 
     def subject(self, plan: Plan, callers: int, threads: int) -> Subject:
-        """The network under a plan.
+        """Return a subject that runs the network under a plan.
 
         Args:
-            callers: threads that run it at once.
-            threads: inside one run.
+            callers: threads that run it concurrently.
+            threads: threads inside one run.
         """
 
         def run(turn: int) -> object:
-            # Of the calling thread only; setting it again is not free.
+            # A setting of the calling thread only; setting it again is not free.
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             return self.logits(self._inputs[turn % len(self._inputs)], plan)
@@ -121,7 +132,7 @@ class Eager(ABC):
         return Subject(run, callers, self._batch)
 
     def normalised(self, images: Images) -> torch.Tensor:
-        """Images as the network in PyTorch takes them."""
+        """Normalise images for the PyTorch network."""
         return normalised(images, self.manifest.preprocess).contiguous()
 
 
@@ -129,7 +140,7 @@ class ImageEager(Eager):
     """A network that classifies images."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         self._model = load_classifier(locate(manifest.source)).model
         config, workload = self._model.config, manifest.workload
         assert isinstance(workload, Workload)
@@ -138,18 +149,18 @@ class ImageEager(Eager):
             raise ValueError(OTHER_NETWORK)
         super().__init__(manifest, inputs, len(inputs[0]))
 
-    def prepared(self, given: Images) -> torch.Tensor:
-        """(B, 3, H, W), normalised."""
-        return self.normalised(given)
+    def prepared(self, images: Images) -> torch.Tensor:
+        """Return the normalised images, (B, 3, H, W)."""
+        return self.normalised(images)
 
     def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
         """See `Eager`."""
         with torch.inference_mode():
-            # Without a plan the network is the plain one: no sizes in the attention.
-            counts = plan if any(plan) else None
+            # Without a plan, run the plain network: no token sizes in the attention.
+            layer_counts = plan if any(plan) else None
             proportional = self.manifest.proportional
-            found = self._model(prepared, counts, self._matchers, proportional=proportional)
-        logits: Float = found.logits.numpy()
+            output = self._model(prepared, layer_counts, self._matchers, proportional=proportional)
+        logits: Float = output.logits.numpy()
         return logits
 
 
@@ -157,7 +168,7 @@ class DualEager(Eager):
     """The image tower of a dual encoder."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Images]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         checkpoint = load(locate(manifest.source))
         workload = manifest.workload
         if not isinstance(checkpoint, DualCheckpoint) or not isinstance(workload, DualWorkload):
@@ -169,12 +180,12 @@ class DualEager(Eager):
         )
         super().__init__(manifest, inputs, len(inputs[0]))
 
-    def prepared(self, given: Images) -> torch.Tensor:
-        """(B, 3, H, W), normalised."""
-        return self.normalised(given)
+    def prepared(self, images: Images) -> torch.Tensor:
+        """Return the normalised images, (B, 3, H, W)."""
+        return self.normalised(images)
 
     def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
-        """Vectors (B, width); see `Eager`."""
+        """Return embeddings (B, width); see `Eager`."""
         return self._reference.embedded(prepared, plan).vectors
 
 
@@ -182,40 +193,44 @@ class PairEager(Eager):
     """A network that takes images with texts."""
 
     def __init__(self, manifest: Manifest, inputs: Sequence[Questions]) -> None:
-        """See `eager`."""
+        """See `load_eager`."""
         checkpoint = load(locate(manifest.source))
         workload = manifest.workload
         if not isinstance(checkpoint, PairCheckpoint) or not isinstance(workload, PairWorkload):
             raise ValueError(OTHER_NETWORK)
         if isinstance(workload, MeterWorkload) and isinstance(checkpoint.model, Meter):
-            # What ToMe removes in the tower is an option of the export, not of the checkpoint.
+            # The export decides how much ToMe removes in the tower; the checkpoint does not.
             merged = workload.vision_widths[0] - workload.vision_widths[1]
             checkpoint = checkpoint._replace(model=merging_tower(checkpoint.model, merged))
-        own = checkpoint.model.config.workload(
+        exported_workload = checkpoint.model.config.workload(
             workload.method, text=workload.text, layers=workload.layers, rates=workload.rates
         )
-        if own != workload:
+        if exported_workload != workload:
             raise ValueError(OTHER_NETWORK)
         self._reference = Reference(checkpoint, workload, weighted=manifest.weighted)
         super().__init__(manifest, inputs, len(inputs[0].ids))
 
-    def prepared(self, given: Questions) -> tuple[list[torch.Tensor], Questions]:
-        """The images normalised, beside what they came with."""
-        return [self.normalised(side) for side in given.images], given
+    def prepared(self, questions: Questions) -> tuple[list[torch.Tensor], Questions]:
+        """Return the normalised images, with the questions they belong to."""
+        return [self.normalised(image_batch) for image_batch in questions.images], questions
 
     def logits(self, prepared: tuple[list[torch.Tensor], Questions], plan: Plan) -> Float:
         """See `Eager`."""
-        images, given = prepared
+        images, questions = prepared
         with torch.inference_mode():
-            embedded = [self._reference.embedded(side).numpy() for side in images]
+            embedded = [self._reference.embedded(image_batch).numpy() for image_batch in images]
         plans = [plan] * len(images)
-        found = ask(self._reference, embedded, given.ids, given.size, plans, task=given.task)
-        logits = found[-1].logits
+        outputs = ask(
+            self._reference, embedded, questions.ids, questions.size, plans, task=questions.task
+        )
+        logits = outputs[-1].logits
         assert logits is not None
         return logits
 
 
 def locate(source: str) -> str:
-    """A manifest's source as it is found from the current folder, or else from the repository."""
-    beside = ROOT / source
-    return str(beside) if not Path(source).exists() and beside.exists() else source
+    """Resolve a manifest's source relative to the current folder, or else to the repository."""
+    in_repository = ROOT / source
+    if not Path(source).exists() and in_repository.exists():
+        return str(in_repository)
+    return source

@@ -1,7 +1,7 @@
-"""PyTorch on the GPU in processes of their own: started together, for compiling takes long.
+"""Processes that run PyTorch on the GPU, started together because compiling takes long.
 
-They compile at the same time, but only one of them, or the bundle's session, is given the GPU for a
-slice of time. No torch in here.
+The processes compile at the same time, but only one subject at a time uses the GPU for a slice of
+time. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from tokenfold.bench.measure import Timed
+from tokenfold.bench.measure import TimedSubject
 from tokenfold.bench.options import TorchWay
 from tokenfold.bench.stages import notice
 from tokenfold.bundle.workload import Plan
@@ -32,16 +32,16 @@ from tokenfold.runtime.pair import Float
 
 COMMAND = (sys.executable, "-m", "tokenfold.bench.torch_cuda")
 
-# As a traceback ends; torch.compile puts advice behind that.
+# The last line of a traceback; torch.compile prints advice after it.
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Failed|Unsupported|Interrupt)\b")
 
 
 class WorkerError(RuntimeError):
-    """A process failed; the message says which, with its last words."""
+    """A process failed; the message contains the end of its error output."""
 
 
-class Asked(NamedTuple):
-    """What is to be measured: a network in one way, under a plan, with so many images a run."""
+class TorchRun(NamedTuple):
+    """A run of PyTorch to measure: a way to run it, a level's plan, and images per run."""
 
     way: TorchWay
     level: str
@@ -53,36 +53,38 @@ class Asked(NamedTuple):
 
 
 class Worker:
-    """One process and its rows.
+    """One process and the runs that it measures.
 
     Attributes:
-        asked: its rows.
-        torch: PyTorch's version, once it is ready.
-        logits: (few, classes) of each row, once it is ready.
+        runs: runs to measure; the index of a run is its row.
+        torch: PyTorch's version, once the process is ready.
+        logits: (few, classes) of each run, once the process is ready.
     """
 
-    def __init__(self, bundle: Path, asked: Sequence[Asked], *, threads: int) -> None:
-        """Args:
-        threads: that compile at once.
+    def __init__(self, bundle: Path, runs: Sequence[TorchRun], *, threads: int) -> None:
+        """Prepare the worker; `start` starts its process.
+
+        Args:
+            threads: concurrent compiler threads.
         """
-        self.asked = list(asked)
+        self.runs = list(runs)
         self.torch = ""
         self.logits: list[Float] = []
         self._graphs: dict[int, bool | None] = {}
         self._bundle = bundle
         self._threads = threads
         self._process: subprocess.Popen[str] | None = None
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` does
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `close` does
         self._ended = False
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start it, and wait until it is ready.
+        """Start the process and wait until it is ready.
 
         Raises:
-            WorkerError: it failed, or was closed meanwhile.
+            WorkerError: the process failed, or was ended meanwhile.
         """
-        rows = json.dumps([(one.way, one.plan, one.batch) for one in self.asked])
+        rows = json.dumps([(run.way, run.plan, run.batch) for run in self.runs])
         with self._lock:
             if self._ended:
                 raise WorkerError("it was not started in time")
@@ -90,35 +92,35 @@ class Worker:
                 [*COMMAND, str(self._bundle), "--rows", rows],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._stderr,
                 text=True,
                 env=os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": str(self._threads)},
             )
         ready = self._answer()
         self.torch = ready["torch"]
-        self.logits = [np.asarray(one, dtype=np.float32) for one in ready["logits"]]
+        self.logits = [np.asarray(logits, dtype=np.float32) for logits in ready["logits"]]
 
-    def subject(self, row: int) -> Timed:
-        """What gives one of the rows its slices."""
+    def subject(self, row: int) -> TimedSubject:
+        """Return a subject that measures one of the runs."""
 
-        def seconds(most: float) -> float:
+        def seconds(budget: float) -> float:
             assert self._process is not None
             assert self._process.stdin is not None
-            # Where it has died, its last words are the answer.
+            # If the process has died, reading its answer raises the error.
             with suppress(BrokenPipeError):
-                print(json.dumps([row, most]), file=self._process.stdin, flush=True)
-            found = self._answer()
-            self._graphs[row] = found["graph"]
-            return float(found["seconds"])
+                print(json.dumps([row, budget]), file=self._process.stdin, flush=True)
+            reply = self._answer()
+            self._graphs[row] = reply["graph"]
+            return float(reply["seconds"])
 
-        return Timed(seconds, self.asked[row].batch)
+        return TimedSubject(seconds, self.runs[row].batch)
 
     def graph(self, row: int) -> bool:
-        """Whether a CUDA graph was faster in this row than running it directly."""
+        """Whether the run of a row was faster as a CUDA graph than directly."""
         return bool(self._graphs.get(row))
 
     def end(self) -> None:
-        """End the process, in whatever state; whoever waits for it learns that."""
+        """End the process in any state; a thread that waits for it gets a WorkerError."""
         with self._lock:
             self._ended = True
         if self._process is not None:
@@ -126,12 +128,12 @@ class Worker:
             self._process.wait()
 
     def close(self) -> None:
-        """Close the files of a process that was ended, and that nobody waits for any more."""
-        self._said.close()
+        """Close the files of an ended process that no thread waits for."""
+        self._stderr.close()
         if self._process is not None:
             for stream in (self._process.stdin, self._process.stdout):
                 assert stream is not None
-                # What it did not live to read goes nowhere.
+                # Closing flushes input that the dead process did not read.
                 with suppress(BrokenPipeError):
                     stream.close()
 
@@ -141,34 +143,36 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            self._said.seek(0)
-            raise WorkerError(_reason(self._said.read()) or f"exit code {self._process.returncode}")
+            self._stderr.seek(0)
+            raise WorkerError(
+                _reason(self._stderr.read()) or f"exit code {self._process.returncode}"
+            )
         return json.loads(line)
 
 
-def _reason(said: str) -> str:
-    """What a process complained of last: an error, rather than the advice that may follow it."""
-    lines = [line for line in said.splitlines() if line.strip()]
+def _reason(stderr: str) -> str:
+    """Return the last error in a process's output, rather than advice that may follow it."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.match(line)]
     return (errors or lines or [""])[-1]
 
 
-Ready = dict[Asked, tuple[Worker, int]]
-"""Where to find each row that can be measured: the process, and the row's place there."""
+Ready = dict[TorchRun, tuple[Worker, int]]
+"""The process and row of each run that can be measured."""
 
 
 class Workers:
-    """All that was asked of PyTorch. Ends its processes when the block is left."""
+    """All PyTorch processes of a bench; leaving the context ends them."""
 
-    def __init__(self, bundle: Path, asked: Sequence[Asked]) -> None:
-        """Start them, a few at a time."""
-        groups = _groups(asked)
-        at_once = max(1, min(len(groups), cores() // 2))
-        threads = max(1, cores() // at_once)
+    def __init__(self, bundle: Path, runs: Sequence[TorchRun]) -> None:
+        """Start the processes, a few at a time."""
+        groups = _groups(runs)
+        max_starting = max(1, min(len(groups), cores() // 2))
+        threads = max(1, cores() // max_starting)
         self._workers = [Worker(bundle, group, threads=threads) for group in groups]
-        self._pool = ThreadPoolExecutor(at_once)
+        self._pool = ThreadPoolExecutor(max_starting)
         self._starting: dict[Future[None], Worker] = {
-            self._pool.submit(one.start): one for one in self._workers
+            self._pool.submit(worker.start): worker for worker in self._workers
         }
 
     def __enter__(self) -> Self:
@@ -180,11 +184,11 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for one in self._workers:
-            one.end()
+        for worker in self._workers:
+            worker.end()
         self._pool.shutdown(cancel_futures=True)
-        for one in self._workers:
-            one.close()
+        for worker in self._workers:
+            worker.close()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -192,46 +196,46 @@ class Workers:
     def ready(
         self, seconds: float, step: Callable[[], None] = lambda: None
     ) -> tuple[Ready, list[str]]:
-        """Wait for them.
+        """Wait until the processes are ready.
 
         Args:
-            seconds: at most; what is not ready by then is ended.
-            step: called for each that is ready, or has failed.
+            seconds: time limit; processes that are not ready by then are ended.
+            step: called for each process that is ready or has failed.
 
         Returns:
-            What can be measured, and why the rest cannot.
+            The runs that can be measured, and the reasons why others cannot.
         """
-        found: Ready = {}
+        ready: Ready = {}
         lost: list[str] = []
         begin = time.monotonic()
         for future, worker in self._starting.items():
-            what = "; ".join(map(str, worker.asked))
+            names = "; ".join(map(str, worker.runs))
             try:
                 future.result(max(0.0, begin + seconds - time.monotonic()))
             except TimeoutError:
-                lost.append(f"{what}: not ready within {seconds:g} s")
+                lost.append(f"{names}: not ready within {seconds:g} s")
                 worker.end()
             except WorkerError as error:
-                lost.append(f"{what}: {error}")
+                lost.append(f"{names}: {error}")
             else:
-                found |= {one: (worker, row) for row, one in enumerate(worker.asked)}
-                notice(f"{what}: ready after {time.monotonic() - begin:.0f} s")
+                ready |= {run: (worker, row) for row, run in enumerate(worker.runs)}
+                notice(f"{names}: ready after {time.monotonic() - begin:.0f} s")
             step()
-        return found, lost
+        return ready, lost
 
 
-def _groups(asked: Sequence[Asked]) -> list[list[Asked]]:
-    """Which rows share a process, what takes longest first.
+def _groups(runs: Sequence[TorchRun]) -> list[list[TorchRun]]:
+    """Group the runs that share a process, slowest to compile first.
 
-    A compiled network has its own. Blocks compile once for plans that reduce and once for those
-    that do not, and again for single images; nothing is compiled of what is eager.
+    A compiled network has its own process. Blocks compile once for plans that reduce and once for
+    plans that do not, and again for single images. Eager runs compile nothing.
     """
-    groups: dict[object, list[Asked]] = {}
-    for one in asked:
-        kind: object = one
-        if one.way == "blocks":
-            kind = one.way, any(one.plan), one.batch == 1
-        elif one.way == "eager":
-            kind = one.way
-        groups.setdefault(kind, []).append(one)
+    groups: dict[object, list[TorchRun]] = {}
+    for run in runs:
+        group_key: object = run
+        if run.way == "blocks":
+            group_key = run.way, any(run.plan), run.batch == 1
+        elif run.way == "eager":
+            group_key = run.way
+        groups.setdefault(group_key, []).append(run)
     return sorted(groups.values(), key=lambda group: not any(group[0].plan))

@@ -1,1 +1,1 @@
-"""`tokenfold ingest`: a folder of images into a gallery of a running server."""
+"""`tokenfold ingest`: add a folder of images to a gallery of a running server."""

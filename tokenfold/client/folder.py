@@ -1,4 +1,4 @@
-"""The images of a folder, in batches of what is not known yet."""
+"""Find the images of a folder, and batch those that the gallery lacks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-# Bytes of the images of a request: servers take 32 MiB, if nobody has told them otherwise.
-_MOST_BYTES = 24 * 1024 * 1024
+# Maximum bytes of the images of a request; servers accept 32 MiB by default.
+_MAX_BYTES = 24 * 1024 * 1024
 
 
 class Picture(NamedTuple):
-    """A file that is to be sent.
+    """An image file to send.
 
-    Attributes:
-        id: hex of its SHA-256.
-        path: below the folder.
+        Attributes:
+            id: hex of its SHA-256.
+    path: path relative to the folder.
     """
 
     id: str
@@ -27,19 +27,19 @@ class Picture(NamedTuple):
 
 
 Failure = tuple[Path, str]
-"""A file, and why it is not in the gallery."""
+"""A file, and the reason why it is not in the gallery."""
 
 
-def written(path: Path) -> str:
-    """A path as text, whatever bytes its name has."""
+def path_text(path: Path) -> str:
+    """Return a path as text, with undecodable bytes replaced."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def walk(folder: Path, failed: list[Failure]) -> Iterator[Path]:
-    """The images below a folder, in order; nothing hidden.
+    """Yield the images below a folder in order, without hidden ones.
 
     Args:
-        failed: is told of folders that cannot be read.
+        failed: list that receives the folders that cannot be read.
     """
     try:
         entries = sorted(folder.iterdir())
@@ -58,15 +58,15 @@ def walk(folder: Path, failed: list[Failure]) -> Iterator[Path]:
 def batches(
     folder: Path, known: set[str], size: int, *, skipped: list[Path], failed: list[Failure]
 ) -> Iterator[list[Picture]]:
-    """What is to be sent, in requests of at most `size` images and not too many bytes.
+    """Yield images to send, in batches of at most `size` images and limited bytes.
 
     Args:
-        known: ids that the gallery has; those that are sent are added.
-        skipped: is told of the files whose content the gallery has, or another file.
-        failed: is told of those that cannot be read.
+        known: ids of images in the gallery; yielded images are added.
+        skipped: list that receives files whose content is known or was yielded before.
+        failed: list that receives the files that cannot be read.
     """
     batch: list[Picture] = []
-    held = 0
+    batch_bytes = 0
     for file in walk(folder, failed):
         path = file.relative_to(folder)
         try:
@@ -74,16 +74,16 @@ def batches(
         except OSError as error:
             failed.append((path, _reason(error)))
             continue
-        name = hashlib.sha256(content).hexdigest()
-        if name in known:
+        image_id = hashlib.sha256(content).hexdigest()
+        if image_id in known:
             skipped.append(path)
             continue
-        known.add(name)
-        if batch and (len(batch) == size or held + len(content) > _MOST_BYTES):
+        known.add(image_id)
+        if batch and (len(batch) == size or batch_bytes + len(content) > _MAX_BYTES):
             yield batch
-            batch, held = [], 0
-        batch.append(Picture(name, path, content))
-        held += len(content)
+            batch, batch_bytes = [], 0
+        batch.append(Picture(image_id, path, content))
+        batch_bytes += len(content)
     if batch:
         yield batch
 

@@ -1,4 +1,4 @@
-"""A gallery of a running server, over HTTP."""
+"""HTTP client for a gallery of a running server."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from urllib.parse import quote
 
 import httpx
 
-from tokenfold.client.folder import Failure, Picture, written
+from tokenfold.client.folder import Failure, Picture, path_text
 
-# Tries of a request that a busy or restarting server has not answered, and the longest pause.
-_TRIES = 8
-_LONGEST_PAUSE = 30.0
-# The server is busy, or starting, or it is not the server that answers (a proxy before it).
-_AGAIN = (502, 503, 504)
-# Kinds of problems that no other image would escape.
-_HOPELESS = (":unknown-gallery", ":other-model", ":storage-full", ":storage-failed")
+# Attempts to send a request to a busy or restarting server, and the longest pause in seconds.
+_MAX_ATTEMPTS = 8
+_MAX_PAUSE = 30.0
+# Status codes of a server that is busy or starting, or of a proxy in front of it.
+_RETRY_STATUSES = (502, 503, 504)
+# Problem types that would affect every other image too.
+_FATAL_TYPES = (":unknown-gallery", ":other-model", ":storage-full", ":storage-failed")
 
 
 class Stop(Exception):  # noqa: N818 - not every end is an error
-    """There is no point in going on; the message says why."""
+    """Adding images cannot continue; the message says why."""
 
 
 class Outcome(NamedTuple):
-    """What became of a batch.
+    """Result of sending a batch.
 
     Attributes:
-        kept: images that are in the gallery now.
-        failed: the others.
+        kept: number of images that are in the gallery now.
+        failed: the other images, with the reasons.
     """
 
     kept: int
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 class Client:
-    """A gallery of a server."""
+    """Client for one gallery of a server."""
 
     def __init__(self, server: str, gallery: str) -> None:
         self._http = httpx.Client(
@@ -51,37 +51,39 @@ class Client:
         self._stopping = threading.Event()
 
     def close(self) -> None:
-        """Wait no longer for anything."""
+        """Close the connections and stop waiting for retries."""
         self._stopping.set()
         self._http.close()
 
     def open(self, *, create: bool, model: str | None, level: str | None) -> dict[str, Any]:
-        """The gallery's description, of a new one if need be.
+        """Return the gallery's description; create the gallery if it is missing and may be created.
 
         Args:
-            create: whether it may be a new one, of `model` at `level`, or of the server's default.
+            create: create a missing gallery, with `model` and `level` or the server's defaults.
 
         Raises:
-            Stop: there is none, or it is another model's.
+            Stop: the gallery is missing, or has another model or level.
         """
         response = self._send("GET", self._path)
         if response.status_code == 404 and create:
             chosen = {"model": model, "level": level}
-            given = {name: value for name, value in chosen.items() if value is not None}
-            body = {"name": self._gallery, **given}
+            selected = {name: value for name, value in chosen.items() if value is not None}
+            body = {"name": self._gallery, **selected}
             response = self._send("POST", "/v1/galleries", json=body)
-            if response.status_code == 409:  # somebody else was faster
+            if response.status_code == 409:  # another client created it meanwhile
                 response = self._send("GET", self._path)
         if response.status_code == 404:
-            raise Stop(f"{_detail(response)} --create makes it.")
-        found = _checked(response)
-        for name, wanted in (("model", model), ("level", level)):
-            if wanted is not None and found[name] != wanted:
-                raise Stop(f"The {name} of {self._gallery} is {found[name]}, not {wanted}.")
-        return found
+            raise Stop(f"{_detail(response)} Use --create to create it.")
+        gallery_info = _checked(response)
+        for name, expected in (("model", model), ("level", level)):
+            if expected is not None and gallery_info[name] != expected:
+                raise Stop(
+                    f"The {name} of {self._gallery} is {gallery_info[name]}, not {expected}."
+                )
+        return gallery_info
 
     def known(self) -> set[str]:
-        """The ids of all images that it has."""
+        """Return the ids of all images in the gallery."""
         ids: set[str] = set()
         after: dict[str, str] = {}
         while True:
@@ -93,34 +95,35 @@ class Client:
             after = {"after": page["next"]}
 
     def add(self, pictures: Sequence[Picture]) -> Outcome:
-        """Send images; 1 or more.
+        """Add images, at least one.
 
         Raises:
-            Stop: the server takes no more of them at all.
+            Stop: the server accepts no images any more.
         """
         response = self._send(
             "POST",
             f"{self._path}/images",
             data={
                 "id": [picture.id for picture in pictures],
-                "metadata": [json.dumps({"path": written(picture.path)}) for picture in pictures],
+                "metadata": [json.dumps({"path": path_text(picture.path)}) for picture in pictures],
             },
             files=[("image", (picture.id, picture.content)) for picture in pictures],
         )
         if response.status_code == 413 and len(pictures) > 1:
-            # Together they are too large for one request; each by itself may not be.
-            each = [self.add([picture]) for picture in pictures]
+            # The batch is too large for one request; single images may not be.
+            outcomes = [self.add([picture]) for picture in pictures]
             return Outcome(
-                sum(one.kept for one in each), [found for one in each for found in one.failed]
+                sum(outcome.kept for outcome in outcomes),
+                [failure for outcome in outcomes for failure in outcome.failed],
             )
         try:
-            answer = response.json()
+            body = response.json()
         except ValueError:
             raise Stop(_detail(response)) from None
-        if response.status_code in _AGAIN or answer.get("type", "").endswith(_HOPELESS):
+        if response.status_code in _RETRY_STATUSES or body.get("type", "").endswith(_FATAL_TYPES):
             raise Stop(_detail(response))
-        # If every one failed, there is a list only of several.
-        results = answer.get("results") or [{"problem": answer}] * len(pictures)
+        # If all images failed, only a batch of several images has a list of results.
+        results = body.get("results") or [{"problem": body}] * len(pictures)
         busy: list[Picture] = []
         failed: list[Failure] = []
         for picture, result in zip(pictures, results, strict=True):
@@ -129,34 +132,34 @@ class Client:
             elif "problem" in result:
                 failed.append((picture.path, result["problem"]["detail"]))
         kept = len(pictures) - len(busy) - len(failed)
-        # The time of the request ran out: those that are left take less. (All would be a 503.)
-        later = self.add(busy) if busy else Outcome(0, [])
-        return Outcome(kept + later.kept, failed + later.failed)
+        # The request's time ran out: send the remaining images again. (If all were left: a 503.)
+        retried = self.add(busy) if busy else Outcome(0, [])
+        return Outcome(kept + retried.kept, failed + retried.failed)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Once more, after a while, where the server is busy or gone for a moment."""
-        for turn in range(_TRIES):
-            pause = min(0.5 * 2**turn, _LONGEST_PAUSE)
+        """Send a request; retry after a pause if the server is busy or unreachable."""
+        for attempt in range(_MAX_ATTEMPTS):
+            pause = min(0.5 * 2**attempt, _MAX_PAUSE)
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                if turn == _TRIES - 1 or self._stopping.is_set():
+                if attempt == _MAX_ATTEMPTS - 1 or self._stopping.is_set():
                     raise Stop(f"{self._http.base_url} does not answer: {error}") from error
             else:
-                if response.status_code not in _AGAIN or turn == _TRIES - 1:
+                if response.status_code not in _RETRY_STATUSES or attempt == _MAX_ATTEMPTS - 1:
                     return response
-                told = response.headers.get("retry-after", "")
-                pause = min(float(told), _LONGEST_PAUSE) if told.isdecimal() else pause
+                retry_after = response.headers.get("retry-after", "")
+                pause = min(float(retry_after), _MAX_PAUSE) if retry_after.isdecimal() else pause
             if self._stopping.wait(pause):
                 raise Stop("stopped")
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
     if not response.is_success:
         raise Stop(_detail(response))
-    found: dict[str, Any] = response.json()
-    return found
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def _detail(response: httpx.Response) -> str:

@@ -1,7 +1,7 @@
 """A synthetic world of coloured shapes, for training and testing a tiny vision-language model.
 
-Everything is a function of a seed: scenes of two to five things, their pixels, and texts about
-them whose answers are known, in plain English.
+Everything is a function of a seed: scenes of two to five things, their pixels, and English texts
+about them with known answers.
 """
 
 from tokenfold.scenes.drawing import cover, draw, png

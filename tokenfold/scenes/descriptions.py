@@ -1,4 +1,4 @@
-"""Descriptions that tell a scene from a thousand others: every thing in it, and mostly where."""
+"""Descriptions that identify one scene among a thousand: all its things, often with places."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MIDDLES = ("in the middle", "in the center")
 CORNERS = ("at the {row} {column}", "in the {row} {column} corner", "on the {row} {column}")
 EDGES = ("at the {place}", "on the {place}")
 LAST = (" and ", ", and ")
-# Pixels around the borders of the thirds in which a place is called neither this nor that.
-VAGUE = 4.0
-PLACED = 0.6
+# Distance in pixels from the borders of the thirds within which no place is named.
+BORDER_MARGIN = 4.0
+PLACE_PROBABILITY = 0.6
 
 DESCRIPTION_WORDS = tuple(
     sorted({*WORDS} | words((*BEGINNINGS, *ROWS, *COLUMNS, *MIDDLES, *CORNERS, *EDGES, *LAST)))
@@ -27,7 +27,7 @@ DESCRIPTION_WORDS = tuple(
 
 
 def description(scene: Scene, random: np.random.Generator) -> str:
-    """All things in some order, each with shape and colour, and often size, texture and place."""
+    """Describe all things in random order: shape, colour, and often size, texture and place."""
     order = shuffled(random, scene.things)
     parts = [_described(thing, random) for thing in order]
     text = pick(random, BEGINNINGS) + ", ".join(parts[:-1]) + pick(random, LAST) + parts[-1] + "."
@@ -35,11 +35,11 @@ def description(scene: Scene, random: np.random.Generator) -> str:
 
 
 def query(scene: Scene, random: np.random.Generator) -> str:
-    """What somebody who looks for the scene may type: mostly a description, else less of it."""
-    draw = random.random()
-    if draw < 0.65:
+    """Return a text that a user may search the scene by: mostly a full description."""
+    draw_value = random.random()
+    if draw_value < 0.65:
         return description(scene, random)
-    if draw < 0.85:
+    if draw_value < 0.85:
         return true_caption(scene, random)
     text = pick(random, BEGINNINGS) + _described(pick(random, scene.things), random)
     return text[0].upper() + text[1:] + pick(random, ("", "."))
@@ -50,7 +50,7 @@ def _described(thing: Thing, random: np.random.Generator) -> str:
         random, ((), ("size",), ("texture",), ("size", "texture"), ("size", "texture"))
     )
     phrase = a(kind_of(thing, ("shape", "colour", *extra)), random)
-    if random.random() < PLACED:
+    if random.random() < PLACE_PROBABILITY:
         place = _place(thing, random)
         if place:
             return f"{phrase} {place}"
@@ -68,8 +68,8 @@ def _place(thing: Thing, random: np.random.Generator) -> str | None:
     return pick(random, EDGES).format(place=row or column)
 
 
-def _third(at: float, names: tuple[str, str, str]) -> str | None:
+def _third(coordinate: float, names: tuple[str, str, str]) -> str | None:
     borders = SIZE / 3, 2 * SIZE / 3
-    if any(abs(at - border) < VAGUE for border in borders):
+    if any(abs(coordinate - border) < BORDER_MARGIN for border in borders):
         return None
-    return names[sum(at > border for border in borders)]
+    return names[sum(coordinate > border for border in borders)]

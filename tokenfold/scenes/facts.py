@@ -1,8 +1,8 @@
-"""Facts about a scene, true or false as asked, that questions and claims put into words.
+"""Facts about a scene, true or false on request, that questions and claims put into words.
 
-A maker decides the form of a text first, makes sure that both a true and a false fact have this
-form, and only then takes the one that was asked for: so the words alone do not tell which it is.
-Where it finds none, it returns None.
+A maker first chooses the form of a text and checks that both a true and a false fact exist in this
+form. Only then does it choose the requested one, so that the words alone do not reveal the answer.
+A maker returns None if there is no such fact.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tokenfold.scenes.world import pick, shuffled
 
 
 class Fact(NamedTuple):
-    """What the templates of `key` take, and what their noun phrases match."""
+    """Fields for the templates of `key`, and the things that the fact's noun phrases match."""
 
     key: str
     fields: dict[str, str]
@@ -50,11 +50,11 @@ Maker = Callable[[Things, np.random.Generator, bool], Fact | None]
 
 def existence(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
     form = pick(random, FORMS)
-    there, not_there = kind_of(pick(random, things), form), absent(things, form, random)
-    if not_there is None:
+    present_kind, absent_kind = kind_of(pick(random, things), form), absent(things, form, random)
+    if absent_kind is None:
         return None
-    key, truthful = pick(random, (("existence", True), ("any", True), ("absence", False)))
-    kind = there if truth == truthful else not_there
+    key, true_if_present = pick(random, (("existence", True), ("any", True), ("absence", False)))
+    kind = present_kind if truth == true_if_present else absent_kind
     fields = {"a": a(kind, random), "x": plural(kind, random)}
     return Fact(key, fields, (matches(things, kind),))
 
@@ -63,22 +63,22 @@ def count(things: Things, random: np.random.Generator, truth: bool) -> Fact | No
     form = pick(random, ((), *SHORT))
     counts = {kind: len(matches(things, kind)) for kind in present(things, form)}
     if not form:
-        # All things together have one count only, so here it is the number that is wrong.
+        # A scene has a single total, so only a changed number can make the claim false.
         actual = len(things)
-        said = actual if truth else actual + pick(random, (-1, 1))
-        said = said if 2 <= said <= 5 else 2 * actual - said
+        stated = actual if truth else actual + pick(random, (-1, 1))
+        stated = stated if 2 <= stated <= 5 else 2 * actual - stated
         kind = Kind()
     else:
-        nothing = absent(things, form, random)
-        if nothing is not None:
-            counts[nothing] = 0
-        said = pick(random, (1, 2, 2, 3, 3, 4, 5))
-        right = [kind for kind, number in counts.items() if number == said]
-        wrong = [kind for kind, number in counts.items() if 1 <= abs(number - said) <= 2]
-        if not right or not wrong:
+        absent_kind = absent(things, form, random)
+        if absent_kind is not None:
+            counts[absent_kind] = 0
+        stated = pick(random, (1, 2, 2, 3, 3, 4, 5))
+        true_kinds = [kind for kind, number in counts.items() if number == stated]
+        false_kinds = [kind for kind, number in counts.items() if 1 <= abs(number - stated) <= 2]
+        if not true_kinds or not false_kinds:
             return None
-        kind = pick(random, right if truth else wrong)
-    fields = {"verb": "is" if said == 1 else "are", "n": number_of(said, kind, random)}
+        kind = pick(random, true_kinds if truth else false_kinds)
+    fields = {"verb": "is" if stated == 1 else "are", "n": number_of(stated, kind, random)}
     return Fact("count", fields, (matches(things, kind),))
 
 
@@ -90,22 +90,22 @@ def attribute(things: Things, random: np.random.Generator, truth: bool) -> Fact 
         return None
     value = getattr(things[index], name)
     if not truth:
-        around = [found for t in things if (found := getattr(t, name)) != value]
+        around = [other_value for t in things if (other_value := getattr(t, name)) != value]
         others = [other for other in VALUES[name] if other != value]
         value = pick(random, around if around and random.random() < 0.6 else others)
-    said = a(Kind(shape=value), random) if name == "shape" else value
-    return Fact("attribute", {"a": the(kind, random), "value": said}, ((index,),))
+    stated = a(Kind(shape=value), random) if name == "shape" else value
+    return Fact("attribute", {"a": the(kind, random), "value": stated}, ((index,),))
 
 
 def relation(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
     first, second = random.permutation(len(things))[:2].tolist()
-    found = sides(things[first], things[second])
+    positions = sides(things[first], things[second])
     kinds = refer(things, first, random), refer(things, second, random)
-    if not found or kinds[0] is None or kinds[1] is None:
+    if not positions or kinds[0] is None or kinds[1] is None:
         return None
-    side = pick(random, found)
-    said = pick(random, RELATIONS[side if truth else OPPOSITE[side]])
-    fields = {"a": the(kinds[0], random), "rel": said, "b": the(kinds[1], random)}
+    side = pick(random, positions)
+    stated = pick(random, RELATIONS[side if truth else OPPOSITE[side]])
+    fields = {"a": the(kinds[0], random), "rel": stated, "b": the(kinds[1], random)}
     return Fact("relation", fields, ((first,), (second,)))
 
 
@@ -119,14 +119,16 @@ def comparison(things: Things, random: np.random.Generator, truth: bool) -> Fact
 
 
 def every(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
-    """All things of a kind have an attribute; only of kinds that two things or more have."""
+    """Return a claim that all things of a kind, at least two, have an attribute value."""
     name = pick(random, tuple(VALUES))
     form: Form = pick(random, ((), *((other,) for other in VALUES if other != name)))
     options: dict[bool, list[tuple[Kind, str]]] = {True: [], False: []}
     for kind in present(things, form):
-        found = [getattr(things[index], name) for index in matches(things, kind)]
-        if len(found) > 1:
-            options[len(set(found)) == 1] += [(kind, value) for value in dict.fromkeys(found)]
+        attribute_values = [getattr(things[index], name) for index in matches(things, kind)]
+        if len(attribute_values) > 1:
+            options[len(set(attribute_values)) == 1] += [
+                (kind, value) for value in dict.fromkeys(attribute_values)
+            ]
     if not options[True]:
         return None
     kind, value = pick(random, options[True])
@@ -143,16 +145,16 @@ def every(things: Things, random: np.random.Generator, truth: bool) -> Fact | No
 def _two_kinds(
     things: Things, random: np.random.Generator
 ) -> tuple[list[tuple[Kind, Kind]], list[tuple[Kind, Kind]]]:
-    """Pairs of kinds of one form: those with equally many things, and with more of the first."""
+    """Return pairs of kinds with equal numbers of things, and pairs whose first kind has more."""
     form = pick(random, SHORT)
     kinds = shuffled(random, present(things, form))
-    nothing = absent(things, form, random)
-    if nothing is not None:
-        kinds.append(nothing)
+    absent_kind = absent(things, form, random)
+    if absent_kind is not None:
+        kinds.append(absent_kind)
     numbers = {kind: len(matches(things, kind)) for kind in kinds}
     pairs = list(permutations(kinds, 2))
-    same = [(one, other) for one, other in pairs if numbers[one] == numbers[other]]
-    more = [(one, other) for one, other in pairs if numbers[one] > numbers[other]]
+    same = [(first, second) for first, second in pairs if numbers[first] == numbers[second]]
+    more = [(first, second) for first, second in pairs if numbers[first] > numbers[second]]
     return same, more
 
 
@@ -171,8 +173,8 @@ def _equal_numbers(things: Things, random: np.random.Generator, truth: bool) -> 
     same, more = _two_kinds(things, random)
     if not same or not more:
         return None
-    one, other = pick(random, same if truth else more)
-    pair = (one, other) if random.random() < 0.5 else (other, one)
+    first, second = pick(random, same if truth else more)
+    pair = (first, second) if random.random() < 0.5 else (second, first)
     fields = {"x": plural(pair[0], random), "y": plural(pair[1], random)}
     return Fact("equal", fields, (matches(things, pair[0]), matches(things, pair[1])))
 

@@ -1,4 +1,4 @@
-"""Texts about one scene: questions, hypotheses and captions."""
+"""Texts about a single scene: questions, hypotheses and captions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ CLAIM_MAKERS: tuple[Maker, ...] = (
     facts.comparison,
     facts.every,
 )
-# The larger counts are rarer, so they are preferred where there are any.
+# Larger counts are rarer, so they get a larger weight when a scene offers them.
 COUNT_WEIGHTS = (1.5, 1.5, 1.8, 2.2, 3.6, 7.0)
 ATTEMPTS = 12
 
@@ -83,9 +83,9 @@ def question(scene: Scene, random: np.random.Generator) -> Text:
     if family == "relation" and random.random() < 0.3:
         family = "beside"
     for _ in range(ATTEMPTS):
-        found = _question(family, scene.things, random, truth)
-        if found is not None:
-            return found
+        text_and_answer = _question(family, scene.things, random, truth)
+        if text_and_answer is not None:
+            return text_and_answer
     return _count(scene.things, random)
 
 
@@ -98,12 +98,12 @@ def hypothesis(scene: Scene, random: np.random.Generator) -> Text:
 
 
 def caption(scene: Scene, random: np.random.Generator) -> Text:
-    """A true caption, or as often one that is nearly so."""
+    """Return a caption, true or nearly true with equal probability."""
     truth = random.random() < 0.5
     answer = "true" if truth else "false"
-    draw = random.random()
-    if draw >= 0.15:
-        key = "relation" if draw < 0.8 else "both"
+    draw_value = random.random()
+    if draw_value >= 0.15:
+        key = "relation" if draw_value < 0.8 else "both"
         for _ in range(ATTEMPTS):
             fact = _described(key, scene.things, random, truth)
             if fact is not None:
@@ -115,7 +115,7 @@ def caption(scene: Scene, random: np.random.Generator) -> Text:
 
 
 def true_caption(scene: Scene, random: np.random.Generator) -> str:
-    """A true caption about two or three of the things."""
+    """Return a true caption about two or three of the things."""
     things = scene.things
     order = random.permutation(len(things)).tolist()
     pairs = [(i, j) for i in order for j in order if i != j and sides(things[i], things[j])]
@@ -162,9 +162,9 @@ def _count(things: Things, random: np.random.Generator) -> Text:
             by_count.setdefault(len(matches(things, kind)), []).append(kind)
         for number, kinds in by_count.items():
             options.setdefault(number, []).append(kinds)
-    nothing = absent(things, pick(random, SHORT), random)
-    if nothing is not None:
-        options[0] = [[nothing]]
+    absent_kind = absent(things, pick(random, SHORT), random)
+    if absent_kind is not None:
+        options[0] = [[absent_kind]]
     numbers = list(options)
     weights = np.cumsum([COUNT_WEIGHTS[number] for number in numbers])
     answer = numbers[int(np.searchsorted(weights, random.random() * weights[-1], side="right"))]
@@ -174,19 +174,30 @@ def _count(things: Things, random: np.random.Generator) -> Text:
 
 
 def _beside(things: Things, random: np.random.Generator) -> Text | None:
-    """What colour, shape or texture has the only thing on some side of another?"""
+    """Ask for an attribute of the only thing on one side of another thing; None if not unique."""
     name = pick(random, ("colour", "colour", "shape", "shape", "texture"))
     index = pick(random, range(len(things)))
     kind = refer(things, index, random)
     side = pick(random, tuple(RELATIONS))
-    there = [at for at, thing in enumerate(things) if side in sides(thing, things[index])]
-    # The others must not seem to be on that side as well.
-    close = [at for at, thing in enumerate(things) if side in sides(thing, things[index], 4.0)]
-    if kind is None or len(there) != 1 or close != there:
+    positions_on_side = [
+        position for position, thing in enumerate(things) if side in sides(thing, things[index])
+    ]
+    # Other things must not appear to be on that side as well.
+    nearly_on_side = [
+        position
+        for position, thing in enumerate(things)
+        if side in sides(thing, things[index], 4.0)
+    ]
+    if kind is None or len(positions_on_side) != 1 or nearly_on_side != positions_on_side:
         return None
     beside = f"{the(Kind(), random)} {pick(random, RELATIONS[side])} {the(kind, random)}"
     text = worded(OPEN[name], {"a": beside}, random)
-    return Text(text, getattr(things[there[0]], name), "relation", ((there[0],), (index,)))
+    return Text(
+        text,
+        getattr(things[positions_on_side[0]], name),
+        "relation",
+        ((positions_on_side[0],), (index,)),
+    )
 
 
 def _fact(maker: Maker, things: Things, random: np.random.Generator, truth: bool) -> Fact:
@@ -218,54 +229,57 @@ def _neutral(things: Things, random: np.random.Generator) -> Text:
         "rel": pick(random, RELATIONS[pick(random, tuple(RELATIONS))]),
     }
     order = random.permutation(len(things)).tolist()
-    named = [(index, kind) for index in order if (kind := refer(things, index, random))]
+    unique_kinds = [(index, kind) for index in order if (kind := refer(things, index, random))]
     mentions: list[Matches]
-    if key == "kinds" or len(named) < (2 if key == "two" else 1):
+    if key == "kinds" or len(unique_kinds) < (2 if key == "two" else 1):
         key = "kinds"
         kind = kind_of(pick(random, things), pick(random, SHORT))
         fields["x"] = plural(kind, random)
         mentions = [matches(things, kind)]
     else:
-        named = named[: 2 if key == "two" else 1]
-        for field, (_, kind) in zip("ab", named, strict=False):
+        unique_kinds = unique_kinds[: 2 if key == "two" else 1]
+        for field, (_, kind) in zip("ab", unique_kinds, strict=False):
             fields[field] = the(kind, random)
-        mentions = [(index,) for index, _ in named]
+        mentions = [(index,) for index, _ in unique_kinds]
     return Text(worded(UNKNOWABLE[key], fields, random), "neutral", "neutral", tuple(mentions))
 
 
 def _rich(thing: Thing, random: np.random.Generator) -> Kind:
-    """A description by shape, colour and mostly one more attribute."""
+    """Return the kind of a thing by shape, colour and mostly one more attribute."""
     extra: Form = pick(random, ((), ("size",), ("size",), ("texture",), ("texture",)))
     return kind_of(thing, ("shape", "colour", *extra))
 
 
 def _described(key: str, things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
     first, second = random.permutation(len(things))[:2].tolist()
-    found = sides(things[first], things[second])
-    if not found:
+    positions = sides(things[first], things[second])
+    if not positions:
         return None
-    side = pick(random, found)
-    one, other = _rich(things[first], random), _rich(things[second], random)
+    side = pick(random, positions)
+    first_kind, second_kind = _rich(things[first], random), _rich(things[second], random)
     if not truth:
         change = pick(random, ("one", "other", "swap", "side", "side"))
         if change == "side" and key == "relation":
             side = OPPOSITE[side]
         elif change in ("swap", "side"):
             name = pick(random, ("shape", "colour"))
-            values = getattr(one, name), getattr(other, name)
-            one, other = one._replace(**{name: values[1]}), other._replace(**{name: values[0]})
+            values = getattr(first_kind, name), getattr(second_kind, name)
+            first_kind, second_kind = (
+                first_kind._replace(**{name: values[1]}),
+                second_kind._replace(**{name: values[0]}),
+            )
         elif change == "one":
-            one = changed(one, things, random)
+            first_kind = changed(first_kind, things, random)
         else:
-            other = changed(other, things, random)
-    ones, others = matches(things, one), matches(things, other)
-    pairs = [(i, j) for i in ones for j in others if i != j]
+            second_kind = changed(second_kind, things, random)
+    first_matches, second_matches = matches(things, first_kind), matches(things, second_kind)
+    pairs = [(i, j) for i in first_matches for j in second_matches if i != j]
     if not truth and key == "relation":
-        # Every pair that the words fit must clearly be the other way around.
+        # Every pair that fits the words must clearly be the other way around.
         if any(OPPOSITE[side] not in sides(things[i], things[j]) for i, j in pairs):
             return None
     elif not truth and pairs:
         return None
-    fields = {"a": a(one, random), "b": a(other, random)}
+    fields = {"a": a(first_kind, random), "b": a(second_kind, random)}
     fields["rel"] = pick(random, RELATIONS[side])
-    return Fact(key, fields, (ones, others))
+    return Fact(key, fields, (first_matches, second_matches))

@@ -1,4 +1,4 @@
-"""Statements about two scenes."""
+"""Statements about a pair of scenes."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ PRESENCE: dict[str, Callable[[int, int], bool]] = {
 }
 ATTEMPTS = 15
 
-Found = tuple[str, Kind, dict[str, str]]  # the key of the templates, and what they take
+StatementParts = tuple[str, Kind, dict[str, str]]  # template key, subject, template fields
 
 
 def statement(pair: Pair, random: np.random.Generator) -> tuple[Text, Text]:
-    """One statement, with what it mentions in the left and in the right scene.
+    """Return a statement, with the things that it mentions in the left and in the right scene.
 
-    A phrase mentions what fits it in both scenes, also where the statement is about one of them.
+    The mentions include matching things of both scenes, even if the statement is about one scene.
     """
     truth = random.random() < 0.5
-    key, kind, fields = _found(pair, random, truth)
+    key, kind, fields = _statement_parts(pair, random, truth)
     text, answer = worded(STATEMENTS[key], fields, random), "true" if truth else "false"
-    left, right = (Text(text, answer, key, (matches(s.things, kind),)) for s in pair)
-    return left, right
+    left, true_kinds = (Text(text, answer, key, (matches(s.things, kind),)) for s in pair)
+    return left, true_kinds
 
 
-def _found(pair: Pair, random: np.random.Generator, truth: bool) -> Found:
+def _statement_parts(pair: Pair, random: np.random.Generator, truth: bool) -> StatementParts:
     things = pair.left.things + pair.right.things
     key = pick(random, KEYS)
     for _ in range(ATTEMPTS):
@@ -62,19 +62,19 @@ def _found(pair: Pair, random: np.random.Generator, truth: bool) -> Found:
         if key == "total" and random.random() < 0.15:
             form = ()
         kinds = present(things, form)
-        nothing = absent(things, form, random) if form and key != "equal" else None
-        if nothing is not None:
-            kinds.append(nothing)
-        found = _choose(key, kinds, here, there, random, truth)
-        if found is not None:
-            kind, fields = found
+        absent_kind = absent(things, form, random) if form and key != "equal" else None
+        if absent_kind is not None:
+            kinds.append(absent_kind)
+        choice = _choose(key, kinds, here, there, random, truth)
+        if choice is not None:
+            kind, fields = choice
             return key, kind, fields | {"side": SIDES[side], "other": SIDES[1 - side]}
     while True:
-        # Each pair has a kind that is there, and one that is not.
+        # Every pair has kinds that are present, and kinds that are absent.
         form = pick(random, FORMS)
-        nothing = absent(things, form, random)
-        if nothing is not None:
-            kind = pick(random, present(things, form)) if truth else nothing
+        absent_kind = absent(things, form, random)
+        if absent_kind is not None:
+            kind = pick(random, present(things, form)) if truth else absent_kind
             return "either", kind, _presence_fields(kind, random)
 
 
@@ -86,38 +86,45 @@ def _choose(
     random: np.random.Generator,
     truth: bool,
 ) -> tuple[Kind, dict[str, str]] | None:
-    """A kind with which the statement is true or false as asked.
+    """Choose a kind with which the statement has the requested truth value.
 
-    None where these kinds could not make it both: then its form would tell which it is.
+    Returns None if these kinds cannot make it both true and false, because then the form would
+    reveal the answer.
     """
     counts = {kind: (len(matches(here, kind)), len(matches(there, kind))) for kind in kinds}
     if key in PRESENCE:
-        right = [kind for kind, numbers in counts.items() if PRESENCE[key](*numbers)]
-        wrong = [kind for kind in kinds if kind not in right]
-        if not right or not wrong:
+        true_kinds = [kind for kind, numbers in counts.items() if PRESENCE[key](*numbers)]
+        false_kinds = [kind for kind in kinds if kind not in true_kinds]
+        if not true_kinds or not false_kinds:
             return None
-        kind = pick(random, right if truth else wrong)
+        kind = pick(random, true_kinds if truth else false_kinds)
         return kind, _presence_fields(kind, random)
     if key == "more":
         sign = 1 if truth else -1
-        right = [kind for kind, (one, other) in counts.items() if sign * (one - other) > 0]
-        if not right:
+        true_kinds = [
+            kind
+            for kind, (here_count, there_count) in counts.items()
+            if sign * (here_count - there_count) > 0
+        ]
+        if not true_kinds:
             return None
-        kind = pick(random, right)
+        kind = pick(random, true_kinds)
         return kind, {"x": plural(kind, random)}
     numbers = {kind: sum(both) if key == "total" else both[0] for kind, both in counts.items()}
-    said = pick(random, (1, 2, 2, 3, 3, 4, 5) if key != "total" else (1, 2, 3, 3, 4, 4, 5, 6, 7, 8))
+    stated = pick(
+        random, (1, 2, 2, 3, 3, 4, 5) if key != "total" else (1, 2, 3, 3, 4, 4, 5, 6, 7, 8)
+    )
     if kinds == [Kind()]:
         kind, actual = kinds[0], numbers[kinds[0]]
-        said = actual if truth else actual + pick(random, (-1, 1))
-        said = said if 4 <= said <= 10 else 2 * actual - said
+        stated = actual if truth else actual + pick(random, (-1, 1))
+        stated = stated if 4 <= stated <= 10 else 2 * actual - stated
     else:
-        right = [kind for kind, number in numbers.items() if number == said]
-        wrong = [kind for kind, number in numbers.items() if 1 <= abs(number - said) <= 2]
-        if not right or not wrong:
+        true_kinds = [kind for kind, number in numbers.items() if number == stated]
+        false_kinds = [kind for kind, number in numbers.items() if 1 <= abs(number - stated) <= 2]
+        if not true_kinds or not false_kinds:
             return None
-        kind = pick(random, right if truth else wrong)
-    return kind, {"verb": "is" if said == 1 else "are", "n": number_of(said, kind, random)}
+        kind = pick(random, true_kinds if truth else false_kinds)
+    return kind, {"verb": "is" if stated == 1 else "are", "n": number_of(stated, kind, random)}
 
 
 def _presence_fields(kind: Kind, random: np.random.Generator) -> dict[str, str]:

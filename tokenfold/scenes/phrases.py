@@ -1,4 +1,4 @@
-"""Noun phrases: kinds of things, what they match, and how they are worded."""
+"""Noun phrases: kinds of things, the things they match, and their wording."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large",
 NOUNS = ("thing", "object")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 NUMBERS_UP_TO_TEN = (*NUMBERS, "six", "seven", "eight", "nine", "ten")
-MARGIN = 12.0  # pixels by which things differ in position where a text speaks of it
+MARGIN = 12.0  # minimum difference of position in pixels for texts about directions
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATIONS = {
     "left": ("to the left of", "left of", "on the left of", "further left than"),
@@ -43,7 +43,7 @@ RELATIONS = {
 
 
 class Kind(NamedTuple):
-    """A description of things; what is empty may be anything."""
+    """A description of things; an empty attribute matches any value."""
 
     shape: str = ""
     colour: str = ""
@@ -54,8 +54,9 @@ class Kind(NamedTuple):
 class Text(NamedTuple):
     """A text about a scene, with its answer.
 
-    `mentions` has, for each noun phrase about things of the scene, in order, the indexes of the
-    things that fit it. Words for anything else (the image, a cat) are not counted.
+    Attributes:
+        mentions: for each noun phrase about things of the scene, in order, the indexes of the
+            matching things. Words for anything else (the image, a cat) are not included.
     """
 
     text: str
@@ -82,12 +83,12 @@ def matches(things: Things, kind: Kind) -> Matches:
 
 
 def present(things: Things, form: Form) -> list[Kind]:
-    """The kinds of this form that the things have."""
+    """Return the kinds of a form that the things have."""
     return list(dict.fromkeys(kind_of(thing, form) for thing in things))
 
 
 def absent(things: Things, form: Form, random: np.random.Generator) -> Kind | None:
-    """A kind of this form that no thing has, though one has most of it."""
+    """Return a kind of a form that no thing has, one attribute away from a kind that one has."""
     for _ in range(6):
         kind = changed(kind_of(pick(random, things), form), things, random)
         if not matches(things, kind):
@@ -96,19 +97,21 @@ def absent(things: Things, form: Form, random: np.random.Generator) -> Kind | No
 
 
 def changed(kind: Kind, things: Things, random: np.random.Generator) -> Kind:
-    """The kind with another value of one attribute, if possible one that is around."""
+    """Return the kind with another value of one attribute, preferably a value in the scene."""
     name = pick(random, [name for name in kind._fields if getattr(kind, name)])
-    old = getattr(kind, name)
-    around = [getattr(thing, name) for thing in things if getattr(thing, name) != old]
-    others = [value for value in VALUES[name] if value != old]
-    value = pick(random, around if around and random.random() < 0.6 else others)
+    old_value = getattr(kind, name)
+    present_values = [getattr(thing, name) for thing in things if getattr(thing, name) != old_value]
+    other_values = [value for value in VALUES[name] if value != old_value]
+    value = pick(
+        random, present_values if present_values and random.random() < 0.6 else other_values
+    )
     return kind._replace(**{name: value})
 
 
 def refer(
     things: Things, index: int, random: np.random.Generator, avoid: Sequence[str] = ()
 ) -> Kind | None:
-    """A kind that only this thing has, mostly the shortest; None if there is no such kind."""
+    """Return a kind that only this thing has, usually the shortest; None if there is none."""
     allowed = [name for name in VALUES if name not in avoid]
     for count in range(1, len(allowed) + 1):
         for form in shuffled(random, list(combinations(allowed, count))):
@@ -146,19 +149,19 @@ def with_article(phrase: str) -> str:
 
 
 def number_of(count: int, kind: Kind, random: np.random.Generator) -> str:
-    """Such as "two red circles"."""
+    """Return a phrase such as "two red circles"."""
     phrase = singular(kind, random)
     return f"{NUMBERS_UP_TO_TEN[count]} {phrase if count == 1 else plural_of(phrase)}"
 
 
 def sides(first: Thing, second: Thing, margin: float = MARGIN) -> list[str]:
-    """Where the first thing is, clearly, as seen from the second."""
-    found = []
+    """Return the directions in which the first thing clearly lies from the second."""
+    directions = []
     if abs(first.x - second.x) >= margin:
-        found.append("left" if first.x < second.x else "right")
+        directions.append("left" if first.x < second.x else "right")
     if abs(first.y - second.y) >= margin:
-        found.append("above" if first.y < second.y else "below")
-    return found
+        directions.append("above" if first.y < second.y else "below")
+    return directions
 
 
 def worded(templates: Sequence[str], fields: dict[str, str], random: np.random.Generator) -> str:
@@ -167,15 +170,15 @@ def worded(templates: Sequence[str], fields: dict[str, str], random: np.random.G
 
 
 def words(texts: Iterable[str]) -> set[str]:
-    """The words and punctuation marks of texts and templates, in lower case."""
-    found: set[str] = set()
+    """Return the words and punctuation marks of texts and templates, in lower case."""
+    vocabulary_words: set[str] = set()
     for text in texts:
-        found.update(re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}s?", " ", text.lower())))
-    return found
+        vocabulary_words.update(re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}s?", " ", text.lower())))
+    return vocabulary_words
 
 
 def vocabulary() -> set[str]:
-    """What can stand in the place of a template's field."""
+    """Return all words that can replace a template's field."""
     nouns = (*SHAPES, *NOUNS)
     texts = [*COLOURS, *TEXTURES, *nouns, *map(plural_of, nouns), *VALUES, "a an the is are"]
     for choices in (*SIZE_WORDS.values(), *RELATIONS.values(), NUMBERS_UP_TO_TEN):

@@ -1,4 +1,4 @@
-"""The wordings of all texts. What stands in braces is filled in from the scene."""
+"""Templates of all texts; the fields in braces are filled in from the scene."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ CLAIMS: Templates = {
     ),
 }  # fmt: skip
 
-# What no image can tell. The first ones are about one thing, then two, then kinds.
+# Claims that no image can confirm: about one thing, about two things, and about kinds.
 UNKNOWABLE: Templates = {
     "one": (
         "{a} is {quality}.", "In the image, {a} is {quality}.",

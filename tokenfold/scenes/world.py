@@ -1,4 +1,4 @@
-"""The layout of the synthetic world: which things there are, and where."""
+"""The layout of the synthetic world: the things in a scene, and their positions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
-HELD_OUT = range(10_000_000, 10_100_000)  # training draws seeds below
+HELD_OUT = range(10_000_000, 10_100_000)  # training uses smaller seeds
 
 RADII = {"small": (9.0, 11.0), "large": (14.0, 18.0)}
-# Centres at least this share of the radii's sum apart: less than 30 % of a thing is hidden.
-APART = 0.79
-REACH = 1.2  # radii from a thing's centre to its furthest corner
-TRIES = 30
-TILT = math.radians(20)  # more would turn a square into a diamond, and a cross into an x
+# Minimum distance of centres, relative to the sum of the radii: hides less than 30 % of a thing.
+MIN_DISTANCE = 0.79
+REACH = 1.2  # distance from a thing's centre to its furthest corner, in radii
+MAX_TRIES = 30
+TILT = math.radians(20)  # beyond this, a square becomes a diamond, and a cross becomes an x
 
 T = TypeVar("T")
 
 
 class Thing(NamedTuple):
-    """One thing; `x`, `y` and `radius` are in pixels, `angle` is in radians."""
+    """A thing; `x`, `y` and `radius` are in pixels, `angle` is in radians."""
 
     shape: str
     colour: str
@@ -39,9 +39,9 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Things in the order in which they are drawn; the later ones hide the earlier ones.
+    """Things in drawing order; later things hide earlier ones.
 
-    `backdrop` seeds what has no meaning: background, noise, and shades of the colours.
+    `backdrop` seeds everything without meaning: background, noise, and shades of the colours.
     """
 
     seed: int
@@ -59,16 +59,16 @@ Palette = tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]]
 
 
 def pick(random: np.random.Generator, values: Sequence[T]) -> T:
-    """One of the values; several times faster than the generator's own choice."""
+    """Choose a value; several times faster than the generator's `choice`."""
     return values[int(random.random() * len(values))]
 
 
 def shuffled(random: np.random.Generator, values: Sequence[T]) -> list[T]:
-    return [values[at] for at in random.permutation(len(values))]
+    return [values[index] for index in random.permutation(len(values))]
 
 
 def scene(seed: int) -> Scene:
-    """The scene of a seed: from two to five things."""
+    """Return the scene of a seed, with two to five things."""
     random = np.random.default_rng(seed)
     palette = _palette(random)
     kinds = [_attributes(palette, random) for _ in range(_count(random))]
@@ -76,17 +76,19 @@ def scene(seed: int) -> Scene:
 
 
 def pair(seed: int) -> Pair:
-    """The two scenes of a seed; in most pairs they have things in common."""
+    """Return the two scenes of a seed; most pairs have things in common."""
     random = np.random.default_rng((seed, 1))
     palette = _palette(random)
     left = [_attributes(palette, random) for _ in range(_count(random))]
     if random.random() < 0.2:
-        palette, kept = _palette(random), 0.0
+        palette, keep_probability = _palette(random), 0.0
     else:
-        kept = 0.6
+        keep_probability = 0.6
     right = [
-        left[at] if at < len(left) and random.random() < kept else _attributes(palette, random)
-        for at in range(_count(random))
+        left[index]
+        if index < len(left) and random.random() < keep_probability
+        else _attributes(palette, random)
+        for index in range(_count(random))
     ]
     if random.random() < 0.5:
         left, right = right, left
@@ -98,16 +100,16 @@ def _count(random: np.random.Generator) -> int:
 
 
 def _palette(random: np.random.Generator) -> Palette:
-    """The values that a scene draws from; narrow ones give it things with much in common."""
+    """Choose the attribute values of a scene; few values give its things much in common."""
     return (
-        _some(SHAPES, (1, 2, 2, 3, 3, 6, 6, 6), random),
-        _some(COLOURS, (1, 2, 2, 3, 3, 8, 8, 8), random),
-        _some(SIZES, (1, 2, 2, 2, 2), random),
-        _some(TEXTURES, (1, 2, 3, 3, 3), random),
+        _subset(SHAPES, (1, 2, 2, 3, 3, 6, 6, 6), random),
+        _subset(COLOURS, (1, 2, 2, 3, 3, 8, 8, 8), random),
+        _subset(SIZES, (1, 2, 2, 2, 2), random),
+        _subset(TEXTURES, (1, 2, 3, 3, 3), random),
     )
 
 
-def _some(
+def _subset(
     values: tuple[str, ...], counts: Sequence[int], random: np.random.Generator
 ) -> Sequence[str]:
     count = pick(random, counts)
@@ -136,12 +138,12 @@ def _centre(
 ) -> tuple[float, float] | None:
     margin = REACH * radius
     span = SIZE - 2 * margin
-    for x, y in (margin + span * random.random((TRIES, 2))).tolist():
-        if all(math.hypot(x - t.x, y - t.y) >= APART * (radius + t.radius) for t in things):
+    for x, y in (margin + span * random.random((MAX_TRIES, 2))).tolist():
+        if all(math.hypot(x - t.x, y - t.y) >= MIN_DISTANCE * (radius + t.radius) for t in things):
             return x, y
     if len(things) > 1:
         return None
-    # A scene has at least two things, and the corner across from the first is always free.
+    # A scene has at least two things, and the corner opposite the first one is always free.
     first = things[0]
-    far = SIZE - margin
-    return margin if first.x > SIZE / 2 else far, margin if first.y > SIZE / 2 else far
+    far_edge = SIZE - margin
+    return margin if first.x > SIZE / 2 else far_edge, margin if first.y > SIZE / 2 else far_edge

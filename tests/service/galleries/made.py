@@ -1,4 +1,4 @@
-"""Galleries and images for tests."""
+"""Descriptions, vectors and images of galleries for tests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Vectors = npt.NDArray[np.float32]
 
 
 def info(name: str = "holiday", width: int = WIDTH, **changes: Any) -> GalleryInfo:
-    """A description."""
-    given: dict[str, Any] = {
+    """Return the description of a gallery."""
+    fields: dict[str, Any] = {
         "name": name,
         "model": "dual",
         "fingerprint": "f" * 64,
@@ -30,18 +30,18 @@ def info(name: str = "holiday", width: int = WIDTH, **changes: Any) -> GalleryIn
         "width": width,
         "created": WHEN,
     }
-    return GalleryInfo(**given | changes)
+    return GalleryInfo(**fields | changes)
 
 
 def unit(vectors: npt.ArrayLike) -> Vectors:
-    """At length 1: (..., width)."""
-    found = np.asarray(vectors, np.float64)
-    scaled: Vectors = (found / np.linalg.norm(found, axis=-1, keepdims=True)).astype(np.float32)
+    """Scale vectors (..., width) to length 1."""
+    values = np.asarray(vectors, np.float64)
+    scaled: Vectors = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
     return scaled
 
 
 def vectors(count: int, width: int = WIDTH, seed: int = 0) -> Vectors:
-    """(count, width) in any direction."""
+    """Return (count, width) unit vectors in random directions."""
     return unit(np.random.default_rng(seed).standard_normal((count, width)))
 
 
@@ -53,7 +53,7 @@ def image(
     vector: Vectors | None = None,
     width: int = WIDTH,
 ) -> ImageRow:
-    """An image whose every part follows from its content, by default from its id."""
+    """Return an image whose every field is derived from its content, by default its id."""
     digest = hashlib.sha256((content if content is not None else id).encode()).digest()
     seed = int.from_bytes(digest[:8], "big")
     return ImageRow(
@@ -68,8 +68,8 @@ def image(
     )
 
 
-def assert_same(found: ImageRow | None, expected: ImageRow) -> None:
-    """Every part of it."""
-    assert found is not None
-    assert found._replace(vector=expected.vector) == expected
-    np.testing.assert_array_equal(found.vector, expected.vector)
+def assert_same(stored: ImageRow | None, expected: ImageRow) -> None:
+    """Check that every field of two images is equal."""
+    assert stored is not None
+    assert stored._replace(vector=expected.vector) == expected
+    np.testing.assert_array_equal(stored.vector, expected.vector)

@@ -1,4 +1,4 @@
-"""A server with galleries, and what is asked of it in tests."""
+"""A server with galleries, and requests to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ YELLOW, WHITE = picture("yellow"), picture("white")
 
 
 def bundles(root: Path) -> Path:
-    """A classifier, a dual encoder and a network that sees images with texts."""
+    """Write bundles of a classifier, a dual encoder and a network for images with texts."""
     bundle(root / "a")
     dual_bundle(root / "b")
     pair_bundle(root / "c")
@@ -31,17 +31,17 @@ def bundles(root: Path) -> Path:
 
 @contextmanager
 def galleries_at(root: Path, **changes: Any) -> Iterator[Remote]:
-    """A server on bundles."""
+    """Run a server on a folder of bundles."""
     with serving(create_app(standin.settings(root, **changes))) as remote:
         yield remote
 
 
 def create(remote: Remote, name: str, **fields: Any) -> dict[str, Any]:
-    """A new gallery's description."""
+    """Create a gallery and return its description."""
     response = remote.post("/v1/galleries", json={"name": name, **fields})
     assert response.status_code == 201, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    description: dict[str, Any] = response.json()
+    return description
 
 
 def add(
@@ -52,31 +52,31 @@ def add(
     metadata: Sequence[dict[str, Any]] = (),
     **fields: Any,
 ) -> httpx.Response:
-    """POST a form of images."""
+    """POST a form that adds images."""
     return remote.post(
         f"/v1/galleries/{name}/images",
-        files=[("image", (f"{at}.png", data)) for at, data in enumerate(images)],
-        data={"id": list(ids), "metadata": [json.dumps(one) for one in metadata], **fields},
+        files=[("image", (f"{index}.png", data)) for index, data in enumerate(images)],
+        data={"id": list(ids), "metadata": [json.dumps(item) for item in metadata], **fields},
     )
 
 
 def added(response: httpx.Response) -> list[dict[str, Any]]:
-    """The results of adding images."""
+    """Check that images were added, and return the results."""
     assert response.status_code == 200, response.text
     ImagesAdded.model_validate_json(response.content)
-    found: list[dict[str, Any]] = response.json()["results"]
-    return found
+    results: list[dict[str, Any]] = response.json()["results"]
+    return results
 
 
 def search(remote: Remote, name: str, **body: Any) -> dict[str, Any]:
-    """The answer to a search, by JSON."""
+    """Search with a JSON body and return the answer."""
     response = remote.post(f"/v1/galleries/{name}/search", json=body)
     assert response.status_code == 200, response.text
     SearchResponse.model_validate_json(response.content)
-    found: dict[str, Any] = response.json()
-    return found
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def ids(answer: dict[str, Any]) -> list[str]:
-    """Of the images that were found, in order."""
-    return [found["id"] for found in answer["results"]]
+    """Return the ids of the hits, in order."""
+    return [hit["id"] for hit in answer["results"]]

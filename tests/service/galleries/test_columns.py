@@ -1,4 +1,4 @@
-"""The way of an image into a table, and back."""
+"""Conversion of images to table rows, and back."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ JSON = st.recursive(
         thumbnail=st.binary(max_size=100),
     )
 )
-def test_there_and_back(row: ImageRow) -> None:
+def test_round_trip(row: ImageRow) -> None:
     table = columns.table([row], info())
     assert_same(columns.image_row(table.to_pylist()[0]), row)
     (hit,) = columns.hits(table, [0.5])
     assert hit == (*(row.id, 0.5, row.metadata, row.width, row.height, row.added, row.sha256),)
 
 
-def test_a_score_is_a_cosine() -> None:
-    found = columns.cosines(np.array([-1e-7, 0.0, 0.25, 2.0000002], np.float32))
-    np.testing.assert_array_equal(found, [1.0, 1.0, 0.75, -1.0])
+def test_scores_are_cosines() -> None:
+    cosines = columns.cosines(np.array([-1e-7, 0.0, 0.25, 2.0000002], np.float32))
+    np.testing.assert_array_equal(cosines, [1.0, 1.0, 0.75, -1.0])
     (hit,) = columns.hits(columns.table([image("a")], info()))
     assert np.isnan(hit.score)
 
 
-def test_a_table_says_whose_it_is() -> None:
+def test_a_schema_holds_the_gallery_or_a_mark() -> None:
     assert columns.description(columns.schema(info())) == info()
     assert columns.marked(columns.schema(info()), columns.DELETED) is None
     assert columns.description(columns.mark(columns.DELETED)) is None
@@ -68,26 +68,26 @@ def test_a_table_says_whose_it_is() -> None:
     assert columns.description(pa.schema([], metadata={"tokenfold": "{}"})) is None
 
 
-def test_no_column_of_a_gallery_is_in_a_mark() -> None:
+def test_a_marked_table_has_no_column_of_a_gallery() -> None:
     assert not set(columns.schema(info()).names) & set(columns.mark(columns.DELETED).names)
 
 
 @given(JSON)
-def test_equal_metadata_has_one_text(value: Any) -> None:
+def test_equal_metadata_has_equal_text(value: Any) -> None:
     text = columns.metadata_text({"a": value, "b": 1})
     assert columns.metadata_text({"b": 1, "a": value}) == text
     assert json.loads(text) == {"a": value, "b": 1}
 
 
 def nested(levels: int) -> list[Any]:
-    found: list[Any] = []
+    inner: list[Any] = []
     for _ in range(levels):
-        found = [found]
-    return found
+        inner = [inner]
+    return inner
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({"a": 2**64}, "64 bits"),
         ({"a": [{"b": -(2**63) - 1}]}, "64 bits"),
@@ -95,16 +95,16 @@ def nested(levels: int) -> list[Any]:
         ({"a": float("-inf")}, "Out of range"),
         ({"a": "\ud800"}, "surrogate"),
         ({"\ud800": 1}, "surrogate"),
-        ({1: 1}, "no text"),
+        ({1: 1}, "not a text"),
         ({"a": b"x"}, "not JSON serializable"),
         ({"a": nested(100_000)}, "metadata"),
     ],
 )
-def test_metadata_that_cannot_be_kept(metadata: Any, said: str) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+def test_invalid_metadata_is_refused(metadata: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         columns.metadata_text(metadata)
 
 
 def test_a_vector_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="no vector of 8 numbers"):
+    with pytest.raises(ValueError, match=r"\(9,\), not \(8,\)"):
         columns.table([image("a", width=9)], info())

@@ -1,4 +1,4 @@
-"""What was acknowledged is kept: through kill -9, a second writer, and a full disk."""
+"""Acknowledged images survive kill -9, concurrent writers and a full disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tokenfold.service.galleries.upkeep import index, optimize
 KILLS = 50
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment(tmp_path: Path) -> None:
     draw = random.Random(1)
 
-    async def made() -> Gallery:
+    async def make_gallery() -> Gallery:
         galleries = await Galleries.open(str(tmp_path))
         return await galleries.create(info(GALLERY))
 
-    async def state(gallery: Gallery) -> set[str]:
+    async def image_ids(gallery: Gallery) -> set[str]:
         ids: set[str] = set()
         after = None
         while page := await gallery.page(after, 1000):
@@ -39,36 +39,36 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         return ids
 
     with asyncio.Runner() as runner, writers() as children:
-        gallery = runner.run(made())
+        gallery = runner.run(make_gallery())
         acknowledged: set[str] = set()
         first, resumed = 0, 0
         for _ in range(KILLS):
             children.begin(Order(str(tmp_path), first, 100_000, upkeep=draw.choice([0, 3, 7])))
             (child,) = children.hear()["began"]
-            # Counted from the start, for a kill while it opens, or from the first answer on.
-            heard = children.hear() if draw.random() < 0.9 else {}
+            # Kill while the writer opens the gallery, or after its first answer.
+            message = children.hear() if draw.random() < 0.9 else {}
             threading.Timer(draw.uniform(0.0, 0.25), os.kill, (child, signal.SIGKILL)).start()
-            resumed += "put" in heard
-            while "ended" not in heard:
-                if "put" in heard:
-                    batch = range(heard["put"], heard["put"] + BATCH)
+            resumed += "put" in message
+            while "ended" not in message:
+                if "put" in message:
+                    batch = range(message["put"], message["put"] + BATCH)
                     acknowledged |= {f"{n:06}" for n in batch}
-                heard = children.hear()
-            assert heard["ended"] == -signal.SIGKILL
-            here = runner.run(state(gallery))
-            assert acknowledged <= here
-            # A batch is there or not.
-            assert len(here) % BATCH == 0
-            assert here == {f"{n:06}" for n in range(len(here))}
-            first = len(here)
+                message = children.hear()
+            assert message["ended"] == -signal.SIGKILL
+            stored_ids = runner.run(image_ids(gallery))
+            assert acknowledged <= stored_ids
+            # Each batch is stored completely or not at all.
+            assert len(stored_ids) % BATCH == 0
+            assert stored_ids == {f"{n:06}" for n in range(len(stored_ids))}
+            first = len(stored_ids)
         assert resumed > KILLS // 2
         assert len(acknowledged) >= resumed * BATCH
-        found = runner.run(read(gallery, sorted(acknowledged)))
-        assert found == len(acknowledged)
+        compared = runner.run(read(gallery, sorted(acknowledged)))
+        assert compared == len(acknowledged)
 
 
 async def read(gallery: Gallery, ids: list[str]) -> int:
-    """Compare some images whole, and the thumbnails of all."""
+    """Compare all fields of some images and the thumbnails of all; return their number."""
     for id in ids[:: max(1, len(ids) // 50)]:
         assert_same(await gallery.fetch(id, vector=True), row(int(id)))
     thumbnails = await gallery.thumbnails(ids)
@@ -77,10 +77,10 @@ async def read(gallery: Gallery, ids: list[str]) -> int:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
-    """Of ranges that overlap: what both insert at the same time is there once."""
+def test_concurrent_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
+    """Check that images which several writers insert concurrently are stored once."""
 
-    async def made() -> Gallery:
+    async def make_gallery() -> Gallery:
         galleries = await Galleries.open(str(tmp_path))
         gallery = await galleries.create(info(GALLERY))
         if indexed:
@@ -90,24 +90,24 @@ def test_two_writers_lose_nothing(tmp_path: Path, indexed: bool) -> None:
         return gallery
 
     with asyncio.Runner() as runner, writers() as children:
-        gallery = runner.run(made())
+        gallery = runner.run(make_gallery())
         children.begin(
             Order(str(tmp_path), 0, 80, content="a"),
             Order(str(tmp_path), 0, 80, content="b", upkeep=5),
             Order(str(tmp_path), 40, 80, content="c"),
         )
-        heard = [children.hear()]
-        while sum("ended" in line for line in heard) < 3:
-            heard.append(children.hear())
-        assert [line["ended"] for line in heard if "ended" in line] == [0, 0, 0]
-        assert sum("put" in line for line in heard) == 3 * 80 // BATCH
+        messages = [children.hear()]
+        while sum("ended" in line for line in messages) < 3:
+            messages.append(children.hear())
+        assert [line["ended"] for line in messages if "ended" in line] == [0, 0, 0]
+        assert sum("put" in line for line in messages) == 3 * 80 // BATCH
         page = runner.run(gallery.page(None, 1000))
         ids = [hit.id for hit in page if hit.id < "900000"]
         assert ids == [f"{n:06}" for n in range(120)]
         assert runner.run(gallery.count()) == 120 + 400 * indexed
         for hit in page[:120]:
-            found = runner.run(gallery.fetch(hit.id, vector=True))
-            assert_same(found, row(int(hit.id), hit.metadata["by"]))
+            stored = runner.run(gallery.fetch(hit.id, vector=True))
+            assert_same(stored, row(int(hit.id), hit.metadata["by"]))
 
 
 FULL = """
@@ -157,10 +157,10 @@ asyncio.run(run(sys.argv[1]))
 """
 
 
-def test_a_full_disk_is_read_and_emptied(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    done = subprocess.run(
+def test_a_full_disk_can_be_read_and_emptied(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    completed = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 200
+    assert completed.returncode == 0, completed.stderr
+    assert time.monotonic() - begin < 200

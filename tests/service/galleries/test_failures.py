@@ -1,4 +1,4 @@
-"""LanceDB's errors by their texts, which are copied from it."""
+"""Classification of LanceDB's errors, with texts copied from LanceDB."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def test_a_full_disk(text: str) -> None:
     assert ".cargo" not in error.detail
 
 
-def test_anything_else_is_ours() -> None:
+def test_other_errors_are_storage_failures() -> None:
     text = "lance error: LanceError(IO): Permission denied (os error 13)"
     error = failures.storage_error(RuntimeError(text + ENDING), "reading gallery holiday")
     assert isinstance(error, StorageFailed)
-    assert error.detail == "Reading gallery holiday failed; the server's log says why."
+    assert error.detail == "Reading gallery holiday failed; see the server's log."
 
 
-def test_kinds() -> None:
-    late = RuntimeError(
+def test_conflicts_and_missing_tables() -> None:
+    conflict = RuntimeError(
         "lance error: Retryable commit conflict for version 7: This Update" + ENDING
     )
-    taken = ValueError("Table '1-a' already exists")
+    existing = ValueError("Table '1-a' already exists")
     missing = ValueError("Table '1-a' was not found")
     dropped = RuntimeError("lance error: Not found: data/1-a.lance/_versions" + ENDING)
-    errors = (late, taken, missing, dropped)
+    errors = (conflict, existing, missing, dropped)
     assert [failures.is_conflict(error) for error in errors] == [True, False, False, False]
     assert [failures.is_missing(error) for error in errors] == [False, False, True, True]
     assert not any(failures.is_full(error) for error in errors)

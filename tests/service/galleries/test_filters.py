@@ -1,4 +1,4 @@
-"""Filters: what they find is what they say, and nothing in them is run."""
+"""Filters select the right images, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.service.galleries.made import image, info
 from tokenfold.service.errors import InvalidFilter
-from tokenfold.service.galleries.filters import MOST_CONDITIONS, MOST_VALUES, where
+from tokenfold.service.galleries.filters import MAX_CONDITIONS, MAX_VALUES, where
 from tokenfold.service.galleries.store import Galleries
 from tokenfold.service.galleries.table import Gallery
 
 NASTY = "it's \"q\" \\ é😀\n-- '; DROP"
-KEPT: dict[str, dict[str, Any]] = {
+METADATA: dict[str, dict[str, Any]] = {
     "whole": {"year": 2020},
     "double": {"year": 2020.0, "f": 1.5},
     "half": {"year": 2020.5},
@@ -41,11 +41,11 @@ KEPT: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Gallery]]:
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Gallery]]:
     async def fill(place: Path) -> tuple[Galleries, Gallery]:
         galleries = await Galleries.open(str(place))
         gallery = await galleries.create(info())
-        await gallery.put([image(id, metadata=metadata) for id, metadata in KEPT.items()])
+        await gallery.put([image(id, metadata=metadata) for id, metadata in METADATA.items()])
         return galleries, gallery
 
     with asyncio.Runner() as runner:
@@ -54,8 +54,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Run
         runner.run(galleries.close())
 
 
-def found(kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> set[str]:
-    runner, gallery = kept
+def matching_ids(stored: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> set[str]:
+    runner, gallery = stored
     hits = runner.run(gallery.page(None, 1000, filter))
     assert runner.run(gallery.count(filter)) == len(hits)
     return {hit.id for hit in hits}
@@ -64,7 +64,7 @@ def found(kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> set[s
 @pytest.mark.parametrize(
     ("filter", "expected"),
     [
-        ({}, set(KEPT)),
+        ({}, set(METADATA)),
         ({"year": 2020}, {"whole", "double"}),
         ({"year": 2020.0}, {"whole", "double"}),
         ({"year": "2020"}, {"text"}),
@@ -85,8 +85,8 @@ def found(kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> set[s
         ({"year": {"lt": "abc"}}, {"text", "quote", "empty text"}),
         ({"year": {"in": [2020, "abc", None]}}, {"whole", "double", "word", "null"}),
         ({"tag": {"in": ["sea", NASTY]}}, {"word", "quote"}),
-        ({"tag": {"ne": "sea"}}, set(KEPT) - {"word"}),
-        ({"year": {"ne": 2020}}, set(KEPT) - {"whole", "double"}),
+        ({"tag": {"ne": "sea"}}, set(METADATA) - {"word"}),
+        ({"year": {"ne": 2020}}, set(METADATA) - {"whole", "double"}),
         ({"tag": {"exists": True}}, {"word", "words", "quote"}),
         ({"year": {"exists": False}}, {"none", "odd"}),
         ({"year": {"contains": "abc"}}, {"list"}),
@@ -101,10 +101,10 @@ def found(kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> set[s
         ({"year.no": "X100"}, set()),
     ],
 )
-def test_finds_what_it_says(
-    kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any], expected: set[str]
+def test_filters_select_matching_images(
+    stored: tuple[asyncio.Runner, Gallery], filter: dict[str, Any], expected: set[str]
 ) -> None:
-    assert found(kept, filter) == expected
+    assert matching_ids(stored, filter) == expected
 
 
 SCALARS = (
@@ -131,13 +131,19 @@ KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sample
         max_size=3,
     )
 )
-def test_nothing_in_it_is_run(kept: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]) -> None:
-    def holds(metadata: Any, key: str, asked: Any) -> bool:
+def test_nothing_in_a_filter_is_executed(
+    stored: tuple[asyncio.Runner, Gallery], filter: dict[str, Any]
+) -> None:
+    def holds(metadata: Any, key: str, requirement: Any) -> bool:
         for name in key.split("."):
             if not isinstance(metadata, dict) or name not in metadata:
                 return False
             metadata = metadata[name]
-        values = asked.get("in", [asked.get("eq")]) if isinstance(asked, dict) else [asked]
+        values = (
+            requirement.get("in", [requirement.get("eq")])
+            if isinstance(requirement, dict)
+            else [requirement]
+        )
 
         def kind(value: Any) -> type:
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -147,22 +153,22 @@ def test_nothing_in_it_is_run(kept: tuple[asyncio.Runner, Gallery], filter: dict
 
     expected = {
         id
-        for id, metadata in KEPT.items()
-        if all(holds(metadata, key, asked) for key, asked in filter.items())
+        for id, metadata in METADATA.items()
+        if all(holds(metadata, key, requirement) for key, requirement in filter.items())
     }
-    assert found(kept, filter) == expected
+    assert matching_ids(stored, filter) == expected
 
 
 @pytest.mark.parametrize(
-    ("filter", "said"),
+    ("filter", "message"),
     [
-        ({"year": {}}, "names no operator"),
+        ({"year": {}}, "has no operator"),
         ({"year": {"above": 1}}, "no operator 'above'; known: eq, ne"),
-        ({"year": [1]}, "a value is a text"),
-        ({"year": {"eq": {"a": 1}}}, "a value is a text"),
+        ({"year": [1]}, "a value must be a text"),
+        ({"year": {"eq": {"a": 1}}}, "a value must be a text"),
         ({"year": {"in": []}}, "1 to 1000"),
         ({"year": {"in": "abc"}}, "1 to 1000"),
-        ({"year": {"in": [1] * (MOST_VALUES + 1)}}, "1 to 1000"),
+        ({"year": {"in": [1] * (MAX_VALUES + 1)}}, "1 to 1000"),
         ({"year": {"exists": 1}}, "true or false"),
         ({"a": {"in": [1] * 600}, "b": {"in": ["x"] * 600}}, "1200 values"),
         ({"year": {"gte": True}}, "only numbers and texts"),
@@ -173,19 +179,25 @@ def test_nothing_in_it_is_run(kept: tuple[asyncio.Runner, Gallery], filter: dict
         ({"year": "\ud800"}, "surrogate"),
         ({"\udfff": 1}, "surrogate"),
         ({"year": "x" * 5000}, "longer than"),
-        ({"a.b" * 20: 1}, "too deep"),
-        ({str(n): 1 for n in range(MOST_CONDITIONS + 1)}, "33 conditions"),
+        ({"a.b" * 20: 1}, "too deeply"),
+        ({str(n): 1 for n in range(MAX_CONDITIONS + 1)}, "33 conditions"),
     ],
 )
-def test_says_what_is_wrong(filter: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidFilter, match=said):
+def test_invalid_filters_are_refused(filter: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidFilter, match=message):
         where(filter)
 
 
-def test_a_long_list_is_looked_up_once(kept: tuple[asyncio.Runner, Gallery]) -> None:
-    values: list[Any] = ["abc", 2020, None, True, *(f"v{n}" for n in range(MOST_VALUES - 4))]
+def test_a_long_list_needs_one_lookup_per_type(stored: tuple[asyncio.Runner, Gallery]) -> None:
+    values: list[Any] = ["abc", 2020, None, True, *(f"v{n}" for n in range(MAX_VALUES - 4))]
     condition = where({"year": {"in": values}})
     assert condition is not None
-    assert condition.count("json_get") == 2  # of its numbers, and of the others
-    assert found(kept, {"year": {"in": values}}) == {"whole", "double", "word", "null", "true"}
-    assert found(kept, {"year": {"in": [*range(2019, 3019)]}}) == {"whole", "double"}
+    assert condition.count("json_get") == 2  # one for the numbers, one for the other values
+    assert matching_ids(stored, {"year": {"in": values}}) == {
+        "whole",
+        "double",
+        "word",
+        "null",
+        "true",
+    }
+    assert matching_ids(stored, {"year": {"in": [*range(2019, 3019)]}}) == {"whole", "double"}

@@ -1,4 +1,4 @@
-"""The galleries of a server that starts, fails to open them, and stops."""
+"""Opening the galleries of a server, failing to open them, and closing them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenfold.service.galleries.metrics import GalleryMetrics
 from tokenfold.service.galleries.record import GalleryInfo
 
 
-def kept(uri: Path | str) -> tuple[Keeper, CollectorRegistry]:
+def make_keeper(uri: Path | str) -> tuple[Keeper, CollectorRegistry]:
     registry = CollectorRegistry()
     return Keeper(str(uri), GalleryMetrics(registry)), registry
 
@@ -34,41 +34,45 @@ def info(name: str) -> GalleryInfo:
     )
 
 
-def test_it_opens_once(tmp_path: Path) -> None:
+def test_concurrent_requests_open_once(tmp_path: Path) -> None:
     async def run() -> None:
-        one, _ = kept(tmp_path)
-        first, second = await asyncio.gather(one.galleries(), one.galleries())
+        galleries_keeper, _ = make_keeper(tmp_path)
+        first, second = await asyncio.gather(
+            galleries_keeper.galleries(), galleries_keeper.galleries()
+        )
         assert first is second
-        await one.stop()
+        await galleries_keeper.stop()
 
     asyncio.run(run())
 
 
-def test_a_failure_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_is_retried_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run() -> None:
-        one, _ = kept(tmp_path / "file" / "data")
-        one.start()
+        galleries_keeper, _ = make_keeper(tmp_path / "file" / "data")
+        galleries_keeper.start()
         with pytest.raises(StorageFailed):
-            await one.galleries()
+            await galleries_keeper.galleries()
         (tmp_path / "file").unlink()
         (tmp_path / "file").mkdir()
-        with pytest.raises(StorageFailed):  # not so soon
-            await one.galleries()
-        monkeypatch.setattr(keeper, "_PATIENCE", 0.0)
-        assert await (await one.galleries()).list() == []
-        await one.stop()
+        with pytest.raises(StorageFailed):  # too soon for a retry
+            await galleries_keeper.galleries()
+        monkeypatch.setattr(keeper, "_RETRY_AFTER", 0.0)
+        assert await (await galleries_keeper.galleries()).list() == []
+        await galleries_keeper.stop()
 
     (tmp_path / "file").write_text("no folder")
     asyncio.run(run())
 
 
-def test_nothing_is_opened_after_the_end(tmp_path: Path) -> None:
+def test_nothing_is_opened_after_stop(tmp_path: Path) -> None:
     async def run() -> None:
-        one, _ = kept(tmp_path)
-        one.start()
-        await one.stop()
+        galleries_keeper, _ = make_keeper(tmp_path)
+        galleries_keeper.start()
+        await galleries_keeper.stop()
         with pytest.raises(StorageFailed):
-            await one.galleries()
+            await galleries_keeper.galleries()
 
     asyncio.run(run())
 
@@ -76,13 +80,13 @@ def test_nothing_is_opened_after_the_end(tmp_path: Path) -> None:
 def test_galleries_of_other_servers_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_BETWEEN_COUNTS", 0.01)
+    monkeypatch.setattr(keeper, "_COUNT_INTERVAL", 0.01)
 
     async def run() -> None:
-        one, registry = kept(tmp_path)
-        other, _ = kept(tmp_path)
-        await (await other.galleries()).create(info("shared"))
-        one.start()
+        galleries_keeper, registry = make_keeper(tmp_path)
+        other_keeper, _ = make_keeper(tmp_path)
+        await (await other_keeper.galleries()).create(info("shared"))
+        galleries_keeper.start()
 
         async def until(value: float | None) -> None:
             async with asyncio.timeout(10):
@@ -93,9 +97,9 @@ def test_galleries_of_other_servers_are_counted(
                     await asyncio.sleep(0.01)
 
         await until(0)
-        await (await other.galleries()).delete("shared")
+        await (await other_keeper.galleries()).delete("shared")
         await until(None)
-        await one.stop()
-        await other.stop()
+        await galleries_keeper.stop()
+        await other_keeper.stop()
 
     asyncio.run(run())

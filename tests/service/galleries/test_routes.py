@@ -1,4 +1,4 @@
-"""Galleries over real HTTP: made, filled, listed, fetched, deleted."""
+"""Routes of galleries over HTTP: create, add, list, fetch and delete."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def page(remote: Remote, name: str, **query: Any) -> dict[str, Any]:
     response = remote.get(f"/v1/galleries/{name}/images", params=query)
     assert response.status_code == 200, response.text
     ImagePage.model_validate_json(response.content)
-    found: dict[str, Any] = response.json()
-    return found
+    response_page: dict[str, Any] = response.json()
+    return response_page
 
 
 class TestGalleries:
@@ -69,37 +69,37 @@ class TestGalleries:
         response = client.post("/v1/galleries", json={"name": "life"})
         assert response.status_code == 201
         assert response.headers["location"] == "/v1/galleries/life"
-        described = response.json()
+        description_created = response.json()
         GalleryDescription.model_validate_json(response.content)
-        assert described["model"] == "dual"
-        assert described["level"] == "exact"
-        assert described["reduction"] == 0
-        assert described["width"] == WIDTH
-        assert described["images"] == described["indexed"] == 0
-        assert described["served"] is True
+        assert description_created["model"] == "dual"
+        assert description_created["level"] == "exact"
+        assert description_created["reduction"] == 0
+        assert description_created["width"] == WIDTH
+        assert description_created["images"] == description_created["indexed"] == 0
+        assert description_created["served"] is True
         assert client.get("/v1/galleries/life").json()["name"] == "life"
         listed = client.get("/v1/galleries")
         GalleryList.model_validate_json(listed.content)
-        assert "life" in [one["name"] for one in listed.json()["galleries"]]
+        assert "life" in [description["name"] for description in listed.json()["galleries"]]
         assert client.delete("/v1/galleries/life").status_code == 204
         problem(client.get("/v1/galleries/life"), 404, "unknown-gallery")
         problem(client.delete("/v1/galleries/life"), 404, "unknown-gallery")
 
-    def test_its_level_is_chosen_once(self, client: Remote) -> None:
+    def test_the_level_of_a_gallery_is_fixed(self, client: Remote) -> None:
         assert create(client, "quick", level="fast")["reduction"] == 0.6
-        found = create(client, "own", reduction=0.45, model="dual")
-        assert (found["level"], found["reduction"]) == ("custom", 0.45)
+        description = create(client, "own", reduction=0.45, model="dual")
+        assert (description["level"], description["reduction"]) == ("custom", 0.45)
         (result,) = added(add(client, "quick", RED))
         assert result["reduction"]["level"] == "fast"
         (result,) = added(add(client, "own", RED))
         assert result["reduction"]["level"] == "custom"
         assert result["reduction"]["requested"] == 0.45
 
-    def test_a_form_will_do(self, client: Remote) -> None:
+    def test_create_accepts_a_form(self, client: Remote) -> None:
         response = client.post("/v1/galleries", files={"name": (None, "form")})
         assert response.status_code == 201
 
-    def test_what_cannot_be_created(self, client: Remote) -> None:
+    def test_invalid_galleries_are_refused(self, client: Remote) -> None:
         create(client, "twice")
 
         def post(**fields: Any) -> Any:
@@ -115,18 +115,18 @@ class TestGalleries:
 
 
 class TestImages:
-    def test_by_content(self, client: Remote) -> None:
+    def test_ids_default_to_the_hash_of_the_content(self, client: Remote) -> None:
         create(client, "content")
-        found = added(add(client, "content", RED, BLUE))
-        assert [one["status"] for one in found] == ["added", "added"]
-        assert [one["id"] for one in found] == [
+        results = added(add(client, "content", RED, BLUE))
+        assert [result["status"] for result in results] == ["added", "added"]
+        assert [result["id"] for result in results] == [
             hashlib.sha256(data).hexdigest() for data in (RED, BLUE)
         ]
-        assert found[0]["reduction"]["tokens_in"] == 17
-        assert set(found[0]["timings_ms"]) >= {"decode", "queue", "infer"}
-        again = added(add(client, "content", BLUE, GREEN, BLUE))
-        assert [one["status"] for one in again] == ["unchanged", "added", "unchanged"]
-        assert "reduction" not in again[0]
+        assert results[0]["reduction"]["tokens_in"] == 17
+        assert set(results[0]["timings_ms"]) >= {"decode", "queue", "infer"}
+        repeated = added(add(client, "content", BLUE, GREEN, BLUE))
+        assert [result["status"] for result in repeated] == ["unchanged", "added", "unchanged"]
+        assert "reduction" not in repeated[0]
         assert client.get("/v1/galleries/content").json()["images"] == 3
 
     def test_the_same_content_is_not_embedded_again(self, client: Remote) -> None:
@@ -134,49 +134,56 @@ class TestImages:
         add(client, "once", RED, GREEN, ids=["r", "g"])
         before = client.sample("tokenfold_images_total", task="embed")
         assert [
-            one["status"] for one in added(add(client, "once", RED, GREEN, ids=["r", "g"]))
+            result["status"] for result in added(add(client, "once", RED, GREEN, ids=["r", "g"]))
         ] == [*("unchanged", "unchanged")]
-        # Nor if something else is said of it.
-        found = added(add(client, "once", RED, ids=["r"], metadata=[{"stars": 5}]))
-        assert found[0]["status"] == "replaced"
+        # New metadata needs no embedding either.
+        results = added(add(client, "once", RED, ids=["r"], metadata=[{"stars": 5}]))
+        assert results[0]["status"] == "replaced"
         assert client.sample("tokenfold_images_total", task="embed") == before
         image = client.get("/v1/galleries/once/images/r").json()
         assert image["metadata"] == {"stars": 5}
         assert search(client, "once", text="red", top_k=1)["results"][0]["score"] > 0.9
-        # What is said stays until something else is.
+        # Metadata stays until it is replaced.
         assert added(add(client, "once", RED, ids=["r"]))[0]["status"] == "unchanged"
         assert client.get("/v1/galleries/once/images/r").json()["metadata"] == {"stars": 5}
 
-    def test_other_content_replaces(self, client: Remote) -> None:
+    def test_new_content_replaces_an_image(self, client: Remote) -> None:
         create(client, "replaced")
         add(client, "replaced", RED, ids=["x"], metadata=[{"n": 1}])
-        (found,) = added(add(client, "replaced", BLUE, ids=["x"]))
-        assert found["status"] == "replaced"
+        (result,) = added(add(client, "replaced", BLUE, ids=["x"]))
+        assert result["status"] == "replaced"
         image = client.get("/v1/galleries/replaced/images/x").json()
         assert image["sha256"] == hashlib.sha256(BLUE).hexdigest()
         assert image["metadata"] == {}
         assert search(client, "replaced", text="blue")["results"][0]["score"] > 0.9
 
-    def test_metadata_of_each_or_of_all(self, client: Remote) -> None:
+    def test_metadata_per_image_or_for_all(self, client: Remote) -> None:
         create(client, "said")
         add(client, "said", RED, BLUE, ids=["a", "b"], metadata=[{"n": 1, "tags": ["x"]}, {}])
         add(client, "said", GREEN, YELLOW, ids=["c", "d"], metadata=[{"n": 2}])
-        found = {one["id"]: one["metadata"] for one in page(client, "said")["images"]}
-        assert found == {"a": {"n": 1, "tags": ["x"]}, "b": {}, "c": {"n": 2}, "d": {"n": 2}}
+        metadata_by_id = {
+            image["id"]: image["metadata"] for image in page(client, "said")["images"]
+        }
+        assert metadata_by_id == {
+            "a": {"n": 1, "tags": ["x"]},
+            "b": {},
+            "c": {"n": 2},
+            "d": {"n": 2},
+        }
 
-    def test_the_length_of_metadata_is_that_of_its_text(self, client: Remote) -> None:
+    def test_the_limit_of_metadata_applies_to_its_text(self, client: Remote) -> None:
         create(client, "long")
-        said = {"x": "ä" * 30_000}
-        written = json.dumps(said, ensure_ascii=False)
+        metadata = {"x": "ä" * 30_000}
+        text = json.dumps(metadata, ensure_ascii=False)
         response = client.post(
             "/v1/galleries/long/images",
             files=[("image", ("a.png", RED))],
-            data={"id": "form", "metadata": written},
+            data={"id": "form", "metadata": text},
         )
         assert added(response)
-        body = {"image": base64.b64encode(RED).decode(), "id": "json", "metadata": said}
+        body = {"image": base64.b64encode(RED).decode(), "id": "json", "metadata": metadata}
         assert added(client.post("/v1/galleries/long/images", json=body))
-        assert [one["metadata"] for one in page(client, "long")["images"]] == [said] * 2
+        assert [image["metadata"] for image in page(client, "long")["images"]] == [metadata] * 2
         body["metadata"] = {"x": "ä" * 70_000}
         response = client.post("/v1/galleries/long/images", json=body)
         assert "65536" in problem(response, 422, "invalid-request")
@@ -185,11 +192,11 @@ class TestImages:
         create(client, "double")
         response = add(client, "double", RED, RED, metadata=[{"n": 1}, {"n": 2}])
         assert "different metadata" in problem(response, 422, "invalid-request")
-        found = added(add(client, "double", RED, RED, metadata=[{"n": 1}, {"n": 1}]))
-        assert [one["status"] for one in found] == ["added", "unchanged"]
-        assert [one["metadata"] for one in page(client, "double")["images"]] == [{"n": 1}]
+        results = added(add(client, "double", RED, RED, metadata=[{"n": 1}, {"n": 1}]))
+        assert [item["status"] for item in results] == ["added", "unchanged"]
+        assert [item["metadata"] for item in page(client, "double")["images"]] == [{"n": 1}]
 
-    def test_what_was_done_is_told_even_if_it_cannot_be_counted(
+    def test_a_failing_count_does_not_fail_the_request(
         self, client: Remote, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def failing(_: Gallery) -> int:
@@ -200,29 +207,29 @@ class TestImages:
         assert added(add(client, "uncounted", RED, ids=["r"]))[0]["status"] == "added"
         assert client.delete("/v1/galleries/uncounted/images/r").status_code == 204
 
-    def test_json(self, client: Remote) -> None:
+    def test_images_as_json(self, client: Remote) -> None:
         create(client, "json")
-        one = base64.b64encode(RED).decode()
+        encoded = base64.b64encode(RED).decode()
         for body in (
-            {"image": one, "id": "a", "metadata": {"n": 1}},
-            {"image": [f"data:image/png;base64,{one}"], "id": ["b"], "metadata": [{"n": 1}]},
+            {"image": encoded, "id": "a", "metadata": {"n": 1}},
+            {"image": [f"data:image/png;base64,{encoded}"], "id": ["b"], "metadata": [{"n": 1}]},
         ):
             response = client.post("/v1/galleries/json/images", json=body)
             assert added(response)[0]["status"] == "added"
-        found = page(client, "json")["images"]
-        assert found[0]["sha256"] == found[1]["sha256"] == hashlib.sha256(RED).hexdigest()
-        assert [one["metadata"] for one in found] == [{"n": 1}] * 2
+        images = page(client, "json")["images"]
+        assert images[0]["sha256"] == images[1]["sha256"] == hashlib.sha256(RED).hexdigest()
+        assert [encoded["metadata"] for encoded in images] == [{"n": 1}] * 2
 
-    def test_a_bad_one_fails_alone(self, client: Remote) -> None:
+    def test_a_bad_image_fails_alone(self, client: Remote) -> None:
         create(client, "bad")
-        failed = "tokenfold_gallery_ingested_images_total"
-        before = client.sample(failed, status="failed")
-        found = added(add(client, "bad", RED, b"no image", BLUE[:60], GREEN))
-        assert found[1]["problem"]["status"] == 415
-        assert found[2]["problem"]["status"] == 422
-        assert [one.get("status") for one in found] == ["added", None, None, "added"]
+        metric = "tokenfold_gallery_ingested_images_total"
+        before = client.sample(metric, status="failed")
+        results = added(add(client, "bad", RED, b"no image", BLUE[:60], GREEN))
+        assert results[1]["problem"]["status"] == 415
+        assert results[2]["problem"]["status"] == 422
+        assert [result.get("status") for result in results] == ["added", None, None, "added"]
         assert client.get("/v1/galleries/bad").json()["images"] == 2
-        assert client.sample(failed, status="failed") == before + 2
+        assert client.sample(metric, status="failed") == before + 2
         problem(add(client, "bad", b"no image"), 415, "image-format")
         response = add(client, "bad", b"no image", b"nor this")
         problem(response, 415, "image-format")
@@ -230,7 +237,7 @@ class TestImages:
         response = client.post("/v1/galleries/bad/images", json={"image": ["?", "?"]})
         problem(response, 422, "bad-image")
 
-    def test_what_cannot_be_added(self, client: Remote) -> None:
+    def test_invalid_requests_to_add_are_refused(self, client: Remote) -> None:
         create(client, "refused")
 
         def refused(slug: str = "invalid-request", status: int = 422, **fields: Any) -> str:
@@ -252,35 +259,41 @@ class TestImages:
         problem(add(client, "missing", RED), 404, "unknown-gallery")
         assert client.get("/v1/galleries/refused").json()["images"] == 0
 
-    def test_listed_by_pages(self, client: Remote) -> None:
+    def test_lists_have_pages(self, client: Remote) -> None:
         create(client, "pages")
-        names = [f"i{at:02}" for at in range(12)]
-        pictures = [picture((at * 20, 0, 0), (8, 8)) for at in range(12)]  # type: ignore[arg-type]
-        for at in (0, 6):
-            metadata = [{"odd": bool(number % 2)} for number in range(at, at + 6)]
-            add(client, "pages", *pictures[at : at + 6], ids=names[at : at + 6], metadata=metadata)
-        found: list[str] = []
+        names = [f"i{index:02}" for index in range(12)]
+        pictures = [picture((index * 20, 0, 0), (8, 8)) for index in range(12)]  # type: ignore[arg-type]
+        for index in (0, 6):
+            metadata = [{"odd": bool(number % 2)} for number in range(index, index + 6)]
+            add(
+                client,
+                "pages",
+                *pictures[index : index + 6],
+                ids=names[index : index + 6],
+                metadata=metadata,
+            )
+        listed_ids: list[str] = []
         query: dict[str, Any] = {"limit": 5}
         sizes = []
         while True:
-            one = page(client, "pages", **query)
-            sizes.append(len(one["images"]))
-            found += [image["id"] for image in one["images"]]
-            if "next" not in one:
+            current = page(client, "pages", **query)
+            sizes.append(len(current["images"]))
+            listed_ids += [image["id"] for image in current["images"]]
+            if "next" not in current:
                 break
-            query["after"] = one["next"]
-        assert found == names
+            query["after"] = current["next"]
+        assert listed_ids == names
         assert sizes == [5, 5, 2]
         odd = page(client, "pages", filter='{"odd": true}')
         assert [image["id"] for image in odd["images"]] == names[1::2]
         images = "/v1/galleries/pages/images"
-        for bad in ("{", "[]", "1"):
-            problem(client.get(images, params={"filter": bad}), 422, "invalid-request")
+        for invalid in ("{", "[]", "1"):
+            problem(client.get(images, params={"filter": invalid}), 422, "invalid-request")
         problem(client.get(images, params={"filter": '{"odd": {"no": 1}}'}), 422, "invalid-filter")
         problem(client.get(images, params={"limit": 0}), 422, "invalid-request")
         problem(client.get("/v1/galleries/none/images"), 404, "unknown-gallery")
 
-    def test_fetched_and_deleted(self, client: Remote) -> None:
+    def test_fetch_and_delete_an_image(self, client: Remote) -> None:
         create(client, "fetched")
         strange = "a.b_c~d:e@f+g=h-i"
         added(add(client, "fetched", picture("red", (40, 30)), ids=[strange], metadata=[{"n": 1}]))
@@ -310,18 +323,18 @@ class TestImages:
             problem(missing, 404, "unknown-image")
         assert client.get("/v1/galleries/fetched").json()["images"] == 0
 
-    def test_deleted_together(self, client: Remote) -> None:
+    def test_delete_several_images(self, client: Remote) -> None:
         create(client, "together")
         add(client, "together", RED, GREEN, BLUE, ids=["r", "g", "b"])
         path = "/v1/galleries/together/delete-images"
         assert client.post(path, json={"ids": ["r", "b", "x"]}).json() == {"deleted": 2}
-        assert [one["id"] for one in page(client, "together")["images"]] == ["g"]
+        assert [image["id"] for image in page(client, "together")["images"]] == ["g"]
         assert client.post(path, json={"ids": "g"}).json() == {"deleted": 1}
         problem(client.post(path, json={"ids": []}), 422, "invalid-request")
 
 
 class TestModels:
-    def test_another_one_is_refused(self, client: Remote) -> None:
+    def test_another_model_is_refused(self, client: Remote) -> None:
         create(client, "mine", model="dual")
         detail = problem(add(client, "mine", RED, model="other"), 409, "other-model")
         assert "dual" in detail
@@ -329,7 +342,7 @@ class TestModels:
         body = {"text": "red", "model": "other"}
         problem(client.post("/v1/galleries/mine/search", json=body), 409, "other-model")
 
-    def test_exported_anew_or_gone(self, tmp_path: Path) -> None:
+    def test_a_model_exported_again_or_missing(self, tmp_path: Path) -> None:
         data = str(tmp_path / "data")
         dual_bundle(tmp_path / "old" / "a")
         with galleries_at(tmp_path / "old", data_dir=data) as remote:
@@ -339,24 +352,24 @@ class TestModels:
         dual_bundle(tmp_path / "gone" / "a", name="other")
         for root in ("new", "gone"):
             with galleries_at(tmp_path / root, data_dir=data) as remote:
-                found = remote.get("/v1/galleries/kept").json()
-                assert (found["served"], found["images"]) == (False, 3)
+                description = remote.get("/v1/galleries/kept").json()
+                assert (description["served"], description["images"]) == (False, 3)
                 path = "/v1/galleries/kept"
                 problem(add(remote, "kept", GREEN), 409, "other-model")
-                for by in ({"text": "red"}, {"image": base64.b64encode(RED).decode()}):
-                    problem(remote.post(f"{path}/search", json=by), 409, "other-model")
-                # It can still be read.
-                assert [one["id"] for one in page(remote, "kept")["images"]] == ["b", "r", "w"]
+                for query in ({"text": "red"}, {"image": base64.b64encode(RED).decode()}):
+                    problem(remote.post(f"{path}/search", json=query), 409, "other-model")
+                # The gallery can still be read.
+                assert [image["id"] for image in page(remote, "kept")["images"]] == ["b", "r", "w"]
                 assert len(search(remote, "kept", id="r")["results"]) == 2
                 assert remote.get(f"{path}/images/r/thumbnail").status_code == 200
         with galleries_at(tmp_path / "new", data_dir=data) as remote:
             assert remote.delete("/v1/galleries/kept/images/w").status_code == 204
         with galleries_at(tmp_path / "old", data_dir=data) as remote:
-            # The old one finds it as it was.
+            # The old model still matches the gallery.
             assert search(remote, "kept", text="red")["results"][0]["id"] == "r"
             assert added(add(remote, "kept", RED, ids=["r"]))[0]["status"] == "unchanged"
 
-    def test_without_any(self, tmp_path: Path) -> None:
+    def test_without_a_dual_encoder(self, tmp_path: Path) -> None:
         (tmp_path / "none").mkdir()
         bundle(tmp_path / "none" / "a")
         with galleries_at(tmp_path / "none") as remote:
@@ -365,7 +378,7 @@ class TestModels:
 
 
 class TestStorage:
-    def test_it_is_there_after_a_restart(self, tmp_path: Path) -> None:
+    def test_galleries_survive_a_restart(self, tmp_path: Path) -> None:
         root = bundles(tmp_path / "bundles")
         with galleries_at(root) as remote:
             create(remote, "kept", level="fast")
@@ -375,16 +388,19 @@ class TestStorage:
             assert search(remote, "kept", text="blue")["results"][0]["id"] == "b"
             assert remote.sample("tokenfold_gallery_images", gallery="kept") == 2
 
-    def test_two_servers_share_it(self, tmp_path: Path) -> None:
+    def test_two_servers_share_a_data_directory(self, tmp_path: Path) -> None:
         root, data = bundles(tmp_path / "bundles"), str(tmp_path / "data")
-        with galleries_at(root, data_dir=data) as one, galleries_at(root, data_dir=data) as other:
-            create(one, "shared")
-            added(add(other, "shared", RED, ids=["r"]))
-            added(add(one, "shared", BLUE, ids=["b"]))
-            for remote in (one, other):
+        with (
+            galleries_at(root, data_dir=data) as first,
+            galleries_at(root, data_dir=data) as second,
+        ):
+            create(first, "shared")
+            added(add(second, "shared", RED, ids=["r"]))
+            added(add(first, "shared", BLUE, ids=["b"]))
+            for remote in (first, second):
                 assert [image["id"] for image in page(remote, "shared")["images"]] == ["b", "r"]
 
-    def test_a_folder_that_cannot_be_used(self, tmp_path: Path) -> None:
+    def test_an_unusable_data_directory(self, tmp_path: Path) -> None:
         root = bundles(tmp_path / "bundles")
         (tmp_path / "file").write_text("no folder")
         with galleries_at(root, data_dir=str(tmp_path / "file" / "data")) as remote:
@@ -400,20 +416,23 @@ class TestStorage:
     def test_metrics(self, client: Remote) -> None:
         create(client, "counted")
         before = client.sample("tokenfold_gallery_ingest_duration_seconds_count")
-        kept = client.sample("tokenfold_gallery_ingested_images_total", status="added")
+        added_before = client.sample("tokenfold_gallery_ingested_images_total", status="added")
         added(add(client, "counted", RED, GREEN, ids=["r", "g"]))
         added(add(client, "counted", RED, GREEN, ids=["r", "g"]))
         name = "tokenfold_gallery_images"
         assert client.sample(name, gallery="counted") == 2
         assert client.sample("tokenfold_gallery_ingest_duration_seconds_count") == before + 2
-        assert client.sample("tokenfold_gallery_ingested_images_total", status="added") == kept + 2
+        assert (
+            client.sample("tokenfold_gallery_ingested_images_total", status="added")
+            == added_before + 2
+        )
         client.delete("/v1/galleries/counted/images/r")
         assert client.sample(name, gallery="counted") == 1
         client.delete("/v1/galleries/counted")
         assert f'{name}{{gallery="counted"}}' not in client.get("/metrics").text
 
 
-def test_the_document(client: Remote) -> None:
+def test_examples_of_the_openapi_document(client: Remote) -> None:
     document = client.get("/openapi.json").json()
     create(client, "holiday")
     examples: dict[str, tuple[type[BaseModel], type[BaseModel], int]] = {
@@ -422,14 +441,16 @@ def test_the_document(client: Remote) -> None:
         "/{name}/delete-images": (ImagesDelete, ImagesDeleted, 200),
         "/{name}/search": (SearchRequest, SearchResponse, 200),
     }
-    for path, (asked, answered, status) in examples.items():
+    for path, (request_model, response_model, status) in examples.items():
         operation = document["paths"][f"/v1/galleries{path}"]["post"]
         content = operation["requestBody"]["content"]["application/json"]
         example = content["examples"]["usual"]["value"]
-        asked.model_validate(example)
-        given = operation["responses"][str(status)]["content"]["application/json"]["example"]
-        answered.model_validate(given)
-        if path:  # else there is one of that name
+        request_model.model_validate(example)
+        response_example = operation["responses"][str(status)]["content"]["application/json"][
+            "example"
+        ]
+        response_model.model_validate(response_example)
+        if path:  # the gallery of the example exists already
             if path.endswith("search"):
                 example = example | {"rerank": 8}
             response = client.post(f"/v1/galleries{path}".format(name="holiday"), json=example)
@@ -455,7 +476,7 @@ def test_the_document(client: Remote) -> None:
         ("/v1/galleries/x/search", "POST"),
     ],
 )
-def test_what_a_path_answers(client: Remote, path: str, methods: str) -> None:
+def test_allowed_methods(client: Remote, path: str, methods: str) -> None:
     response = client.put(path)
     assert response.status_code == 405
     assert response.headers["allow"] == methods

@@ -1,4 +1,4 @@
-"""The sample gallery: there at once, once, and whole even after it was cut short."""
+"""The sample gallery: filled once, and completed after an interruption."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ async def fill(app: FastAPI, images: int) -> int:
         core.stop()
 
 
-def test_it_is_filled_once_and_whole(tmp_path: Path) -> None:
+def test_it_is_filled_once_and_completed(tmp_path: Path) -> None:
     dual_bundle(tmp_path / "a", name=sample.MODEL)
-    # The second time goes on where the first one was cut short, the third has nothing to do.
+    # The second call continues where the first one stopped; the third has nothing to do.
     assert asyncio.run(fill(app_on(tmp_path), 10)) == 10
     assert asyncio.run(fill(app_on(tmp_path), IMAGES)) == IMAGES
     assert asyncio.run(fill(app_on(tmp_path), IMAGES)) == IMAGES
@@ -48,7 +48,7 @@ def test_it_is_filled_once_and_whole(tmp_path: Path) -> None:
         answer = search(remote, sample.NAME, text="red", filter={"things": {"gte": 3}}, top_k=5)
         assert len(answer["results"]) == 5
         assert set(answer["results"][0]["metadata"]) == {"things", "colours", "shapes"}
-        assert all(one["metadata"]["things"] >= 3 for one in answer["results"])
+        assert all(hit["metadata"]["things"] >= 3 for hit in answer["results"])
         assert remote.sample("tokenfold_gallery_images", gallery=sample.NAME) == IMAGES
 
 
@@ -62,7 +62,7 @@ def test_a_server_fills_it_in_the_background(
         until(lambda: remote.get(path).json().get("images") == IMAGES, 20)
 
 
-def test_without_its_model_the_server_serves(
+def test_a_server_without_its_model_still_serves(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle(tmp_path / "a")
@@ -71,7 +71,7 @@ def test_without_its_model_the_server_serves(
         assert remote.get("/v1/galleries").json() == {"galleries": []}
 
 
-def test_another_export_leaves_it_alone(tmp_path: Path) -> None:
+def test_another_export_does_not_change_it(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     for name, red in (("old", 1.0), ("new", 0.5)):
         dual_bundle(tmp_path / name / "a", name=sample.MODEL, red=red)
@@ -81,8 +81,8 @@ def test_another_export_leaves_it_alone(tmp_path: Path) -> None:
     assert asyncio.run(fill(app_on(tmp_path / "old", data_dir=data), 5)) == 5
 
 
-def test_its_scenes_differ() -> None:
+def test_its_images_are_distinct() -> None:
     assert len(sample.SEEDS) == sample.IMAGES == 500
     arrivals = sample._draw(sample.SEEDS[:20])
-    assert len({one.picture for one in arrivals}) == 20
-    assert len({one.id for one in arrivals}) == 20
+    assert len({image.picture for image in arrivals}) == 20
+    assert len({image.id for image in arrivals}) == 20

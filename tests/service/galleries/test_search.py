@@ -1,4 +1,4 @@
-"""Searches over real HTTP: by text, by image, for more like one, and with a second look."""
+"""Searches over HTTP: by text, by image, by id, and with reranking."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     root = bundles(tmp_path_factory.mktemp("bundles"))
     with galleries_at(root, max_rerank=4) as remote:
         create(remote, "colours", level="balanced")
-        metadata = [{"n": at, "warm": name in ("red", "yellow")} for at, name in enumerate(NAMES)]
+        metadata = [
+            {"n": index, "warm": name in ("red", "yellow")} for index, name in enumerate(NAMES)
+        ]
         added(add(remote, "colours", *NAMES.values(), ids=list(NAMES), metadata=metadata))
         yield remote
 
@@ -67,7 +69,7 @@ class TestSearch:
         answer = search(client, "colours", image=b64(GREEN), top_k=1)
         assert ids(answer) == ["green"]
         assert answer["results"][0]["score"] == pytest.approx(1, abs=1e-5)
-        # At the gallery's level, if it chooses none.
+        # Without a selector, the gallery's level applies.
         assert answer["reduction"]["level"] == "balanced"
         answer = search(client, "colours", image=b64(GREEN), top_k=1, level="fast")
         assert answer["reduction"]["level"] == "fast"
@@ -81,19 +83,21 @@ class TestSearch:
         assert response.json()["reduction"]["level"] == "fast"
         assert "embed;dur=" in response.headers["server-timing"]
 
-    def test_more_like_one(self, client: Remote) -> None:
+    def test_by_id(self, client: Remote) -> None:
         answer = search(client, "colours", id="red")
         assert sorted(ids(answer)) == ["blue", "green", "white", "yellow"]
         assert ids(answer)[0] == "yellow"
         assert ids(search(client, "colours", id="red", top_k=1)) == ["yellow"]
-        whole = ids(answer)
-        assert ids(search(client, "colours", id="red", top_k=2, offset=1)) == whole[1:3]
+        all_ids = ids(answer)
+        assert ids(search(client, "colours", id="red", top_k=2, offset=1)) == all_ids[1:3]
 
-    def test_offset_goes_on(self, client: Remote) -> None:
-        whole = ids(search(client, "colours", text="yellow"))
-        assert len(whole) == 5
-        parts = [search(client, "colours", text="yellow", top_k=2, offset=at) for at in (0, 2, 4)]
-        assert [name for part in parts for name in ids(part)] == whole
+    def test_offset_continues_a_search(self, client: Remote) -> None:
+        all_ids = ids(search(client, "colours", text="yellow"))
+        assert len(all_ids) == 5
+        parts = [
+            search(client, "colours", text="yellow", top_k=2, offset=offset) for offset in (0, 2, 4)
+        ]
+        assert [name for part in parts for name in ids(part)] == all_ids
         assert ids(search(client, "colours", text="yellow", offset=5)) == []
 
     def test_filter(self, client: Remote) -> None:
@@ -119,35 +123,35 @@ class TestSearch:
 
     def test_metrics(self, client: Remote) -> None:
         name = "tokenfold_gallery_search_duration_seconds_count"
-        for by, value in {"text": "red", "id": "red", "image": b64(RED)}.items():
-            before = client.sample(name, by=by)
-            search(client, "colours", **{by: value})
-            assert client.sample(name, by=by) == before + 1
+        for query_type, value in {"text": "red", "id": "red", "image": b64(RED)}.items():
+            before = client.sample(name, by=query_type)
+            search(client, "colours", **{query_type: value})
+            assert client.sample(name, by=query_type) == before + 1
 
 
 class TestRerank:
-    def test_the_best_are_looked_at_again(self, client: Remote) -> None:
+    def test_the_best_hits_are_reranked(self, client: Remote) -> None:
         answer = search(client, "colours", text="red", rerank=3, level="fast")
         plain = search(client, "colours", text="red")
-        again, rest = answer["results"][:3], answer["results"][3:]
-        assert {one["id"] for one in again} == set(ids(plain)[:3])
-        assert [one["id"] for one in rest] == ids(plain)[3:]
-        scores = [one["score"] for one in again]
+        reranked, rest = answer["results"][:3], answer["results"][3:]
+        assert {hit["id"] for hit in reranked} == set(ids(plain)[:3])
+        assert [hit["id"] for hit in rest] == ids(plain)[3:]
+        scores = [hit["score"] for hit in reranked]
         assert scores == sorted(scores, reverse=True)
-        similarity = {one["id"]: one["score"] for one in plain["results"]}
-        for one in again:
-            assert one["similarity"] == pytest.approx(similarity[one["id"]], abs=1e-6)
-            assert 0 <= one["match"] <= 1
-            assert one["score"] == pytest.approx(one["similarity"] + one["match"], abs=2e-6)
-        assert all(one.keys().isdisjoint({"similarity", "match"}) for one in rest)
+        similarity = {hit["id"]: hit["score"] for hit in plain["results"]}
+        for hit in reranked:
+            assert hit["similarity"] == pytest.approx(similarity[hit["id"]], abs=1e-6)
+            assert 0 <= hit["match"] <= 1
+            assert hit["score"] == pytest.approx(hit["similarity"] + hit["match"], abs=2e-6)
+        assert all(hit.keys().isdisjoint({"similarity", "match"}) for hit in rest)
         assert answer["rerank"]["model"] == "pairs"
         assert answer["rerank"]["candidates"] == 3
         assert answer["rerank"]["reduction"]["level"] == "fast"
         assert set(answer["timings_ms"]) == {"embed", "search", "rerank"}
 
-    def test_it_changes_the_order(self, client: Remote) -> None:
-        # The dual encoder counts what a text names, the other network what it says of the image:
-        # white has as much of every colour.
+    def test_reranking_changes_the_order(self, client: Remote) -> None:
+        # The dual encoder compares all colours; the reranker only counts the colours that the text
+        # names, of which white has as much as red.
         create(client, "mixed")
         half = Image.new("RGB", (40, 30), "red")
         half.paste((0, 0, 0), (0, 0, 20, 30))
@@ -155,15 +159,15 @@ class TestRerank:
         assert ids(search(client, "mixed", text="red")) == ["half", "white"]
         assert ids(search(client, "mixed", text="red", rerank=2)) == ["white", "half"]
 
-    def test_offset_counts_after_it(self, client: Remote) -> None:
-        whole = ids(search(client, "colours", text="green", rerank=4))
+    def test_offset_applies_after_reranking(self, client: Remote) -> None:
+        all_ids = ids(search(client, "colours", text="green", rerank=4))
         parts = [
-            search(client, "colours", text="green", rerank=4, top_k=2, offset=at)
-            for at in (0, 2, 4)
+            search(client, "colours", text="green", rerank=4, top_k=2, offset=offset)
+            for offset in (0, 2, 4)
         ]
-        assert [name for part in parts for name in ids(part)] == whole
+        assert [name for part in parts for name in ids(part)] == all_ids
 
-    def test_what_is_refused(self, client: Remote) -> None:
+    def test_invalid_reranking_is_refused(self, client: Remote) -> None:
         assert "at most 4" in refused(client, 422, "invalid-request", text="red", rerank=5)
         refused(client, 422, "invalid-request", text="red", rerank=0)
         refused(client, 422, "invalid-request", image=b64(RED), rerank=2)
@@ -174,7 +178,7 @@ class TestRerank:
         assert named["rerank"]["candidates"] == 2
 
 
-def test_what_is_refused(client: Remote) -> None:
+def test_invalid_searches_are_refused(client: Remote) -> None:
     refused(client, 422, "invalid-request")
     assert "text and id" in refused(client, 422, "invalid-request", text="red", id="red")
     refused(client, 422, "invalid-request", image=[b64(RED), b64(RED)])
@@ -190,11 +194,11 @@ def test_what_is_refused(client: Remote) -> None:
     refused(client, 422, "bad-image", image="?")
     missing = client.post("/v1/galleries/none/search", json={"text": "red"})
     problem(missing, 404, "unknown-gallery")
-    wrong = client.post("/v1/galleries/colours/search", json={"txt": "red"})
-    assert "known: " in problem(wrong, 422, "invalid-request")
+    misspelt = client.post("/v1/galleries/colours/search", json={"txt": "red"})
+    assert "known: " in problem(misspelt, 422, "invalid-request")
 
 
-def test_vectors_are_the_same_as_embed_gives(client: Remote) -> None:
-    one = client.get("/v1/galleries/colours/images/red", params={"include": "vector"}).json()
+def test_stored_vectors_equal_embed(client: Remote) -> None:
+    image = client.get("/v1/galleries/colours/images/red", params={"include": "vector"}).json()
     answer = client.ask("embed", RED, level="balanced").json()
-    np.testing.assert_allclose(answer["results"][0]["vector"], one["vector"], atol=1e-6)
+    np.testing.assert_allclose(answer["results"][0]["vector"], image["vector"], atol=1e-6)

@@ -1,4 +1,4 @@
-"""A server as a process: killed in the middle of an ingest, and with a full disk."""
+"""A server process that is killed during an ingest, or runs out of disk space."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IMAGES = 400
 
 
 def noise(seed: int) -> bytes:
-    """A PNG that no other seed gives."""
+    """Return a PNG that is unique to the seed."""
     values = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     return encoded(Image.fromarray(values))
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
 
@@ -45,8 +45,8 @@ def count(remote: Remote) -> int:
     return int(remote.get("/v1/galleries/killed").json()["images"])
 
 
-class Adding:
-    """Somebody else, who adds image after image and notes what was acknowledged."""
+class ConcurrentClient:
+    """Another client, which adds images one by one and records the acknowledged ones."""
 
     def __init__(self, url: str) -> None:
         self.acknowledged: set[str] = set()
@@ -54,7 +54,7 @@ class Adding:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Adding:
+    def __enter__(self) -> ConcurrentClient:
         self._thread.start()
         return self
 
@@ -75,73 +75,75 @@ class Adding:
                 self._done.wait(0.05)
 
 
-def test_killed_in_the_middle_of_an_ingest(tmp_path: Path) -> None:
+def test_a_server_killed_during_an_ingest(tmp_path: Path) -> None:
     draw = random.Random(4)
     photos, root, port = tmp_path / "photos", tmp_path / "bundles", free_port()
     photos.mkdir()
-    for at in range(IMAGES):
-        (photos / f"{at:03}.png").write_bytes(noise(at))
+    for index in range(IMAGES):
+        (photos / f"{index:03}.png").write_bytes(noise(index))
     dual_bundle(root / "a")
-    line = [sys.executable, "-m", "tokenfold", "ingest", str(photos), "--gallery=killed"]
-    line += ["--create", f"--server=http://127.0.0.1:{port}", "--batch=2", "--parallel=3"]
-    with contextlib.ExitStack() as last:
+    command = [sys.executable, "-m", "tokenfold", "ingest", str(photos), "--gallery=killed"]
+    command += ["--create", f"--server=http://127.0.0.1:{port}", "--batch=2", "--parallel=3"]
+    with contextlib.ExitStack() as stack:
         ingest: subprocess.Popen[str] | None = None
-        there: set[str] = set()
+        stored: set[str] = set()
         for turn in range(KILLS + 1):
             with process(root, port=port) as (running, remote):
                 if ingest is None:
                     create(remote, "killed")
-                    ingest = last.enter_context(
-                        subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+                    ingest = stack.enter_context(
+                        subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
                     )
-                    last.callback(ingest.kill)
-                    other = last.enter_context(Adding(remote.url))
-                known = set(other.acknowledged)
-                found = set(listed(remote))
-                assert there <= found
-                assert known <= found
+                    stack.callback(ingest.kill)
+                    other = stack.enter_context(ConcurrentClient(remote.url))
+                acknowledged = set(other.acknowledged)
+                stored_now = set(listed(remote))
+                assert stored <= stored_now
+                assert acknowledged <= stored_now
                 if turn < KILLS:
                     before = count(remote)
                     until(lambda: count(remote) > before + 10, 20)  # noqa: B023
                     time.sleep(draw.uniform(0.0, 0.2))
-                    there = set(listed(remote))
-                    assert ingest.poll() is None, "it was faster than the kills"
+                    stored = set(listed(remote))
+                    assert ingest.poll() is None, "the ingest finished before the kills"
                     running.send_signal(signal.SIGKILL)
                     running.wait()
                     continue
-                _, said = ingest.communicate(timeout=60)
-                assert ingest.returncode == 0, said
-                last.close()
+                _, stderr = ingest.communicate(timeout=60)
+                assert ingest.returncode == 0, stderr
+                stack.close()
                 check(remote, other.acknowledged)
-                # The same command has nothing to do any more.
-                again = subprocess.run(line, capture_output=True, text=True, timeout=60)
-                assert again.returncode == 0, again.stderr
-                assert f"{IMAGES} were there" in again.stderr
+                # Repeating the command sends nothing.
+                repeated = subprocess.run(command, capture_output=True, text=True, timeout=60)
+                assert repeated.returncode == 0, repeated.stderr
+                assert f"{IMAGES} already present" in repeated.stderr
 
 
 def listed(remote: Remote) -> dict[str, Any]:
-    """The metadata of all images, by id."""
-    found: dict[str, Any] = {}
+    """Return the metadata of all images by id."""
+    metadata_by_id: dict[str, Any] = {}
     query: dict[str, str] = {"limit": "1000"}
     while True:
         page = remote.get("/v1/galleries/killed/images", params=query).json()
-        found |= {image["id"]: image["metadata"] for image in page["images"]}
+        metadata_by_id |= {image["id"]: image["metadata"] for image in page["images"]}
         if "next" not in page:
-            return found
+            return metadata_by_id
         query["after"] = page["next"]
 
 
 def check(remote: Remote, acknowledged: set[str]) -> None:
-    """Every image is there, once and whole."""
-    found = listed(remote)
-    assert acknowledged <= set(found)
-    own = sorted(name for name in found if not name.startswith("other-"))
-    assert len(own) == IMAGES
-    assert {found[name]["path"] for name in own} == {f"{at:03}.png" for at in range(IMAGES)}
-    assert count(remote) == len(found)
+    """Check that every image is stored completely and once."""
+    metadata_by_id = listed(remote)
+    assert acknowledged <= set(metadata_by_id)
+    ingested = sorted(name for name in metadata_by_id if not name.startswith("other-"))
+    assert len(ingested) == IMAGES
+    assert {metadata_by_id[name]["path"] for name in ingested} == {
+        f"{index:03}.png" for index in range(IMAGES)
+    }
+    assert count(remote) == len(metadata_by_id)
     nearest = ids(search(remote, "killed", text="red", top_k=1000))
-    assert len(set(nearest)) == len(nearest) == min(1000, len(found))
-    for name in own[::20]:
+    assert len(set(nearest)) == len(nearest) == min(1000, len(metadata_by_id))
+    for name in ingested[::20]:
         image = remote.get(f"/v1/galleries/killed/images/{name}", params={"include": "vector"})
         assert np.linalg.norm(image.json()["vector"]) == pytest.approx(1.0, abs=1e-5)
         jpeg = remote.get(f"/v1/galleries/killed/images/{name}/thumbnail").content
@@ -149,53 +151,53 @@ def check(remote: Remote, acknowledged: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[None]:
-    """A file system of 8 MB."""
-    place.mkdir(parents=True)
-    line = ["mount", "-t", "tmpfs", "-o", "size=8m", "tokenfold-test", str(place)]
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a file system of 8 MB."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tokenfold-test", str(folder)]
     try:
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip("file systems may not be mounted")
+        pytest.skip("mount is not installed")
+    if mounted.returncode:
+        pytest.skip("mounting file systems is not permitted")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(file: Path) -> None:
-    """Take all the room that is left, to the last byte."""
-    with file.open("wb", 0) as written:
+    """Fill the rest of the disk, to the last byte."""
+    with file.open("wb", 0) as output:
         for size in (65_536, 1):
             with contextlib.suppress(OSError):
-                while written.write(bytes(size)):
+                while output.write(bytes(size)):
                     pass
 
 
-@pytest.mark.parametrize("how", ["disk", "limit"])
-def test_a_full_disk(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("limit_type", ["disk", "limit"])
+def test_a_full_disk(tmp_path: Path, limit_type: str) -> None:
     root, data = tmp_path / "bundles", tmp_path / "data"
     bundle(root / "a")
     dual_bundle(root / "b")
     ballast = data / "ballast"
-    with contextlib.ExitStack() as last:
-        if how == "disk":
-            last.enter_context(small_disk(data))
-        running, remote = last.enter_context(process(root, data_dir=data))
+    with contextlib.ExitStack() as stack:
+        if limit_type == "disk":
+            stack.enter_context(small_disk(data))
+        running, remote = stack.enter_context(process(root, data_dir=data))
 
         def limit(size: int) -> None:
             resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
         def full() -> None:
-            if how == "limit":
+            if limit_type == "limit":
                 limit(0)
             else:
                 fill(ballast)
 
         def empty() -> None:
-            if how == "limit":
+            if limit_type == "limit":
                 limit(resource.RLIM_INFINITY)
             else:
                 ballast.unlink()
@@ -203,22 +205,24 @@ def test_a_full_disk(tmp_path: Path, how: str) -> None:
         create(remote, "kept")
         added(add(remote, "kept", RED, BLUE, ids=["r", "b"], metadata=[{"n": 1}]))
         full()
-        answers_as_a_full_disk_does(remote)
+        check_full_disk(remote)
         empty()
-        found = added(add(remote, "kept", GREEN, ids=["g"]))
-        assert found[0]["status"] == "added"
+        results = added(add(remote, "kept", GREEN, ids=["g"]))
+        assert results[0]["status"] == "added"
         create(remote, "another")
         assert remote.get("/v1/galleries/kept").json()["images"] == 3
         full()
         assert remote.delete("/v1/galleries/another").status_code == 204
-        assert [one["name"] for one in remote.get("/v1/galleries").json()["galleries"]] == ["kept"]
+        assert [entry["name"] for entry in remote.get("/v1/galleries").json()["galleries"]] == [
+            "kept"
+        ]
 
 
-def answers_as_a_full_disk_does(remote: Remote) -> None:
-    """Writes are a 507; whatever else there is goes on."""
+def check_full_disk(remote: Remote) -> None:
+    """Check that writes return 507, and that everything else still works."""
     path = "/v1/galleries/kept"
-    failed = "tokenfold_gallery_ingested_images_total"
-    before = remote.sample(failed, status="failed")
+    metric = "tokenfold_gallery_ingested_images_total"
+    before = remote.sample(metric, status="failed")
     writes: list[Callable[[], httpx.Response]] = [
         lambda: add(remote, "kept", GREEN, RED, ids=["g", "x"]),
         lambda: add(remote, "kept", RED, ids=["r"], metadata=[{"n": 2}]),
@@ -227,16 +231,19 @@ def answers_as_a_full_disk_does(remote: Remote) -> None:
         lambda: remote.post(f"{path}/delete-images", json={"ids": ["r"]}),
     ]
     for write in writes * 2:
-        assert "No room is left" in problem(write(), 507, "storage-full")
-    assert remote.sample(failed, status="failed") == before + 6
-    # What is there already needs no room.
+        assert "storage of the galleries is full" in problem(write(), 507, "storage-full")
+    assert remote.sample(metric, status="failed") == before + 6
+    # An unchanged image needs no space.
     assert added(add(remote, "kept", RED, ids=["r"]))[0]["status"] == "unchanged"
     assert remote.get(path).json()["images"] == 2
     assert ids(search(remote, "kept", text="red")) == ["r", "b"]
     assert ids(search(remote, "kept", id="r")) == ["b"]
     images = remote.get(f"{path}/images").json()["images"]
-    assert [(one["id"], one["metadata"]) for one in images] == [("b", {"n": 1}), ("r", {"n": 1})]
+    assert [(entry["id"], entry["metadata"]) for entry in images] == [
+        ("b", {"n": 1}),
+        ("r", {"n": 1}),
+    ]
     assert remote.get(f"{path}/images/r/thumbnail").status_code == 200
-    assert [one["name"] for one in remote.get("/v1/galleries").json()["galleries"]] == ["kept"]
+    assert [entry["name"] for entry in remote.get("/v1/galleries").json()["galleries"]] == ["kept"]
     assert remote.classify(RED, model="colours").status_code == 200
     assert remote.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""One gallery: what is put is found, by id, by page and by likeness."""
+"""A gallery: stored images are returned by id, by page and by similarity."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tokenfold.service.galleries.store import Galleries
 from tokenfold.service.galleries.table import Gallery
 
 
-def with_gallery(place: Path, use: Callable[[Gallery], Awaitable[None]]) -> None:
+def with_gallery(folder: Path, use: Callable[[Gallery], Awaitable[None]]) -> None:
     async def run() -> None:
-        galleries = await Galleries.open(str(place))
+        galleries = await Galleries.open(str(folder))
         await use(await galleries.create(info()))
         await galleries.close()
 
     asyncio.run(run())
 
 
-def test_put_and_found_by_id(tmp_path: Path) -> None:
+def test_put_and_fetch(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         first = image("a", metadata={"album": "x", "deep": {"list": [1, None, "é"]}})
         assert await gallery.put([first, image("b")]) == ["added", "added"]
         assert await gallery.put([]) == []
         assert_same(await gallery.fetch("a", vector=True), first)
-        without = await gallery.fetch("a")
-        assert without is not None
-        assert without.vector.shape == (0,)
+        without_vector = await gallery.fetch("a")
+        assert without_vector is not None
+        assert without_vector.vector.shape == (0,)
         assert await gallery.fetch("nobody") is None
         assert await gallery.known(["b", "nobody", "a"]) == {
             "a": first.sha256,
@@ -49,13 +49,13 @@ def test_put_and_found_by_id(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_the_same_again_changes_nothing(tmp_path: Path) -> None:
+def test_unchanged_images_write_nothing(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         row = image("a", metadata={"x": 1, "y": 2.0})
         assert await gallery.put([row]) == ["added"]
         version = await gallery.table.version()
-        again = row._replace(metadata={"y": 2.0, "x": 1}, thumbnail=b"another")
-        assert await gallery.put([again, again]) == ["unchanged", "unchanged"]
+        repeated = row._replace(metadata={"y": 2.0, "x": 1}, thumbnail=b"another")
+        assert await gallery.put([repeated, repeated]) == ["unchanged", "unchanged"]
         assert await gallery.table.version() == version
         other = row._replace(metadata={"x": True, "y": 2.0})
         assert await gallery.put([other]) == ["replaced"]
@@ -66,7 +66,7 @@ def test_the_same_again_changes_nothing(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_of_rows_with_one_id_the_last_stays(tmp_path: Path) -> None:
+def test_the_last_of_rows_with_one_id_is_kept(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         rows = [image("a"), image("a", content="b"), image("a", content="b"), image("a")]
         assert await gallery.put(rows) == ["added", "replaced", "unchanged", "replaced"]
@@ -89,17 +89,17 @@ def test_many_callers_share_commits(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_what_cannot_be_kept_leaves_the_others(tmp_path: Path) -> None:
+def test_invalid_images_do_not_affect_others(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
-        found = await asyncio.gather(
+        results = await asyncio.gather(
             gallery.put([image("a")]),
             gallery.put([image("b", metadata={"n": 2**70})]),
             gallery.put([image("c", width=WIDTH + 1)]),
             return_exceptions=True,
         )
-        assert found[0] == ["added"]
-        assert isinstance(found[1], InvalidRequest)
-        assert isinstance(found[2], ValueError)
+        assert results[0] == ["added"]
+        assert isinstance(results[1], InvalidRequest)
+        assert isinstance(results[2], ValueError)
         assert await gallery.count() == 1
 
     with_gallery(tmp_path, use)
@@ -108,7 +108,7 @@ def test_what_cannot_be_kept_leaves_the_others(tmp_path: Path) -> None:
 IDS = ["'", "a'b", '"', "a\\'", "%", "A", "a", "é", "😀", " ", "x" * 500, "a/b\n", "' OR 1=1 --"]
 
 
-def test_any_text_is_an_id(tmp_path: Path) -> None:
+def test_any_text_can_be_an_id(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         await gallery.put([image(id) for id in IDS])
         for id in IDS:
@@ -121,29 +121,29 @@ def test_any_text_is_an_id(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_pages_by_id(tmp_path: Path) -> None:
+def test_pages_are_ordered_by_id(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         ids = [f"{n:03}" for n in range(25)]
         for id in reversed(ids):
             if int(id) % 5 == 4:
                 numbers = range(int(id) - 4, int(id) + 1)
                 await gallery.put([image(f"{n:03}", metadata={"n": n}) for n in numbers])
-        seen: list[str] = []
+        paged_ids: list[str] = []
         after = None
         while page := await gallery.page(after, 7):
             assert all(math.isnan(hit.score) for hit in page)
             assert [hit.metadata["n"] for hit in page] == [int(hit.id) for hit in page]
-            seen += [hit.id for hit in page]
+            paged_ids += [hit.id for hit in page]
             after = page[-1].id
-        assert seen == ids
-        some = await gallery.page("003", 2, {"n": {"gt": 10}})
-        assert [hit.id for hit in some] == ["011", "012"]
+        assert paged_ids == ids
+        filtered = await gallery.page("003", 2, {"n": {"gt": 10}})
+        assert [hit.id for hit in filtered] == ["011", "012"]
         assert await gallery.count({"n": {"gt": 10}}) == 14
 
     with_gallery(tmp_path, use)
 
 
-def test_delete_says_how_many(tmp_path: Path) -> None:
+def test_delete_returns_the_number_of_images(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         await gallery.put([image("a"), image("b"), image("c")])
         assert await gallery.delete(["a", "c", "nobody"]) == 2
@@ -155,7 +155,7 @@ def test_delete_says_how_many(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_more_ids_than_one_statement_takes(tmp_path: Path) -> None:
+def test_more_ids_than_fit_one_statement(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         ids = [f"{n}" for n in range(2500)]
         await gallery.put([image(id) for id in ids])
@@ -166,16 +166,17 @@ def test_more_ids_than_one_statement_takes(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_search_is_by_cosine(tmp_path: Path) -> None:
+def test_search_orders_by_cosine(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
-        given = vectors(60)
+        image_vectors = vectors(60)
         rows = [
-            image(f"{n:02}", vector=vector, metadata={"n": n}) for n, vector in enumerate(given)
+            image(f"{n:02}", vector=vector, metadata={"n": n})
+            for n, vector in enumerate(image_vectors)
         ]
         await gallery.put(rows[:30])
         await gallery.put(rows[30:])
         query = vectors(1, seed=9)[0]
-        cosines = given @ query
+        cosines = image_vectors @ query
         order = np.argsort(-cosines)
         hits = await gallery.search(3 * query, top_k=10)
         assert [hit.metadata["n"] for hit in hits] == order[:10].tolist()
@@ -189,7 +190,7 @@ def test_search_is_by_cosine(tmp_path: Path) -> None:
         assert len(await gallery.search(query, top_k=1000)) == 60
         assert await gallery.search(query, top_k=10, offset=60) == []
         assert await gallery.search(query, top_k=1, filter={"n": -1}) == []
-        with pytest.raises(ValueError, match="no vector of 8"):
+        with pytest.raises(ValueError, match=r"\(9,\), not \(8,\)"):
             await gallery.search(vectors(1, WIDTH + 1)[0], top_k=1)
         with pytest.raises(InvalidFilter):
             await gallery.search(query, top_k=1, filter={"n": {}})
@@ -197,17 +198,17 @@ def test_search_is_by_cosine(tmp_path: Path) -> None:
     with_gallery(tmp_path, use)
 
 
-def test_equals_are_ordered_by_id_across_pages(tmp_path: Path) -> None:
+def test_ties_are_ordered_by_id_across_pages(tmp_path: Path) -> None:
     async def use(gallery: Gallery) -> None:
         near, far = unit(np.eye(WIDTH)[0]), unit(np.eye(WIDTH)[0] + np.eye(WIDTH)[1])
         ids = [f"{n:03}" for n in range(50)]
         shuffled = np.random.default_rng(1).permutation(ids).tolist()
         await gallery.put([image(id, vector=far) for id in shuffled])
         await gallery.put([image("best", vector=near)])
-        seen = []
+        paged_ids = []
         for offset in range(0, 51, 7):
-            seen += [hit.id for hit in await gallery.search(near, top_k=7, offset=offset)]
-        assert seen == ["best", *ids]
+            paged_ids += [hit.id for hit in await gallery.search(near, top_k=7, offset=offset)]
+        assert paged_ids == ["best", *ids]
 
     with_gallery(tmp_path, use)
 

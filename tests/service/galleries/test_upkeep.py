@@ -1,4 +1,4 @@
-"""Upkeep: fewer files and an index, and the same answers."""
+"""Upkeep merges files and builds an index, without changing results."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tokenfold.service.galleries.upkeep import Policy, Upkeep, crowded, index, o
 SMALL = Policy(index_from=300, partition=64)
 
 
-def with_galleries(place: Path, use: Callable[[Galleries], Awaitable[None]]) -> None:
+def with_galleries(folder: Path, use: Callable[[Galleries], Awaitable[None]]) -> None:
     async def run() -> None:
-        galleries = await Galleries.open(str(place))
+        galleries = await Galleries.open(str(folder))
         await use(galleries)
         await galleries.close()
 
     asyncio.run(run())
 
 
-async def fill(gallery: Gallery, commits: int, each: int = 1, first: int = 0) -> None:
-    for begin in range(first, first + commits * each, each):
-        await gallery.put([image(f"{n:05}") for n in range(begin, begin + each)])
+async def fill(gallery: Gallery, commits: int, per_commit: int = 1, first: int = 0) -> None:
+    for begin in range(first, first + commits * per_commit, per_commit):
+        await gallery.put([image(f"{n:05}") for n in range(begin, begin + per_commit)])
 
 
-def test_files_become_one_and_old_versions_go(
+def test_optimize_merges_files_and_removes_old_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(galleries: Galleries) -> None:
@@ -46,14 +46,14 @@ def test_files_become_one_and_old_versions_go(
         await fill(gallery, 10, 3)
         await gallery.delete(["00004"])
         assert (await gallery.stats()).fragments == 10
-        monkeypatch.setattr(upkeep, "KEEP", timedelta(milliseconds=1))
+        monkeypatch.setattr(upkeep, "KEEP_VERSIONS", timedelta(milliseconds=1))
         await optimize(gallery)
         stats = await gallery.stats()
         assert (stats.images, stats.fragments) == (29, 1)
         versions = await gallery.table.list_versions()  # type: ignore[no-untyped-call]
         assert len(versions) <= 2
         assert_same(await gallery.fetch("00007", vector=True), image("00007"))
-        # In order, there is nothing to do: two who look after one gallery come to rest.
+        # An optimised gallery needs no work, so two processes that maintain it come to rest.
         await optimize(gallery)
         version = await gallery.table.version()
         await optimize(gallery)
@@ -63,7 +63,7 @@ def test_files_become_one_and_old_versions_go(
 
 
 def clustered(count: int, width: int, seed: int) -> Vectors:
-    """(count, width) around 40 directions, which are the same for every seed."""
+    """Return (count, width) unit vectors around 40 directions that do not depend on the seed."""
     centres = np.random.default_rng(7).standard_normal((40, width))
     draw = np.random.default_rng(seed)
     noise = draw.standard_normal((count, width))
@@ -71,45 +71,50 @@ def clustered(count: int, width: int, seed: int) -> Vectors:
 
 
 def between_kinds(count: int, width: int, seed: int) -> Vectors:
-    """Queries that lie apart from all images, as those of texts do."""
-    apart = np.random.default_rng(8).standard_normal(width)
-    return unit(clustered(count, width, seed) + 2.0 * unit(apart))
+    """Return queries that are far from all images, as embeddings of texts are."""
+    offset = np.random.default_rng(8).standard_normal(width)
+    return unit(clustered(count, width, seed) + 2.0 * unit(offset))
 
 
 @pytest.mark.parametrize("kind", ["clustered", "uniform", "between kinds"])
-def test_the_index_finds_what_exact_search_finds(tmp_path: Path, kind: str) -> None:
+def test_the_index_has_high_recall(tmp_path: Path, kind: str) -> None:
     width, count = 64, 3000
-    given = vectors(count, width) if kind == "uniform" else clustered(count, width, 1)
+    image_vectors = vectors(count, width) if kind == "uniform" else clustered(count, width, 1)
     queries = {"uniform": vectors, "clustered": clustered, "between kinds": between_kinds}[kind](
         40, width, 2
     )
 
     async def use(galleries: Galleries) -> None:
         gallery = await galleries.create(info(width=width))
-        rows = [image(f"{n}", vector=given[n], metadata={"even": n % 2 == 0}) for n in range(count)]
+        rows = [
+            image(f"{n}", vector=image_vectors[n], metadata={"even": n % 2 == 0})
+            for n in range(count)
+        ]
         await gallery.put(rows[:2500])
         await index(gallery, partition=128)
         await gallery.put(rows[2500:])
         stats = await gallery.stats()
         assert (stats.images, stats.indexed) == (3000, 2500)
-        found = []
+        recalls = []
         for filter in (None, {"even": True}):
             for query in queries:
-                best = await gallery.search(query, top_k=10, filter=filter, exact=True)
-                near = await gallery.search(query, top_k=10, filter=filter)
-                found.append(len({hit.id for hit in best} & {hit.id for hit in near}) / 10)
-                assert [hit.score for hit in near] == sorted(
-                    (hit.score for hit in near), reverse=True
+                exact_hits = await gallery.search(query, top_k=10, filter=filter, exact=True)
+                index_hits = await gallery.search(query, top_k=10, filter=filter)
+                recalls.append(
+                    len({hit.id for hit in exact_hits} & {hit.id for hit in index_hits}) / 10
                 )
-        assert np.mean(found) >= 0.98
-        again = await gallery.search(given[2999], top_k=1)
-        assert again[0].id == "2999"
-        assert again[0].score == pytest.approx(1.0, abs=1e-6)
+                assert [hit.score for hit in index_hits] == sorted(
+                    (hit.score for hit in index_hits), reverse=True
+                )
+        assert np.mean(recalls) >= 0.98
+        hits = await gallery.search(image_vectors[2999], top_k=1)
+        assert hits[0].id == "2999"
+        assert hits[0].score == pytest.approx(1.0, abs=1e-6)
 
     with_galleries(tmp_path, use)
 
 
-def test_an_index_follows_what_changes(tmp_path: Path) -> None:
+def test_an_index_follows_changes(tmp_path: Path) -> None:
     async def use(galleries: Galleries) -> None:
         gallery = await galleries.create(info())
         await fill(gallery, 1, 400)
@@ -134,9 +139,7 @@ def test_an_index_follows_what_changes(tmp_path: Path) -> None:
     with_galleries(tmp_path, use)
 
 
-def test_an_index_of_many_parts_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_of_many_parts_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(galleries: Galleries) -> None:
         gallery = await galleries.create(info())
         await fill(gallery, 1, 300)
@@ -147,7 +150,7 @@ def test_an_index_of_many_parts_is_made_anew(
         parts = await gallery.table.index_stats(VECTOR_INDEX)
         assert parts is not None
         assert (parts.num_indices or 1) > 2
-        monkeypatch.setattr(upkeep, "PARTS", 2)
+        monkeypatch.setattr(upkeep, "MAX_INDEX_PARTS", 2)
         await index(gallery, 64)
         parts = await gallery.table.index_stats(VECTOR_INDEX)
         assert parts is not None
@@ -158,29 +161,29 @@ def test_an_index_of_many_parts_is_made_anew(
     with_galleries(tmp_path, use)
 
 
-def test_a_round_does_what_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_does_the_due_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "FRAGMENTS", 8)
 
     async def use(galleries: Galleries) -> None:
-        keeper = Upkeep(galleries, policy=SMALL)
+        maintenance = Upkeep(galleries, policy=SMALL)
         few, many = await galleries.create(info("few")), await galleries.create(info("many"))
         large = await galleries.create(info("large"))
         await fill(few, 3)
         await fill(many, 9)
         await fill(large, 1, 300)
-        await keeper.round()
+        await maintenance.round()
         assert (await few.stats()).fragments == 3
         assert (await many.stats()).fragments == 1
         assert (await large.stats()).indexed == 300
-        monkeypatch.setattr(upkeep, "QUIET", (0.0, 0.0))
+        monkeypatch.setattr(upkeep, "QUIET_PERIODS", (0.0, 0.0))
         await fill(few, 1, first=100)
-        await keeper.round()
+        await maintenance.round()
         assert (await few.stats()).fragments == 1
         version = await few.table.version()
-        await keeper.round()
+        await maintenance.round()
         assert await few.table.version() == version
         await galleries.delete("few")
-        await keeper.round()
+        await maintenance.round()
 
     with_galleries(tmp_path, use)
 
@@ -202,7 +205,7 @@ def test_crowded(images: int, indexed: int, size: int, fragments: int, expected:
     assert crowded(GalleryStats(images, indexed, size, fragments)) == expected
 
 
-def test_searches_and_puts_go_on_meanwhile(tmp_path: Path) -> None:
+def test_searches_and_writes_continue_during_upkeep(tmp_path: Path) -> None:
     async def use(galleries: Galleries) -> None:
         gallery = await galleries.create(info())
         other = await (await Galleries.open(str(tmp_path))).get("holiday")
@@ -216,23 +219,23 @@ def test_searches_and_puts_go_on_meanwhile(tmp_path: Path) -> None:
                 await fill(gallery, 3, 2, first=1000 * (turn + 1))
             working = False
 
-        async def keep(which: Gallery) -> None:
-            # Of two at the same time one may be too late.
-            steps = optimize(which), index(which, 64)
-            found = await asyncio.gather(*steps, return_exceptions=True)
-            failed = [each for each in found if isinstance(each, Exception)]
-            assert all(is_conflict(each) for each in failed), failed
+        async def keep(store: Gallery) -> None:
+            # One of two concurrent steps may fail with a conflict.
+            steps = optimize(store), index(store, 64)
+            results = await asyncio.gather(*steps, return_exceptions=True)
+            failed = [result for result in results if isinstance(result, Exception)]
+            assert all(is_conflict(result) for result in failed), failed
 
         async def ask() -> int:
-            asked = 0
+            queries = 0
             while working:
-                n = 7 * asked % 500
+                n = 7 * queries % 500
                 (hit,) = await gallery.search(image(f"{n:05}").vector, top_k=1)
                 assert hit.id == f"{n:05}"
-                assert await gallery.put([image(f"{n:05}", metadata={"asked": asked})]) != []
-                asked += 1
+                assert await gallery.put([image(f"{n:05}", metadata={"asked": queries})]) != []
+                queries += 1
                 await asyncio.sleep(0)
-            return asked
+            return queries
 
         _, asked = await asyncio.gather(work(), ask())
         assert asked > 3
@@ -241,7 +244,7 @@ def test_searches_and_puts_go_on_meanwhile(tmp_path: Path) -> None:
     with_galleries(tmp_path, use)
 
 
-def test_it_is_done_though_somebody_replaces_and_deletes_all_the_time(
+def test_upkeep_succeeds_despite_constant_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def use(galleries: Galleries) -> None:
@@ -252,13 +255,16 @@ def test_it_is_done_though_somebody_replaces_and_deletes_all_the_time(
             turn = 0
             while True:
                 turn += 1
-                rows = [image(f"{at:05}", content=f"{turn}-{at}") for at in range(0, 400, 10)]
+                rows = [
+                    image(f"{number:05}", content=f"{turn}-{number}")
+                    for number in range(0, 400, 10)
+                ]
                 await asyncio.gather(gallery.put(rows), gallery.delete([f"{turn % 400:05}"]))
 
         writing = asyncio.create_task(replace())
-        keeper = Upkeep(galleries)
+        maintenance = Upkeep(galleries)
         for _ in range(2):
-            await keeper.round()
+            await maintenance.round()
         writing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await writing
@@ -266,35 +272,35 @@ def test_it_is_done_though_somebody_replaces_and_deletes_all_the_time(
     monkeypatch.setattr(upkeep, "FRAGMENTS", 8)
     with caplog.at_level(logging.INFO):
         with_galleries(tmp_path, use)
-    assert "gallery holiday put in order" in caplog.text
+    assert "gallery holiday optimised" in caplog.text
 
 
-def test_it_runs_in_the_background_until_it_is_stopped(
+def test_upkeep_runs_in_the_background_until_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(upkeep, "FRAGMENTS", 2)
 
     async def use(galleries: Galleries) -> None:
         gallery = await galleries.create(info())
-        keeper = Upkeep(galleries, every=0.01)
-        await keeper.stop()
-        keeper.start()
+        maintenance = Upkeep(galleries, interval=0.01)
+        await maintenance.stop()
+        maintenance.start()
         await fill(gallery, 3)
-        begun = time.monotonic()
+        begin = time.monotonic()
         while (await gallery.stats()).fragments > 1:
-            assert time.monotonic() - begun < 60
+            assert time.monotonic() - begin < 60
             await asyncio.sleep(0.01)
-        await keeper.stop()
+        await maintenance.stop()
         await fill(gallery, 3, first=10)
         await asyncio.sleep(0.1)
         assert (await gallery.stats()).fragments == 4
 
     with caplog.at_level(logging.INFO):
         with_galleries(tmp_path, use)
-    assert "gallery holiday put in order" in caplog.text
+    assert "gallery holiday optimised" in caplog.text
 
 
-def test_a_failure_is_logged_and_the_others_are_looked_after(
+def test_a_failure_is_logged_and_does_not_affect_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def failing(gallery: Gallery) -> None:

@@ -1,8 +1,8 @@
-"""Processes that put images, for tests that end them at any moment.
+"""Processes that add images, for tests that kill them at any moment.
 
-Run as `python -m tests.service.galleries.writers`: it imports what it needs once, and forks for
-each line on stdin, since an import takes longer than all that a process does then. Each process
-tells on stdout what it is and what was acknowledged.
+Run as `python -m tests.service.galleries.writers`: the process imports everything once and forks
+for each line on stdin, because the imports take longer than the actual work. Each child reports its
+process id and the acknowledged images on stdout.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Order:
-    """What a process does.
+    """Task of a writer process.
 
     Attributes:
-        uri: of the galleries.
+        uri: data directory of the galleries.
         first: number of the first image.
-        count: images, in batches of `BATCH`.
-        content: of each, told apart from what other processes put.
-        upkeep: put the gallery in order after each so many batches; 0 for never.
+        count: number of images, added in batches of `BATCH`.
+        content: prefix of the images' content, different for each process.
+        upkeep: optimise the gallery after each `upkeep` batches; 0 for never.
     """
 
     uri: str
@@ -47,35 +47,35 @@ class Order:
 
 
 def row(number: int, content: str = "") -> ImageRow:
-    """An image with a thumbnail of some size."""
-    made = image(f"{number:06}", content=f"{content}{number}", metadata={"by": content})
-    return made._replace(thumbnail=made.thumbnail * 100)
+    """Return an image with a thumbnail of realistic size."""
+    small = image(f"{number:06}", content=f"{content}{number}", metadata={"by": content})
+    return small._replace(thumbnail=small.thumbnail * 100)
 
 
 async def put(order: Order) -> None:
-    """Put all images; a line for each batch that was acknowledged."""
+    """Add all images; print a line for each acknowledged batch."""
     gallery = await (await Galleries.open(order.uri)).get(GALLERY)
     for turn, begin in enumerate(range(order.first, order.first + order.count, BATCH), 1):
         statuses = await gallery.put([row(n, order.content) for n in range(begin, begin + BATCH)])
-        say(put=begin, statuses=statuses)
+        report(put=begin, statuses=statuses)
         if order.upkeep and turn % order.upkeep == 0:
-            with contextlib.suppress(*LanceError):  # another process was first
+            with contextlib.suppress(*LanceError):  # another process committed first
                 await optimize(gallery)
                 await index(gallery, 64)
 
 
-def say(**what: Any) -> None:
-    """A line, written at once: lines of several processes are not mixed."""
-    os.write(1, (json.dumps(what) + "\n").encode())
+def report(**fields: Any) -> None:
+    """Print a line of JSON in a single write, so that lines of several processes do not mix."""
+    os.write(1, (json.dumps(fields) + "\n").encode())
 
 
 def main() -> None:
-    """Fork for each line."""
+    """Fork a process for each order in each line of stdin."""
     import lancedb  # noqa: F401 - before the fork
 
-    say(ready=True)
+    report(ready=True)
     for line in sys.stdin:
-        orders = [Order(**each) for each in json.loads(line)]
+        orders = [Order(**order) for order in json.loads(line)]
         children = []
         for order in orders:
             child = os.fork()
@@ -87,41 +87,41 @@ def main() -> None:
                 finally:
                     os._exit(code)
             children.append(child)
-        say(began=children)
+        report(began=children)
         for child in children:
             _, status = os.waitpid(child, 0)
-            say(ended=os.waitstatus_to_exitcode(status))
+            report(ended=os.waitstatus_to_exitcode(status))
 
 
 class Writers:
-    """The parent's end."""
+    """The parent's end of the writer processes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def begin(self, *orders: Order) -> None:
-        """Fork one process for each."""
+        """Fork a process for each order."""
         assert self._process.stdin is not None
         print(json.dumps([asdict(order) for order in orders]), file=self._process.stdin, flush=True)
 
     def hear(self) -> dict[str, Any]:
-        """The next line."""
+        """Return the next reported line."""
         assert self._process.stdout is not None
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
+        message: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return message
 
 
 @contextlib.contextmanager
 def writers() -> Iterator[Writers]:
-    """Run the process; it ends with the block."""
-    line = [sys.executable, "-m", "tests.service.galleries.writers"]
+    """Start the forking process; leaving the context ends it."""
+    command = [sys.executable, "-m", "tests.service.galleries.writers"]
     with subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            found = Writers(process)
-            assert found.hear() == {"ready": True}
-            yield found
+            client = Writers(process)
+            assert client.hear() == {"ready": True}
+            yield client
         finally:
             process.kill()
 

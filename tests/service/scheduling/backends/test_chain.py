@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.service import standin
 from tests.service.scheduling.backends.stub_kind import StubKind
-from tests.service.second import MOST, Seconds, is_dark
+from tests.service.second import MAX_BATCH, Seconds, is_dark
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tests.service.standin_dual import dual_bundle, every_kind
 from tokenfold.bundle.bundle import Bundle
@@ -460,9 +460,10 @@ class TestAlone(Chained):
         chain._current = Now()
         with ThreadPoolExecutor(6) as pool:
             futures = [
-                pool.submit(chain.run, [sample] * (MOST + 1), call, slots=False) for _ in range(6)
+                pool.submit(chain.run, [sample] * (MAX_BATCH + 1), call, slots=False)
+                for _ in range(6)
             ]
-            assert [len(future.result()) for future in futures] == [MOST + 1] * 6
+            assert [len(future.result()) for future in futures] == [MAX_BATCH + 1] * 6
         assert second.loaded == 1
         labels = {"model": "colours", "backend": "first"}
         assert registry.get_sample_value(FAILURES, labels) == 1

@@ -146,7 +146,7 @@ class TestServer:
             assert max(one["batch_size"] for one in results) > 1
             (made,) = second.made
             assert max(made.ran) > 1
-            assert made.most_running <= 2
+            assert made.max_running <= 2
             assert remote.sample("tokenfold_model_backend", model="colours", backend="cuda") == 1
             costs = app.state.core.catalog.get("colours").costs
             assert 0 < costs.share <= 1

@@ -1,6 +1,6 @@
-"""`tokenfold build` where there is no TensorRT: it writes engines that nobody loads.
+"""Stand-in for `tokenfold build` without TensorRT: writes engine files that are never loaded.
 
-Run as a file, for `python -m` would look for it in whatever folder the tests are run.
+Run it as a file: `python -m` would look for it in the current folder of the tests.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def main() -> None:
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     engines = Engines(options.engines, bundle)
-    wanted = origins(
+    missing = origins(
         bundle,
         TARGET,
         precision="bf16" if options.precision == "bf16" else None,
         static=options.static_levels,
     )
-    print("Some library says something, as they do")
-    for at, origin in enumerate(wanted, 1):
+    print("Some library prints to stdout")
+    for number, origin in enumerate(missing, 1):
         try:
             engines.find(origin)
         except EngineError:
             engines.write(origin, bytes(BYTES if origin.plan is None else STATIC_BYTES))
-        line = {"engine": origin.graph, "done": at / len(wanted), "phase": "Built"}
+        line = {"engine": origin.graph, "done": number / len(missing), "phase": "Built"}
         print(json.dumps(line), flush=True)
 
 
