@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import tokenfold
 from tokenfold.runtime.machine import cores
-from tokenfold.runtime.tensorrt.engines import folder
+from tokenfold.runtime.tensorrt.store import engines_folder
 
 DEMO = Path(tokenfold.__file__).parent / "models" / "demo" / "bundles"
 MEBI = 1024 * 1024
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         "while the next one runs the models, or before the start if it is named.",
     )
     engines: Path = Field(
-        default_factory=folder,
+        default_factory=engines_folder,
         description="Where TensorRT's engines are kept: a folder, which servers with the same GPU "
         "may share. By default one in the home directory.",
     )

@@ -30,9 +30,9 @@ from tokenfold.models.checkpoints import native
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.pair import Float
 from tokenfold.runtime.session import Opening
-from tokenfold.runtime.tensorrt import flavour, plugins, process, runtime, target
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import EngineError, origins
+from tokenfold.runtime.tensorrt import plugins, process, runtime, target, variant
+from tokenfold.runtime.tensorrt.spec import EngineError, engine_specs
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 QUICK = ("--backend", "tensorrt", "--rounds", "2", "--seconds", "0.001", "--batch", "1", "2")
 MACHINE = GpuMachine(
@@ -84,9 +84,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
 
     monkeypatch.setattr(runtime, "missing", lambda: None)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(flavour, "load", lambda: None)
-    monkeypatch.setattr(plugins, "registered", lambda _: None)
-    monkeypatch.setattr(target, "here", lambda *_: TARGET)
+    monkeypatch.setattr(variant, "load", lambda: None)
+    monkeypatch.setattr(plugins, "register", lambda _: None)
+    monkeypatch.setattr(target, "current_target", lambda *_: TARGET)
     monkeypatch.setattr(process, "COMMAND", standing_in.COMMAND)
     monkeypatch.setattr(gpu_loading, "opened", on_cpu)
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
@@ -190,8 +190,8 @@ def test_engines_of_something_else_are_built_anew(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (wanted,) = origins(bundle, TARGET)
-    there = Engines(root, bundle)
+    (wanted,) = engine_specs(bundle, TARGET)
+    there = EngineStore(root, bundle)
     there.write(wanted.model_copy(update={"sha256": "0" * 64}), b"foreign")
     with pytest.raises(EngineError, match="something else"):
         there.find(wanted)
@@ -203,8 +203,8 @@ def test_what_is_in_bfloat16_is_measured_so(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (wanted,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(wanted, bytes(7))
+    (wanted,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(wanted, bytes(7))
     found = run(exported, "--static-levels", "--no-memory")["tensorrt"]["engines"]
     assert [one["precision"] for one in found] == ["bf16"] * 3
     assert [one["bytes"] for one in found] == [7, STATIC_BYTES, STATIC_BYTES]
@@ -330,8 +330,8 @@ def test_the_builder_itself_takes_what_it_is_given(
     bundle = Bundle.open(exported)
     why = [refusal(exported)]
     # One in bfloat16 is there, and those of one plan are not.
-    (wanted,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(wanted, bytes(7))
+    (wanted,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(wanted, bytes(7))
     why.append(refusal(exported, "--static-levels"))
     for one in why:
         assert one.startswith("the engines of tiny cannot be built: ")

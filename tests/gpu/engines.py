@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.tensorrt import flavour, plugins, runtime, target
+from tokenfold.runtime.tensorrt import plugins, runtime, target, variant
 from tokenfold.runtime.tensorrt.command import build
-from tokenfold.runtime.tensorrt.origin import origins
+from tokenfold.runtime.tensorrt.spec import engine_specs
 
 MISSING = runtime.missing()
 
@@ -27,8 +27,8 @@ def folder() -> Path:
 def built(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> Path:
     """Build what is missing of a bundle's engines; returns the folder of all bundles'."""
     root = root or folder()
-    own = flavour.load()
-    registered = plugins.registered(own)
-    wanted = origins(bundle, target.here(own, registered), static=static)
+    own = variant.load()
+    registered = plugins.register(own)
+    wanted = engine_specs(bundle, target.current_target(own, registered), static=static)
     build(bundle, root, own, registered, wanted)
     return root

@@ -30,7 +30,7 @@ from tokenfold.export.verify import judge, random_images
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
 from tokenfold.models.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
-from tokenfold.runtime.cuda.buckets import up_to
+from tokenfold.runtime.cuda.buckets import buckets_up_to
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
 from tokenfold.runtime.pair import PairSession, ask
@@ -239,7 +239,7 @@ def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
-    assert fresh.graph.recorded == 3 * len(up_to(fresh.most))
+    assert fresh.graph.recorded == 3 * len(buckets_up_to(fresh.max_batch))
     for _ in range(2):
         for (plan, count), wanted in zip(jobs, plain, strict=True):
             found = opened.kind.run(fresh, images[-count:], plan)
@@ -266,7 +266,7 @@ def test_threads_share_a_session(opened: Opened, warm: bool) -> None:
 
 def test_memory_stays(opened: Opened) -> None:
     images = random_images(tiny.SIZE, 128, seed=3)
-    for count in reversed(up_to(128)):
+    for count in reversed(buckets_up_to(128)):
         for plan in opened.plans:
             opened.run(images[:count], plan)
     before = device.memory().free
@@ -301,7 +301,7 @@ def test_answers_about_images_are_the_cpus(
     given = cases(text, tiny.SIZE, patch=8 if free else None)
     verify(manifest, cpu, [gpu], given)
     gpu.warm([])
-    assert gpu.graph.recorded == len(up_to(gpu.most))
+    assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch))
     verify(manifest, cpu, [gpu], given)
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:
@@ -318,7 +318,7 @@ def test_nothing_is_copied_inside_a_run(
     precision: Precision,
 ) -> None:
     """A copy to the host waits for it, and cannot be recorded."""
-    plain = session.opened
+    plain = session.open_session
     profiled: list[Any] = []
 
     def opened_with_profile(*arguments: Any, **named: Any) -> Any:

@@ -10,7 +10,7 @@ from tests.runtime.tensorrt.standin_builder import alive, command
 from tests.service.second import Second, Seconds
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt import process
-from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.runtime.tensorrt.process import ProgressCallback
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
@@ -69,7 +69,7 @@ class Engined(Seconds):
         assert not self.unprepared(bundle)
         return self._load(bundle)
 
-    def _prepare(self, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
+    def _prepare(self, bundle: Bundle, told: ProgressCallback, stopping: threading.Event) -> None:
         name = bundle.manifest.name
         self.prepared.append(name)
         files = [self._file(bundle, engine).name for engine in self.unprepared(bundle)]

@@ -14,11 +14,11 @@ from tokenfold.bench import engines
 from tokenfold.bench.device_memory import answer
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.cuda.device import Stream, kept
-from tokenfold.runtime.tensorrt import flavour, plugins
+from tokenfold.runtime.cuda.device import Stream, free_on_exit
+from tokenfold.runtime.tensorrt import plugins, variant
 from tokenfold.runtime.tensorrt.engine import Engine
-from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.runner import EngineRunner
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 
 def loaded(folder: Path, root: Path, *, static: bool) -> int:
@@ -44,16 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--static-levels", action="store_true")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
-    own = flavour.load()
-    registered = plugins.registered(own)
-    files = Engines(options.engines, bundle)
+    own = variant.load()
+    registered = plugins.register(own)
+    files = EngineStore(options.engines, bundle)
     wanted = engines.only(bundle, options.engines, static=options.static_levels)
     with ExitStack() as held:
-        stream = kept(Stream(), held)
+        stream = free_on_exit(Stream(), held)
         # One for each graph, as in a session: its engines work in the same memory.
         for _, origins in groupby(wanted, key=lambda one: one.graph):
             loads = [Engine(own, registered, one, files.read(one)) for one in origins]
-            kept(EngineRunner(loads, stream), held)
+            free_on_exit(EngineRunner(loads, stream), held)
         print(json.dumps(device.memory().used))
     return 0
 

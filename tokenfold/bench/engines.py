@@ -15,10 +15,10 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import Origin
 from tokenfold.runtime.tensorrt.process import BuildError, Progress
 from tokenfold.runtime.tensorrt.profiles import takes_plan
+from tokenfold.runtime.tensorrt.spec import EngineSpec
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 
 def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
@@ -32,7 +32,7 @@ def prepare(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
         BenchError: an engine cannot be built.
         RuntimeError: TensorRT cannot run such a bundle.
     """
-    if runtime.unbuilt(bundle, root):
+    if runtime.missing_engines(bundle, root):
         _build(bundle, root, (), stage)
     if static and _without_static(bundle, root):
         bfloat16 = any(one.precision == "bf16" for one in _planned(bundle, root))
@@ -46,11 +46,13 @@ def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     Raises:
         EngineError: an engine is missing, or was built from something else.
     """
-    engines = Engines(root, bundle)
-    of_graphs = [runtime.chosen(bundle, graph, root, static=static) for graph in _graphs(bundle)]
+    engines = EngineStore(root, bundle)
+    of_graphs = [
+        runtime.select_engines(bundle, graph, root, static=static) for graph in _graphs(bundle)
+    ]
     target = of_graphs[0][0].target
 
-    def files(origins: Iterable[Origin]) -> list[EngineFile]:
+    def files(origins: Iterable[EngineSpec]) -> list[EngineFile]:
         return [
             EngineFile(
                 graph=one.graph,
@@ -71,7 +73,7 @@ def described(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     )
 
 
-def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
+def only(bundle: Bundle, root: Path, *, static: bool) -> list[EngineSpec]:
     """The least that runs all levels.
 
     Args:
@@ -80,7 +82,7 @@ def only(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
     """
     found = []
     for graph in _graphs(bundle):
-        first, *fixed = runtime.chosen(bundle, graph, root, static=static)
+        first, *fixed = runtime.select_engines(bundle, graph, root, static=static)
         found += fixed or [first]
     return found
 
@@ -94,7 +96,7 @@ def _graphs(bundle: Bundle) -> tuple[str, ...]:
     return GRAPHS[bundle.manifest.kind]
 
 
-def _planned(bundle: Bundle, root: Path) -> list[Origin]:
+def _planned(bundle: Bundle, root: Path) -> list[EngineSpec]:
     """The engines of all plans of those graphs that take a plan."""
     return [one for one in only(bundle, root, static=False) if takes_plan(one.graph)]
 

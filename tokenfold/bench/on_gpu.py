@@ -27,7 +27,7 @@ from tokenfold.bench.workers import Asked, Workers
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import session
 from tokenfold.runtime.tensorrt import runtime
-from tokenfold.runtime.tensorrt.engines import folder as usual_engines
+from tokenfold.runtime.tensorrt.store import engines_folder
 
 DIFFERENT = 4
 """Batches that runs take turns with: more than are on their way at once."""
@@ -96,7 +96,7 @@ def _engines(bundle: Bundle, other: Compared | None, options: Options, stage: St
     """The folder of the engines, where all that will run are then; None without TensorRT."""
     if options.backend != "tensorrt":
         return None
-    root = (options.engines or usual_engines()).resolve()
+    root = (options.engines or engines_folder()).resolve()
     engines.prepare(bundle, root, static=options.static_levels, stage=stage)
     if other is not None:
         engines.prepare(other.bundle, root, static=False, stage=stage)

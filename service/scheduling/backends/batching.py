@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from tokenfold.runtime.cuda import buckets
-from tokenfold.runtime.cuda.lanes import IN_FLIGHT
+from tokenfold.runtime.cuda.buffers import RUNS_IN_FLIGHT
 from tokenfold.runtime.session import Device
 
 
 def max_concurrent_runs(device: Device) -> int | None:
     """Runs that may be on their way at a time; None for as many as there are workers."""
-    return None if device == "cpu" else IN_FLIGHT
+    return None if device == "cpu" else RUNS_IN_FLIGHT
 
 
 def take(device: Device, waiting: int, *, beside: int = 1, most: int) -> int:
@@ -20,4 +20,4 @@ def take(device: Device, waiting: int, *, beside: int = 1, most: int) -> int:
             reference/export.md).
         most: on a GPU, at most: what waits while it is busy shares a run.
     """
-    return min(waiting, beside) if device == "cpu" else buckets.fill(waiting, most)
+    return min(waiting, beside) if device == "cpu" else buckets.next_run_size(waiting, most)

@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.runtime.tensorrt.origin import unfit
-from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.runtime.tensorrt.process import ProgressCallback
+from tokenfold.runtime.tensorrt.spec import unsupported_reason
 from tokenfold.service.scheduling.backends import loading
 from tokenfold.service.scheduling.backends.backend import Backend
 
 
-def _nothing(_: Bundle, __: Told, ___: threading.Event) -> None:
+def _nothing(_: Bundle, __: ProgressCallback, ___: threading.Event) -> None:
     return
 
 
@@ -44,7 +44,7 @@ class BackendKind(NamedTuple):
     unfit: Callable[[Bundle], str | None] = lambda _: None
     used: Callable[[], int | None] = lambda: None
     unprepared: Callable[[Bundle], Sequence[str]] = lambda _: ()
-    prepare: Callable[[Bundle, Told, threading.Event], None] = _nothing
+    prepare: Callable[[Bundle, ProgressCallback, threading.Event], None] = _nothing
 
 
 def _used() -> int | None:
@@ -82,7 +82,7 @@ def tensorrt(engines: Path) -> BackendKind:
         "cuda",
         load=partial(loading.load, device="tensorrt", engines=engines),
         missing=runtime.missing,
-        unfit=unfit,
+        unfit=unsupported_reason,
         used=_used,
         unprepared=partial(_unbuilt, engines),
         prepare=partial(_build, engines),
@@ -90,8 +90,8 @@ def tensorrt(engines: Path) -> BackendKind:
 
 
 def _unbuilt(folder: Path, bundle: Bundle) -> Sequence[str]:
-    return runtime.unbuilt(bundle, folder)
+    return runtime.missing_engines(bundle, folder)
 
 
-def _build(folder: Path, bundle: Bundle, told: Told, stopping: threading.Event) -> None:
+def _build(folder: Path, bundle: Bundle, told: ProgressCallback, stopping: threading.Event) -> None:
     process.build(process.command_line(bundle.folder, folder), told, stopping)

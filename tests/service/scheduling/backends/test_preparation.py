@@ -23,7 +23,7 @@ from tests.service.engined import Engined
 from tests.service.second import Seconds
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.tensorrt.process import BuildError, Progress, StoppedError, Told
+from tokenfold.runtime.tensorrt.process import BuildError, Progress, ProgressCallback, StoppedError
 from tokenfold.service.api.schemas.startup import EngineStatus
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
@@ -597,7 +597,7 @@ class TestAlone:
         found = Bundle.open(one / "a")
         seen: list[tuple[float, str | None]] = []
 
-        def prepare(_: Bundle, told: Told, __: threading.Event) -> None:
+        def prepare(_: Bundle, told: ProgressCallback, __: threading.Event) -> None:
             for done, engine in ((0.5, "a"), (0.1, "b"), (0.7, "b")):
                 told(Progress(done, engine, "working"))
                 (status,) = preparation.statuses
