@@ -195,7 +195,7 @@ def test_empty_tensors(batch: int, queries: int, tokens: int) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_importance_of_tokens(
+def test_importance_arguments_tokens(
     queries: int,
     tokens: int,
     heads: int,

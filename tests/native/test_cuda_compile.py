@@ -45,10 +45,10 @@ CUBIN = b"\x7fELF"
 CUDA_MACHINE = 190
 
 needs_nvrtc = pytest.mark.skipif(
-    nvrtc.find() is None, reason=f"found no NVRTC: pip install {nvrtc.WHEEL}"
+    nvrtc.find() is None, reason=f"NVRTC is not installed: pip install {nvrtc.WHEEL}"
 )
 HAS_NVCC = shutil.which("nvcc") is not None and shutil.which("cmake") is not None
-needs_nvcc = pytest.mark.skipif(not HAS_NVCC, reason="found no nvcc and cmake")
+needs_nvcc = pytest.mark.skipif(not HAS_NVCC, reason="nvcc or cmake is not installed")
 # Where nvcc compiles for all of them, NVRTC need not do it all again.
 FOR_NVRTC = [75, 90, 120] if HAS_NVCC else ARCHITECTURES
 
@@ -68,7 +68,7 @@ def test_the_compiler_knows_every_architecture() -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("architecture", FOR_NVRTC)
 def test_nvrtc_compiles_every_kernel(source: str, architecture: int) -> None:
-    binary, log = nvrtc.compiled(KERNELS / source, f"sm_{architecture}")
+    binary, log = nvrtc.compile_file(KERNELS / source, f"sm_{architecture}")
     assert log == ""
     assert binary.startswith(CUBIN)
     assert int.from_bytes(binary[18:20], "little") == CUDA_MACHINE
@@ -79,7 +79,7 @@ def test_nvrtc_compiles_every_kernel(source: str, architecture: int) -> None:
 @needs_nvrtc
 @pytest.mark.parametrize("source", SOURCES)
 def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
-    binary, log = nvrtc.compiled(KERNELS / source, f"compute_{ARCHITECTURES[0]}")
+    binary, log = nvrtc.compile_file(KERNELS / source, f"compute_{ARCHITECTURES[0]}")
     assert log == ""
     ptx = binary.rstrip(b"\0").decode()
     assert entries(ptx) == ENTRIES[source]
@@ -98,7 +98,7 @@ def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
 @needs_nvrtc
 def test_host_and_kernels_agree_on_the_arguments() -> None:
     for source in SOURCES:
-        ptx = nvrtc.compiled(KERNELS / source, f"compute_{ARCHITECTURES[0]}").binary.decode()
+        ptx = nvrtc.compile_file(KERNELS / source, f"compute_{ARCHITECTURES[0]}").binary.decode()
         found = re.findall(r"\.param \.align (\d+) \.b8 (tokenfold_\w+)_param_0\[(\d+)\]", ptx)
         assert {name for _, name, _ in found} == ENTRIES[source]
         for alignment, name, size in found:
@@ -113,7 +113,7 @@ def test_host_and_kernels_agree_on_the_arguments() -> None:
 
 @needs_nvrtc
 def test_rows_are_moved_16_bytes_at_a_time() -> None:
-    binary, _ = nvrtc.compiled(KERNELS / "reduce.cu", f"compute_{ARCHITECTURES[0]}")
+    binary, _ = nvrtc.compile_file(KERNELS / "reduce.cu", f"compute_{ARCHITECTURES[0]}")
     kernels = binary.decode().split(".entry ")[1:]
     assert len(kernels) == 3
     for kernel in kernels:
@@ -125,7 +125,7 @@ def test_rows_are_moved_16_bytes_at_a_time() -> None:
 @needs_nvrtc
 def test_attention_runs_on_tensor_cores() -> None:
     for architecture, shape in ((75, "m16n8k8"), (80, "m16n8k16"), (120, "m16n8k16")):
-        binary, _ = nvrtc.compiled(KERNELS / "attend.cu", f"compute_{architecture}")
+        binary, _ = nvrtc.compile_file(KERNELS / "attend.cu", f"compute_{architecture}")
         for kernel in binary.decode().split(".entry ")[1:]:
             products = set(re.findall(r"mma\.sync\.aligned\.[\w.]+", kernel))
             if architecture == 75 and kernel.startswith("tokenfold_attend_bfloat16"):
@@ -142,11 +142,11 @@ def test_attention_runs_on_tensor_cores() -> None:
 def test_a_warning_is_seen(tmp_path: Path) -> None:
     source = tmp_path / "warned.cu"
     source.write_text('extern "C" __global__ void f(int* p) { int unused; *p = 1; }')
-    binary, log = nvrtc.compiled(source, "compute_90")
+    binary, log = nvrtc.compile_file(source, "compute_90")
     assert binary
     assert "unused" in log
     source.write_text("no kernel")
-    binary, log = nvrtc.compiled(source, "compute_90")
+    binary, log = nvrtc.compile_file(source, "compute_90")
     assert binary == b""
     assert "error" in log
 

@@ -25,7 +25,7 @@ FOLDER = TOP / "build" / "plugins-gpu-test"
 pytestmark = [
     pytest.mark.skipif(
         shutil.which("nvcc") is None or shutil.which("cmake") is None,
-        reason="found no nvcc and cmake",
+        reason="nvcc or cmake is not installed",
     ),
     pytest.mark.skipif(
         library.find() is None, reason="the C++ ops are not built: run `make plugins`"

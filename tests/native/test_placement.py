@@ -190,7 +190,7 @@ def test_an_input_that_both_sides_want_is_copied() -> None:
 
 
 def test_the_rule_knows_what_our_ops_want_on_the_host() -> None:
-    folder = TOP / "export" / "plugins" / "onnxruntime"
+    folder = TOP / "native" / "onnxruntime"
     source = "".join(path.read_text() for path in sorted(folder.glob("cuda_*.cc")))
     declared = re.findall(r'"(\w+)", \{x,[^;]*?cuda\((?:\{([\d, ]+)\})?\)', source)
     assert {kind for kind, _ in declared} == set(functions())

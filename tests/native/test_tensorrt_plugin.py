@@ -259,7 +259,7 @@ def test_any_other_number_of_tensors_is_refused(op: str) -> None:
         for method in (own.configure, own.change):
             with pytest.raises(PluginError, match=told):
                 method(fewer, out)
-    assert not own.takes(0, [*inputs, *outputs[1:]], len(inputs))
+    assert not own.supports(0, [*inputs, *outputs[1:]], len(inputs))
     with pytest.raises(PluginError, match=told):
         own.types(types[1:])
     with pytest.raises(PluginError, match=told):
@@ -279,7 +279,7 @@ def test_shape_inputs_may_come_with_the_others(op: str) -> None:
     counts = [desc((len(count),), I64) for count in TAKES[op][2]]
     all_ = [*inputs, *counts, *outputs]
     told = len(inputs) + len(counts)
-    assert all(own.takes(at, all_, told) for at in range(len(all_)))
+    assert all(own.supports(at, all_, told) for at in range(len(all_)))
     own.configure([*inputs, *counts], outputs)
     own.change([*inputs, *counts], outputs)
 
@@ -290,12 +290,12 @@ def test_tensors_of_other_types_are_refused(op: str) -> None:
     types = TAKES[op][0]
     all_ = [*inputs, *outputs]
     for at in range(len(all_)):
-        assert own.takes(at, all_, len(inputs))
+        assert own.supports(at, all_, len(inputs))
         for other in ({"type": 3}, {"format": VECTORS}):
             changed = [Desc.from_buffer_copy(each) for each in all_]
             for name, value in other.items():
                 setattr(changed[at], name, value)
-            assert not own.takes(at, changed, len(inputs))
+            assert not own.supports(at, changed, len(inputs))
     for at in range(len(types)):
         wrong = [torch.int32 if i == at else dtype for i, dtype in enumerate(types)]
         with pytest.raises(PluginError, match=f"^{op}: input {at} is (float32|int64)"):
@@ -307,7 +307,7 @@ def test_all_tokens_are_of_one_type() -> None:
     with pytest.raises(PluginError, match="input 2 is float32, float16 or bfloat16, as all"):
         own.types([F16, F16, F32, F32])
     inputs[1] = desc(ROWS, F32)
-    assert not own.takes(1, [*inputs, *outputs], len(inputs))
+    assert not own.supports(1, [*inputs, *outputs], len(inputs))
 
 
 @each_op
