@@ -299,7 +299,7 @@ def test_what_cannot_be_measured(
         patched.setattr(process, "COMMAND", BROKEN)
         assert refusal(exported) == "the engines of tiny cannot be built: out of luck"
         patched.setattr(process, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
-        assert refusal(exported) == "the engines of tiny cannot be built: its builder ended with 3"
+        assert refusal(exported) == "the engines of tiny cannot be built: the builder exited with 3"
 
     def damaged(*_: object) -> Graphs:
         raise EngineError("x.engine is damaged:\nits sha256 differs")

@@ -267,7 +267,7 @@ class TestFailures:
         ("mode", "why"),
         [
             ("fails", "no kernel fits"),
-            ("aborts", "its builder was ended by SIGABRT: what():  bad luck"),
+            ("aborts", "the builder was killed by SIGABRT: what():  bad luck"),
         ],
     )
     def test_a_build_that_fails(
@@ -304,7 +304,7 @@ class TestFailures:
             (pid,) = engined.processes()
             os.kill(pid, signal.SIGKILL)
             until(lambda: states(remote) == ["failed"])
-            assert engines(remote)[0]["why"].startswith("its builder was ended by SIGKILL")
+            assert engines(remote)[0]["why"].startswith("the builder was killed by SIGKILL")
             assert backend(remote) == "cpu"
             assert remote.classify(picture()).status_code == 200
 
