@@ -239,7 +239,7 @@ def test_recorded_runs_equal_unrecorded_ones_exactly(opened: OpenedBundle) -> No
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
-    assert fresh.graph.recorded == 3 * len(buckets_up_to(fresh.max_batch))
+    assert fresh.graph.recorded == 3 * len(buckets_up_to(fresh.max_batch_size))
     for _ in range(2):
         for (plan, count), expected in zip(jobs, plain, strict=True):
             actual = opened.kind.run(fresh, images[-count:], plan)
@@ -304,7 +304,7 @@ def test_results_of_image_text_networks_equal_the_cpus(
     given = cases(text, tiny.SIZE, patch=8 if free else None)
     verify(manifest, cpu, [gpu], given)
     gpu.warm([])
-    assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch))
+    assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch_size))
     verify(manifest, cpu, [gpu], given)
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:

@@ -34,7 +34,7 @@ class Graph(Protocol):
         ...
 
     @property
-    def max_batch(self) -> int:
+    def max_batch_size(self) -> int:
         """Items of one run; more are run in pieces."""
         ...
 
@@ -72,7 +72,7 @@ class Graph(Protocol):
 class CpuGraph:
     """A graph, loaded to run on the CPU; see `Graph`."""
 
-    max_batch = sys.maxsize
+    max_batch_size = sys.maxsize
     recorded = 0
 
     def __init__(self, path: Path, *, threads: int = 1, native: bool = True) -> None:
@@ -197,7 +197,7 @@ class BaseSession:
     Attributes:
         graph: what runs.
         native: whether the compiled ops run, rather than their portable bodies.
-        max_batch: maximum number of items in one run; larger batches are split.
+        max_batch_size: maximum number of items in one run; larger batches are split.
     """
 
     def __init__(self, path: Path, bundle: Bundle, opening: Opening) -> None:
@@ -205,7 +205,7 @@ class BaseSession:
         self._bundle, self._opening = bundle, opening
         self.graph = self._opened(path)
         self.native = self.graph.native
-        self.max_batch = self.graph.max_batch
+        self.max_batch_size = self.graph.max_batch_size
 
     def warm(self, plans: Iterable[Plan]) -> None:
         """Prepare runs of images by these plans: on a GPU they are recorded.

@@ -36,7 +36,9 @@ class SessionBackend(Generic[S]):
     def batch_size_for(self, call: Call, waiting: int, /) -> int:
         """See `Backend.batch_size_for`."""
         beside = self._beside(call)
-        return batching.take(self._device, waiting, beside=beside, most=self._session.max_batch)
+        return batching.take(
+            self._device, waiting, beside=beside, most=self._session.max_batch_size
+        )
 
     def _beside(self, _: Call) -> int:
         """Items of one run on a CPU at most."""

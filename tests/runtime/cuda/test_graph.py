@@ -54,7 +54,7 @@ def runtime(
 
 @pytest.fixture
 def graph(fake: FakeRuntime, runtime: FakeBackend) -> Iterator[CudaGraph]:
-    graph = CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+    graph = CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
     assert fake.live["stream"] == 2
     yield graph
     graph.close()
@@ -195,7 +195,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_recording_is_retried_after_an_allocation(
     runtime: FakeBackend, caplog: pytest.LogCaptureFixture, grows: int
 ) -> None:
-    graph = CudaGraph(runtime.opener(grows=grows), max_batch=1)
+    graph = CudaGraph(runtime.opener(grows=grows), max_batch_size=1)
     graph.warm(PLANS[:1])
     assert graph.recorded == 1
     assert runtime.runs <= 5
@@ -211,7 +211,7 @@ def test_runs_work_when_recording_fails(
     caplog: pytest.LogCaptureFixture,
     options: dict[str, Any],
 ) -> None:
-    graph = CudaGraph(runtime.opener(**options), max_batch=MAX_BATCH)
+    graph = CudaGraph(runtime.opener(**options), max_batch_size=MAX_BATCH)
     graph.warm(PLANS)
     assert graph.recorded == 0
     check(graph, random_images(5), PLANS[0])
@@ -241,7 +241,7 @@ def test_repeated_runs_allocate_nothing(graph: CudaGraph, fake: FakeRuntime) -> 
 
 
 def test_graph_without_a_plan(fake: FakeRuntime, runtime: FakeBackend) -> None:
-    graph = CudaGraph(runtime.opener(plan=False), max_batch=2)
+    graph = CudaGraph(runtime.opener(plan=False), max_batch_size=2)
     graph.warm([()])
     assert graph.recorded == 2
     before = runtime.runs
@@ -253,7 +253,7 @@ def test_graph_without_a_plan(fake: FakeRuntime, runtime: FakeBackend) -> None:
 
 
 def test_images_of_other_sizes_run_unrecorded(runtime: FakeBackend) -> None:
-    graph = CudaGraph(runtime.opener(free=True), size=SHAPE[:2], max_batch=2)
+    graph = CudaGraph(runtime.opener(free=True), size=SHAPE[:2], max_batch_size=2)
     graph.warm(PLANS)
     assert graph.recorded == 6
     other = np.ones((3, 2, 5, 3), np.uint8)
@@ -268,7 +268,7 @@ def test_images_of_other_sizes_run_unrecorded(runtime: FakeBackend) -> None:
 def test_graphs_with_other_inputs_run_unrecorded(
     runtime: FakeBackend, options: dict[str, bool]
 ) -> None:
-    graph = CudaGraph(runtime.opener(**options), max_batch=2)
+    graph = CudaGraph(runtime.opener(**options), max_batch_size=2)
     graph.warm(PLANS)
     assert graph.recorded == 0
     check(graph, random_images(3), PLANS[0])
@@ -296,7 +296,7 @@ def test_resident_runs_copy_nothing(
 
 
 def test_close_waits_for_runs_in_flight(runtime: FakeBackend) -> None:
-    graph = CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+    graph = CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
     weights = runtime.weights(graph)
     graph.warm(PLANS[:1])
     start = graph.resident(random_images(2), PLANS[0])
@@ -329,7 +329,7 @@ def test_close_waits_for_runs_in_flight(runtime: FakeBackend) -> None:
 
 def test_a_living_traceback_keeps_the_streams(runtime: FakeBackend, fake: FakeRuntime) -> None:
     """The graph is closed because a run failed, whose traceback refers to the runner."""
-    graph = CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+    graph = CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
     weights = runtime.weights(graph)
     with pytest.raises(runtime.start_error) as caught:
         check(graph, random_images(2), (1, 2, 3))
@@ -357,7 +357,7 @@ def test_failed_allocations(runtime: FakeBackend, fake: FakeRuntime, function: s
 
 
 def test_running_out_of_memory_at_any_allocation(runtime: FakeBackend, fake: FakeRuntime) -> None:
-    graph = CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+    graph = CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
     blocks_opened = fake.live["device"]
     graph.warm(PLANS[:1])
     blocks_warm = fake.live["device"]
@@ -365,11 +365,11 @@ def test_running_out_of_memory_at_any_allocation(runtime: FakeBackend, fake: Fak
     for blocks in range(blocks_opened):
         fake.blocks = blocks
         with pytest.raises((CudaError, EngineError), match=r"MemoryAllocation|OutOfMemory"):
-            CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+            CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
         assert set(+fake.live) <= {"stream"}
     for blocks in range(blocks_opened, blocks_warm):
         fake.blocks = blocks
-        graph = CudaGraph(runtime.opener(), max_batch=MAX_BATCH)
+        graph = CudaGraph(runtime.opener(), max_batch_size=MAX_BATCH)
         with pytest.raises(EngineError, match="OutOfMemory"):
             graph.warm(PLANS[:1])
         fake.blocks = None

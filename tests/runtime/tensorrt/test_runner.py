@@ -87,7 +87,7 @@ def test_unrecorded_runs_share_one_context_per_profile(
 
 
 def test_every_recording_has_its_own_context(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    graph = CudaGraph(tensorrt.opener(), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH)
     before = tensorrt.api.live["context"]
     graph.warm(PLANS)
     assert (
@@ -106,7 +106,7 @@ def test_recordings_wait_for_kernels_of_their_shapes(tensorrt: FakeTensorRT) -> 
     tensorrt.api.DynamicShapesKernelSpecializationStrategy = (
         DynamicShapesKernelSpecializationStrategy
     )
-    graph = CudaGraph(tensorrt.opener(), max_batch=2)
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=2)
     graph.warm([(1, 2)])
     images = np.zeros((1, *SHAPE), np.uint8)
     # A run with a custom plan is not recorded, so it does not wait.
@@ -118,7 +118,7 @@ def test_recordings_wait_for_kernels_of_their_shapes(tensorrt: FakeTensorRT) -> 
 
 
 def test_no_contexts_are_created_when_recording_fails(tensorrt: FakeTensorRT) -> None:
-    graph = CudaGraph(tensorrt.opener(host=True), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(host=True), max_batch_size=MAX_BATCH)
     graph.warm(PLANS)
     contexts = tensorrt.api.calls["create_execution_context"]
     graph.warm(PLANS)
@@ -129,7 +129,7 @@ def test_no_contexts_are_created_when_recording_fails(tensorrt: FakeTensorRT) ->
 
 
 def test_engines_share_working_memory(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    graph = CudaGraph(tensorrt.opener(plans=PLANS[1:]), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(plans=PLANS[1:]), max_batch_size=MAX_BATCH)
     size = gpu.block_size(graph._runner._work.address)  # type: ignore[attr-defined]
     assert size == 8 * 128
     graph.close()
@@ -144,7 +144,7 @@ def test_a_static_engine_is_used_for_its_plan(tensorrt: FakeTensorRT, warm: bool
         tensorrt.engine(fake_engine.engine_spec()),
         Engine(tensorrt.variant, None, fake_engine.engine_spec(PLANS[1]), marked.content),
     ]
-    graph = CudaGraph(lambda stream: EngineRunner(engines, stream), max_batch=MAX_BATCH)
+    graph = CudaGraph(lambda stream: EngineRunner(engines, stream), max_batch_size=MAX_BATCH)
     if warm:
         graph.warm(PLANS)
     check(graph, images(5), PLANS[0])
@@ -155,7 +155,7 @@ def test_a_static_engine_is_used_for_its_plan(tensorrt: FakeTensorRT, warm: bool
 
 
 def test_static_engines_of_all_plans(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    graph = CudaGraph(tensorrt.opener(plans=PLANS), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(plans=PLANS), max_batch_size=MAX_BATCH)
     for warm in (False, True):
         for seed, plan in enumerate([*PLANS, (5, 6)]):
             for count in (1, 5, 20):
@@ -181,7 +181,7 @@ def test_static_engines_of_all_plans(tensorrt: FakeTensorRT, gpu: FakeRuntime) -
 def test_runs_reject_sizes_and_plans_out_of_range(
     tensorrt: FakeTensorRT, pixels: Array, plan: tuple[int, ...], message: str
 ) -> None:
-    graph = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], max_batch_size=MAX_BATCH)
     started = tensorrt.runs
     with pytest.raises(EngineError, match=message):
         graph.run(["logits"], feeds(pixels, plan))
@@ -192,7 +192,7 @@ def test_runs_reject_sizes_and_plans_out_of_range(
 
 
 def test_graph_with_texts(tensorrt: FakeTensorRT) -> None:
-    graph = CudaGraph(tensorrt.opener(texts=True), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(texts=True), max_batch_size=MAX_BATCH)
     for length in (1, 6):
         ids = np.ones((3, length), np.int64)
         (logits,) = graph.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
@@ -215,7 +215,7 @@ def test_graph_with_texts(tensorrt: FakeTensorRT) -> None:
 
 def test_a_plan_without_effect(tensorrt: FakeTensorRT) -> None:
     """TensorRT then reads the plan from GPU memory."""
-    graph = CudaGraph(tensorrt.opener(unused=True), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(unused=True), max_batch_size=MAX_BATCH)
     graph.warm(PLANS[:1])
     for count in (1, 5, 20):
         for plan in PLANS:
@@ -225,7 +225,7 @@ def test_a_plan_without_effect(tensorrt: FakeTensorRT) -> None:
 
 
 def test_an_engine_without_working_memory(tensorrt: FakeTensorRT) -> None:
-    graph = CudaGraph(tensorrt.opener(memory=0), max_batch=MAX_BATCH)
+    graph = CudaGraph(tensorrt.opener(memory=0), max_batch_size=MAX_BATCH)
     graph.warm(PLANS[:1])
     for plan in PLANS[:2]:
         check(graph, images(5), plan)
@@ -284,7 +284,7 @@ def test_cuda_failures(
 
 
 def test_failures_while_recording(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    graph = CudaGraph(tensorrt.opener(), max_batch=1)
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=1)
     before = +gpu.live
     for function in ("create_execution_context", "set_input_shape", "execute_async_v3"):
         tensorrt.api.failing[function] = 1
@@ -299,7 +299,7 @@ def test_failures_while_recording(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> N
 
 
 def test_graphs_are_independent(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    one, other = (CudaGraph(tensorrt.opener(), max_batch=MAX_BATCH) for _ in range(2))
+    one, other = (CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH) for _ in range(2))
     one.warm(PLANS[:2])
 
     def run(seed: int) -> None:
@@ -312,7 +312,7 @@ def test_graphs_are_independent(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> Non
             job.result()
     one.close()
     check(other, images(9), PLANS[2])
-    again = CudaGraph(tensorrt.opener(), max_batch=MAX_BATCH)
+    again = CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH)
     check(again, images(9), PLANS[2])
     for graph in (other, again):
         graph.close()

@@ -41,7 +41,7 @@ class RowSpec(NamedTuple):
 
 
 class RunBuffers:
-    """Buffers for one run of up to `max_batch` items.
+    """Buffers for one run of up to `max_batch_size` items.
 
     Attributes:
         staging: GPU memory that receives the images while the graph may still read earlier ones.
@@ -50,15 +50,15 @@ class RunBuffers:
     """
 
     def __init__(
-        self, image: RowSpec, outputs: Mapping[str, RowSpec], max_batch: int, stack: ExitStack
+        self, image: RowSpec, outputs: Mapping[str, RowSpec], max_batch_size: int, stack: ExitStack
     ) -> None:
         """Allocate the buffers, which are freed when `stack` closes."""
         self._image = image
         self._outputs = dict(outputs)
-        self._pixels = free_on_exit(PinnedMemory(image.size * max_batch), stack)
-        self.staging = free_on_exit(Memory(image.size * max_batch), stack)
+        self._pixels = free_on_exit(PinnedMemory(image.size * max_batch_size), stack)
+        self.staging = free_on_exit(Memory(image.size * max_batch_size), stack)
         self._results = {
-            name: free_on_exit(PinnedMemory(spec.size * max_batch), stack)
+            name: free_on_exit(PinnedMemory(spec.size * max_batch_size), stack)
             for name, spec in outputs.items()
         }
         self.arrived = free_on_exit(Event(), stack)
@@ -87,13 +87,13 @@ class BufferPool:
     """The buffers of a graph, each lent to one run at a time."""
 
     def __init__(
-        self, image: RowSpec, outputs: Mapping[str, RowSpec], max_batch: int, stack: ExitStack
+        self, image: RowSpec, outputs: Mapping[str, RowSpec], max_batch_size: int, stack: ExitStack
     ) -> None:
-        """Allocate buffers for runs of up to `max_batch` items, freed when `stack` closes."""
+        """Allocate buffers for runs of up to `max_batch_size` items, freed when `stack` closes."""
         # None tells waiting callers that the pool is closed.
         self._idle: SimpleQueue[RunBuffers | None] = SimpleQueue()
         for _ in range(RUNS_IN_FLIGHT):
-            self._idle.put(RunBuffers(image, outputs, max_batch, stack))
+            self._idle.put(RunBuffers(image, outputs, max_batch_size, stack))
 
     @contextmanager
     def borrow(self) -> Iterator[RunBuffers]:

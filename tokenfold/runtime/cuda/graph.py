@@ -27,7 +27,7 @@ class CudaGraph:
 
     Attributes:
         native: whether the compiled ops run, rather than their portable bodies.
-        max_batch: maximum number of items in one GPU run; larger batches are split.
+        max_batch_size: maximum number of items in one GPU run; larger batches are split.
         inputs: shape of each input; a dynamic size is a name instead of a number.
     """
 
@@ -36,20 +36,20 @@ class CudaGraph:
         open_runner: Callable[[Stream], Runner],
         *,
         size: tuple[int, int] | None = None,
-        max_batch: int = MAX_BATCH,
+        max_batch_size: int = MAX_BATCH,
     ) -> None:
         """Load the graph.
 
         Args:
             open_runner: loads a runner that works in the given stream.
             size: usual image size (height, width) in pixels, for a graph that takes several.
-            max_batch: maximum batch size, 1 or more; rounded down to a bucket.
+            max_batch_size: maximum batch size, 1 or more; rounded down to a bucket.
 
         Raises:
             CudaError: there is no GPU, or it has too little free memory.
             RuntimeError: `open_runner` failed.
         """
-        self.max_batch = largest_bucket(max_batch)
+        self.max_batch_size = largest_bucket(max_batch_size)
         self._runs: RecordedRuns | None = None
         self._lock = Lock()
         self._closed = False
@@ -65,7 +65,7 @@ class CudaGraph:
             recordings = stack.enter_context(ExitStack())
             if self._image is not None:
                 outputs = _output_specs(self._runner, self._image)
-                sizes = (self._image, outputs, self.max_batch)
+                sizes = (self._image, outputs, self.max_batch_size)
                 self._runs = RecordedRuns(self._runner, self._compute_stream, *sizes, recordings)
                 self._pool = BufferPool(*sizes, stack)
             stack.callback(self._wait_for_streams)
@@ -89,8 +89,8 @@ class CudaGraph:
                 return self._runner.run(names, feeds)
         plan = _plan(feeds.get("plan", ()))
         batches = [
-            self._run_batch(names, images[start : start + self.max_batch], plan)
-            for start in range(0, len(images), self.max_batch)
+            self._run_batch(names, images[start : start + self.max_batch_size], plan)
+            for start in range(0, len(images), self.max_batch_size)
         ]
         if len(batches) == 1:
             return batches[0]
@@ -104,7 +104,7 @@ class CudaGraph:
         """
         plans = [_plan(plan) for plan in plans]
         # The largest bucket first: smaller ones reuse the memory it allocated.
-        for size in reversed(buckets_up_to(self.max_batch)):
+        for size in reversed(buckets_up_to(self.max_batch_size)):
             for plan in plans:
                 with self._exclusive():
                     if self._runs is not None:
@@ -117,15 +117,15 @@ class CudaGraph:
         Another run of this graph overwrites the images. The outputs stay on the GPU.
 
         Args:
-            images: (B, H, W, 3) uint8, of the graph's usual size, with 1 <= B <= `max_batch`.
+            images: (B, H, W, 3) uint8, of the graph's usual size, with 1 <= B <= `max_batch_size`.
 
         Raises:
             ValueError: the images have another size, or are too many.
         """
-        if not self._can_pool(images) or len(images) > self.max_batch:
+        if not self._can_pool(images) or len(images) > self.max_batch_size:
             spec = None if self._image is None else self._image.shape
             raise ValueError(
-                f"expected 1 to {self.max_batch} images of the graph's usual size {spec}, "
+                f"expected 1 to {self.max_batch_size} images of the graph's usual size {spec}, "
                 f"not an array of shape {images.shape}"
             )
         counts, size = _plan(plan), bucket(len(images))
@@ -195,7 +195,7 @@ class CudaGraph:
         )
 
     def _run_batch(self, names: Sequence[str], images: Array, plan: Plan) -> list[Array]:
-        """Run up to `max_batch` images in pooled buffers."""
+        """Run up to `max_batch_size` images in pooled buffers."""
         stream = self._compute_stream
         with self._borrow() as (buffers, runs):
             image_bytes = buffers.upload(images, self._copy_stream)

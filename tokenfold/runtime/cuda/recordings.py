@@ -51,10 +51,10 @@ class RecordedRuns:
         stream: Stream,
         image: RowSpec,
         outputs: Mapping[str, RowSpec],
-        max_batch: int,
+        max_batch_size: int,
         stack: ExitStack,
     ) -> None:
-        """Allocate memory for batches of up to `max_batch` items.
+        """Allocate memory for batches of up to `max_batch_size` items.
 
         Args:
             runner: works in `stream`; `image` is its only batched input.
@@ -64,9 +64,9 @@ class RecordedRuns:
         self._stream = stream
         self._recordings: dict[tuple[Plan, int], _Recording] = {}
         self._can_record = True
-        self._image = DeviceTensor(image, free_on_exit(Memory(image.size * max_batch), stack))
+        self._image = DeviceTensor(image, free_on_exit(Memory(image.size * max_batch_size), stack))
         self._outputs = {
-            name: DeviceTensor(spec, free_on_exit(Memory(spec.size * max_batch), stack))
+            name: DeviceTensor(spec, free_on_exit(Memory(spec.size * max_batch_size), stack))
             for name, spec in outputs.items()
         }
         self.image = self._image.memory
