@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import tokenfold
 from tokenfold.runtime.machine import cores
-from tokenfold.runtime.tensorrt.engines import folder
+from tokenfold.runtime.tensorrt.store import engines_folder
 
 DEMO = Path(tokenfold.__file__).parent / "models" / "demo" / "bundles"
 MEBI = 1024 * 1024
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         "models, or before the start if TensorRT is named.",
     )
     engines: Path = Field(
-        default_factory=folder,
+        default_factory=engines_folder,
         description="Folder of the TensorRT engines, which servers with the same GPU may share. By "
         "default in the home directory.",
     )

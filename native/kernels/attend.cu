@@ -1,4 +1,4 @@
-// Attention's kernels for tensor cores: one launch, a block for some queries of a head of an image.
+// Attention kernels for tensor cores: one launch, with a block for some queries of one head of an image.
 
 #include "attend.cuh"
 #include "attend_entries.cuh"

@@ -1,10 +1,10 @@
-// Attention on tensor cores, for 16 bits an element.
+// Attention on tensor cores, for 16-bit elements.
 //
-// A block has some queries of a head of an image and goes over the keys tile by tile. While a tile is
-// worked on, the next ones are on their way from device memory: one barrier a tile. Where queries are
-// few and keys many, several warps share queries, each has a part of every tile, and one of them adds up
-// what they found, in order. A query's sums are the same bits whatever queries its warp and its block
-// have beside it, and so whatever the batch is.
+// A block has some queries of one head of an image, and processes the keys tile by tile. While it works on
+// one tile, the next ones are loaded from device memory, with one barrier per tile. If there are few
+// queries and many keys, several warps share the same queries: each processes a part of every tile, and
+// one of them adds up their results in a fixed order. A query's result is bitwise independent of the other
+// queries of its warp and block, and therefore of the batch.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -13,8 +13,8 @@
 
 namespace tokenfold {
 
-// A block's queries of one head, by a warp: element pairs as tensor.cuh has them in `a`, 0 where there
-// are none.
+// Loads a warp's queries of one head as element pairs in the layout of `a` in tensor.cuh, with 0 for
+// missing queries.
 template <typename T, int kWidth, int kTiles>
 __device__ __forceinline__ void load_queries(const T* q, int stride, int left, int head_dim,
                                              unsigned (&out)[kTiles][kWidth / 16][4]) {
@@ -32,16 +32,16 @@ __device__ __forceinline__ void load_queries(const T* q, int stride, int left, i
     }
 }
 
-// Heads of up to kWidth channels, a multiple of 8, and kRows queries a warp.
+// For heads of up to kWidth channels, a multiple of 8, and kRows queries per warp.
 template <typename T, int kWidth, int kRows>
 __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   constexpr int kKeys = attend_keys(kWidth), kPitch = attend_pitch(kWidth);
   constexpr int kTiles = kRows / 16;
-  // Threads that copy a row, a divisor of a warp: some do nothing where a row has fewer pieces.
+  // Number of threads that copy a row, a divisor of the warp size; some are idle if a row has fewer pieces.
   constexpr int kCopiers = kWidth > 64 ? 16 : kWidth / 8;
-  // Keys and values of one tile.
+  // Bytes of the keys and values of one tile.
   constexpr int kTile = 2 * kKeys * kPitch;
-  // In the end tiles are room for means, or for what half of the warps show.
+  // At the end, the tiles' memory holds the means, or the states that half of the warps pass on.
   static_assert(attend_warps(kWidth, kRows) * kRows * kPitch <= kStages * kTile, "means have room");
   static_assert(attend_warps(kWidth, kRows) / kGroups * (kGroups - 1) * kWarp *
                         attend_held(kWidth, kTiles) * 4 <= kStages * kTile * 2,
@@ -59,7 +59,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
   float4* biases = reinterpret_cast<float4*>(tiles + kStages * kTile);
   const int numbers = (n + kKeys - 1) / kKeys;
 
-  // Each thread copies 16 bytes of some rows, always of the same channels.
+  // Each thread copies 16 bytes of several rows, always for the same channels.
   const int own_row = threadIdx.x / kCopiers, own_channel = threadIdx.x % kCopiers * 8;
   const int rows_at_once = threads / kCopiers;
   const bool inside = own_channel < a.head_dim;
@@ -83,7 +83,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
     }
     end_copies();
   };
-  // Biases of kBiases keys from `first` on; whether a token is absent.
+  // Writes the biases of kBiases keys from `first` on; returns whether a token is absent.
   const auto load_biases = [&](int first) {
     const int left = n - first, padded = round_up(left, kKeys);
     const int count = padded < kBiases ? padded : kBiases;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
     }
     return __syncthreads_or(absent) != 0;
   };
-  // What this thread copied of absent tokens may be no number.
+  // Zeroes this thread's copies of absent tokens, which may hold NaN.
   const auto clear = [&](int number) {
     T* to = tiles + number % kStages * kTile + own_channel;
     for (int row = copied_from; row < kKeys; row += rows_at_once) {
@@ -128,7 +128,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
     wait_for_copies<kStages - 2>();
     if (absent) clear(number);
     __syncthreads();
-    // Where the tile was that all warps are done with.
+    // Reuse the memory of the tile that all warps have finished.
     fetch(number + kStages - 1);
     if (first_query < a.queries) {
       const T* keys = tiles + number % kStages * kTile;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
         attend_keys_of<T, kWidth, kTiles, kParts>(own, keys + part * 16 * kPitch,
                                                   values + part * 16 * kPitch, bias + part * 8, a.scale,
                                                   slack, state);
-      // A short rest is not worth as much work.
+      // The last tile may be short: process only as many keys as needed.
       for (; part < end; ++part)
         attend_keys_of<T, kWidth, kTiles, 1>(own, keys + part * 16 * kPitch,
                                              values + part * 16 * kPitch, bias + part * 8, a.scale,
@@ -149,7 +149,7 @@ __device__ __forceinline__ void attend(const AttendArguments& a, void* memory) {
     }
   }
 
-  // From here on the tiles are room.
+  // From here on, the tiles' memory is free for results.
   __syncthreads();
   if (groups > 1) {
     constexpr int kHeld = attend_held(kWidth, kTiles) * kWarp;

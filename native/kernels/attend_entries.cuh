@@ -1,12 +1,12 @@
-// The kernels of Attend and Importance by name, as entries.cuh has the others.
+// Names of the kernels of Attend and Importance; see entries.cuh for the other kernels.
 #pragma once
 
 #include "attend_arguments.cuh"
 
-// All widths of a head that tensor cores have a kernel for, and queries of its warps.
+// Head widths with a tensor core kernel, and the queries of its warps.
 #define TOKENFOLD_FOR_EVERY_WIDTH(DO, TYPE) \
   DO(TYPE, 32, 16) DO(TYPE, 64, 16) DO(TYPE, 64, 32) DO(TYPE, 80, 16) DO(TYPE, 96, 16) DO(TYPE, 128, 16)
-// All numbers of parts of a head that plain arithmetic has a kernel for.
+// Numbers of 64-channel parts of a head with a plain kernel.
 #define TOKENFOLD_FOR_EVERY_PART(DO) DO(1) DO(2) DO(4)
 
 #define TOKENFOLD_ATTENDER(TYPE, WIDTH, ROWS)                                                  \

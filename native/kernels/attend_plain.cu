@@ -1,4 +1,4 @@
-// Attention without tensor cores: one launch, a block for 32 queries of a head of an image.
+// Attention without tensor cores: one launch, with a block for 32 queries of one head of an image.
 
 #include "attend_entries.cuh"
 #include "plain.cuh"
@@ -18,7 +18,7 @@ __device__ __forceinline__ void write(void* out, int type, size_t at, float valu
     static_cast<float*>(out)[at] = value;
 }
 
-// Adds a part of the values of 32 tokens, weighted, to the sums of 8 queries; a lane has every 32nd
+// Adds one part of the weighted values of 32 tokens to the sums of 8 queries. A lane has every 32nd
 // channel.
 __device__ __forceinline__ void add_values(const float* shares, const float* tile,
                                            float (&sums)[kPlainWarpQueries][kColumns]) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ void add_values(const float* shares, const float* til
   }
 }
 
-// Heads of up to kParts times 64 channels.
+// For heads of up to kParts * 64 channels.
 template <int kParts>
 __device__ __forceinline__ void attend_plain(const AttendArguments& a, float* memory) {
   const int n = a.tokens, head = blockIdx.x / a.row_tiles % a.heads, threads = a.warps * kWarp;

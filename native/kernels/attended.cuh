@@ -1,13 +1,12 @@
-// What a warp knows of its queries after some keys, for 16 bits an element: scores never leave its
-// registers.
+// A warp's running attention state, for 16-bit elements: sums of weighted values in registers.
 //
-// It keeps sums of values weighted by 2^(score - origin), where the origin is about the highest score so
-// far: sums shrink, for a higher origin, only when a score is found so far above it that weights would
-// grow large. Which is seldom, behind the first keys.
+// Values are weighted by 2^(score - origin), where the origin is close to the highest score so far. The
+// sums are rescaled to a higher origin only when a score exceeds the origin so far that weights would grow
+// large. After the first keys, this is rare.
 //
-// Kernels with one or two times 16 queries a warp must give a query the same bits: what is done for it
-// depends on the 16 that it is one of alone, and no sum of products is left to the compiler to round in
-// one of two ways.
+// Kernels with 16 and with 32 queries per warp must give bitwise equal results for a query. So the
+// computation depends only on the query's own group of 16, and every sum of products is written such that
+// the compiler cannot choose between two roundings.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -15,25 +14,25 @@
 
 namespace tokenfold {
 
-// Weights are below 2^8: float16 holds 2^15.
+// Weights stay below 2^8; float16 holds up to 2^15.
 constexpr float kMostWeight = 8.0f;
 
-// Scores are dot products plus a bias; times the scale, they are exponents of 2. A lane has rows g and
-// g + 8 of each of kTiles times 16 queries, as in tensor.cuh.
+// Scores are dot products plus a bias; multiplied by the scale, they are exponents of 2. A lane has rows g
+// and g + 8 of each of kTiles groups of 16 queries, as in tensor.cuh.
 template <int kWidth, int kTiles>
 struct Attended {
   float origin[kTiles][2];
-  // 8 columns that are all alike.
+  // 8 equal columns.
   float weights[kTiles][4];
   float sums[kTiles][kWidth / 8][4];
 };
 
 __device__ __forceinline__ float no_score() { return -__uint_as_float(0x7F800000u); }
 
-// Below every score but that of an absent token, which so weighs nothing from the start.
+// Below every score except that of an absent token, whose weight is therefore 0 from the start.
 constexpr float kFirstOrigin = -1e30f;
 
-// Two elements that are 1.
+// Two elements of value 1.
 template <typename T>
 __device__ __forceinline__ unsigned ones() {
   return packed<T>(1.0f, 1.0f);
@@ -58,7 +57,7 @@ __device__ __forceinline__ void forget(Attended<kWidth, kTiles>& state) {
   }
 }
 
-// Takes an origin that is not below the one before.
+// Sets a new origin, which is at least the previous one.
 template <int kWidth, int kTiles>
 __device__ __forceinline__ float move_origin(Attended<kWidth, kTiles>& state, int tile, int row,
                                              float to, float scale) {
@@ -73,7 +72,7 @@ __device__ __forceinline__ float move_origin(Attended<kWidth, kTiles>& state, in
   return shrink;
 }
 
-// Takes kParts times 16 keys in. `biases` has a piece for two keys: theirs, twice.
+// Processes kParts * 16 keys. An element of `biases` has the biases of two keys, twice.
 template <typename T, int kWidth, int kTiles, int kParts>
 __device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kTiles][kWidth / 16][4],
                                                const T* keys, const T* values, const float4* biases,
@@ -153,7 +152,7 @@ __device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kTiles][kWidt
       a[tile][1] = packed<T>(low[2], low[3]);
       a[tile][2] = packed<T>(high[0], high[1]);
       a[tile][3] = packed<T>(high[2], high[3]);
-      // Their sum by tensor cores, which have less to do.
+      // Sum the weights on tensor cores, which have spare capacity.
       multiply<T>(state.weights[tile], a[tile], ones<T>(), ones<T>());
     }
 #pragma unroll
@@ -169,7 +168,7 @@ __device__ __forceinline__ void attend_keys_of(const unsigned (&q)[kTiles][kWidt
   }
 }
 
-// Shows a state to another warp of the block, in attend_held(kWidth, kTiles) floats a lane.
+// Writes the state for another warp of the block, in attend_held(kWidth, kTiles) floats per lane.
 template <int kWidth, int kTiles>
 __device__ __forceinline__ void show(const Attended<kWidth, kTiles>& state, float* room) {
   float* to = room + threadIdx.x % kWarp;
@@ -188,7 +187,7 @@ __device__ __forceinline__ void show(const Attended<kWidth, kTiles>& state, floa
     }
 }
 
-// Takes in what another warp found in other keys.
+// Adds the state of another warp, which processed other keys.
 template <int kWidth, int kTiles>
 __device__ __forceinline__ void take_in(Attended<kWidth, kTiles>& state, const float* room,
                                         float scale) {
@@ -212,7 +211,8 @@ __device__ __forceinline__ void take_in(Attended<kWidth, kTiles>& state, const f
     }
 }
 
-// The means of a warp's queries, by way of its room of 16 kTiles rows, so that rows are written whole.
+// Writes the outputs of a warp's queries, through shared memory of 16 * kTiles rows, so that whole rows are
+// written.
 template <typename T, int kWidth, int kTiles>
 __device__ __forceinline__ void write_means(const Attended<kWidth, kTiles>& state, T* room, T* out,
                                             unsigned stride, int rows, int head_dim) {

@@ -1,7 +1,7 @@
-// The blocks that match one image together: a cluster from sm_90 on, one block elsewhere.
+// The blocks that match one image together: a cluster from sm_90 on, a single block elsewhere.
 //
-// All of them do the same with the same shared memory, each in its own. Only what costs most, metrics
-// and cosines, is shared out: whoever has a result stores it in all of them.
+// All blocks do the same work, each in its own shared memory. Only the most expensive work, metrics and
+// cosines, is divided between them: the block that computes a result stores it in all blocks.
 #pragma once
 
 #include "arguments.cuh"
@@ -10,7 +10,7 @@ namespace tokenfold {
 
 struct Cluster {
   int count = 1;
-  int rank = 0;  // of this block
+  int rank = 0;  // Rank of this block.
 
   __device__ __forceinline__ Cluster() {
 #ifndef __CUDACC__
@@ -22,7 +22,7 @@ struct Cluster {
 #endif
   }
 
-  // This block's shared memory, by the array that the kernel declares.
+  // Address of this block's shared memory, from the array that the kernel declares.
   __device__ __forceinline__ void* shared(void* declared) const {
 #ifdef __CUDACC__
     return declared;
@@ -31,7 +31,7 @@ struct Cluster {
 #endif
   }
 
-  // Waits for all threads of all blocks, which then see what each has written.
+  // Waits for all threads of all blocks, and makes their writes visible to each other.
   __device__ __forceinline__ void wait() const {
     if (count == 1) {
       __syncthreads();
@@ -45,14 +45,14 @@ struct Cluster {
 #endif
   }
 
-  // Of two halves of a wait, the first; on the host it is the second that waits.
+  // First half of a split barrier. On the host, only the second half waits.
   __device__ __forceinline__ void arrive() const {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
     if (count > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
   }
 
-  // Behind `arrive`, waits for the blocks of the cluster, but not for the threads of a single one.
+  // Second half of the barrier: waits for the blocks of the cluster, but not for threads of a single block.
   __device__ __forceinline__ void await() const {
     if (count == 1) return;
 #ifndef __CUDACC__
@@ -62,10 +62,10 @@ struct Cluster {
 #endif
   }
 
-  // Stores in the shared memory of every block what has its place from `own` on in this one's.
+  // Stores values in the shared memory of every block, at the place that `own` has in this block.
   template <typename V>
   __device__ __forceinline__ void everywhere(V* own, V value) const {
-    // Each begins with itself, so that no block has to take from all at once.
+    // Each block starts with itself, so that no block receives from all others at once.
 #pragma unroll 1
     for (int other = 0; other < count; ++other) *peer(own, other ^ rank) = value;
   }

@@ -1,18 +1,18 @@
-// Cosines of many pairs of tokens at once, folded row by row and never stored.
+// Cosines of many pairs of tokens, reduced row by row and never stored.
 #pragma once
 
 #include "cluster.cuh"
 
 namespace tokenfold {
 
-// A lane has kThreadTile x kThreadTile cosines. Lanes of a warp are 4 below each other and 8 side by
-// side, warps of a tile as well as fit.
+// A lane has kThreadTile x kThreadTile cosines. The lanes of a warp form 4 rows of 8; the warps of a tile
+// are arranged as they fit.
 constexpr int kThreadTile = 4;
 constexpr int kLanesAcross = 8;
 constexpr int kUnitRows = kThreadTile * kWarp / kLanesAcross;
 constexpr int kUnitColumns = kThreadTile * kLanesAcross;
 constexpr int kWarpsAcross = kTileColumns / kUnitColumns;
-// 16 bytes each: of a token's part of a tile, and of a tile, a thread's.
+// Numbers of 16-byte pieces: per token in a tile, and per thread in a tile.
 constexpr int kQuads = kTileDepth / 4;
 constexpr int kThreadQuads = (kTileRows + kTileColumns) * kQuads / kMatchThreads;
 constexpr int kNobody = 0x7FFFFFFF;
@@ -21,7 +21,7 @@ constexpr float kLowest = -3.0e38f;
 static_assert(kMatchThreads / kWarp == kTileRows / kUnitRows * kWarpsAcross, "warps fill a tile");
 static_assert(kThreadQuads * kMatchThreads == (kTileRows + kTileColumns) * kQuads, "loads, too");
 
-// The highest score and its key; of equal ones the lowest key, whatever order they come in.
+// The highest score and its key; the lowest key of equal scores, in whatever order they are added.
 struct Best {
   float score = kLowest;
   int key = kNobody;
@@ -41,7 +41,7 @@ struct Best {
   }
 };
 
-// A sum of whole numbers below 2^24: exact, so in any order the same.
+// A sum of integers below 2^24: exact, so it does not depend on the order.
 struct Total {
   float sum = 0.0f;
 
@@ -53,8 +53,8 @@ struct Total {
   }
 };
 
-// kTileDepth channels of the rows and columns of a tile: loaded by all threads, then stored, so that the
-// loads of one tile are in flight while another is worked on.
+// kTileDepth channels of the rows and columns of a tile. All threads load them into registers, and store
+// them later, so that the loads of one tile are in flight while another one is processed.
 template <typename Row, typename Column>
 struct Tile {
   const float* unit;
@@ -64,7 +64,7 @@ struct Tile {
   int row_end, column_end;
   float4 held[kThreadQuads];
 
-  // Zeros where there is no token or no channel.
+  // Loads zeros for missing tokens and channels.
   __device__ __forceinline__ void load(int top, int left, int depth) {
     const int channel = depth + threadIdx.x % kQuads * 4;
 #pragma unroll
@@ -90,7 +90,7 @@ struct Tile {
   }
 };
 
-// Adds the products of 4 channels, in ascending order.
+// Adds the products of 4 channels in ascending order.
 __device__ __forceinline__ float add_products(const float4& a, const float4& b, float sum) {
   sum += a.x * b.x;
   sum += a.y * b.y;
@@ -99,13 +99,13 @@ __device__ __forceinline__ float add_products(const float4& a, const float4& b, 
   return sum;
 }
 
-// Of each row i below row_count: add(state, i, j, cosine) for every column j below column_count, then
-// done(i, state). `row` and `column` say which token each is; `unit` (.., pitch) on 16 bytes. Each block
-// of the cluster does some rows.
+// For each row i below row_count, calls add(state, i, j, cosine) for every column j below column_count, and
+// then done(i, state). `row` and `column` map rows and columns to tokens; `unit` (.., pitch) is 16-byte
+// aligned. Each block of the cluster processes some rows.
 //
-// The channels of a cosine are added in ascending order whatever its place in a tile: equal pairs of
-// tokens have equal cosines, either way round, so ties stay ties. All threads of the cluster call this,
-// and are waited for before anything is read, and at the end.
+// The channels of a cosine are added in ascending order at every position in a tile. So equal pairs of
+// tokens have equal cosines, in either order, and ties stay ties. All threads of the cluster must call
+// this; there is a barrier before anything is read, and one at the end.
 template <typename State, typename Row, typename Column, typename Add, typename Done>
 __device__ void fold_cosines(const Cluster& cluster, const float* unit, int pitch, float* tiles,
                              int row_count, const Row& row, int column_count, const Column& column,
@@ -116,7 +116,7 @@ __device__ void fold_cosines(const Cluster& cluster, const float* unit, int pitc
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_down = warp / kWarpsAcross * kUnitRows;
   const int warp_across = warp % kWarpsAcross * kUnitColumns;
-  // Neighbours take neighbouring rows and columns, so that their banks differ.
+  // Neighbouring lanes take neighbouring rows and columns, so that their banks differ.
   const int down = warp_down + lane / kLanesAcross, across = warp_across + lane % kLanesAcross;
   constexpr int kDownStep = kWarp / kLanesAcross, kAcrossStep = kLanesAcross;
   const float* rows = tiles + down * kTilePitch;
@@ -134,7 +134,7 @@ __device__ void fold_cosines(const Cluster& cluster, const float* unit, int pitc
       const int next_left = last ? left + kTileColumns : left;
       const int next_depth = last ? 0 : depth + kTileDepth;
       const bool busy = top + warp_down < end && left + warp_across < column_count;
-      __syncthreads();  // what was there has been read
+      __syncthreads();  // All reads of the previous tile have ended.
       tile.store(tiles);
       __syncthreads();
       if (next_left < column_count) tile.load(top, next_left, next_depth);
@@ -170,12 +170,12 @@ __device__ void fold_cosines(const Cluster& cluster, const float* unit, int pitc
       depth = next_depth;
     }
 
-    // Lanes join, then the warps across.
+    // Combine lanes, then the warps of a row.
 #pragma unroll
     for (int i = 0; i < kThreadTile; ++i)
 #pragma unroll
       for (int mask = kLanesAcross / 2; mask > 0; mask /= 2) states[i].join(states[i].of_lane(mask));
-    __syncthreads();  // the tiles have been read
+    __syncthreads();  // All reads of the tiles have ended.
     if (lane % kLanesAcross == 0)
 #pragma unroll
       for (int i = 0; i < kThreadTile; ++i)

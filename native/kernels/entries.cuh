@@ -1,11 +1,11 @@
-// The kernels, by the names that a loader of PTX asks for, and the threads that they are launched with.
+// The kernels with their exported names and their numbers of threads.
 #pragma once
 
 #include "arguments.cuh"
 
-// Told that one block an SM is enough, the compiler keeps all of a matcher in 128 registers; for two it
-// takes 64 and spills some. Three blocks of the reducer have enough loads in flight for the memory: two
-// take a third longer at 128 images of 197 tokens.
+// With one block per SM as its target, the compiler keeps a matcher in 128 registers without spilling; with
+// two, it uses 64 and spills. Three blocks of the reducer per SM have enough loads in flight to use the
+// memory bandwidth; two take a third longer at 128 images of 197 tokens.
 #define TOKENFOLD_MATCHER __global__ void __launch_bounds__(tokenfold::kMatchThreads, 1)
 #define TOKENFOLD_REDUCER __global__ void __launch_bounds__(tokenfold::kReduceThreads, 3)
 

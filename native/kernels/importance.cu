@@ -1,4 +1,4 @@
-// How important the first queries find each token: one launch adds up each head, one takes the mean.
+// Importance of tokens for the first queries: one launch sums each head, another takes the mean.
 
 #include "attend_entries.cuh"
 #include "importance_heads.cuh"
@@ -8,8 +8,8 @@ extern __shared__ uint4 tokenfold_shared[];
 
 namespace tokenfold {
 
-// sums of a head: over queries, of their weight times the probability of each token. What the weights
-// add up to must be known before a probability is, so all keys are scored twice.
+// The sum of a head: over queries, the query's weight times the token's attention probability. A
+// probability needs the sum of all weights first, so all keys are scored twice.
 __device__ __forceinline__ void importance_heads(const ImportanceArguments& a, float* memory) {
   const int n = a.tokens, head = blockIdx.x % a.heads, threads = a.warps * kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, rows = a.warps * kPlainWarpQueries;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void importance_heads(const ImportanceArguments& a, f
       float sum = 0.0f;
 #pragma unroll
       for (int row = 0; row < kPlainWarpQueries; ++row)
-        // What a query that does not count holds may be no number.
+        // Queries with size 0 may hold NaN, so they are skipped.
         if (shares[row] > 0.0f) sum += shares[row] * exp2f(scores[row] - running.origin(row));
       parts[warp * kWarp + lane] = sum;
       __syncthreads();
@@ -63,7 +63,7 @@ __device__ __forceinline__ void importance_heads(const ImportanceArguments& a, f
         out[first + lane] = all;
       }
     }
-    // Before the queries change.
+    // Wait before the queries are overwritten.
     __syncthreads();
   }
 }

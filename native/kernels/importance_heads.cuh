@@ -1,8 +1,8 @@
-// What a head's queries find important, on tensor cores, for 16 bits an element.
+// Importance of tokens for one head, on tensor cores, for 16-bit elements.
 //
-// A block has a head of an image and 64 queries at a time, a warp every eighth 16 keys. What the weights
-// of a query add up to must be known before a probability is, so all keys are scored twice; they come
-// from device memory, then from a cache.
+// A block has one head of an image, and 64 queries at a time; a warp has every eighth group of 16 keys. A
+// probability needs the sum of a query's weights first, so all keys are scored twice: read first from
+// device memory, and then from a cache.
 #pragma once
 
 #include "attended.cuh"
@@ -14,8 +14,8 @@ __device__ __forceinline__ float counted(float weight) { return weight > 0.0f ? 
 
 constexpr int kImportanceTiles = kImportanceQueries / 16;
 
-// Exponents of 2 of a tile's queries with 16 keys from `first` on, as tensor.cuh has sums: n = 0 for 8
-// keys, 1 for the others.
+// Exponents (base 2) of a tile's queries with 16 keys from `first` on, in the layout of sums in tensor.cuh:
+// n = 0 for the first 8 keys, 1 for the others.
 template <typename T>
 __device__ __forceinline__ void score_keys(const ImportanceArguments& a, const T* keys,
                                            const float* size, int first, const T* queries, int rows,
@@ -71,7 +71,7 @@ __device__ __forceinline__ void score_keys(const ImportanceArguments& a, const T
     }
 }
 
-// Takes weights in that are to be multiplied by 2^origin.
+// Adds weights, which are relative to 2^origin.
 __device__ __forceinline__ void add_weights(float& origin, float& weights, float other, float more) {
   const float to = fmaxf(origin, other);
   weights = weights * exp2_of(origin - to) + more * exp2_of(other - to);
@@ -90,7 +90,7 @@ __device__ __forceinline__ void importance_heads_of(const ImportanceArguments& a
   float* out = a.sums + (image * a.heads + head) * n;
 
   T* queries = static_cast<T*>(memory);
-  // An origin and weights, of each warp and query, then of each query.
+  // An origin and a sum of weights per warp and query, and then per query.
   float* found = reinterpret_cast<float*>(queries + kQueries * pitch);
   float* known = found + 2 * kImportanceWarps * kQueries;
   float scores[kTiles][2][4];
@@ -170,7 +170,7 @@ __device__ __forceinline__ void importance_heads_of(const ImportanceArguments& a
         for (int row = 0; row < 2; ++row) {
           const float* of = known + 2 * (16 * tile + 8 * row + lane / 4);
           const float from = of[0], share = of[1];
-          // What a query that does not count holds may be no number.
+          // Queries with size 0 may hold NaN, so they are skipped.
           if (share > 0.0f)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
@@ -185,7 +185,7 @@ __device__ __forceinline__ void importance_heads_of(const ImportanceArguments& a
         if (lane < 4 && key < n) out[key] = first_query ? out[key] + sums[i] : sums[i];
       }
     }
-    // Before the queries change.
+    // Wait before the queries are overwritten.
     __syncthreads();
   }
 }

@@ -1,4 +1,4 @@
-// The C interface: prepare, then launch. Compiled by nvcc, or as C++ for the tests without a GPU.
+// The C interface: prepare, then launch. Compiled by nvcc, or as C++ for tests without a GPU.
 
 #include <string.h>
 
@@ -9,7 +9,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
 
-// What every kernel may have without asking.
+// Dynamic shared memory that a kernel may use without setting an attribute.
 constexpr size_t kSharedBytes = 48 * 1024;
 
 static int code_of(cudaError_t error) {
@@ -59,7 +59,7 @@ static int start(void (*kernel)(Arguments), TokenfoldLaunch launch, Arguments& a
 }
 #endif
 
-// One of several kernels, by the name that a launch has.
+// Finds a kernel by the name in a launch.
 template <typename Arguments>
 struct Named {
   const char* name;
@@ -81,7 +81,7 @@ static int run(int (*prepare)(const Of*, TokenfoldLaunch*), void (*kernel)(Argum
   return code != TOKENFOLD_OK || launch.blocks == 0 ? code : begin(kernel, launch, stream);
 }
 
-// The same with whichever of the kernels the launch is of.
+// Starts the kernel that the launch names.
 template <typename Arguments, size_t kCount, typename Of>
 static int run(int (*prepare)(const Of*, TokenfoldLaunch*), const Named<Arguments> (&kernels)[kCount],
                const Of* of, void* stream) {

@@ -1,4 +1,4 @@
-// The matchers' kernels: one launch a batch, one block or one cluster of blocks an image.
+// The matchers' kernels: one launch per batch, one block or cluster of blocks per image.
 
 #include "entries.cuh"
 #include "match_resident.cuh"

@@ -1,8 +1,8 @@
-// Which tokens of one image go where: the matchers, one block or one cluster of blocks an image.
+// The matchers: they choose the slot of each token of an image, with one block or cluster per image.
 //
-// They choose the slots that models/reduction and the ONNX bodies in native choose, ties and
-// absent tokens included; what differs is the rounding of cosines. Values are to be finite. With others
-// the slots mean nothing, but are slots: what is no number counts as the score of an absent token.
+// They choose the same slots as models/reduction and the portable ONNX bodies, including ties and absent
+// tokens; only the rounding of cosines differs. Values must be finite. Otherwise the slots are meaningless
+// but valid: NaN counts as the score of an absent token.
 #pragma once
 
 #include "cosines.cuh"
@@ -11,17 +11,17 @@
 
 namespace tokenfold {
 
-// Scores below any cosine, see models/reduction/matcher.py.
+// Scores below every cosine; see models/reduction/matcher.py.
 constexpr float kAbsent = -2.0f;
 constexpr float kProtected = -3.0f;
-// PiToMe's attraction counts in steps, see models/reduction/pitome.py.
+// PiToMe's attraction is quantised to steps; see models/reduction/pitome.py.
 constexpr float kSteps = 4096.0f;
 
-// Places would be taken twice, and rows find no partner.
+// Otherwise ranks would be duplicated, and rows would find no partner.
 __device__ __forceinline__ float ordered(float score) { return score == score ? score : kAbsent; }
 
-// The image that a block works on, and its shared memory: tiles or metrics, members, then arrays of one
-// entry a token.
+// The image that a block works on, and its shared memory: tiles or metrics, then members, then arrays of
+// one entry per token.
 struct Image {
   Cluster cluster;
   size_t index;
@@ -42,7 +42,7 @@ struct Image {
     return reinterpret_cast<int*>(floats(array));
   }
 
-  // write(i) for i below n, shared out among the cluster's threads.
+  // Calls write(i) for each i below n, divided among the cluster's threads.
   template <typename Write>
   __device__ __forceinline__ void share_out(int n, const Write& write) const {
     for (int i = cluster.rank * kMatchThreads + threadIdx.x; i < n;
@@ -61,7 +61,7 @@ struct Permuted {
   __device__ __forceinline__ int operator()(int i) const { return first + order[i]; }
 };
 
-// ToMe's cosine of a source and destination j, for the best of the source.
+// Folds ToMe's cosine of a source and destination j into the best of the source.
 __device__ __forceinline__ void add_destination(Best& best, const float* size, int j, bool pair,
                                                 float cosine) {
   cosine = size[2 * j + 1] == 0.0f ? kAbsent : ordered(cosine);
@@ -69,15 +69,15 @@ __device__ __forceinline__ void add_destination(Best& best, const float* size, i
   best.add(cosine, j);
 }
 
-// By which sources are ranked.
+// The score that sources are ranked by.
 __device__ __forceinline__ float score_of(const float* size, int i, int protected_tokens,
                                           const Best& best) {
   if (protected_tokens > 0 && i == 0) return kProtected;
   return size[2 * i] == 0.0f ? kAbsent : best.score;
 }
 
-// Where tokens go, once every source has its score and partner: put(i, slot) for each of n, by one
-// thread each. place and slots are (n) in shared memory, for what lies between.
+// Computes the slots when every source has a score and a partner: calls put(i, slot) for each of n tokens,
+// in one thread each. place and slots are (n) in shared memory, for intermediate results.
 template <typename Put>
 __device__ __forceinline__ void settle(const Image& image, int n, int count, int protected_tokens,
                                        const float* size, const float* score, const int* partner,
@@ -88,11 +88,11 @@ __device__ __forceinline__ void settle(const Image& image, int n, int count, int
   bool absent = false;
 #pragma unroll 1
   for (int i = threadIdx.x % kWarp; i < n; i += kWarp) absent = absent || !(size[i] > 0.0f);
-  // The same in all warps.
+  // The result is the same in all warps.
   absent = __ballot_sync(kAllLanes, absent) != 0u;
   rank(score, sources, place, members, [&](int, int at) { return at >= count; });
 
-  // A source that stays keeps its order among those that stay; without a class token it goes by score.
+  // Remaining sources keep their order; without a class token, they are ordered by score.
   const auto slot_of = [&](int token) {
     const int i = token / 2;
     const bool merges = token % 2 == 0 && place[i] < count;
@@ -125,9 +125,9 @@ __device__ __forceinline__ void settle(const Image& image, int n, int count, int
   }
 }
 
-// ToMe of `count` of n >= 2 tokens, 1 <= count <= (n - protected_tokens) / 2. `token` says where in
-// `unit` each is; size, score, partner, place and slots are (n) in shared memory, size is given. All
-// threads are waited for before anything is read, and again at the end. Every block of the cluster has
+// Merges `count` of n >= 2 tokens as ToMe does, 1 <= count <= (n - protected_tokens) / 2. `token` maps each
+// to its row in `unit`; size, score, partner, place and slots are (n) in shared memory; only size is
+// an input. There is a barrier before anything is read, and one at the end. Every block of the cluster gets
 // all results.
 template <typename Token>
 __device__ void merge(const float* unit, int pitch, const Image& image, int n, const Token& token,
@@ -147,7 +147,7 @@ __device__ void merge(const float* unit, int pitch, const Image& image, int n, c
   __syncthreads();
 }
 
-// As `merge`, but of any count: nothing moves where nothing goes.
+// Like `merge`, for any count: with a count of 0, no token moves.
 template <typename Token>
 __device__ void merge_or_stay(const float* unit, int pitch, const Image& image, int n,
                               const Token& token, int count, int protected_tokens,
@@ -159,7 +159,7 @@ __device__ void merge_or_stay(const float* unit, int pitch, const Image& image, 
   __syncthreads();
 }
 
-// Where no token goes.
+// Slots when no token is removed.
 __device__ __forceinline__ void match_nothing(const MatchArguments& a) {
   long long* slots = a.slots + static_cast<size_t>(blockIdx.x) * a.tokens;
   for (int i = threadIdx.x; i < a.tokens; i += kMatchThreads) slots[i] = i;
@@ -209,7 +209,7 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
   for (int i = threadIdx.x; i < n; i += kMatchThreads) {
     const float own = a.size[first + i];
     size[i] = own;
-    if (i >= a.protected_tokens && own > 0.0f) members.add(i);  // in play
+    if (i >= a.protected_tokens && own > 0.0f) members.add(i);  // May merge.
   }
   __syncthreads();
 
@@ -226,11 +226,11 @@ __device__ __forceinline__ void match_pitome(const MatchArguments& a, void* memo
                                  energy_of(size, i, a.protected_tokens, total, players));
       });
 
-  // Of the 2 * count first, even places merge into odd ones.
+  // Among the first 2 * count, even ranks merge into odd ones.
   rank(energy, n, place, members, [&](int i, int at) {
     const bool mergeable = at < 2 * a.count;
     if (mergeable) order[at] = i;
-    return !mergeable || at % 2 == 1;  // stays
+    return !mergeable || at % 2 == 1;  // Stays.
   });
   image.share_out(n, [&](int i) {
     if (members.has(i)) slots[i] = members.before(i);
@@ -270,12 +270,12 @@ __device__ __forceinline__ void match_pumer(const MatchPuMerArguments& a, void* 
                 merged);
   image.share_out(text, [&](int i) { slots[i] = merged[i]; });
   if (patches == 0) return;
-  if (keep == patches && a.count == 0) {  // nothing goes, so nothing moves
+  if (keep == patches && a.count == 0) {  // No token is removed, so none moves.
     image.share_out(patches, [&](int i) { slots[text + i] = i + text_after; });
     return;
   }
 
-  // Those that stay, by falling importance; absent ones are behind all others and are not counted.
+  // Remaining tokens by descending importance; absent ones come last and are not counted.
   const float* patch_size = a.size + first + text;
   for (int i = threadIdx.x; i < patches; i += kMatchThreads)
     score[i] = patch_size[i] > 0.0f ? ordered(a.importance[first + text + i]) : kAbsent;

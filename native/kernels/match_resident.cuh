@@ -1,4 +1,4 @@
-// The matchers of images whose metrics fit in shared memory, see resident.cuh.
+// The matchers for images whose metrics fit in shared memory; see resident.cuh.
 #pragma once
 
 #include "match.cuh"
@@ -6,7 +6,7 @@
 
 namespace tokenfold {
 
-// What a block does of n: a range that begins on a multiple of `step`.
+// A block's share of n items: a range that begins at a multiple of `step`.
 struct Share {
   int begin, end;
 
@@ -18,7 +18,7 @@ struct Share {
   static __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 };
 
-// A block has the metrics of its sources and of all destinations, first the sources.
+// A block holds the metrics of its own sources, followed by those of all destinations.
 __device__ __forceinline__ void match_tome_resident(const MatchArguments& a, void* memory) {
   const int n = a.tokens, pitch = resident_pitch(a.head_dim);
   const Image image(memory, n, n * pitch);
@@ -107,7 +107,7 @@ __device__ __forceinline__ void match_pitome_resident(const MatchArguments& a, v
       });
   cluster.wait();
 
-  // Of the 2 * count first, even places merge into odd ones.
+  // Among the first 2 * count, even ranks merge into odd ones.
   rank(energy, n, image.integers(3), members, [&](int i, int place) {
     const bool mergeable = place < 2 * a.count;
     if (mergeable) order[place] = i;

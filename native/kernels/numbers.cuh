@@ -1,7 +1,7 @@
-// Element types and their way to and from float32, in which all arithmetic is done.
+// Element types and their conversion to and from float32, in which all arithmetic is done.
 //
-// Half and BFloat16 are storage only. They are ours and not those of cuda_fp16.h, because NVRTC's wheel
-// brings no headers.
+// Half and BFloat16 are storage types. They replace those of cuda_fp16.h, because NVRTC's wheel contains no
+// headers.
 #pragma once
 
 namespace tokenfold {
@@ -36,7 +36,7 @@ __device__ __forceinline__ float wide(BFloat16 x) {
   return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
 }
 
-// The nearest, halves to even. By hand, for sm_75 has no instruction for it.
+// Rounds to nearest, ties to even; in software, because sm_75 has no instruction for it.
 __device__ __forceinline__ void narrow(float x, BFloat16& out) {
   const unsigned bits = __float_as_uint(x);
   const unsigned rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
@@ -44,7 +44,7 @@ __device__ __forceinline__ void narrow(float x, BFloat16& out) {
   out.bits = static_cast<unsigned short>(is_number ? rounded : 0x7FFFu);
 }
 
-// 16 bytes of elements, word by word.
+// 16 bytes of elements, as words.
 template <typename T>
 struct Pack {
   static constexpr int kWidth = 8;
@@ -69,8 +69,8 @@ struct Pack<float> {
   static __device__ __forceinline__ unsigned pack(const float* in) { return __float_as_uint(in[0]); }
 };
 
-// kWidth elements at once, or one by one where rows do not begin on 16 bytes. `fetch` is for what is
-// read but once: it is the first to leave the caches.
+// Accesses kWidth elements at once, or one by one if rows are not 16-byte aligned. `fetch` is for data that
+// is read only once: caches evict it first.
 template <typename T, bool kVectors>
 struct Move;
 

@@ -1,6 +1,6 @@
-// Scores by plain float32 arithmetic: for float32 itself, and for rows that tensor cores cannot read.
+// Attention scores in plain float32 arithmetic, for float32 and for rows that tensor cores cannot read.
 //
-// A warp has 8 queries; a lane has one key of a tile of 32, and channels come in parts of 64.
+// A warp has 8 queries; a lane has one key of a tile of 32; channels are processed in parts of 64.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -17,7 +17,7 @@ struct HeadRows {
   int vectors;
 };
 
-// What is read of rows: those before `count` whose size, where there is any, is above 0.
+// The rows to read: those before `count` whose size, if there are sizes, is positive.
 struct Present {
   int count;
   const float* size;
@@ -26,7 +26,7 @@ struct Present {
   }
 };
 
-// Four elements that begin on as many times their size, or one by one up to `count`.
+// Reads four aligned elements at once, or elements up to `count` one by one.
 template <typename T>
 __device__ __forceinline__ float4 four_of(const T* from, bool whole, int count) {
   float out[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -47,8 +47,8 @@ __device__ __forceinline__ float4 four_of(const float* from, bool whole, int cou
   return {from[0], count > 1 ? from[1] : 0.0f, count > 2 ? from[2] : 0.0f, count > 3 ? from[3] : 0.0f};
 }
 
-// 64 channels, from `channel` on, of rows from `first` on, times a factor; 0 for what is not there. By
-// the whole block.
+// Loads 64 channels from `channel` on, of rows from `first` on, times a factor, with 0 for missing elements.
+// The whole block must call this.
 __device__ __forceinline__ void load_part(const HeadRows& from, size_t first, int channel,
                                           const Present& present, float factor, int rows, float* to,
                                           int pitch, int threads) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ void load_part(const HeadRows& from, size_t first, in
 
 __device__ __forceinline__ float lowest() { return -__uint_as_float(0x7F800000u); }
 
-// Adds the parts of 8 queries' products with this lane's key.
+// Adds one part of the dot products of 8 queries with this lane's key.
 __device__ __forceinline__ void add_products(const float* queries, int pitch, const float* tile,
                                              int channels, float (&scores)[kPlainWarpQueries]) {
   const float* key = tile + threadIdx.x % kWarp * kPartPitch;
@@ -86,8 +86,8 @@ __device__ __forceinline__ void add_products(const float* queries, int pitch, co
   }
 }
 
-// Scores of a warp's queries (of the scale already) with a tile of keys, by the whole block, which
-// leaves the tile free: exponents of 2, -inf for an absent token.
+// Computes scores of a warp's queries (already scaled) with a tile of keys: exponents of 2, -inf for an
+// absent token. The whole block must call this; afterwards the tile may be overwritten.
 __device__ __forceinline__ void score_tile(const float* queries, const HeadRows& keys, size_t image_row,
                                            int first, int n, const float* size, float* tile,
                                            int threads, float (&scores)[kPlainWarpQueries]) {
@@ -108,7 +108,7 @@ __device__ __forceinline__ void score_tile(const float* queries, const HeadRows&
     scores[row] = weight > 0.0f ? scores[row] + log2f(weight) : lowest();
 }
 
-// The highest scores of 8 queries so far, and the sums of 2^(score - highest), of this lane's keys.
+// The highest scores of 8 queries so far, and their sums of 2^(score - highest) over this lane's keys.
 struct Running {
   float highest[kPlainWarpQueries];
   float weights[kPlainWarpQueries];
@@ -121,13 +121,12 @@ struct Running {
     }
   }
 
-  // What the highest score is taken to be: without any token, all weigh nothing.
+  // The highest score to use: a finite one if there was no token, so that all weights are 0.
   __device__ __forceinline__ float origin(int row) const {
     return highest[row] == lowest() ? 0.0f : highest[row];
   }
 
-  // Takes a tile's scores in and turns them into weights; what was added up so far is to shrink by
-  // `shrink`.
+  // Adds a tile's scores and turns them into weights; earlier sums must be multiplied by `shrink`.
   __device__ __forceinline__ void add(float (&scores)[kPlainWarpQueries],
                                       float (&shrink)[kPlainWarpQueries]) {
 #pragma unroll
@@ -144,7 +143,7 @@ struct Running {
     }
   }
 
-  // Of all lanes' keys; each lane gets it.
+  // The sum over all lanes' keys, in every lane.
   __device__ __forceinline__ float total(int row) const {
     float sum = weights[row];
 #pragma unroll

@@ -1,4 +1,4 @@
-// From what a caller gives to a launch: checks, clamped counts, geometry. No CUDA in here.
+// Prepares launches from a caller's arguments: checks, clamped counts, geometry. Needs no CUDA.
 
 #include "prepare.h"
 
@@ -16,7 +16,7 @@ static_assert(sizeof(long long) == sizeof(int64_t), "kernels have 64 bits for a 
 const char* const kReducers[] = {"tokenfold_reduce_float32", "tokenfold_reduce_float16",
                                  "tokenfold_reduce_bfloat16"};
 
-// A matcher's kernels: for images whose metrics fit in shared memory, and for any.
+// A matcher's kernels: one for images whose metrics fit in shared memory, and one for all others.
 struct Matcher {
   const char* resident;
   const char* any;
@@ -25,18 +25,18 @@ const Matcher kToMe{"tokenfold_match_tome_resident", "tokenfold_match_tome"};
 const Matcher kPiToMe{"tokenfold_match_pitome_resident", "tokenfold_match_pitome"};
 const char* const kNoMatcher = "tokenfold_match_nothing";
 
-// How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
+// Number of n tokens to remove when r are requested; the same as in tokenfold/bundle/workload.py.
 int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
   return most(0, least(r, (tokens - protected_tokens) / 2));
 }
 
-// Elements from one token's keys to the next.
+// Distance between the keys of two tokens, in elements.
 template <typename Of>
 int64_t stride_of(const Of& of) {
   return of.stride ? of.stride : of.heads * of.head_dim;
 }
 
-// Whether every head of every token begins on 16 bytes, and lanes of one warp hold it.
+// Whether every head of every token is 16-byte aligned and fits in the lanes of one warp.
 template <typename Of>
 bool in_vectors(const Of& of) {
   const int64_t element = static_cast<int64_t>(bytes_of(of.type)), bytes = of.head_dim * element;
@@ -44,14 +44,14 @@ bool in_vectors(const Of& of) {
          bytes <= 16 * kWarp;
 }
 
-// Slots of a warp: as many as leave enough blocks, and fit.
+// Slots per warp: as many as fit and leave enough blocks.
 int reduce_rows(int64_t batch, int width, int64_t tokens) {
   int rows = tokens > kMostRowsTokens ? 1 : kMostReduceRows;
   while (rows > 1 && batch * reduce_blocks(width, rows) < kBusyBlocks) rows /= 2;
   return rows;
 }
 
-// What all matchers check. An empty batch, or images without tokens, need no pointers.
+// Checks that all matchers share. An empty batch and images without tokens need no pointers.
 template <typename Of>
 int check_match(const Of& of) {
   if (!is_type(of.type)) return TOKENFOLD_BAD_TYPE;
@@ -163,7 +163,7 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
     return TOKENFOLD_BAD_SHAPE;
   if (of->tokens > kMostReduceTokens) return TOKENFOLD_TOO_MANY_TOKENS;
   const int width = static_cast<int>(of->width);
-  // More than fit are refused below; until then their number is not multiplied.
+  // Too many tokens are rejected below; until then, products of their number might overflow.
   const int rows = reduce_rows(least(of->batch, kBusyBlocks), width, of->tokens);
   const int64_t blocks = of->width || of->patches ? reduce_blocks(width, rows) : 0;
   if (of->batch > kMostBlocks / most(blocks, 1)) return TOKENFOLD_BATCH_TOO_LARGE;
@@ -188,7 +188,7 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
   arguments.width = width;
   arguments.dim = static_cast<int>(of->dim);
   arguments.patches = static_cast<int>(of->patches);
-  // Else some rows begin between two times 16 bytes, and all are moved element by element.
+  // If any row is not 16-byte aligned, all rows are moved element by element.
   arguments.vectors = of->dim * element % 16 == 0 && on(of->x, 16) && on(of->y, 16);
   arguments.rows = rows;
   fill(launch, kReducers[of->type], of->batch * blocks, kReduceThreads,
@@ -198,8 +198,8 @@ int tokenfold_cuda_prepare_reduce(const TokenfoldReduce* of, TokenfoldLaunch* la
 
 void tokenfold_cuda_spread(TokenfoldLaunch* launch, int architecture, int processors) {
   if (architecture < 90) return;
-  // Clusters are to leave half of the SMs alone, for they wait until enough of a few neighbours are
-  // free: 32 images on 132 SMs take 15 us in clusters of 2 and 21 in clusters of 4.
+  // Clusters should use at most half of the SMs, because a cluster waits until enough SMs of one group are
+  // free: 32 images on 132 SMs take 15 us in clusters of 2, and 21 us in clusters of 4.
   while (2 * launch->cluster <= launch->most_cluster &&
          2 * static_cast<int64_t>(launch->blocks) <= processors / 2) {
     launch->cluster *= 2;

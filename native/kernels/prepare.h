@@ -1,4 +1,4 @@
-// What the checks of all ops share.
+// Checks that the ops share.
 #pragma once
 
 #include <cstdio>
@@ -8,9 +8,9 @@
 
 namespace tokenfold {
 
-// A grid is 31 bits wide.
+// Maximum number of blocks in a grid: 31 bits.
 constexpr int64_t kMostBlocks = 0x7FFFFFFF;
-// Sizes of a kernel are 32 bits wide; room above, so that no index of a thread overflows.
+// Kernels use 32-bit sizes; this maximum leaves a margin, so that no thread's index overflows.
 constexpr int64_t kMostSize = 1 << 20;
 
 inline bool is_type(int32_t type) { return type >= TOKENFOLD_FLOAT32 && type <= TOKENFOLD_BFLOAT16; }

@@ -1,4 +1,4 @@
-// As prepare.cc, for Attend and Importance.
+// Prepares launches of Attend and Importance; see prepare.cc for the other ops.
 
 #include "prepare.h"
 
@@ -9,17 +9,17 @@ namespace {
 using namespace tokenfold;
 
 constexpr float kLog2E = 1.44269504f;
-// With fewer blocks a large GPU would have nothing to do for some of its processors.
+// With fewer blocks, some processors of a large GPU would be idle.
 constexpr int64_t kBusyAttendBlocks = 132;
-// As many blocks as such a GPU runs at once, two a processor, where warps have 16 queries. Where there
-// are more, how many it gets done counts for more than how long one takes.
+// Number of blocks that a large GPU runs at once with 16 queries per warp: two per processor. With more
+// blocks, throughput matters more than the latency of one block.
 constexpr int64_t kManyBlocks = 2 * kBusyAttendBlocks;
-// Rows of 16 queries that are few, and keys that are many.
+// Maximum number of rows of 16 queries that count as few, and minimum number of keys that count as many.
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kManyTokens = 256;
-// So that what lies between the rows that a thread copies, up to 56, is counted in 32 bits.
+// Maximum stride for which offsets within the up to 56 rows that a thread copies fit in 32 bits.
 constexpr int64_t kMostStride = 1 << 26;
-// Of the kernels in attend_entries.cuh.
+// Names of the kernels in attend_entries.cuh.
 constexpr int kWidths[] = {32, 64, 80, 96, 128};
 
 struct Rows {
@@ -45,7 +45,7 @@ int check_shape(const Of& of) {
   return of.batch > kMostBlocks ? TOKENFOLD_BATCH_TOO_LARGE : TOKENFOLD_OK;
 }
 
-// Rows that are read: `needed` if any is.
+// Checks rows; a null pointer is allowed unless `needed`.
 template <typename Of>
 int check_rows(const Of& of, const Rows& rows, bool needed) {
   if (rows.stride < of.heads * of.head_dim || rows.stride > kMostStride) return TOKENFOLD_BAD_SHAPE;
@@ -53,38 +53,38 @@ int check_rows(const Of& of, const Rows& rows, bool needed) {
   return on(rows.base, bytes_of(of.type)) ? TOKENFOLD_OK : TOKENFOLD_MISALIGNED;
 }
 
-// Whether every head of every row begins on 16 bytes.
+// Whether every head of every row is 16-byte aligned.
 template <typename Of>
 bool in_vectors(const Of& of, const Rows& rows) {
   const int64_t bytes = static_cast<int64_t>(bytes_of(of.type));
   return on(rows.base, 16) && of.head_dim * bytes % 16 == 0 && rows.stride * bytes % 16 == 0;
 }
 
-// The narrowest kernel that has room for a head, or 0.
+// The smallest kernel width that fits a head, or 0.
 int width_of(int64_t head_dim) {
   for (const int width : kWidths)
     if (head_dim <= width) return width;
   return 0;
 }
 
-// Scales by which biases can be divided and sums of products multiplied.
+// Whether biases can be divided by the scale, and sums of products multiplied by it.
 bool is_scale(float scale) { return scale > 1e-6f && scale < 1e6f; }
 
-// Warps that share queries: two where queries are few and keys many. Not by how many images there are,
-// for what is found in one must not depend on the others.
+// Number of warps that share the same queries: two if there are few queries and many keys. It ignores the
+// number of images, because an image's results must not depend on the others.
 int groups_of(int64_t queries, int64_t tokens) {
   return divided(queries, 16) <= kFewRows && tokens >= kManyTokens ? kGroups : 1;
 }
 
-// Queries of a warp: many where blocks of such warps keep the whole GPU busy.
+// Queries per warp: 32 if there are enough blocks of such warps for the whole GPU.
 int rows_of_warp(int64_t heads, int64_t queries, int width, int groups) {
   if (!has_most_rows(width)) return 16;
   const int64_t warps = attend_warps(width, kMostRows) / groups;
   return heads * divided(divided(queries, kMostRows), warps) >= kManyBlocks ? kMostRows : 16;
 }
 
-// Warps of a block that do not share queries: as many as leave enough blocks, if two do, and no more
-// than the rows need. One alone would take long to copy keys and values.
+// Warps per block with different queries: as many as leave enough blocks, but at least two, because a
+// single warp takes long to copy keys and values; and no more than the rows need.
 int warps_of(int64_t heads, int64_t queries, int width, int rows, int groups) {
   const int64_t needed = divided(queries, rows);
   const int64_t fewest = groups > 1 ? 1 : 2;

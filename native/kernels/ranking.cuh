@@ -1,19 +1,19 @@
-// Places, and counts of members: what a block does with one number a token.
+// Ranks of tokens by score, and sets of tokens, computed by one block.
 #pragma once
 
 #include "arguments.cuh"
 
 namespace tokenfold {
 
-// Members below kMostTokens, a bit each. Adding is a bitwise or: in any order the same.
+// A set of integers below kMostTokens as bits. Adding is a bitwise or, so the order does not matter.
 struct Members {
-  unsigned* words;  // (kWords), in shared memory
+  unsigned* words;  // (kWords) in shared memory.
 
   __device__ __forceinline__ void add(int i) const { atomicOr(words + i / kWarp, 1u << i % kWarp); }
 
   __device__ __forceinline__ bool has(int i) const { return words[i / kWarp] >> i % kWarp & 1u; }
 
-  // Members below i, which is at most kMostTokens.
+  // Number of members below i, for i <= kMostTokens.
   __device__ __forceinline__ int before(int i) const {
     int count = 0;
 #pragma unroll 1
@@ -23,7 +23,7 @@ struct Members {
   }
 };
 
-// Of no members. All threads of the block call this, when none needs the old ones any more.
+// Clears the set. All threads of the block must call this, when none needs the old members any more.
 __device__ __forceinline__ void clear(const Members& members) {
   __syncthreads();
   for (int word = threadIdx.x; word < kWords; word += kMatchThreads) members.words[word] = 0u;
@@ -34,19 +34,19 @@ __device__ __forceinline__ bool ahead(float other, int other_index, float own, i
   return other > own || (other == own && other_index < index);
 }
 
-// Lanes that compare one score with all, each with some; those of 8 scores make a warp.
+// Number of lanes that together compare one score with all others; a warp handles 8 scores.
 constexpr int kComparing = 4;
 constexpr int kCompared = kWarp / kComparing;
 
-// Places in falling order of the scores, ties to the lowest index; both (n) in shared memory, scores on
-// 16 bytes and readable up to a multiple of 4. Members become those i for which stays(i, place) holds.
-// All threads of the block call this when all have written the scores and none needs the old members any
-// more, and are waited for at the end.
+// Writes ranks in descending order of the scores, with ties to the lowest index. Both are (n) in shared
+// memory; scores are 16-byte aligned and readable up to a multiple of 4. The members become those i for
+// which stays(i, place) holds. All threads of the block must call this, after all scores were written and
+// when none needs the old members any more; there is a barrier at the end.
 template <typename Stays>
 __device__ __forceinline__ void rank(const float* scores, int n, int* places, const Members& members,
                                      const Stays& stays) {
   const int lane = threadIdx.x % kWarp, part = lane / kCompared;
-  // All lanes of a warp take part, also those whose score does not exist.
+  // All lanes of a warp take part, even those without a score.
 #pragma unroll 1
   for (int first = threadIdx.x / kWarp * kCompared; first < n; first += kMatchThreads / kComparing) {
     const int i = first + lane % kCompared;

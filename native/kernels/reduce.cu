@@ -1,4 +1,4 @@
-// Moving tokens to their slots: one launch a batch, a few slots a warp.
+// Moves tokens to their slots: one launch per batch, a few slots per warp.
 
 #include "entries.cuh"
 #include "numbers.cuh"
@@ -8,12 +8,12 @@ extern __shared__ uint4 tokenfold_shared[];
 namespace tokenfold {
 
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
-// Slots that a warp copies at once, and loads of 16 bytes in flight a lane for each: 1,024 halves or 512
-// floats of a row in one pass.
+// Number of slots that a warp copies at once, and 16-byte loads in flight per lane and slot: 1,024 halves or
+// 512 floats of a row per pass.
 constexpr int kTogether = 2;
 constexpr int kLoads = 4;
 
-// The first members of a slot, -1 for none, and the size of all.
+// The first members of a slot (-1 for none), and the total size of all members.
 struct Slot {
   int first = -1;
   int second = -1;
@@ -33,7 +33,7 @@ __device__ __forceinline__ Slot look_through(const unsigned* members, int words,
   return slot;
 }
 
-// That of a lane, for all lanes.
+// Broadcasts one lane's entry to all lanes.
 __device__ __forceinline__ Slot of_lane(const Slot& own, int lane) {
   Slot slot;
   slot.first = __shfl_sync(kWholeWarp, own.first, lane);
@@ -42,7 +42,7 @@ __device__ __forceinline__ Slot of_lane(const Slot& own, int lane) {
   return slot;
 }
 
-// visit(i) for each member behind i, in ascending order.
+// Calls visit(i) for each member after i, in ascending order.
 template <typename Visit>
 __device__ __forceinline__ void for_each_behind(int i, const unsigned* members, int words,
                                                 const Visit& visit) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void for_each_behind(int i, const unsigned* members, 
   }
 }
 
-// A part of a row, by one warp.
+// A part of a row, processed by one warp.
 template <typename T, bool kVectors>
 struct Part {
   using Moves = Move<T, kVectors>;
@@ -62,7 +62,7 @@ struct Part {
   static constexpr int kWidth = Moves::kWidth;
   static constexpr int kPieces = kLoads * kWarp;
 
-  int first, count;  // pieces, of all lanes; some may lie beyond the row
+  int first, count;  // Pieces of all lanes; some may be beyond the end of the row.
 
   __device__ __forceinline__ int at(int load) const {
     return first + load * kWarp + threadIdx.x % kWarp;
@@ -92,22 +92,22 @@ struct Part {
   }
 };
 
-// What a warp moves: `count` slots in a row, each looked through by a lane.
+// The work of a warp: `count` consecutive slots, each scanned by one lane.
 template <typename T>
 struct Moved {
-  const T* x;  // of the image
+  const T* x;  // Of the image.
   const float* size;
-  const unsigned* members;  // of the slots
+  const unsigned* members;  // Of the slots.
   int words;
   int count;
   int dim;
-  T* y;  // of the slots
+  T* y;  // Of the slots.
 
   __device__ __forceinline__ const T* from(int i) const { return x + static_cast<size_t>(i) * dim; }
   __device__ __forceinline__ T* to(int slot) const { return y + static_cast<size_t>(slot) * dim; }
 };
 
-// Tokens that are alone in their slot, bit for bit as they are, and the zeros of slots without any.
+// Copies tokens that are alone in their slot bit for bit, and writes zeros to empty slots.
 template <typename T, bool kVectors>
 __device__ __forceinline__ void copy(const Moved<T>& moved, const Slot& own) {
   using Parts = Part<T, kVectors>;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void copy(const Moved<T>& moved, const Slot& own) {
   }
 }
 
-// The means of slots of several members, added in ascending order.
+// Writes the means of slots with several members, which are added in ascending order.
 template <typename T, bool kVectors>
 __device__ __forceinline__ void average(const Moved<T>& moved, const Slot& own) {
   using Parts = Part<T, kVectors>;
@@ -166,15 +166,15 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
   const long long* slots = a.slots + image * n;
   const float* size = a.size + image * n;
 
-  // The members of the block's slots, a bit each: or-ing them is the same in any order. A token of size
-  // 0 is none, and a slot that does not exist is as good as -1.
+  // The members of the block's slots as bits, set by a bitwise or, so the order does not matter. Tokens of
+  // size 0 are ignored, and slots out of range count as -1.
   unsigned* members = static_cast<unsigned*>(memory);
   for (int word = threadIdx.x; word < block_slots * words; word += kReduceThreads)
     members[word] = 0u;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kReduceThreads) {
     const long long slot = slots[i];
-    // Compared before anything is subtracted: a slot may be any 64 bits.
+    // Compare before subtracting, because a slot may be any 64-bit value.
     if (slot >= first_slot && slot < a.width && slot - first_slot < block_slots && size[i] > 0.0f)
       atomicOr(members + (slot - first_slot) * words + i / kWarp, 1u << i % kWarp);
   }
@@ -184,7 +184,7 @@ __device__ void reduce(const ReduceArguments& a, void* memory) {
   }
   __syncthreads();
 
-  // A lane looks through each slot of the warp, then all lanes move their rows.
+  // One lane scans each slot of the warp; then all lanes move the rows.
   const int lane = threadIdx.x % kWarp, warp_slot = threadIdx.x / kWarp * a.rows;
   const int left = a.width - first_slot - warp_slot, count = left < a.rows ? left : a.rows;
   if (count <= 0) return;

@@ -1,7 +1,7 @@
-// Where all of an image's metrics fit in shared memory: cosines without a tile to wait for.
+// Cosines for images whose metrics all fit in shared memory, without waiting for tiles.
 //
-// Every block of the cluster has what it needs of all tokens in its own shared memory, written there by
-// whichever block has worked it out.
+// Every block of the cluster has the metrics that it needs in its own shared memory; the block that computes
+// a metric writes it to all of them.
 #pragma once
 
 #include "cosines.cuh"
@@ -9,17 +9,16 @@
 
 namespace tokenfold {
 
-// A lane has kRowsOfLane x kColumnsOfLane cosines at once, lanes are 4 below each other and 8 side by
-// side.
+// A lane computes kRowsOfLane x kColumnsOfLane cosines at once; the lanes of a warp form 4 rows of 8.
 constexpr int kRowsOfLane = 4;
 constexpr int kColumnsOfLane = 4;
 constexpr int kRowsOfWarp = kRowsOfLane * kWarp / kLanesAcross;
 constexpr int kColumnsOfWarp = kColumnsOfLane * kLanesAcross;
 
-// Of each row i of begin..end-1: add(state, i, j, cosine) for every column j below column_count, then
-// done(i, state). `row` and `column` say where in `unit` (.., pitch) each is. `partial` has kSlices
-// states a row. Channels are added as in `fold_cosines`, with the same cosines. All threads of the
-// block call this, when `unit` is written; what `done` writes is not waited for.
+// For each row i of begin..end-1, calls add(state, i, j, cosine) for every column j below column_count, and
+// then done(i, state). `row` and `column` map rows and columns to rows of `unit` (.., pitch). `partial` has
+// kSlices states per row. Channels are added in the order of `fold_cosines`, so the cosines are equal. All
+// threads of the block must call this after `unit` was written; there is no barrier after `done`.
 template <typename State, typename Row, typename Column, typename Add, typename Done>
 __device__ __forceinline__ void fold_resident(const float* unit, int pitch, int channels,
                                               State* partial, int begin, int end, const Row& row,

@@ -1,10 +1,10 @@
-// What a warp does with tensor cores, and copies to shared memory that do not wait; on sm_75, which has
-// less of both, and on the host the same by other means.
+// Tensor core operations of a warp, and asynchronous copies to shared memory. On sm_75, which lacks some of
+// both, and on the host, other code gives equal results.
 //
-// A lane has g = lane / 4 and t = lane % 4. Of a matrix of 16 x 16 in `a` it holds, two a word, columns
-// 2t and 2t + 1 of row g, then of row g + 8, then columns 8 further on of both. Of one of 16 x 8 in `b`
-// it holds rows 2t and 2t + 1 of column g, then those 8 further down. Of 16 x 8 sums in `c` it holds
-// columns 2t and 2t + 1 of row g, then of row g + 8.
+// Let g = lane / 4 and t = lane % 4. Of a 16 x 16 matrix in `a`, a lane holds two elements per word: columns
+// 2t and 2t + 1 of row g, then of row g + 8, and then columns 2t + 8 and 2t + 9 of both rows. Of a 16 x 8
+// matrix in `b`, it holds rows 2t and 2t + 1 of column g, then rows 2t + 8 and 2t + 9. Of 16 x 8 sums in `c`,
+// it holds columns 2t and 2t + 1 of row g, then of row g + 8.
 #pragma once
 
 #include "attend_arguments.cuh"
@@ -104,8 +104,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
   multiply_8(c, a[2], a[3], b1);
 }
 
-// Tensor cores of sm_75 know no bfloat16: each lane asks the others for its rows and columns. Called and
-// not inlined, for a kernel has hundreds of these.
+// Tensor cores of sm_75 do not support bfloat16, so each lane gets its rows and columns from other lanes.
+// Not inlined, because a kernel has hundreds of these.
 static __device__ __noinline__ float4 multiply_by_lanes(float4 c, uint4 a, uint2 b) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -152,14 +152,15 @@ __device__ __forceinline__ void wait_for_copies() {}
 
 #endif
 
-// c += a b, by all lanes of a warp.
+// c += a b. All lanes of the warp must call this.
 template <typename T>
 __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
                                          unsigned b1) {
   multiply(c, a, b0, b1, T{});
 }
 
-// Four matrices of 8 x 8 elements of 16 bits; lane i gives row i % 8 of matrix i / 8, on 16 bytes.
+// Loads four 8 x 8 matrices of 16-bit elements; lane i passes the address of row i % 8 of matrix i / 8, which
+// is 16-byte aligned.
 __device__ __forceinline__ void load_matrices(unsigned (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -186,14 +187,14 @@ __device__ __forceinline__ float log2_of(float x) {
   return out;
 }
 
-// Of what is no denormal number.
+// For arguments that are not denormal.
 __device__ __forceinline__ float inverse_of(float x) {
   float out;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
 
-// Two elements, the first in the low half of the word.
+// Packs two elements, the first one in the low half of the word.
 template <typename T>
 __device__ __forceinline__ unsigned packed(float low, float high) {
   return packed(low, high, T{});

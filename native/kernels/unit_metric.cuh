@@ -1,6 +1,6 @@
-// The metric of tokens: their keys' mean over heads, scaled to length 1.
+// The unit metric of tokens: the keys' mean over heads, scaled to length 1.
 //
-// Each token's is added up in the same order wherever it is: equal tokens have equal metrics.
+// The order of addition does not depend on a token's position, so equal tokens have equal metrics.
 #pragma once
 
 #include "cluster.cuh"
@@ -9,10 +9,10 @@
 namespace tokenfold {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-// Heads that a lane loads at once; twice as many are in flight.
+// Number of heads that a lane loads at once; twice as many loads are in flight.
 constexpr int kHeadsAtOnce = 6;
 
-// All lanes of a warp give a part of the sum, and have it.
+// Sums a value over all lanes of a warp; every lane gets the sum.
 __device__ __forceinline__ float warp_sum(float part) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) part += __shfl_xor_sync(kAllLanes, part, step);
@@ -21,9 +21,9 @@ __device__ __forceinline__ float warp_sum(float part) {
 
 __device__ __forceinline__ float length_of(float squares) { return fmaxf(sqrtf(squares), 1e-12f); }
 
-// Where heads begin on 16 bytes: a lane has a piece of one token in all heads, so that nothing is added
-// up between lanes but the length. A warp does as many tokens as it has lanes for. `ready` is called
-// once, by all threads, behind the first loads; then store(token, channel, four values) of each.
+// For heads that are 16-byte aligned: a lane has one piece of a token in all heads, so only the length is
+// summed over lanes. A warp processes as many tokens as it has lanes for. All threads call `ready` once,
+// after the first loads; then store(token, channel, four values) is called for each piece.
 template <typename T, typename Ready, typename Store>
 __device__ __forceinline__ void metric_by_pieces(const T* keys, int stride, int begin, int end,
                                                  int heads, int head_dim, const Ready& ready,
@@ -37,7 +37,7 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int stride, int 
   const int lanes = 1 << bits, piece = threadIdx.x & (lanes - 1), step = kMatchThreads >> bits;
   const bool active = piece < pieces;
   const uint4* base = reinterpret_cast<const uint4*>(keys) + piece;
-  // The next to load.
+  // Next head to load.
   int token = begin + (threadIdx.x >> bits), head = 0;
   const auto load = [&](uint4(&held)[kHeadsAtOnce]) {
     const uint4* from = base + static_cast<size_t>(token) * token_pieces + head * pieces;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int stride, int 
   const float share = 1.0f / static_cast<float>(heads);
   float sums[kWidth] = {};
   int own = begin + (threadIdx.x >> bits), done = 0;
-  // All lanes of a warp take part, also those that have no token.
+  // All lanes of a warp take part, even those without a token.
 #pragma unroll 1
   for (int first = begin + (threadIdx.x / kWarp * kWarp >> bits); first < end;) {
 #pragma unroll
@@ -97,7 +97,7 @@ __device__ __forceinline__ void metric_by_pieces(const T* keys, int stride, int 
   }
 }
 
-// Wherever heads begin. A warp does a token, element by element.
+// For heads of any alignment: a warp processes one token, element by element.
 template <typename T>
 __device__ void metric_by_elements(const T* keys, int stride, int begin, int end, int heads,
                                    int head_dim, float* unit) {
@@ -121,7 +121,7 @@ __device__ void metric_by_elements(const T* keys, int stride, int begin, int end
   }
 }
 
-// By the type of keys.
+// Selects the function for the type of keys.
 template <typename Arguments, typename Ready, typename Store>
 __device__ __forceinline__ void metric_by_pieces(const Arguments& a, size_t image, int begin, int end,
                                                  const Ready& ready, const Store& store) {
@@ -152,8 +152,8 @@ __device__ __forceinline__ void metric_by_elements(const Arguments& a, size_t im
                        a.head_dim, unit);
 }
 
-// An image's, from the arguments of any matcher: (tokens, pitch), zeros behind head_dim. Each block of
-// the cluster does some tokens.
+// Computes the unit metrics of an image from the arguments of any matcher: (tokens, pitch), with zeros after
+// head_dim. Each block of the cluster processes some tokens.
 template <typename Arguments>
 __device__ void unit_metric(const Arguments& a, const Cluster& cluster, size_t image, float* unit) {
   const int share = (a.tokens + cluster.count - 1) / cluster.count, begin = cluster.rank * share;

@@ -1,4 +1,4 @@
-// The attributes of an op's node: from and to the fields of TensorRT.
+// The attributes of an op's node, and their conversion from and to TensorRT's plugin fields.
 #pragma once
 
 #include <cinttypes>
@@ -11,7 +11,7 @@
 
 namespace tokenfold {
 
-// All that any op has. What an op has not stays as it is here.
+// The attributes of all ops. Attributes that an op does not have keep these defaults.
 struct Attributes {
   int32_t heads = 1;
   int32_t protected_tokens = 0;
@@ -19,7 +19,7 @@ struct Attributes {
   float margin = 0.0f;
 };
 
-// One of them: a whole number from `least` to `most`, or a real one.
+// Description of one attribute: an integer from `least` to `most`, or a real number.
 struct Attribute {
   const char* name;
   int32_t Attributes::*whole;
@@ -28,10 +28,10 @@ struct Attribute {
 };
 
 constexpr size_t kMostAttributes = 3;
-// Of what `Fields::write` writes.
+// Maximum length of the text that `Fields::write` writes.
 constexpr size_t kTextBytes = 96;
 
-// The attributes of an op as fields, which point to them.
+// Plugin fields that point to an op's attributes.
 class Fields {
  public:
   template <size_t kCount>
@@ -46,7 +46,7 @@ class Fields {
 
   const nvinfer1::PluginFieldCollection* collection() const { return &collection_; }
 
-  // Such as "heads=12 scale=0.125 ": other text for any others.
+  // Writes text such as "heads=12 scale=0.125 ", which is different for different attributes.
   void write(char (&text)[kTextBytes]) const {
     text[0] = '\0';
     for (int32_t i = 0; i < collection_.nbFields; ++i) {
@@ -71,7 +71,7 @@ class Fields {
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-// An engine's fields lie anywhere.
+// The data of an engine's fields may be unaligned.
 template <typename T>
 T value(const nvinfer1::PluginField& field) {
   T out;
@@ -110,7 +110,7 @@ inline int32_t read(const char* op, const Attribute& of, const nvinfer1::PluginF
   return failed(kFailed, op, "the attribute %s is missing", of.name);
 }
 
-// 0, or what `failed` gives if one of an op's is missing, of another type or out of its range.
+// Returns 0; or the result of `failed` if an attribute is missing, of another type, or out of range.
 template <size_t kCount>
 int32_t read(const char* op, const Attribute (&all)[kCount],
              const nvinfer1::PluginFieldCollection* given, Attributes* out) {

@@ -1,4 +1,4 @@
-// What TensorRT's plugin registry asks of a library that it loads (IPluginRegistry::loadLibrary).
+// The entry points that TensorRT's plugin registry calls in a library (IPluginRegistry::loadLibrary).
 
 #include <cstdarg>
 #include <cstdio>
@@ -14,10 +14,10 @@ namespace tokenfold {
 namespace {
 
 constexpr size_t kProblemBytes = 256;
-// What an op of this thread said last, if nobody has asked yet, and what was told who asked last.
+// The last message of an op in this thread, if it was not returned yet; and the last returned message.
 thread_local char untold[kProblemBytes], told_last[kProblemBytes];
 
-// Made where it is asked for first, and never destroyed: TensorRT may be after this library's time.
+// Created at first use, and never destroyed: TensorRT may outlive this library's static objects.
 template <typename T>
 T& kept() {
   alignas(T) static char room[sizeof(T)];
@@ -51,11 +51,12 @@ TOKENFOLD_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& 
                   MatchPiToMePacked, MatchPuMer, Reduce>(count);
 }
 
-// A library without this is refused. What is to be said `TokenfoldTensorRtProblem` says, and no logger.
+// TensorRT rejects a library without this function. Errors are returned by `TokenfoldTensorRtProblem`, so
+// the logger is not used.
 TOKENFOLD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
-// What an op of this thread said last since this was called before, or nothing: TensorRT itself only
-// says which layer failed. The text stays until the next call.
+// Returns the last message of an op in this thread since the previous call, or an empty string; TensorRT
+// itself only reports which layer failed. The text is valid until the next call.
 TOKENFOLD_EXPORT const char* TokenfoldTensorRtProblem() {
   using namespace tokenfold;
   std::memcpy(told_last, untold, kProblemBytes);

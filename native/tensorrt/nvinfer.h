@@ -1,4 +1,4 @@
-// TensorRT's interface of plugins: as declared here, or as NVIDIA's own header declares it.
+// TensorRT's plugin interface: our own declarations, or those of NVIDIA's header.
 #pragma once
 
 #ifdef TOKENFOLD_NVINFER_HEADERS

@@ -1,10 +1,10 @@
-// What a plugin library and TensorRT say to each other, declared anew: the packages of TensorRT that pip
-// installs have no headers. With these a library is built without any TensorRT, and it works in all of
-// them (10, 11, RTX), for the interfaces of version 3 plugins are versioned and their tables fixed.
+// Our own declarations of TensorRT's plugin interface, because TensorRT's pip packages contain no headers.
+// With them, the library is built without TensorRT, and works in all variants (10, 11, RTX): the interfaces
+// of version 3 plugins are versioned, and their virtual tables are fixed.
 //
-// Names, values, and the order of virtual functions are TensorRT's (API reference, namespace nvinfer1);
-// whatever plugins do not need is left out. With TOKENFOLD_NVINFER_HEADERS NvInferRuntime.h is taken
-// instead (see nvinfer.h), so that a compiler sees whether the two agree.
+// Names, values and the order of virtual functions are TensorRT's (API reference, namespace nvinfer1);
+// everything that plugins do not need is left out. With TOKENFOLD_NVINFER_HEADERS, NvInferRuntime.h is used
+// instead (see nvinfer.h), so that a compiler can check whether the two agree.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -52,7 +52,7 @@ class IVersionedInterface {
   virtual ~IVersionedInterface() noexcept = default;
 };
 
-// Sizes that are not known before a run, as expressions. TensorRT makes them.
+// Expressions for sizes that are unknown before a run. TensorRT creates them.
 class IDimensionExpr;
 enum class DimensionOperation : int32_t {
   kSUM = 0,
@@ -130,7 +130,7 @@ enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 
 class IPluginResourceContext;
 class ILoggerFinder;
 
-// Part of the names by which types are told apart while a program runs.
+// Part of the mangled names that run-time type information uses.
 inline namespace v_1_0 {
 
 class IPluginCapability : public IVersionedInterface {};

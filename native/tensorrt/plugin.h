@@ -1,12 +1,12 @@
-// An op as a plugin of TensorRT: everything but what the op itself says (see ops.h).
+// The TensorRT plugin of any op; ops.h defines the individual ops.
 //
-// An op has: kName; kAttributes; kInputs and kOutputs, see tensors.h; kCounts, its shape inputs, which
-// are no inputs to TensorRT: a digit for each, how many numbers it holds; `shapes`, of its outputs;
-// `arguments`, what the kernel takes; kWorkspace, whether a workspace is part of that; kPrepare and
-// kLaunch, the kernel's functions.
+// An op has these members: kName; kAttributes; kInputs and kOutputs (see tensors.h); kCounts, its shape
+// inputs, with one digit each for the number of values (TensorRT does not treat them as inputs); `shapes`,
+// which computes the outputs' shapes; `arguments`, which fills in the kernel's arguments; kWorkspace, whether
+// these include a workspace; kPrepare and kLaunch, the kernel's functions.
 //
-// TensorRT gives the values of shape inputs to `shapes` alone. What a count is worth when the op runs it
-// reads from the size of its `n`, of which no element is ever written.
+// TensorRT passes the values of shape inputs only to `shapes`. During a run, the op reads a count from the
+// size of its `n` output, whose elements are never written.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,7 +24,7 @@ namespace tokenfold {
 constexpr const char* kNamespace = "tokenfold";
 constexpr const char* kVersion = "1";
 
-// A new object, or null. Nothing may be thrown into TensorRT.
+// Creates an object, or returns null: no exception may be thrown into TensorRT.
 template <typename T, typename Given>
 T* made(const char* op, const Given& given) {
   T* const out = new (std::nothrow) T(given);
@@ -32,7 +32,7 @@ T* made(const char* op, const Given& given) {
   return out;
 }
 
-// What a kernel's function gives, for TensorRT.
+// Converts the code of a kernel function for TensorRT.
 inline int32_t told(const char* op, int code) {
   if (code == TOKENFOLD_OK) return 0;
   const char* const text = tokenfold_cuda_text(code);
@@ -123,7 +123,7 @@ class Plugin : public nvinfer1::IPluginV3,
            (letter != 'x' || desc.type == all[0].desc.type);
   }
 
-  // What no run of the largest sizes could do is told while the engine is built.
+  // Prepares a run of the largest sizes, so that an unsupported size fails the build.
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t inputs,
                           const nvinfer1::DynamicPluginTensorDesc* out,
                           int32_t outputs) noexcept override {
@@ -144,7 +144,7 @@ class Plugin : public nvinfer1::IPluginV3,
     return 0;
   }
 
-  // Attributes alone: shapes and types are TensorRT's part of the key.
+  // Only the attributes: TensorRT adds shapes and types to the key itself.
   const char* getTimingCacheID() noexcept override { return text_; }
   const char* getMetadataString() noexcept override { return text_; }
 
@@ -157,7 +157,7 @@ class Plugin : public nvinfer1::IPluginV3,
     return 0;
   }
 
-  // Allocates nothing and waits for nothing, so that it can be recorded into a CUDA graph.
+  // Never allocates or waits, so that it can be recorded in a CUDA graph.
   int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc* out,
                   const void* const* inputs, void* const* outputs, void* workspace,
                   cudaStream_t stream) noexcept override {
@@ -176,7 +176,7 @@ class Plugin : public nvinfer1::IPluginV3,
  private:
   static const char* axes(int input) { return Op::kInputs[input] + 1; }
 
-  // TensorRT RTX 1.7 leaves shape inputs out of the inputs; where they are told, they come last.
+  // TensorRT RTX 1.7 omits shape inputs from the inputs; other versions pass them last.
   static int32_t check_numbers(int32_t inputs, int32_t outputs) {
     if ((inputs == kIn || inputs == kIn + kCounts) && outputs == kOut) return 0;
     return failed(kFailed, Op::kName, "it takes %d inputs and gives %d outputs, not %d and %d", kIn,
@@ -188,7 +188,7 @@ class Plugin : public nvinfer1::IPluginV3,
   char text_[kTextBytes];
 };
 
-// Makes an op's plugins, from a node's attributes and from an engine's.
+// Creates an op's plugins from the attributes of a node or of an engine.
 template <typename Op>
 class Creator : public nvinfer1::IPluginCreatorV3One {
  public:

@@ -1,11 +1,11 @@
-// Arithmetic on sizes that TensorRT knows only when a network runs.
+// Arithmetic on sizes that TensorRT knows only during a run.
 #pragma once
 
 #include "nvinfer.h"
 
 namespace tokenfold {
 
-// A size, as an expression.
+// A size as an expression.
 class Size {
  public:
   Size(const nvinfer1::IDimensionExpr* of, nvinfer1::IExprBuilder& builder)
@@ -32,7 +32,7 @@ class Size {
   nvinfer1::IExprBuilder* builder_;
 };
 
-// The shapes of inputs, and the values of those that are counts.
+// The shapes of inputs, and the values of counts.
 class Shapes {
  public:
   Shapes(const nvinfer1::DimsExprs* inputs, const nvinfer1::DimsExprs* counts,
@@ -40,7 +40,7 @@ class Shapes {
       : inputs_(inputs), counts_(counts), builder_(builder) {}
 
   Size size(int input, int axis) const { return {inputs_[input].d[axis], builder_}; }
-  // Element `at` of the `which`th count.
+  // Element `at` of count number `which`.
   Size count(int which, int at = 0) const { return {counts_[which].d[at], builder_}; }
 
  private:
@@ -54,18 +54,19 @@ nvinfer1::DimsExprs shape_of(Sizes... sizes) {
   return {static_cast<int32_t>(sizeof...(Sizes)), {sizes...}};
 }
 
-// As `protected` of Reduce: r is how many tokens go.
+// Value of Reduce's attribute `protected` for which exactly r tokens are removed.
 constexpr int64_t kExact = -1;
 
-// The tokens that are left when r are to go, see tokenfold.bundle.workload.clamp. Written so that bounds
-// of tokens and r give close ones of this: TensorRT has no others, and plans memory by them.
+// The number of tokens that are left when r are requested to go; see tokenfold.bundle.workload.clamp.
+// Written such that bounds of the tokens and r give tight bounds of the result, by which TensorRT plans
+// memory.
 inline Size left(Size tokens, Size r, int64_t protected_tokens) {
   const Size kept = tokens - most(r, 0);
   return protected_tokens == kExact ? most(kept, 0)
                                     : least(tokens, most(kept, (tokens + (protected_tokens + 1)) / 2));
 }
 
-// Of an output that notes a count from 0 to `limit`, as much of it as there is.
+// The size of an output that encodes a count clamped to 0..limit.
 inline nvinfer1::DimsExprs noted(Size count, Size limit) {
   return shape_of(most(least(count, limit), 0) + 1);
 }

@@ -1,12 +1,12 @@
-// The tensors of an op. Each is a letter for its type,
+// The tensors of an op. Each is described by a letter for its type,
 //
-//   x   float32, float16 or bfloat16, the same for all of an op
+//   x   float32, float16 or bfloat16, the same type for all tensors of an op
 //   s   float32
 //   i   int64
-//   n   int64, an output that nobody reads, with as many elements as a count, and one more
+//   n   int64, an output that is never read, whose number of elements is a count plus one
 //
-// and, of an input, one for each of its axes: equal letters are equal sizes, C channels are those of all
-// heads, and W are the C of queries, of keys and of values.
+// followed, for an input, by a letter for each axis. Equal letters are equal sizes; C are the channels of all
+// heads, and W the channels of queries, keys and values together.
 #pragma once
 
 #include <cinttypes>
@@ -35,21 +35,20 @@ inline const char* type_text(char letter) {
   }
 }
 
-// 0, or what `failed` gives if an input has more or fewer axes than letters.
+// Returns 0; or the result of `failed` if an input does not have one axis per letter.
 inline int32_t check_rank(const char* op, int input, const char* axes, int32_t found) {
   const int rank = static_cast<int>(std::strlen(axes));
   return found == rank ? 0 : failed(kFailed, op, "input %d has %d axes, not %d", input, rank, found);
 }
 
-// The sizes of an op's inputs, by letter.
+// The sizes of an op's inputs by letter.
 class Sizes {
  public:
   Sizes(const char* op, int64_t heads) : op_(op), heads_(heads) {
     for (int64_t& size : known_) size = -1;
   }
 
-  // 0, or what `failed` gives if a shape is not that of its letters. Sizes that are negative are not
-  // known yet.
+  // Returns 0; or the result of `failed` if a shape contradicts its letters. Negative sizes are unknown.
   int32_t take(int input, const char* axes, const nvinfer1::Dims& dims) {
     if (const int32_t code = check_rank(op_, input, axes, dims.nbDims)) return code;
     for (int axis = 0; axis < dims.nbDims; ++axis) {
@@ -80,7 +79,7 @@ struct Tensor {
   void* data;
 
   int64_t size(int axis) const { return of.dims.d[axis]; }
-  // Of an `n`.
+  // The count that an `n` encodes.
   int64_t count() const { return size(0) - 1; }
   template <typename T>
   T* as() const {
@@ -97,7 +96,7 @@ class Run {
 
   Tensor in(int i) const { return {in_[i], const_cast<void*>(inputs_[i])}; }
   Tensor out(int i) const { return {out_[i], outputs_[i]}; }
-  // The kernels' name for the type of the first input, which is an `x` in every op.
+  // The kernels' code for the type of the first input, which is an `x` in every op.
   int32_t type() const {
     switch (in_[0].type) {
       case nvinfer1::DataType::kFLOAT: return TOKENFOLD_FLOAT32;
@@ -116,7 +115,7 @@ class Run {
   void* const* outputs_;
 };
 
-// A run that never takes place, of the largest sizes that TensorRT has been told: to ask what it needs.
+// A hypothetical run of the largest sizes that TensorRT has passed, to determine what it needs.
 template <int kIn, int kOut>
 class LargestRun {
  public:
@@ -140,7 +139,7 @@ class LargestRun {
     return largest;
   }
 
-  // Aligned as memory of a GPU, and never looked at.
+  // Aligned like GPU memory, and never accessed.
   void* const kNowhere = reinterpret_cast<void*>(uintptr_t{4096});
   nvinfer1::PluginTensorDesc in_[kIn], out_[kOut];
   const void* inputs_[kIn];

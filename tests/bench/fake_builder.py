@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import EngineError, Target, origins
+from tokenfold.runtime.tensorrt.spec import EngineError, engine_specs
+from tokenfold.runtime.tensorrt.store import EngineStore
+from tokenfold.runtime.tensorrt.target import BuildTarget
 
 COMMAND = (sys.executable, __file__)
-TARGET = Target(tensorrt="tensorrt 11.4.0", gpu="Standing In sm_90", plugins="ab" * 32)
+TARGET = BuildTarget(tensorrt="tensorrt 11.4.0", gpu="Standing In sm_90", plugins="ab" * 32)
 BYTES, STATIC_BYTES = 3_000_000, 2_000_000
 
 
@@ -28,8 +29,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", required=True)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    engines = Engines(options.engines, bundle)
-    missing = origins(
+    engines = EngineStore(options.engines, bundle)
+    missing = engine_specs(
         bundle,
         TARGET,
         precision="bf16" if options.precision == "bf16" else None,

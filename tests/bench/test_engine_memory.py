@@ -18,9 +18,9 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import MemoryInfo
-from tokenfold.runtime.tensorrt import flavour, plugins, target
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import Origin, origins
+from tokenfold.runtime.tensorrt import plugins, target, variant
+from tokenfold.runtime.tensorrt.spec import EngineSpec, engine_specs
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 TOTAL = 1000
 
@@ -36,9 +36,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that TensorRT is installed."""
-    monkeypatch.setattr(flavour, "load", lambda: None)
-    monkeypatch.setattr(plugins, "registered", lambda _: None)
-    monkeypatch.setattr(target, "here", lambda *_: TARGET)
+    monkeypatch.setattr(variant, "load", lambda: None)
+    monkeypatch.setattr(plugins, "register", lambda _: None)
+    monkeypatch.setattr(target, "current_target", lambda *_: TARGET)
 
 
 @pytest.mark.usefixtures("fake_tensorrt")
@@ -50,12 +50,12 @@ def test_the_probe_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = Bundle.open(make())
-    for origin in origins(bundle, TARGET, static=True):
-        Engines(tmp_path, bundle).write(origin, bytes(10))
+    for origin in engine_specs(bundle, TARGET, static=True):
+        EngineStore(tmp_path, bundle).write(origin, bytes(10))
     loaded: list[Plan | None] = []
     freed: list[str] = []
 
-    def engine(_tensorrt: object, _plugins: object, origin: Origin, content: bytes) -> int:
+    def engine(_tensorrt: object, _plugins: object, origin: EngineSpec, content: bytes) -> int:
         loaded.append(origin.plan)
         taken[0] += len(content)
         return len(content)

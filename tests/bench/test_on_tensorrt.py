@@ -31,9 +31,9 @@ from tokenfold.models.checkpoints import native
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.pair import Float
 from tokenfold.runtime.session import Opening
-from tokenfold.runtime.tensorrt import flavour, plugins, process, runtime, target
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import EngineError, origins
+from tokenfold.runtime.tensorrt import plugins, process, runtime, target, variant
+from tokenfold.runtime.tensorrt.spec import EngineError, engine_specs
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 QUICK = ("--backend", "tensorrt", "--rounds", "2", "--seconds", "0.001", "--batch", "1", "2")
 MACHINE = GpuMachine(
@@ -85,9 +85,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
 
     monkeypatch.setattr(runtime, "missing", lambda: None)
     monkeypatch.setattr(session, "missing", lambda: None)
-    monkeypatch.setattr(flavour, "load", lambda: None)
-    monkeypatch.setattr(plugins, "registered", lambda _: None)
-    monkeypatch.setattr(target, "here", lambda *_: TARGET)
+    monkeypatch.setattr(variant, "load", lambda: None)
+    monkeypatch.setattr(plugins, "register", lambda _: None)
+    monkeypatch.setattr(target, "current_target", lambda *_: TARGET)
     monkeypatch.setattr(process, "COMMAND", fake_builder.COMMAND)
     monkeypatch.setattr(gpu_loading, "open_graphs", on_cpu)
     monkeypatch.setattr(gpu_loading, "gpu_machine", lambda: MACHINE.model_copy(deep=True))
@@ -193,8 +193,8 @@ def test_engines_of_another_bundle_are_rebuilt(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (origin,) = origins(bundle, TARGET)
-    engine_files = Engines(root, bundle)
+    (origin,) = engine_specs(bundle, TARGET)
+    engine_files = EngineStore(root, bundle)
     engine_files.write(origin.model_copy(update={"sha256": "0" * 64}), b"foreign")
     with pytest.raises(EngineError, match="something else"):
         engine_files.find(origin)
@@ -206,8 +206,8 @@ def test_bfloat16_engines_are_measured_as_they_are(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (origin,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(origin, bytes(7))
+    (origin,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(origin, bytes(7))
     engine_rows = run(exported, "--static-levels", "--no-memory")["tensorrt"]["engines"]
     assert [row["precision"] for row in engine_rows] == ["bf16"] * 3
     assert [row["bytes"] for row in engine_rows] == [7, STATIC_BYTES, STATIC_BYTES]
@@ -288,7 +288,7 @@ def test_default_output_is_a_table(
         "engine of one plan",
         "one for each level",
         "loaded MB",
-        "Engines of tensorrt 11.4.0 in fp16 for Standing In sm_90, plugins abababababab",
+        "EngineStore of tensorrt 11.4.0 in fp16 for Standing In sm_90, plugins abababababab",
         "model.onnx, fp16, all plans: 3.0 MB",
         "model.onnx, fp16, most: 2.0 MB",
         "tensorrt 11.4.0",
@@ -304,7 +304,7 @@ def test_impossible_requests_are_refused(
         patched.setattr(process, "COMMAND", BROKEN)
         assert refusal(exported) == "the engines of tiny cannot be built: out of luck"
         patched.setattr(process, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
-        assert refusal(exported) == "the engines of tiny cannot be built: its builder ended with 3"
+        assert refusal(exported) == "the engines of tiny cannot be built: the builder exited with 3"
 
     def damaged(*_: object) -> Graphs:
         raise EngineError("x.engine is damaged:\nits sha256 differs")
@@ -335,8 +335,8 @@ def test_the_real_builder_accepts_the_options(
     bundle = Bundle.open(exported)
     reasons = [refusal(exported)]
     # The bfloat16 engine for all plans exists; engines for a single plan are missing.
-    (origin,) = origins(bundle, TARGET, precision="bf16")
-    Engines(root, bundle).write(origin, bytes(7))
+    (origin,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(origin, bytes(7))
     reasons.append(refusal(exported, "--static-levels"))
     for reason in reasons:
         assert reason.startswith("the engines of tiny cannot be built: ")

@@ -1,50 +1,57 @@
-"""Attend and Importance on a GPU, for tensors of this machine: as `cuda_host.attend_ops`."""
+"""Attend and Importance on a GPU, for tensors in host memory, like `cuda_host.attend_ops`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tests.gpu.device_ops import GUARD, OnDevice, function
+from tests.gpu.device_ops import GUARD, DeviceTensor, function
 from tests.gpu.driver import device
 from tests.native.cuda_host import interface, library
-from tests.native.cuda_host.attend_ops import attend_of, importance_bytes, importance_of, rows, same
+from tests.native.cuda_host.attend_ops import (
+    attend_arguments,
+    importance_arguments,
+    importance_bytes,
+    rows,
+    same,
+)
 
 _RUNS = 2
 
 
 class Call:
-    """One op with its memory on the GPU."""
+    """An op with its inputs and outputs on the GPU, ready to launch."""
 
     def __init__(
         self,
-        of: interface.Attend | interface.Importance,
+        arguments: interface.Attend | interface.Importance,
         launches: tuple[str, ...],
         inputs: dict[str, Tensor],
         outputs: dict[str, Tensor],
         offset: int = 0,
     ) -> None:
-        """Fills the structure's pointers in.
+        """Copy tensors to the GPU, and set the pointers in the op's arguments.
 
         Args:
+            arguments: the op's arguments.
             launches: names of `interface.LAUNCHES`, in order.
-            outputs: what they are before; the last is the result.
-            offset: bytes behind a multiple of 256 at which all but sizes start.
+            outputs: initial contents; the last output is the result.
+            offset: bytes between a multiple of 256 and the start of each tensor except sizes.
 
         Raises:
-            RuntimeError: the op refuses its arguments.
+            RuntimeError: the op rejects its arguments.
         """
-        self._moved = {
-            name: OnDevice(tensor, 0 if "size" in name else offset, guard)
-            for part, guard in ((inputs, 0), (outputs, GUARD))
-            for name, tensor in part.items()
+        self._tensors = {
+            name: DeviceTensor(value, 0 if "size" in name else offset, guard)
+            for values, guard in ((inputs, 0), (outputs, GUARD))
+            for name, value in values.items()
         }
         self._result = list(outputs)[-1]
-        for name, held in self._moved.items():
-            setattr(of, name, held.pointer)
+        for name, tensor in self._tensors.items():
+            setattr(arguments, name, tensor.pointer)
         self._launches = []
         for name in launches:
-            code, launch = library.prepare(name, of)
+            code, launch = library.prepare(name, arguments)
             if code:
                 self.free()
                 raise RuntimeError(library.text(code))
@@ -58,32 +65,32 @@ class Call:
 
     def result(self) -> Tensor:
         device().wait()
-        for held in self._moved.values():
-            held.result()
-        return self._moved[self._result].result()
+        for tensor in self._tensors.values():
+            tensor.result()
+        return self._tensors[self._result].result()
 
     def free(self) -> None:
-        for held in self._moved.values():
-            held.free()
+        for tensor in self._tensors.values():
+            tensor.free()
 
 
 def run(call: Call) -> Tensor:
-    """The result, the same in every run; frees the memory.
+    """Run an op several times, free its memory, and return the result.
 
     Raises:
-        AssertionError: it differs.
+        AssertionError: the results differ.
     """
     try:
-        found = []
+        results = []
         for _ in range(_RUNS):
             call()
-            found.append(call.result())
-        return same(found)
+            results.append(call.result())
+        return same(results)
     finally:
         call.free()
 
 
-def _no_number(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+def _nan(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
@@ -97,11 +104,11 @@ def attend_call(
     gaps: tuple[int, int, int] = (0, 0, 0),
     offset: int = 0,
 ) -> Call:
-    """`attend`, ready to launch."""
-    (own_q, q_stride), (own_k, k_stride), (own_v, v_stride) = map(rows, (q, k, v), gaps)
-    of = attend_of(q, k, (q_stride, k_stride, v_stride), heads)
-    inputs = {"q": own_q, "k": own_k, "v": own_v, "size": size}
-    return Call(of, ("attend",), inputs, {"out": _no_number(q.shape, q.dtype)}, offset)
+    """Prepare a call of `attend`."""
+    (q_rows, q_stride), (k_rows, k_stride), (v_rows, v_stride) = map(rows, (q, k, v), gaps)
+    arguments = attend_arguments(q, k, (q_stride, k_stride, v_stride), heads)
+    inputs = {"q": q_rows, "k": k_rows, "v": v_rows, "size": size}
+    return Call(arguments, ("attend",), inputs, {"out": _nan(q.shape, q.dtype)}, offset)
 
 
 def attend(
@@ -114,7 +121,7 @@ def attend(
     gaps: tuple[int, int, int] = (0, 0, 0),
     offset: int = 0,
 ) -> Tensor:
-    """As `tests.native.cuda_host.attend_ops.attend`."""
+    """Run `attend`; see `tests.native.cuda_host.attend_ops.attend`."""
     return run(attend_call(q, k, v, size, heads=heads, gaps=gaps, offset=offset))
 
 
@@ -123,19 +130,19 @@ def importance_call(
     k: Tensor,
     size: Tensor,
     query_size: Tensor,
-    asked: int,
+    queries: int,
     *,
     heads: int,
     gaps: tuple[int, int] = (0, 0),
 ) -> Call:
-    """`importance`, ready to launch."""
-    (own_q, q_stride), (own_k, k_stride) = map(rows, (q, k), gaps)
-    of = importance_of(q, k, (q_stride, k_stride), asked, heads)
-    of.workspace_bytes = importance_bytes(len(q), k.shape[1], heads)
-    inputs = {"q": own_q, "k": own_k, "size": size, "query_size": query_size}
-    space = _no_number((of.workspace_bytes // 4,), torch.float32)
-    outputs = {"workspace": space, "importance": _no_number(size.shape, torch.float32)}
-    return Call(of, ("importance_heads", "importance_mean"), inputs, outputs)
+    """Prepare a call of `importance`."""
+    (q_rows, q_stride), (k_rows, k_stride) = map(rows, (q, k), gaps)
+    arguments = importance_arguments(q, k, (q_stride, k_stride), queries, heads)
+    arguments.workspace_bytes = importance_bytes(len(q), k.shape[1], heads)
+    inputs = {"q": q_rows, "k": k_rows, "size": size, "query_size": query_size}
+    space = _nan((arguments.workspace_bytes // 4,), torch.float32)
+    outputs = {"workspace": space, "importance": _nan(size.shape, torch.float32)}
+    return Call(arguments, ("importance_heads", "importance_mean"), inputs, outputs)
 
 
 def importance(
@@ -143,10 +150,10 @@ def importance(
     k: Tensor,
     size: Tensor,
     query_size: Tensor,
-    asked: int,
+    queries: int,
     *,
     heads: int,
     gaps: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """As `tests.native.cuda_host.attend_ops.importance`."""
-    return run(importance_call(q, k, size, query_size, asked, heads=heads, gaps=gaps))
+    """Run `importance`; see `tests.native.cuda_host.attend_ops.importance`."""
+    return run(importance_call(q, k, size, query_size, queries, heads=heads, gaps=gaps))

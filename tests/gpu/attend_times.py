@@ -1,8 +1,8 @@
-"""Times of Attend and Importance: `python -m tests.gpu.attend_times`.
+"""Measure Attend and Importance: `python -m tests.gpu.attend_times`.
 
-Measured as in `tests.gpu.times`. PyTorch's are those of its ops, with
-scaled_dot_product_attention for Attend: with log size as its mask, and without any. Its tensors lie
-as ours do, head beside head.
+`tests.gpu.times` describes the method. PyTorch's times are those of its own ops; for Attend these
+are scaled_dot_product_attention with log size as its mask, and without a mask. PyTorch's tensors
+have the same layout as ours: the heads of a token are adjacent.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tokenfold.models.operators import Eager
 
 
 class Shape(NamedTuple):
-    """Attention of one layer.
+    """Sizes of one attention layer.
 
     Attributes:
-        name: the network.
+        name: name of the network.
     """
 
     name: str
@@ -44,20 +44,20 @@ SHAPES = (
     Shape("ViT-B/16", 197, 197, 12, 64, torch.bfloat16),
     Shape("ViT-B/16", 197, 197, 12, 64, torch.float32),
 )
-# Queries that Importance asks, of ViLT.
+# Number of text tokens that are the queries of Importance in ViLT.
 _WORDS = 40
-_MOST_LAUNCHES = 64
-# Of a batch, for the inputs of larger ones take longer to make than all that is measured.
-_MOST_TOKENS = 2**15
+_MAX_LAUNCHES = 64
+# Maximum number of tokens in a batch: creating larger inputs would take longer than measuring.
+_MAX_TOKENS = 2**15
 
 
 class Row(NamedTuple):
-    """One op at one shape and batch size; seconds, or None where PyTorch has no CUDA.
+    """Times of one op at one shape and batch size, in seconds.
 
     Attributes:
-        bound: what its bytes take at the bandwidth of a copy.
-        torch: of PyTorch with sizes.
-        torch_plain: of PyTorch without.
+        bound: time to move the op's bytes at the bandwidth of a copy.
+        torch: time of PyTorch with sizes; None if PyTorch has no CUDA.
+        torch_plain: time of PyTorch without sizes; None if not measured.
     """
 
     op: str
@@ -86,7 +86,7 @@ def _attend(shape: Shape, batch: int, speed: float) -> Row:
     size = torch.randint(1, 4, (batch, shape.tokens), generator=draw).float()
     read = (q.numel() + 2 * k.numel()) * q.itemsize + size.numel() * 4
     calls = [attend_device.attend_call(q, k, k, size, heads=heads) for _ in range(times.sets(read))]
-    seconds = times.graph_seconds(calls, _MOST_LAUNCHES)
+    seconds = times.graph_seconds(calls, _MAX_LAUNCHES)
     bound = (read + q.numel() * q.itemsize) / speed
     biased = times.torch_seconds(partial(_biased, heads=heads), q, k, k.clone(), size)
     plain = times.torch_seconds(partial(_plain, heads=heads), q, k, k.clone())
@@ -104,22 +104,22 @@ def _importance(shape: Shape, batch: int, speed: float) -> Row:
         attend_device.importance_call(q, k, size, weight, _WORDS, heads=heads)
         for _ in range(times.sets(read))
     ]
-    seconds = times.graph_seconds(calls, _MOST_LAUNCHES)
+    seconds = times.graph_seconds(calls, _MAX_LAUNCHES)
 
-    def by_torch(q: Tensor, k: Tensor, size: Tensor, weight: Tensor) -> Tensor:
+    def torch_importance(q: Tensor, k: Tensor, size: Tensor, weight: Tensor) -> Tensor:
         return Eager().importance(q, k, size, weight, _WORDS, heads)
 
-    of_torch = times.torch_seconds(by_torch, q, k, size, weight)
+    torch_seconds = times.torch_seconds(torch_importance, q, k, size, weight)
     bound = (read + size.numel() * 4) / speed
-    return Row("importance", shape, batch, seconds, bound, of_torch, None)
+    return Row("importance", shape, batch, seconds, bound, torch_seconds, None)
 
 
 def measure(batches: Sequence[int] = (1, 32, 128)) -> Iterator[Row]:
-    """Every shape at each batch size."""
+    """Measure every shape at each batch size."""
     speed = times.bandwidth()
     for shape in SHAPES:
         for batch in batches:
-            if batch * max(shape.queries, shape.tokens) <= _MOST_TOKENS:
+            if batch * max(shape.queries, shape.tokens) <= _MAX_TOKENS:
                 yield _attend(shape, batch, speed)
     for shape in (Shape("ViLT-B/32", _WORDS, 185, 12, 64), SHAPES[4]):
         for batch in batches:
@@ -131,10 +131,10 @@ def _microseconds(seconds: float | None) -> str:
 
 
 def main() -> int:
-    """Print the table, or why there is none."""
-    why = driver.missing()
-    if why is not None:
-        print(why, file=sys.stderr)
+    """Print the table; without a GPU, print the reason."""
+    reason = driver.missing()
+    if reason is not None:
+        print(reason, file=sys.stderr)
         return 1
     print("Microseconds\n")
     print("| op | shape | type | batch | kernel | bandwidth bound | PyTorch | without sizes |")
@@ -142,9 +142,9 @@ def main() -> int:
     for row in measure():
         shape = row.shape
         sizes = f"{shape.name}: {shape.queries} x {shape.tokens}, {shape.heads} x {shape.head_dim}"
-        found = (row.seconds, row.bound, row.torch, row.torch_plain)
+        seconds = (row.seconds, row.bound, row.torch, row.torch_plain)
         name = str(shape.dtype).removeprefix("torch.")
-        cells = (row.op, sizes, name, str(row.batch), *map(_microseconds, found))
+        cells = (row.op, sizes, name, str(row.batch), *map(_microseconds, seconds))
         print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

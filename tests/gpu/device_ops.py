@@ -1,4 +1,4 @@
-"""The ops on a GPU, for tensors of this machine: what `cuda_host.ops` has, on the device."""
+"""The ops on a GPU, for tensors in host memory, like `cuda_host.ops`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from tests.gpu.driver import device
 from tests.native.cuda_host import interface, library, nvrtc
 
-# Bytes around an output, and what is written there to see that no kernel writes it.
+# Bytes on both sides of an output, and the pattern in them, which no kernel may overwrite.
 GUARD = 256
 _PATTERN = 0xA5
 
-# Where kernels are, by how their names begin; the longest beginning counts.
+# Source file of each kernel by prefix of its name; the longest matching prefix counts.
 _SOURCES = {
     "tokenfold_match": "match.cu",
     "tokenfold_reduce": "reduce.cu",
@@ -29,130 +29,135 @@ _SOURCES = {
 
 @cache
 def function(kernel: str) -> ctypes.c_void_p:
-    """A kernel, compiled for this GPU."""
-    beginning = max((each for each in _SOURCES if kernel.startswith(each)), key=len)
-    return device().function(_module(_SOURCES[beginning]), kernel)
+    """Return a kernel, compiled for this GPU."""
+    prefix = max((prefix for prefix in _SOURCES if kernel.startswith(prefix)), key=len)
+    return device().function(_module(_SOURCES[prefix]), kernel)
 
 
 @cache
 def _module(source: str) -> ctypes.c_void_p:
-    compiled = nvrtc.compiled(library.KERNELS / source, f"sm_{device().architecture()}")
-    if not compiled.binary:
-        raise RuntimeError(compiled.log)
-    return device().load(compiled.binary)
+    result = nvrtc.compile_file(library.KERNELS / source, f"sm_{device().architecture()}")
+    if not result.binary:
+        raise RuntimeError(result.log)
+    return device().load(result.binary)
 
 
-class OnDevice:
-    """Memory of the GPU that holds a tensor, until `free`."""
+class DeviceTensor:
+    """A copy of a tensor in GPU memory."""
 
     def __init__(self, like: Tensor, offset: int = 0, guard: int = 0) -> None:
-        """Holds a copy of the tensor.
+        """Copy a tensor to the GPU.
 
         Args:
-            offset: bytes behind a multiple of 256 at which it starts.
-            guard: bytes on both sides that nothing may write, a multiple of 256. Without them
-                compute-sanitizer sees what is read beyond the tensor.
+            offset: bytes between a multiple of 256 and the start of the copy.
+            guard: bytes on both sides that nothing may write, a multiple of 256. With a guard of
+                0, compute-sanitizer detects reads beyond the tensor.
         """
         self._like = like.contiguous()
         self._start = guard + offset
         self.bytes = self._like.numel() * self._like.itemsize
-        room = torch.full((2 * guard + offset + self.bytes,), _PATTERN, dtype=torch.uint8)
-        inside = self._like.flatten().view(torch.uint8)
-        room[self._start : self._start + self.bytes] = inside
-        self._room = len(room)
-        self._address = device().allocate(self._room)
+        block = torch.full((2 * guard + offset + self.bytes,), _PATTERN, dtype=torch.uint8)
+        content = self._like.flatten().view(torch.uint8)
+        block[self._start : self._start + self.bytes] = content
+        self._block = len(block)
+        self._address = device().allocate(self._block)
         self.pointer = self._address + self._start
-        device().upload(self._address, room.data_ptr(), self._room)
+        device().upload(self._address, block.data_ptr(), self._block)
 
     def result(self) -> Tensor:
-        """What is there now.
+        """Return the present content.
 
         Raises:
-            AssertionError: something was written around it.
+            AssertionError: a guard was overwritten.
         """
-        room = torch.empty(self._room, dtype=torch.uint8)
-        device().download(room.data_ptr(), self._address, self._room)
+        block = torch.empty(self._block, dtype=torch.uint8)
+        device().download(block.data_ptr(), self._address, self._block)
         end = self._start + self.bytes
-        for outside in (room[: self._start], room[end:]):
-            assert (outside == _PATTERN).all(), "written out of bounds"
-        inside = room[self._start : end].clone()
-        return inside.view(self._like.dtype).reshape(self._like.shape)
+        for guard in (block[: self._start], block[end:]):
+            assert (guard == _PATTERN).all(), "written out of bounds"
+        content = block[self._start : end].clone()
+        return content.view(self._like.dtype).reshape(self._like.shape)
 
     def free(self) -> None:
         device().free(self._address)
 
 
 class Call:
-    """One op with its memory on the GPU."""
+    """An op with its inputs and outputs on the GPU, ready to launch."""
 
     def __init__(
         self, op: str, sizes: dict[str, Any], inputs: dict[str, Tensor], outputs: dict[str, Tensor]
     ) -> None:
-        """Takes what a structure of `interface` holds; pointers are filled in.
+        """Copy tensors to the GPU, and fill in the op's arguments.
+
+        Args:
+            sizes: fields of the op's structure in `interface`, without pointers.
 
         Raises:
-            RuntimeError: the op refuses its arguments.
+            RuntimeError: the op rejects its arguments.
         """
         offset = sizes.pop("offset", 0)
-        self._moved = {
-            name: OnDevice(
+        self._tensors = {
+            name: DeviceTensor(
                 tensor, offset if name in {"x", "y"} else 0, GUARD if name in outputs else 0
             )
             for name, tensor in {**inputs, **outputs}.items()
         }
         self._outputs = list(outputs)
-        self.of = interface.OPS[op](**sizes)
-        for name, held in self._moved.items():
-            setattr(self.of, name, held.pointer)
-        if "workspace" in self._moved:
-            self.of.workspace_bytes = self._moved["workspace"].bytes
-        code, self._alone = library.prepare(op, self.of)
+        self.arguments = interface.OPS[op](**sizes)
+        for name, device_tensor in self._tensors.items():
+            setattr(self.arguments, name, device_tensor.pointer)
+        if "workspace" in self._tensors:
+            self.arguments.workspace_bytes = self._tensors["workspace"].bytes
+        code, self._single_block = library.prepare(op, self.arguments)
         if code:
             self.free()
             raise RuntimeError(library.text(code))
-        self._spread = interface.Launch.from_buffer_copy(self._alone)
+        self._spread = interface.Launch.from_buffer_copy(self._single_block)
         library.spread(self._spread, device().architecture(), device().processors())
 
     def __call__(self, *, spread: bool = True) -> None:
         """Launch, without waiting.
 
         Args:
-            spread: over clusters of blocks where the GPU has room for them.
+            spread: whether clusters of blocks share an image, if the GPU has free processors.
         """
-        launch = self._spread if spread else self._alone
+        launch = self._spread if spread else self._single_block
         if launch.blocks:
             device().launch(function(launch.kernel.decode()), launch)
 
     def results(self) -> dict[str, Tensor]:
         device().wait()
-        return {name: self._moved[name].result() for name in self._outputs}
+        return {name: self._tensors[name].result() for name in self._outputs}
 
     def free(self) -> None:
-        for held in self._moved.values():
-            held.free()
+        for tensor in self._tensors.values():
+            tensor.free()
 
 
 def _run(call: Call) -> dict[str, Tensor]:
-    """The outputs, the same in every run and however the work is spread.
+    """Run an op with and without clusters, and return its outputs.
 
     Raises:
-        AssertionError: they differ.
+        AssertionError: the outputs of the two runs differ.
     """
     try:
-        found = []
+        results = []
         for spread in (True, False):
             call(spread=spread)
-            found.append(call.results())
-        for name, tensor in found[0].items():
-            other = found[1][name]
-            assert torch.equal(tensor.view(torch.uint8), other.view(torch.uint8)), "a race"
-        return found[0]
+            results.append(call.results())
+        for name, tensor in results[0].items():
+            other = results[1][name]
+            assert torch.equal(tensor.view(torch.uint8), other.view(torch.uint8)), (
+                "a race: results differ between runs"
+            )
+        return results[0]
     finally:
         call.free()
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """No number in floats, -1 in integers."""
+    """Return a tensor of all ones bits: NaN in floats, -1 in integers."""
     count = torch.Size(shape).numel() * dtype.itemsize
     return torch.full((count,), 0xFF, dtype=torch.uint8).view(dtype).reshape(tuple(shape))
 
@@ -165,7 +170,7 @@ def _matcher_outputs(batch: int, tokens: int, head_dim: int) -> dict[str, Tensor
 def match_call(
     op: str, keys: Tensor, size: Tensor, r: int, *, heads: int, protected: int, margin: float = 0.0
 ) -> Call:
-    """`match_tome` or `match_pitome`, ready to launch."""
+    """Prepare a call of `match_tome` or `match_pitome`."""
     batch, tokens, channels = keys.shape
     sizes = {
         "type": interface.TYPES[keys.dtype],
@@ -184,22 +189,22 @@ def match_call(
 def match(
     op: str, keys: Tensor, size: Tensor, r: int, *, heads: int, protected: int, margin: float = 0.0
 ) -> Tensor:
-    """As `tests.native.cuda_host.ops.match`."""
+    """Run a matcher; see `tests.native.cuda_host.ops.match`."""
     call = match_call(op, keys, size, r, heads=heads, protected=protected, margin=margin)
     return _run(call)["slots"]
 
 
 def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
-    """As `tests.native.cuda_host.ops.unit_metric`."""
+    """Compute the unit metric; see `tests.native.cuda_host.ops.unit_metric`."""
     ones = torch.ones(keys.shape[:2])
-    found = _run(_pumer_call(keys, ones, ones, keys.shape[1], (0, 0, 1), heads))
-    return found["workspace"].view(torch.float32).reshape(*ones.shape, -1)
+    outputs = _run(_pumer_call(keys, ones, ones, keys.shape[1], (0, 0, 1), heads))
+    return outputs["workspace"].view(torch.float32).reshape(*ones.shape, -1)
 
 
 def match_pumer(
     keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], *, heads: int
 ) -> Tensor:
-    """As `tests.native.cuda_host.ops.match_pumer`."""
+    """Run PuMer's matcher; see `tests.native.cuda_host.ops.match_pumer`."""
     return _run(_pumer_call(keys, size, importance, text, counts, heads))["slots"]
 
 
@@ -227,7 +232,7 @@ def _pumer_call(
 def reduce_call(
     x: Tensor, size: Tensor, slots: Tensor, width: int, trace: Tensor, offset: int = 0
 ) -> Call:
-    """`reduce`, ready to launch."""
+    """Prepare a call of `reduce`."""
     batch, tokens, dim = x.shape
     sizes = {
         "type": interface.TYPES[x.dtype],
@@ -249,7 +254,7 @@ def reduce_call(
 def reduce(
     x: Tensor, size: Tensor, slots: Tensor, width: int, trace: Tensor | None = None, offset: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tests.native.cuda_host.ops.reduce`."""
+    """Run the reducer; see `tests.native.cuda_host.ops.reduce`."""
     trace = torch.empty(len(x), 0, dtype=torch.int64) if trace is None else trace
-    found = _run(reduce_call(x, size, slots, width, trace, offset))
-    return found["y"], found["new_size"], found["new_trace"]
+    outputs = _run(reduce_call(x, size, slots, width, trace, offset))
+    return outputs["y"], outputs["new_size"], outputs["new_trace"]

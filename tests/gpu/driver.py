@@ -1,4 +1,4 @@
-"""The CUDA driver through ctypes: memory, launches, graphs and times. It needs no toolkit."""
+"""The CUDA driver through ctypes: memory, launches, graphs and timing. Needs no CUDA toolkit."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ LIBRARY = "libcuda.so.1"
 
 # CUdevice_attribute, CUfunction_attribute and CUresult.
 _PROCESSORS, _MAJOR, _MINOR = 16, 75, 76
-_MOST_SHARED = 8
+_MAX_SHARED = 8
 UNSUPPORTED_PTX = 222
 
 # CUlaunchAttributeID and CUstreamCaptureMode.
 _CLUSTER = 4
 _THREAD_LOCAL = 1
 
-# What a kernel may have of shared memory without asking.
+# Dynamic shared memory that a kernel may use without setting an attribute.
 _SHARED_BYTES = 48 * 1024
 
 _BUFFER_POINTER, _BUFFER_SIZE = 1, 2
 
 
 class DriverError(RuntimeError):
-    """A call of the driver failed.
+    """A driver call failed.
 
     Attributes:
         code: CUresult.
     """
 
     def __init__(self, code: int, call: str) -> None:
-        super().__init__(f"{call} gave CUDA error {code}")
+        super().__init__(f"{call} failed with CUDA error {code}")
         self.code = code
 
 
@@ -75,17 +75,17 @@ class _Config(ctypes.Structure):
 
 
 def missing() -> str | None:
-    """Why no kernel can run here, or None."""
+    """Return the reason why no kernel can run here; None if one can."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
-        return f"no GPU: found no {LIBRARY}"
+        return f"no GPU: {LIBRARY} is missing"
     code = library.cuInit(0)
-    return f"no GPU: the driver gives error {code}" if code else None
+    return f"no GPU: cuInit fails with CUDA error {code}" if code else None
 
 
 class Graph(NamedTuple):
-    """Launches to run together, many times."""
+    """An instantiated CUDA graph."""
 
     executable: c_void_p
 
@@ -101,7 +101,7 @@ class Device:
         self._device = device
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
         self._call("cuCtxSetCurrent", context)
-        # The one that does not wait for others cannot be captured.
+        # The legacy default stream cannot be captured.
         self._stream = c_void_p()
         self._call("cuStreamCreate", byref(self._stream), c_uint(0))
 
@@ -116,17 +116,17 @@ class Device:
         return text.value.decode()
 
     def version(self) -> str:
-        """The newest CUDA that the driver knows, such as 13.0."""
+        """Return the newest CUDA version that the driver supports, such as 13.0."""
         number = c_int()
         self._call("cuDriverGetVersion", byref(number))
         return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
     def architecture(self) -> int:
-        """The compute capability, such as 90 for 9.0."""
+        """Return the compute capability, such as 90 for 9.0."""
         return 10 * self._attribute(_MAJOR) + self._attribute(_MINOR)
 
     def processors(self) -> int:
-        """How many SMs it has."""
+        """Return the number of streaming multiprocessors."""
         return self._attribute(_PROCESSORS)
 
     def _attribute(self, attribute: int) -> int:
@@ -135,7 +135,7 @@ class Device:
         return value.value
 
     def allocate(self, count: int) -> int:
-        """The address of count bytes, on a multiple of 256; 1 byte at least."""
+        """Allocate `count` bytes, or 1 if it is 0, at a multiple of 256; return the address."""
         address = c_uint64()
         self._call("cuMemAlloc_v2", byref(address), c_size_t(max(count, 1)))
         return address.value
@@ -144,58 +144,60 @@ class Device:
         self._call("cuMemFree_v2", c_uint64(address))
 
     def upload(self, to: int, source: int, count: int) -> None:
-        """Copy count bytes from this machine's memory."""
+        """Copy `count` bytes from host memory."""
         if count:
             self._call("cuMemcpyHtoD_v2", c_uint64(to), c_void_p(source), c_size_t(count))
 
     def download(self, to: int, source: int, count: int) -> None:
-        """Copy count bytes to this machine's memory, when all launches have ended."""
+        """Copy `count` bytes to host memory, after all launches have ended."""
         if count:
             self._call("cuMemcpyDtoH_v2", c_void_p(to), c_uint64(source), c_size_t(count))
 
     def copy(self, to: int, source: int, count: int) -> None:
-        """Copy count bytes on the device, without waiting."""
+        """Start to copy `count` bytes on the device."""
         self._call(
             "cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(count), self._stream
         )
 
     def load(self, binary: bytes) -> c_void_p:
-        """The module of a cubin or of PTX."""
+        """Load a module from a cubin or PTX."""
         module = c_void_p()
         self._call("cuModuleLoadData", byref(module), c_char_p(binary))
         return module
 
     def function(self, module: c_void_p, name: str) -> c_void_p:
-        found = c_void_p()
-        self._call("cuModuleGetFunction", byref(found), module, c_char_p(name.encode()))
-        return found
+        function = c_void_p()
+        self._call("cuModuleGetFunction", byref(function), module, c_char_p(name.encode()))
+        return function
 
-    def launch(self, function: c_void_p, of: interface.Launch) -> None:
+    def launch(self, function: c_void_p, parameters: interface.Launch) -> None:
         """Launch a kernel, without waiting."""
-        if of.shared_bytes > _SHARED_BYTES:
-            self._call("cuFuncSetAttribute", function, c_int(_MOST_SHARED), c_int(of.shared_bytes))
-        size = c_size_t(of.argument_bytes)
+        if parameters.shared_bytes > _SHARED_BYTES:
+            self._call(
+                "cuFuncSetAttribute", function, c_int(_MAX_SHARED), c_int(parameters.shared_bytes)
+            )
+        size = c_size_t(parameters.argument_bytes)
         extra = (c_void_p * 5)(
             _BUFFER_POINTER,
-            ctypes.addressof(of) + interface.Launch.arguments.offset,
+            ctypes.addressof(parameters) + interface.Launch.arguments.offset,
             _BUFFER_SIZE,
             cast(byref(size), c_void_p).value,
             None,
         )
-        cluster = _Attribute(_CLUSTER, 0, (of.cluster, 1, 1))
+        cluster = _Attribute(_CLUSTER, 0, (parameters.cluster, 1, 1))
         config = _Config(
-            (of.blocks, 1, 1),
-            (of.threads, 1, 1),
-            of.shared_bytes,
+            (parameters.blocks, 1, 1),
+            (parameters.threads, 1, 1),
+            parameters.shared_bytes,
             self._stream,
             ctypes.pointer(cluster),
-            int(of.cluster > 1),
+            int(parameters.cluster > 1),
         )
-        nothing = POINTER(c_void_p)()
-        self._call("cuLaunchKernelEx", byref(config), function, nothing, extra)
+        no_parameters = POINTER(c_void_p)()
+        self._call("cuLaunchKernelEx", byref(config), function, no_parameters, extra)
 
-    def captured(self, work: Callable[[], object]) -> Graph:
-        """A graph of the launches and copies that some work asks for; none of them runs now."""
+    def capture(self, work: Callable[[], object]) -> Graph:
+        """Record the launches and copies of `work` as a graph, without running them."""
         self._call("cuStreamBeginCapture_v2", self._stream, c_int(_THREAD_LOCAL))
         graph, executable = c_void_p(), c_void_p()
         try:
@@ -207,24 +209,24 @@ class Device:
         return Graph(executable)
 
     def replay(self, graph: Graph) -> None:
-        """Run all of a graph, without waiting."""
+        """Launch a graph, without waiting."""
         self._call("cuGraphLaunch", graph.executable, self._stream)
 
-    def forget(self, graph: Graph) -> None:
+    def free_graph(self, graph: Graph) -> None:
         """Free a graph."""
         self._call("cuGraphExecDestroy", graph.executable)
 
     def wait(self) -> None:
-        """Until all launches have ended; their errors are raised here."""
+        """Wait for all launches, and raise their errors."""
         self._call("cuCtxSynchronize")
 
     def seconds(self, work: Callable[[], object], *, repeats: int = 50, warmups: int = 5) -> float:
-        """How long one of many calls in a row takes on the device.
+        """Return the mean time of one of many calls in a row, in seconds.
 
-        That is the device's time, or that of launching from Python where the device is faster.
+        This is the device's time; or the time to launch from Python, if the device is faster.
 
         Args:
-            work: launches on this device's stream, or on the default stream, which it waits for.
+            work: launches on this device's stream, or on the default stream, which waits for it.
         """
         events = [c_void_p(), c_void_p()]
         for event in events:
@@ -245,9 +247,9 @@ class Device:
 
 @cache
 def device() -> Device:
-    """The first GPU.
+    """Return the first GPU.
 
     Raises:
-        DriverError: there is none, see `missing`.
+        DriverError: there is no GPU; see `missing`.
     """
     return Device()

@@ -1,4 +1,4 @@
-"""Engines of TensorRT for the GPU that is here."""
+"""TensorRT engines for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.tensorrt import flavour, plugins, runtime, target
+from tokenfold.runtime.tensorrt import plugins, runtime, target, variant
 from tokenfold.runtime.tensorrt.command import build
-from tokenfold.runtime.tensorrt.origin import origins
+from tokenfold.runtime.tensorrt.spec import engine_specs
 
 MISSING = runtime.missing()
 
 
 @cache
 def folder() -> Path:
-    """Of the engines of all tests; it goes with the process."""
-    found = Path(mkdtemp(prefix="tokenfold-engines-"))
-    atexit.register(shutil.rmtree, found, ignore_errors=True)
-    return found
+    """Return the folder of the engines of all tests, deleted when the process ends."""
+    path = Path(mkdtemp(prefix="tokenfold-engines-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
-def built(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> Path:
-    """Build what is missing of a bundle's engines; returns the folder of all bundles'."""
+def build_engines(bundle: Bundle, *, root: Path | None = None, static: bool = False) -> Path:
+    """Build a bundle's missing engines, and return the folder of all bundles' engines."""
     root = root or folder()
-    own = flavour.load()
-    registered = plugins.registered(own)
-    wanted = origins(bundle, target.here(own, registered), static=static)
-    build(bundle, root, own, registered, wanted)
+    loaded_variant = variant.load()
+    library = plugins.register(loaded_variant)
+    specs = engine_specs(bundle, target.current_target(loaded_variant, library), static=static)
+    build(bundle, root, loaded_variant, library, specs)
     return root

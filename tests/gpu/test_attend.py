@@ -1,4 +1,4 @@
-"""Attention and importance on a GPU: the tests that they pass as C++, and capture and speed."""
+"""Tests of attention and importance on a GPU: those that also run as C++, capture, and timing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tests.gpu import attend_device, attend_times, driver
 from tests.native.cuda_host import attend_ops, library, nvrtc
 
-# Collected here, they run with the ops below put in place of those of `tests.native.cuda_host`.
+# pytest collects the imported tests here; the fixture below makes them run on the GPU.
 from tests.native.test_cuda_attend import (
     check,
     inputs,
@@ -18,7 +18,9 @@ from tests.native.test_cuda_attend import (
 
 pytestmark = [
     pytest.mark.skipif(driver.missing() is not None, reason=str(driver.missing())),
-    pytest.mark.skipif(nvrtc.find() is None, reason=f"found no NVRTC: pip install {nvrtc.WHEEL}"),
+    pytest.mark.skipif(
+        nvrtc.find() is None, reason=f"NVRTC is not installed: pip install {nvrtc.WHEEL}"
+    ),
     library.needs_compiler,
 ]
 
@@ -27,7 +29,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(scope="module", autouse=True)
 def on_the_gpu() -> Iterator[None]:
-    """The tests above call these ops."""
+    """Replace the ops of the imported tests by those on the GPU."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("attend", "importance"):
             patch.setattr(attend_ops, name, getattr(attend_device, name))
@@ -36,22 +38,22 @@ def on_the_gpu() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("head_dim", [32, 64, 72, 80, 96, 128])
-def test_whole_layers(head_dim: int, dtype: torch.dtype) -> None:
+def test_layers_of_real_sizes(head_dim: int, dtype: torch.dtype) -> None:
     for queries, tokens in ((197, 197), (40, 577), (577, 40), (133, 133)):
         check(*inputs(3, queries, tokens, 12 * head_dim, dtype, tokens), 12)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_an_image_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
-    # One image is spread over more blocks than each of many is.
+def test_results_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    # A single image uses more blocks than each image of a large batch.
     q, k, v, size = inputs(40, 197, 197, 768, dtype, 0)
-    found = attend_device.attend(q, k, v, size, heads=12)
+    batch_result = attend_device.attend(q, k, v, size, heads=12)
     alone = attend_device.attend(q[7:8], k[7:8], v[7:8], size[7:8], heads=12)
-    assert torch.equal(found[7:8], alone)
+    assert torch.equal(batch_result[7:8], alone)
 
 
 @pytest.mark.parametrize("batch", [1, 40])
-def test_a_captured_launch_gives_the_same_bits(batch: int) -> None:
+def test_captured_launches_give_identical_results(batch: int) -> None:
     q, k, v, size = inputs(batch, 50, 197, 128, torch.float16, batch)
     weights = torch.ones(batch, 50)
     calls = [
@@ -60,16 +62,16 @@ def test_a_captured_launch_gives_the_same_bits(batch: int) -> None:
     ]
     device = driver.device()
     for call in calls:
-        graph = device.captured(call)
+        graph = device.capture(call)
         device.replay(graph)
         device.replay(graph)
         captured = call.result()
-        device.forget(graph)
+        device.free_graph(graph)
         assert torch.equal(attend_device.run(call), captured)
 
 
-def test_every_kernel_can_be_timed() -> None:
-    # No speed is asked here, for the machine may be busy; `attend_times` prints what it measures.
+def test_every_kernel_can_be_measured() -> None:
+    # No speed is required, because the machine may be busy; `attend_times` prints the times.
     for row in attend_times.measure(batches=(8,)):
         assert row.seconds > 0
         assert row.bound > 0

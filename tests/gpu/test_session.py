@@ -1,5 +1,5 @@
-"""Bundles on a GPU, in ONNX Runtime and in engines of TensorRT: the same answers as on the CPU,
-plainly and recorded, from several threads.
+"""Tests of bundles on a GPU, with ONNX Runtime and TensorRT: results equal the CPU's, recorded or
+not, from several threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tokenfold.export.verify import judge, random_images
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
 from tokenfold.models.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
-from tokenfold.runtime.cuda.buckets import up_to
+from tokenfold.runtime.cuda.buckets import buckets_up_to
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
 from tokenfold.runtime.pair import PairSession, ask
@@ -39,79 +39,79 @@ from tokenfold.runtime.session import Array, BaseSession, Device, Session
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 needs_tensorrt = pytest.mark.skipif(engines.MISSING is not None, reason=str(engines.MISSING))
-# Engines are built first.
-PATIENCE = pytest.mark.timeout(1800)
-DEVICES: list[Any] = ["cuda", pytest.param("tensorrt", marks=[needs_tensorrt, PATIENCE])]
+# Building engines takes minutes.
+LONG_TIMEOUT = pytest.mark.timeout(1800)
+DEVICES: list[Any] = ["cuda", pytest.param("tensorrt", marks=[needs_tensorrt, LONG_TIMEOUT])]
 
-# The same kernels, but other ones for other batches.
-CLOSE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
+# Tolerance between two runs on the GPU, where other batch sizes may use other kernels.
+BATCH_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
 RUNS = 200
 
-# Relative error, norm over norm, of what engines say of images whose tokens merged alike.
-ALIKE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
-# The share of images whose tokens merge alike at least.
-MERGED_ALIKE = 0.5
-# Images left out beside those. Tokens can come to the same slots another way, and then the answer
-# is off by a fifth: in float16 on a CPU, 2 of 240 images where PiToMe merges most.
-ANOTHER_WAY = 2
+# Maximum relative error (norm over norm) of engines, for images whose tokens merged identically.
+ENGINE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
+# Minimum share of images whose tokens must merge identically.
+MIN_MERGED_IDENTICALLY = 0.5
+# Number of other images to ignore. Different merges can end in the same slots, and then the result
+# differs by a fifth: in float16 on a CPU, for 2 of 240 images at PiToMe's strongest reduction.
+IGNORED_IMAGES = 2
 MANY = 40
-# The engines' ranges of batches each have kernels of their own.
+# One batch size per optimization profile, each of which has its session_a kernels.
 COUNTS = (1, 8, MANY)
 
 
-class Images(NamedTuple):
-    """An image to what it is: logits or a vector, and slots."""
+class Outputs(NamedTuple):
+    """Logits or vectors (B, C), and slots (B, N)."""
 
-    found: Array
+    values: Array
     slots: Array
 
 
-def alike(
-    where: str, precision: Precision, found: Images, wanted: Images, *, reduced: bool
+def check_alike(
+    where: str, precision: Precision, actual: Outputs, expected: Outputs, *, reduced: bool
 ) -> None:
-    """Compare many images, by those of them whose tokens went to the same slots."""
-    assert len(found.found) == len(wanted.found) == MANY
-    assert np.isfinite(found.found).all()
-    kept = (found.slots == wanted.slots).all(1)
-    assert kept.mean() >= (MERGED_ALIKE if reduced else 1.0), where
-    difference = np.linalg.norm((found.found - wanted.found)[kept], axis=1)
-    size = np.linalg.norm(wanted.found[kept], axis=1)
-    best = np.argsort(difference / size)[: len(size) - ANOTHER_WAY if reduced else None]
+    """Compare the results of images whose tokens went to the same slots."""
+    assert len(actual.values) == len(expected.values) == MANY
+    assert np.isfinite(actual.values).all()
+    same_slots = (actual.slots == expected.slots).all(1)
+    assert same_slots.mean() >= (MIN_MERGED_IDENTICALLY if reduced else 1.0), where
+    difference = np.linalg.norm((actual.values - expected.values)[same_slots], axis=1)
+    size = np.linalg.norm(expected.values[same_slots], axis=1)
+    best = np.argsort(difference / size)[: len(size) - IGNORED_IMAGES if reduced else None]
     error = float(np.linalg.norm(difference[best]) / np.linalg.norm(size[best]))
-    assert error <= ALIKE[precision], where
+    assert error <= ENGINE_TOLERANCE[precision], where
 
 
-def joined(runs: Sequence[Images]) -> Images:
-    """Runs of some images each, as one."""
-    return Images(*(np.concatenate(parts) for parts in zip(*runs, strict=True)))
+def concatenate(runs: Sequence[Outputs]) -> Outputs:
+    """Concatenate the outputs of several runs."""
+    return Outputs(*(np.concatenate(parts) for parts in zip(*runs, strict=True)))
 
 
-class Kind(NamedTuple):
+class BundleKind(NamedTuple):
     """A kind of bundle whose first graph takes images and a plan.
 
     Attributes:
-        make: its checkpoint.
-        method: of the recipe.
-        open: its session on a device.
-        run: images of one batch.
+        make: creates the checkpoint.
+        method: reduction method of the recipe.
+        open: opens a session on a device.
+        run: runs one batch of images.
     """
 
     make: Callable[[], AnyCheckpoint]
     method: str
     open: Callable[[Bundle, Device], BaseSession]
-    run: Callable[[Any, Array, Plan], Images]
+    run: Callable[[Any, Array, Plan], Outputs]
 
 
-def _classify(own: Session, images: Array, plan: Plan) -> Images:
-    output = own.run(images, plan, slots=True)
+def _classify(opened_session: Session, images: Array, plan: Plan) -> Outputs:
+    output = opened_session.run(images, plan, slots=True)
     assert output.slots is not None
-    return Images(output.logits, output.slots)
+    return Outputs(output.logits, output.slots)
 
 
-def _embed(own: DualSession, images: Array, plan: Plan) -> Images:
-    output = own.embed_images(images, plan, slots=True)
+def _embed(opened_session: DualSession, images: Array, plan: Plan) -> Outputs:
+    output = opened_session.embed_images(images, plan, slots=True)
     assert output.slots is not None
-    return Images(output.vectors, output.slots)
+    return Outputs(output.vectors, output.slots)
 
 
 def _classifier(bundle: Bundle, where: Device) -> BaseSession:
@@ -123,14 +123,14 @@ def _dual(bundle: Bundle, where: Device) -> BaseSession:
 
 
 def _engines(bundle: Bundle, where: Device) -> Path | None:
-    return engines.built(bundle) if where == "tensorrt" else None
+    return engines.build_engines(bundle) if where == "tensorrt" else None
 
 
 KINDS = {
-    "tome": Kind(tiny.checkpoint, "tome", _classifier, _classify),
-    "pitome": Kind(tiny.checkpoint, "pitome", _classifier, _classify),
-    "clip": Kind(tiny.dual_checkpoint, "tome", _dual, _embed),
-    "siglip": Kind(partial(tiny.dual_checkpoint, siglip=True), "tome", _dual, _embed),
+    "tome": BundleKind(tiny.checkpoint, "tome", _classifier, _classify),
+    "pitome": BundleKind(tiny.checkpoint, "pitome", _classifier, _classify),
+    "clip": BundleKind(tiny.dual_checkpoint, "tome", _dual, _embed),
+    "siglip": BundleKind(partial(tiny.dual_checkpoint, siglip=True), "tome", _dual, _embed),
 }
 IMAGES: list[tuple[str, Precision]] = [
     ("tome", "fp32"),
@@ -155,7 +155,7 @@ WITH_TEXTS: dict[str, tuple[Callable[[], AnyCheckpoint], str]] = {
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precision], Bundle]:
-    """Exports, each once: they take longer than the tests."""
+    """Return a function that exports each bundle once, because exporting is slow."""
 
     @cache
     def exported(name: str, precision: Precision) -> Bundle:
@@ -170,11 +170,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precisio
     return exported
 
 
-class Opened(NamedTuple):
-    """A bundle, on both devices."""
+class OpenedBundle(NamedTuple):
+    """Sessions of a bundle on the CPU and on a GPU backend."""
 
     device: Device
-    kind: Kind
+    kind: BundleKind
     precision: Precision
     bundle: Bundle
     cpu: BaseSession
@@ -184,111 +184,114 @@ class Opened(NamedTuple):
     def plans(self) -> list[Plan]:
         return [level.plan for level in self.bundle.manifest.levels.values()]
 
-    def run(self, images: Array, plan: Plan) -> Images:
+    def run(self, images: Array, plan: Plan) -> Outputs:
         return self.kind.run(self.gpu, images, plan)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
 def where(request: pytest.FixtureRequest) -> Device:
-    found: Device = request.param
-    return found
+    backend: Device = request.param
+    return backend
 
 
 @pytest.fixture(scope="module", params=IMAGES, ids="-".join)
 def opened(
     request: pytest.FixtureRequest, where: Device, bundles: Callable[[str, Precision], Bundle]
-) -> Iterator[Opened]:
+) -> Iterator[OpenedBundle]:
     name, precision = request.param
     kind, bundle = KINDS[name], bundles(name, precision)
     gpu = kind.open(bundle, where)
-    yield Opened(where, kind, precision, bundle, kind.open(bundle, "cpu"), gpu)
+    yield OpenedBundle(where, kind, precision, bundle, kind.open(bundle, "cpu"), gpu)
     gpu.close()
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
-def test_answers_are_the_cpus(opened: Opened, batch: int) -> None:
+def test_results_equal_the_cpus(opened: OpenedBundle, batch: int) -> None:
     assert opened.gpu.native
     images = random_images(tiny.SIZE, batch, seed=batch)
     for name, level in opened.bundle.manifest.levels.items():
-        wanted = opened.kind.run(opened.cpu, images, level.plan)
-        found = opened.run(images, level.plan)
-        assert found.slots.min() >= -1
-        assert found.slots.max() < level.tokens_out
-        moved = (found.slots != wanted.slots).any(1)
+        expected = opened.kind.run(opened.cpu, images, level.plan)
+        actual = opened.run(images, level.plan)
+        assert actual.slots.min() >= -1
+        assert actual.slots.max() < level.tokens_out
+        moved = (actual.slots != expected.slots).any(1)
         reduced = any(level.plan)
-        # Of very few, one near tie is a large share.
+        # In a small batch, one near tie would be a large share.
         if batch > 5 or not moved.any():
-            judge(name, opened.precision, found.found, wanted.found, moved, reduced=reduced)
-        assert np.isfinite(found.found).all()
+            judge(name, opened.precision, actual.values, expected.values, moved, reduced=reduced)
+        assert np.isfinite(actual.values).all()
 
 
-def test_images_do_not_know_their_batch(opened: Opened) -> None:
+def test_results_do_not_depend_on_the_batch(opened: OpenedBundle) -> None:
     images = random_images(tiny.SIZE, 7)
-    limit = CLOSE[opened.precision]
+    limit = BATCH_TOLERANCE[opened.precision]
     (plan, *_) = opened.plans
     together = opened.run(images, plan)
-    for at in range(len(images)):
-        alone = opened.run(images[at : at + 1], plan)
-        np.testing.assert_allclose(alone.found[0], together.found[at], rtol=limit, atol=limit)
+    for index in range(len(images)):
+        alone = opened.run(images[index : index + 1], plan)
+        np.testing.assert_allclose(alone.values[0], together.values[index], rtol=limit, atol=limit)
 
 
-def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
+def test_recorded_runs_equal_unrecorded_ones_exactly(opened: OpenedBundle) -> None:
     images = random_images(tiny.SIZE, 130, seed=1)
     jobs = [(plan, count) for plan in opened.plans[:3] for count in (1, 3, 11, 130)]
     fresh = opened.kind.open(opened.bundle, opened.device)
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
-    assert fresh.graph.recorded == 3 * len(up_to(fresh.most))
+    assert fresh.graph.recorded == 3 * len(buckets_up_to(fresh.max_batch_size))
     for _ in range(2):
-        for (plan, count), wanted in zip(jobs, plain, strict=True):
-            found = opened.kind.run(fresh, images[-count:], plan)
-            np.testing.assert_array_equal(found.found, wanted.found)
-            np.testing.assert_array_equal(found.slots, wanted.slots)
+        for (plan, count), expected in zip(jobs, plain, strict=True):
+            actual = opened.kind.run(fresh, images[-count:], plan)
+            np.testing.assert_array_equal(actual.values, expected.values)
+            np.testing.assert_array_equal(actual.slots, expected.slots)
     fresh.close()
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_threads_share_a_session(opened: Opened, warm: bool) -> None:
+def test_concurrent_runs_of_a_session(opened: OpenedBundle, warm: bool) -> None:
     if warm:
         opened.gpu.warm(opened.plans[:2])
     images = random_images(tiny.SIZE, 24, seed=2)
     jobs = [
-        (images[at : at + 1 + at % 5], opened.plans[at % len(opened.plans)]) for at in range(20)
+        (images[index : index + 1 + index % 5], opened.plans[index % len(opened.plans)])
+        for index in range(20)
     ]
     alone = [opened.run(*job) for job in jobs]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda job: opened.run(*job), jobs * 5))
-    for at, found in enumerate(together):
-        np.testing.assert_array_equal(found.found, alone[at % len(jobs)].found)
-        np.testing.assert_array_equal(found.slots, alone[at % len(jobs)].slots)
+    for index, actual in enumerate(together):
+        np.testing.assert_array_equal(actual.values, alone[index % len(jobs)].values)
+        np.testing.assert_array_equal(actual.slots, alone[index % len(jobs)].slots)
 
 
-def test_memory_stays(opened: Opened) -> None:
+def test_gpu_memory_does_not_grow(opened: OpenedBundle) -> None:
     images = random_images(tiny.SIZE, 128, seed=3)
-    for count in reversed(up_to(128)):
+    for count in reversed(buckets_up_to(128)):
         for plan in opened.plans:
             opened.run(images[:count], plan)
     before = device.memory().free
-    for at in range(RUNS):
-        opened.run(images[: 1 + at * 37 % 128], opened.plans[at % len(opened.plans)])
+    for index in range(RUNS):
+        opened.run(images[: 1 + index * 37 % 128], opened.plans[index % len(opened.plans)])
     assert before - device.memory().free < 2**21
 
 
-def test_texts_are_embedded(opened: Opened) -> None:
+def test_text_vectors_equal_the_cpus(opened: OpenedBundle) -> None:
     if not isinstance(opened.gpu, DualSession):
-        pytest.skip("takes no texts")
+        pytest.skip("this bundle takes no texts")
     cpu = cast(DualSession, opened.cpu)
-    limit = 10 * CLOSE[opened.precision]
+    limit = 10 * BATCH_TOLERANCE[opened.precision]
     assert opened.bundle.manifest.text is not None
     encoder = TextEncoder.open(opened.bundle.tokenizer, opened.bundle.manifest.text.most_tokens)
     for ids, size in verified_texts(encoder):
-        wanted, found = (one.embed_texts(ids, size) for one in (cpu, opened.gpu))
-        np.testing.assert_allclose(found, wanted, atol=limit)
+        expected, actual = (
+            dual_session.embed_texts(ids, size) for dual_session in (cpu, opened.gpu)
+        )
+        np.testing.assert_allclose(actual, expected, atol=limit)
 
 
 @pytest.mark.parametrize(("name", "precision"), PAIRS)
-def test_answers_about_images_are_the_cpus(
+def test_results_of_image_text_networks_equal_the_cpus(
     where: Device, bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
 ) -> None:
     with_texts = bundles(name, precision)
@@ -301,7 +304,7 @@ def test_answers_about_images_are_the_cpus(
     given = cases(text, tiny.SIZE, patch=8 if free else None)
     verify(manifest, cpu, [gpu], given)
     gpu.warm([])
-    assert gpu.graph.recorded == len(up_to(gpu.most))
+    assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch_size))
     verify(manifest, cpu, [gpu], given)
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:
@@ -310,23 +313,23 @@ def test_answers_about_images_are_the_cpus(
 
 
 @pytest.mark.parametrize(("name", "precision"), IMAGES + PAIRS)
-def test_nothing_is_copied_inside_a_run(
+def test_runs_contain_no_copies_between_host_and_gpu(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     bundles: Callable[[str, Precision], Bundle],
     name: str,
     precision: Precision,
 ) -> None:
-    """A copy to the host waits for it, and cannot be recorded."""
-    plain = session.opened
+    """A copy to the host would wait for the GPU, and could not be recorded."""
+    open_session = session.open_session
     profiled: list[Any] = []
 
-    def opened_with_profile(*arguments: Any, **named: Any) -> Any:
+    def open_with_profile(*arguments: Any, **keywords: Any) -> Any:
         prefix = str(tmp_path / f"profile{len(profiled)}")
-        profiled.append(plain(*arguments, **named, profile=prefix))
+        profiled.append(open_session(*arguments, **keywords, profile=prefix))
         return profiled[-1]
 
-    monkeypatch.setattr(session, "opened", opened_with_profile)
+    monkeypatch.setattr(session, "open_session", open_with_profile)
     bundle = bundles(name, precision)
     images = random_images(tiny.SIZE, 2)
     gpu: BaseSession
@@ -338,9 +341,9 @@ def test_nothing_is_copied_inside_a_run(
         text = TextEncoder.open(bundle.tokenizer, tiny.vilt().config.most_text)
         verify(bundle.manifest, PairSession(bundle), [pairs], cases(text, tiny.SIZE, patch=None))
     assert isinstance(gpu.graph, CudaGraph)
-    for one, native in profiled:
+    for onnx_session, native in profiled:
         assert native
-        events = json.loads(Path(one.end_profiling()).read_text())
+        events = json.loads(Path(onnx_session.end_profiling()).read_text())
         copies = {
             event["name"]
             for event in events
@@ -351,97 +354,101 @@ def test_nothing_is_copied_inside_a_run(
 
 
 def check_classified(
-    kind: Kind, bundle: Bundle, own: BaseSession, other: BaseSession, counts: Sequence[int] = COUNTS
+    kind: BundleKind,
+    bundle: Bundle,
+    session_a: BaseSession,
+    session_b: BaseSession,
+    counts: Sequence[int] = COUNTS,
 ) -> None:
-    """Two sessions of a bundle whose first graph takes images answer alike, at every level."""
+    """Check that two sessions give nearly equal results for images, at every level."""
     images = random_images(tiny.SIZE, MANY, seed=MANY)
     for name, level in bundle.manifest.levels.items():
-        wanted = kind.run(other, images, level.plan)
+        expected = kind.run(session_b, images, level.plan)
         for count in counts:
-            parts = [images[at : at + count] for at in range(0, MANY, count)]
-            found = joined([kind.run(own, part, level.plan) for part in parts])
+            parts = [images[start : start + count] for start in range(0, MANY, count)]
+            actual = concatenate([kind.run(session_a, part, level.plan) for part in parts])
             where = f"level {name}, {count} at once"
-            alike(where, bundle.manifest.precision, found, wanted, reduced=any(level.plan))
+            check_alike(where, bundle.manifest.precision, actual, expected, reduced=any(level.plan))
 
 
 @needs_tensorrt
-@PATIENCE
+@LONG_TIMEOUT
 @pytest.mark.parametrize(("name", "precision"), IMAGES)
-def test_engines_say_of_images_what_onnx_runtime_says(
+def test_engines_and_onnx_runtime_agree_on_images(
     bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
 ) -> None:
     kind, bundle = KINDS[name], bundles(name, precision)
-    own, other = kind.open(bundle, "tensorrt"), kind.open(bundle, "cuda")
-    check_classified(kind, bundle, own, other)
-    for one in (own, other):
-        one.close()
+    session_a, session_b = kind.open(bundle, "tensorrt"), kind.open(bundle, "cuda")
+    check_classified(kind, bundle, session_a, session_b)
+    for opened_session in (session_a, session_b):
+        opened_session.close()
 
 
-def _asked(
-    own: PairSession, task: PairTask, plan: Plan, images: Array, ids: Array, size: Array
-) -> Images:
-    """What it says of images with texts of one length; of two images, where the task has two."""
-    sides = [own.embed(side) for side in (images, images[::-1])[: images_of(task)]]
-    outputs = ask(own, sides, ids, size, [plan] * len(sides), task=task, slots=True)
+def _ask(
+    pair_session: PairSession, task: PairTask, plan: Plan, images: Array, ids: Array, size: Array
+) -> Outputs:
+    """Run a task on images (two per item, if the task has two) with texts of equal length."""
+    sides = [pair_session.embed(side) for side in (images, images[::-1])[: images_of(task)]]
+    outputs = ask(pair_session, sides, ids, size, [plan] * len(sides), task=task, slots=True)
     logits = outputs[-1].logits
     assert logits is not None
-    slots = [slots for one in outputs for slots in (one.text_slots, one.image_slots)]
-    return Images(logits, np.concatenate([one for one in slots if one is not None], axis=1))
+    slots = [slots for output in outputs for slots in (output.text_slots, output.image_slots)]
+    return Outputs(logits, np.concatenate([part for part in slots if part is not None], axis=1))
 
 
-def check_asked(
-    bundle: Bundle, own: PairSession, other: PairSession, counts: Sequence[int] = COUNTS
+def check_tasks(
+    bundle: Bundle, session_a: PairSession, session_b: PairSession, counts: Sequence[int] = COUNTS
 ) -> None:
-    """Two sessions of a bundle for images with texts answer alike, every task at every level."""
+    """Check that two sessions give nearly equal results for every task at every level."""
     manifest = bundle.manifest
     assert manifest.text is not None
     encoder = TextEncoder.open(bundle.tokenizer, manifest.text.most_tokens)
     images = random_images(tiny.SIZE, MANY, seed=MANY)
     ids, size = random_texts(encoder, [manifest.text.most_tokens] * MANY, seed=MANY)
-    tokens = other.embed(images[:1]).shape[1]
+    tokens = session_b.embed(images[:1]).shape[1]
     for name, level in manifest.levels.items():
         plan = manifest.plan(level, text=ids.shape[1], image=tokens)
         for task in manifest.pair_tasks:
             for count in counts:
-                parts = [slice(at, at + count) for at in range(0, MANY, count)]
-                # Which two images a task sees depends on the batch.
-                found, wanted = (
-                    joined(
+                parts = [slice(start, start + count) for start in range(0, MANY, count)]
+                # The batch decides which two images form an item, so batches must be equal.
+                actual, expected = (
+                    concatenate(
                         [
-                            _asked(one, task, plan, images[part], ids[part], size[part])
+                            _ask(pair_session, task, plan, images[part], ids[part], size[part])
                             for part in parts
                         ]
                     )
-                    for one in (own, other)
+                    for pair_session in (session_a, session_b)
                 )
                 where = f"level {name}, {task}, {count} at once"
-                alike(where, manifest.precision, found, wanted, reduced=any(level.plan))
+                check_alike(where, manifest.precision, actual, expected, reduced=any(level.plan))
 
 
 @needs_tensorrt
-@PATIENCE
+@LONG_TIMEOUT
 @pytest.mark.parametrize(("name", "precision"), PAIRS)
-def test_engines_say_of_images_with_texts_what_onnx_runtime_says(
+def test_engines_and_onnx_runtime_agree_on_images_with_texts(
     bundles: Callable[[str, Precision], Bundle], name: str, precision: Precision
 ) -> None:
     bundle = bundles(name, precision)
-    own = PairSession(bundle, device="tensorrt", engines=engines.built(bundle))
-    other = PairSession(bundle, device="cuda")
-    check_asked(bundle, own, other)
-    for one in (own, other):
-        one.close()
+    session_a = PairSession(bundle, device="tensorrt", engines=engines.build_engines(bundle))
+    session_b = PairSession(bundle, device="cuda")
+    check_tasks(bundle, session_a, session_b)
+    for opened_session in (session_a, session_b):
+        opened_session.close()
 
 
 @needs_tensorrt
-@PATIENCE
-def test_an_engine_of_one_plan_says_what_the_one_of_all_says(
+@LONG_TIMEOUT
+def test_static_and_dynamic_engines_agree(
     tmp_path: Path, bundles: Callable[[str, Precision], Bundle]
 ) -> None:
     kind, bundle = KINDS["tome"], bundles("tome", "fp16")
-    alone = Session(bundle, device="tensorrt", engines=engines.built(bundle))
-    fixed = Session(
-        bundle, device="tensorrt", engines=engines.built(bundle, root=tmp_path, static=True)
+    dynamic = Session(bundle, device="tensorrt", engines=engines.build_engines(bundle))
+    static = Session(
+        bundle, device="tensorrt", engines=engines.build_engines(bundle, root=tmp_path, static=True)
     )
-    check_classified(kind, bundle, fixed, alone)
-    for own in (alone, fixed):
-        own.close()
+    check_classified(kind, bundle, static, dynamic)
+    for opened_session in (dynamic, static):
+        opened_session.close()

@@ -148,7 +148,7 @@ class Session:
     native = False
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.max_batch_size = most
 
     def warm(self, _: Iterable[Plan]) -> None: ...
 

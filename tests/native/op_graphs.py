@@ -1,4 +1,4 @@
-"""Graphs of a few ops, with or without our library, for the tests of the ops."""
+"""Graphs of a few ops, with or without the op library, for the tests of the ops."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ runtimes = pytest.mark.parametrize(
 
 
 def value(name: str, kind: int, *shape: str | int) -> ValueInfoProto:
-    """An input or output of a graph."""
+    """Return an input or output of a graph."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 
 def node(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> NodeProto:
-    """One of our ops."""
+    """Return a node of one of our ops."""
     return helper.make_node(op, inputs, outputs, domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES)
 
 
@@ -44,7 +44,7 @@ def session(
     native: bool,
     threads: int = 1,
 ) -> ort.InferenceSession:
-    """A graph of our ops, their bodies with it."""
+    """Return a session of a graph of our ops, including their portable bodies."""
     bodies = functions()
     model = helper.make_model(
         helper.make_graph(nodes, "ops", inputs, outputs),
@@ -62,6 +62,6 @@ def session(
 
 
 def close(values: torch.Tensor) -> bool:
-    """Whether rounding could order some of the last axis otherwise; exact ties do not count."""
+    """Whether rounding could change the order along the last axis; exact ties do not count."""
     gaps = values.sort(-1).values.diff(dim=-1)
     return bool(((gaps > 0) & (gaps < GAP)).any())

@@ -1,8 +1,9 @@
-"""Where ONNX Runtime would run each node of a graph, had it a GPU: its rule, without one.
+"""Predict on which device ONNX Runtime would run each node of a graph, without a GPU.
 
-A session on CUDA gives every node to the GPU, and takes some back: what hangs off values that are
-on the host anyway, shapes above all, and needs nothing from the GPU. Where a node then reads what
-lies on the other side, a copy is put between, which waits, and keeps the graph out of a CUDA graph.
+A CUDA session assigns every node to the GPU, and then moves some back to the host: nodes that
+depend on host values, mainly shapes, and need nothing from the GPU. When a node reads a value on
+the other device, the session inserts a copy. The copy waits for the GPU, so the graph cannot be
+recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ HOST_INPUTS: dict[str, set[int]] = {
     f"{DOMAIN}::MatchPuMer": {3, 4},
     f"{DOMAIN}::Reduce": {3},
 }
-"""Inputs that the kernels for CUDA want on the host; of our ops as their sources say."""
+"""Inputs that CUDA kernels read from the host, by op. Our ops' sources declare theirs."""
 
 ON_HOST = {"Shape", "Size"}
-"""Ops whose kernels for CUDA leave what they compute on the host."""
+"""Ops whose CUDA kernels leave their outputs on the host."""
 
 SMALL = 100
-"""Elements of a constant that may be on either side."""
+"""Maximum number of elements of a constant that may be on either device."""
 
 
 def kind(node: NodeProto) -> str:
@@ -51,47 +52,47 @@ def kind(node: NodeProto) -> str:
 
 
 def copies(model: ModelProto) -> list[str]:
-    """What would be copied between host and GPU while the graph runs, as `value for node`.
+    """Return the copies between host and GPU during a run, as `value for node`.
 
-    A graph's input comes to either side, but not to both.
+    A graph's input may be on either device, but not on both.
     """
     graph = model.graph
-    host_nodes, host_values = _taken_back(graph)
+    host_nodes, host_values = _host_nodes_and_values(graph)
     constants = _small(graph) | {weight.name for weight in graph.initializer}
     side = dict.fromkeys(host_values, True)
-    inputs = {put.name for put in graph.input}
-    found = []
+    inputs = {value.name for value in graph.input}
+    copied = []
     for node in graph.node:
-        for at, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if not name or name in constants:
                 continue
-            wanted = node.output[0] in host_nodes or at in HOST_INPUTS.get(kind(node), ())
+            on_host_side = node.output[0] in host_nodes or index in HOST_INPUTS.get(kind(node), ())
             if name in inputs:
-                side.setdefault(name, wanted)
-            if wanted != side.get(name, False):
-                found.append(f"{name} for {kind(node)} {node.name}")
-    return found
+                side.setdefault(name, on_host_side)
+            if on_host_side != side.get(name, False):
+                copied.append(f"{name} for {kind(node)} {node.name}")
+    return copied
 
 
 def on_host(model: ModelProto) -> set[str]:
-    """The names of all values that are on the host."""
-    return _taken_back(model.graph)[1]
+    """Return the names of all values on the host."""
+    return _host_nodes_and_values(model.graph)[1]
 
 
-def _taken_back(graph: GraphProto) -> tuple[set[str], set[str]]:
-    """The first outputs of the nodes that run on the host, and all values that are there."""
+def _host_nodes_and_values(graph: GraphProto) -> tuple[set[str], set[str]]:
+    """Return the first output of each node on the host, and all values on the host."""
     nodes: set[str] = set()
     values: set[str] = set()
-    free = _small(graph) | {put.name for put in graph.input}
-    for node in graph.node:  # in topological order, so that producers come first
+    free = _small(graph) | {value.name for value in graph.input}
+    for node in graph.node:  # Nodes are in topological order, so producers come first.
         if kind(node) in ON_HOST:
             values.add(node.output[0])
             continue
-        given = [(at, name) for at, name in enumerate(node.input) if name]
-        own = [(at, name) for at, name in given if name not in free]
-        wants = HOST_INPUTS.get(kind(node), set())
-        if any(name in values for _, name in given) and all(
-            name in values and at not in wants for at, name in own
+        inputs = [(index, name) for index, name in enumerate(node.input) if name]
+        bound_inputs = [(index, name) for index, name in inputs if name not in free]
+        host_inputs = HOST_INPUTS.get(kind(node), set())
+        if any(name in values for _, name in inputs) and all(
+            name in values and index not in host_inputs for index, name in bound_inputs
         ):
             nodes.add(node.output[0])
             values.update(node.output)

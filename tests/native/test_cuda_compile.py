@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for every architecture, without a warning. No GPU is needed."""
+"""Tests that the CUDA kernels compile for every architecture without warnings, without a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENTRIES = {
     },
 }
 SOURCES = list(ENTRIES)
-# Of a block, at most.
+# Maximum numbers of threads per block.
 THREADS = {
     "match.cu": {"512"},
     "reduce.cu": {"256"},
@@ -40,16 +40,16 @@ THREADS = {
     "attend_plain.cu": {"128"},
     "importance.cu": {"128", "256"},
 }
-# The header of an ELF file, whose machine is CUDA's.
+# Start of an ELF header, and CUDA's machine number in it.
 CUBIN = b"\x7fELF"
 CUDA_MACHINE = 190
 
 needs_nvrtc = pytest.mark.skipif(
-    nvrtc.find() is None, reason=f"found no NVRTC: pip install {nvrtc.WHEEL}"
+    nvrtc.find() is None, reason=f"NVRTC is not installed: pip install {nvrtc.WHEEL}"
 )
 HAS_NVCC = shutil.which("nvcc") is not None and shutil.which("cmake") is not None
-needs_nvcc = pytest.mark.skipif(not HAS_NVCC, reason="found no nvcc and cmake")
-# Where nvcc compiles for all of them, NVRTC need not do it all again.
+needs_nvcc = pytest.mark.skipif(not HAS_NVCC, reason="nvcc or cmake is not installed")
+# With nvcc, which compiles for all architectures, NVRTC compiles only for some.
 FOR_NVRTC = [75, 90, 120] if HAS_NVCC else ARCHITECTURES
 
 
@@ -58,7 +58,7 @@ def entries(ptx: str) -> set[str]:
 
 
 @needs_nvrtc
-def test_the_compiler_knows_every_architecture() -> None:
+def test_nvrtc_supports_every_architecture() -> None:
     assert ARCHITECTURES[0] == 75
     assert ARCHITECTURES[-1] == 120
     assert set(ARCHITECTURES) <= set(nvrtc.architectures())
@@ -68,7 +68,7 @@ def test_the_compiler_knows_every_architecture() -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("architecture", FOR_NVRTC)
 def test_nvrtc_compiles_every_kernel(source: str, architecture: int) -> None:
-    binary, log = nvrtc.compiled(KERNELS / source, f"sm_{architecture}")
+    binary, log = nvrtc.compile_file(KERNELS / source, f"sm_{architecture}")
     assert log == ""
     assert binary.startswith(CUBIN)
     assert int.from_bytes(binary[18:20], "little") == CUDA_MACHINE
@@ -78,19 +78,19 @@ def test_nvrtc_compiles_every_kernel(source: str, architecture: int) -> None:
 
 @needs_nvrtc
 @pytest.mark.parametrize("source", SOURCES)
-def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
-    binary, log = nvrtc.compiled(KERNELS / source, f"compute_{ARCHITECTURES[0]}")
+def test_ptx_has_every_kernel_with_its_thread_count(source: str) -> None:
+    binary, log = nvrtc.compile_file(KERNELS / source, f"compute_{ARCHITECTURES[0]}")
     assert log == ""
     ptx = binary.rstrip(b"\0").decode()
     assert entries(ptx) == ENTRIES[source]
     threads = set(re.findall(r"\.maxntid (\d+)", ptx))
     assert threads == THREADS[source]
-    # In any order the same: no atomic operation but a bitwise or.
+    # Only atomic bitwise or is allowed, because its result does not depend on the order.
     atomics = set(re.findall(r"(?<![\w.])(?:atom|red)\.[\w.]+", ptx))
     assert bool(atomics) == (source in {"match.cu", "reduce.cu"})
-    assert all(".or.b32" in each for each in atomics)
+    assert all(".or.b32" in atomic for atomic in atomics)
     assert ".f64" not in ptx
-    # A block reads what its own threads wrote: never by loads that may miss that.
+    # Threads of a block read each other's writes, so non-coherent loads are not allowed there.
     assert source != "match.cu" or "ld.global.nc" not in ptx
 
 
@@ -98,26 +98,26 @@ def test_ptx_has_every_kernel_for_its_threads(source: str) -> None:
 @needs_nvrtc
 def test_host_and_kernels_agree_on_the_arguments() -> None:
     for source in SOURCES:
-        ptx = nvrtc.compiled(KERNELS / source, f"compute_{ARCHITECTURES[0]}").binary.decode()
-        found = re.findall(r"\.param \.align (\d+) \.b8 (tokenfold_\w+)_param_0\[(\d+)\]", ptx)
-        assert {name for _, name, _ in found} == ENTRIES[source]
-        for alignment, name, size in found:
-            own = (op for op in interface.LAUNCHES if name.startswith(f"tokenfold_{op}"))
-            # That which matches nothing is of no op alone.
-            op = next(own, "match_tome")
+        ptx = nvrtc.compile_file(KERNELS / source, f"compute_{ARCHITECTURES[0]}").binary.decode()
+        actual = re.findall(r"\.param \.align (\d+) \.b8 (tokenfold_\w+)_param_0\[(\d+)\]", ptx)
+        assert {name for _, name, _ in actual} == ENTRIES[source]
+        for alignment, name, size in actual:
+            ops = (op for op in interface.LAUNCHES if name.startswith(f"tokenfold_{op}"))
+            # The kernel that matches nothing serves several ops.
+            op = next(ops, "match_tome")
             _, launch = library.prepare(op, interface.LAUNCHES[op](heads=1, head_dim=1))
             assert launch.argument_bytes == int(size)
-            # That of TokenfoldLaunch.arguments.
+            # Size of TokenfoldLaunch.arguments.
             assert ctypes.alignment(ctypes.c_uint64) == int(alignment)
 
 
 @needs_nvrtc
 def test_rows_are_moved_16_bytes_at_a_time() -> None:
-    binary, _ = nvrtc.compiled(KERNELS / "reduce.cu", f"compute_{ARCHITECTURES[0]}")
+    binary, _ = nvrtc.compile_file(KERNELS / "reduce.cu", f"compute_{ARCHITECTURES[0]}")
     kernels = binary.decode().split(".entry ")[1:]
     assert len(kernels) == 3
     for kernel in kernels:
-        # Four loads in flight a lane, and as many stores.
+        # Each lane has four loads in flight, and as many stores.
         assert len(re.findall(r"ld\.global(?:\.\w+)*\.v4\.\w+", kernel)) >= 4
         assert len(re.findall(r"st\.global(?:\.\w+)*\.v4\.\w+", kernel)) >= 4
 
@@ -125,7 +125,7 @@ def test_rows_are_moved_16_bytes_at_a_time() -> None:
 @needs_nvrtc
 def test_attention_runs_on_tensor_cores() -> None:
     for architecture, shape in ((75, "m16n8k8"), (80, "m16n8k16"), (120, "m16n8k16")):
-        binary, _ = nvrtc.compiled(KERNELS / "attend.cu", f"compute_{architecture}")
+        binary, _ = nvrtc.compile_file(KERNELS / "attend.cu", f"compute_{architecture}")
         for kernel in binary.decode().split(".entry ")[1:]:
             products = set(re.findall(r"mma\.sync\.aligned\.[\w.]+", kernel))
             if architecture == 75 and kernel.startswith("tokenfold_attend_bfloat16"):
@@ -139,14 +139,14 @@ def test_attention_runs_on_tensor_cores() -> None:
 
 
 @needs_nvrtc
-def test_a_warning_is_seen(tmp_path: Path) -> None:
+def test_warnings_are_reported(tmp_path: Path) -> None:
     source = tmp_path / "warned.cu"
     source.write_text('extern "C" __global__ void f(int* p) { int unused; *p = 1; }')
-    binary, log = nvrtc.compiled(source, "compute_90")
+    binary, log = nvrtc.compile_file(source, "compute_90")
     assert binary
     assert "unused" in log
     source.write_text("no kernel")
-    binary, log = nvrtc.compiled(source, "compute_90")
+    binary, log = nvrtc.compile_file(source, "compute_90")
     assert binary == b""
     assert "error" in log
 
@@ -164,5 +164,5 @@ def test_nvcc_compiles_a_fat_binary(tmp_path: Path) -> None:
     listed = shutil.which("cuobjdump")
     if listed is not None:
         shown = subprocess.run([listed, "--list-elf", built], capture_output=True, text=True)
-        found = {int(number) for number in re.findall(r"sm_(\d+)", shown.stdout)}
-        assert found == set(ARCHITECTURES)
+        actual = {int(number) for number in re.findall(r"sm_(\d+)", shown.stdout)}
+        assert actual == set(ARCHITECTURES)

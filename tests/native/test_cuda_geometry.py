@@ -1,4 +1,4 @@
-"""What a launch of a CUDA kernel is given: checks, counts, grid, threads, shared memory."""
+"""Tests of prepared kernel launches: checks, counts, grid, threads, shared memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ pytestmark = needs_compiler
 
 MATCHERS = ["match_tome", "match_pitome", "match_pumer"]
 KIB = 1024
-# What a block gets without asking; a matcher asks for more.
+# Shared memory that a block may use by default; matchers request more.
 STATIC = 48 * KIB
-# Threads and bytes of shared memory of an SM, of which a block loses 1 KB from sm_80 on (CUDA C++
+# Threads and shared memory (bytes) of an SM. From sm_80 on, each block reserves 1 KB (CUDA C++
 # Programming Guide, compute capabilities).
 SM = {
     75: (1024, 64 * KIB),
@@ -40,24 +40,24 @@ SM = {
 HUGE = 2**63 - 1
 
 
-def matching(op: str, **given: Any) -> ctypes.Structure:
-    """Arguments of a matcher that are in order, but for what is given."""
+def matcher_arguments(op: str, **changes: Any) -> ctypes.Structure:
+    """Return valid arguments of a matcher with some changes."""
     of = interface.OPS[op](type=0, batch=2, tokens=197, heads=12, head_dim=64)
     if op == "match_pumer":
         of.importance = 4096
     of.keys = of.size = of.slots = of.workspace = 4096
     of.workspace_bytes = 2**62
-    # Something goes, unless asked otherwise.
+    # By default, some tokens are removed.
     setattr(of, "merge" if op == "match_pumer" else "r", 16)
-    for name, value in given.items():
+    for name, value in changes.items():
         setattr(of, name, value)
     return of
 
 
-def reducing(**given: Any) -> interface.Reduce:
+def reduce_arguments(**changes: Any) -> interface.Reduce:
     of = interface.Reduce(type=0, batch=2, tokens=197, width=181, dim=768, patches=197)
     of.x = of.size = of.slots = of.trace = of.y = of.new_size = of.new_trace = 4096
-    for name, value in given.items():
+    for name, value in changes.items():
         setattr(of, name, value)
     return of
 
@@ -69,12 +69,12 @@ def launched(op: str, of: ctypes.Structure) -> interface.Launch:
 
 
 def integers(launch: interface.Launch, offset: int, count: int) -> list[int]:
-    """32-bit numbers of a launch's arguments."""
+    """Return 32-bit integers of a launch's arguments, from byte `offset` on."""
     return list(struct.unpack_from(f"{count}i", bytes(launch.arguments), offset))
 
 
 def vectors_and_batch(op: str, launch: interface.Launch) -> tuple[int, ...]:
-    """Of a matcher's arguments: behind 5 pointers and 8 integers, or 4 and 7."""
+    """Return these two arguments, which follow 5 pointers and 8 integers, or 4 and 7."""
     return tuple(integers(launch, 80 if op == "match_pumer" else 68, 2))
 
 
@@ -85,7 +85,7 @@ def vectors_and_batch(op: str, launch: interface.Launch) -> tuple[int, ...]:
     batch=st.integers(1, 10_000),
 )
 def test_a_matcher_fits_every_architecture(op: str, tokens: int, head_dim: int, batch: int) -> None:
-    launch = launched(op, matching(op, tokens=tokens, head_dim=head_dim, batch=batch))
+    launch = launched(op, matcher_arguments(op, tokens=tokens, head_dim=head_dim, batch=batch))
     assert launch.kernel.decode().startswith(f"tokenfold_{op}") or tokens <= 3
     assert launch.blocks == batch
     assert launch.threads % 32 == 0
@@ -95,13 +95,13 @@ def test_a_matcher_fits_every_architecture(op: str, tokens: int, head_dim: int, 
 
 
 def reserved(architecture: int) -> int:
-    """Bytes of an SM's shared memory that a block cannot have."""
+    """Return the bytes of shared memory that each block reserves."""
     return KIB if architecture >= 80 else 0
 
 
 @pytest.mark.parametrize("op", ["match_tome", "match_pitome"])
 @pytest.mark.parametrize(
-    ("given_", "kernel"),
+    ("changes", "kernel"),
     [
         ({}, "_resident"),
         ({"tokens": 196, "head_dim": 72, "type": 1}, "_resident"),
@@ -113,22 +113,24 @@ def reserved(architecture: int) -> int:
         ({"tokens": 2, "protected_tokens": 1}, None),
     ],
 )
-def test_a_matcher_for_every_image(op: str, given_: dict[str, Any], kernel: str | None) -> None:
-    launch = launched(op, matching(op, **given_))
-    found = launch.kernel.decode()
-    assert found == ("tokenfold_match_nothing" if kernel is None else f"tokenfold_{op}{kernel}")
-    # Where nothing goes there is nothing to share out.
+def test_kernel_depends_on_the_image_size(
+    op: str, changes: dict[str, Any], kernel: str | None
+) -> None:
+    launch = launched(op, matcher_arguments(op, **changes))
+    name = launch.kernel.decode()
+    assert name == ("tokenfold_match_nothing" if kernel is None else f"tokenfold_{op}{kernel}")
+    # Without tokens to remove, there is no work to share between blocks.
     assert (launch.most_cluster, launch.shared_bytes > 0) == (
         (1, False) if kernel is None else (8, True)
     )
 
 
 @pytest.mark.parametrize("op", MATCHERS)
-def test_threads_and_shared_memory_leave_room_for_two_images(op: str) -> None:
-    launch = launched(op, matching(op))
+def test_two_images_fit_on_a_large_multiprocessor(op: str) -> None:
+    launch = launched(op, matcher_arguments(op))
     for architecture, (threads, shared) in SM.items():
         room = shared // (launch.shared_bytes + reserved(architecture))
-        # What stays in shared memory is worth more than a second image where there is little of it.
+        # On an SM with little shared memory, one resident image is faster than two that are not.
         assert min(threads // launch.threads, room) >= (2 if shared > 100 * KIB else 1)
 
 
@@ -138,10 +140,10 @@ def test_threads_and_shared_memory_leave_room_for_two_images(op: str) -> None:
     architecture=st.sampled_from(list(SM)),
     processors=st.integers(1, 200),
 )
-def test_images_are_spread_while_processors_are_free(
+def test_images_are_spread_over_free_processors(
     op: str, batch: int, architecture: int, processors: int
 ) -> None:
-    launch = launched(op, matching(op, batch=batch))
+    launch = launched(op, matcher_arguments(op, batch=batch))
     assert (launch.cluster, launch.most_cluster) == (1, 8)
     library.spread(launch, architecture, processors)
     assert launch.blocks == batch * launch.cluster
@@ -167,16 +169,16 @@ def test_images_are_spread_while_processors_are_free(
         (2**21, 0, interface.BAD_SHAPE),
     ],
 )
-def test_keys_may_lie_apart(op: str, stride: int, vectors: int, code: int) -> None:
-    of = matching(op, heads=12, head_dim=64, type=1, stride=stride)
-    found, launch = library.prepare(op, of)
-    assert found == code
+def test_strides_between_keys(op: str, stride: int, vectors: int, code: int) -> None:
+    of = matcher_arguments(op, heads=12, head_dim=64, type=1, stride=stride)
+    actual, launch = library.prepare(op, of)
+    assert actual == code
     if code == interface.OK:
         assert vectors_and_batch(op, launch) == (vectors, 2)
 
 
-def test_nothing_else_is_spread() -> None:
-    launch = launched("reduce", reducing(batch=1))
+def test_only_matchers_are_spread() -> None:
+    launch = launched("reduce", reduce_arguments(batch=1))
     before = bytes(launch)
     library.spread(launch, 90, 132)
     assert bytes(launch) == before
@@ -197,10 +199,10 @@ def test_nothing_else_is_spread() -> None:
         (64, torch.float16, 8, False),
     ],
 )
-def test_heads_on_16_bytes_are_read_in_vectors(
+def test_aligned_heads_are_read_in_vectors(
     op: str, head_dim: int, type_: torch.dtype, start: int, vectors: bool
 ) -> None:
-    of = matching(op, head_dim=head_dim, type=interface.TYPES[type_], keys=4096 + start)
+    of = matcher_arguments(op, head_dim=head_dim, type=interface.TYPES[type_], keys=4096 + start)
     assert vectors_and_batch(op, launched(op, of)) == (vectors, 2)
 
 
@@ -214,8 +216,8 @@ def test_every_architecture_is_checked() -> None:
     tokens=st.integers(1, interface.MOST_REDUCE_TOKENS),
     width=st.integers(0, 3000),
 )
-def test_the_reducer_has_room_for_every_slot(batch: int, tokens: int, width: int) -> None:
-    launch = launched("reduce", reducing(batch=batch, tokens=tokens, width=width))
+def test_the_reducer_covers_every_slot(batch: int, tokens: int, width: int) -> None:
+    launch = launched("reduce", reduce_arguments(batch=batch, tokens=tokens, width=width))
     *_, rows = integers(launch, 7 * 8, 6)
     slots = launch.threads // 32 * rows
     assert launch.blocks % batch == 0
@@ -224,9 +226,11 @@ def test_the_reducer_has_room_for_every_slot(batch: int, tokens: int, width: int
     assert launch.shared_bytes * 8 >= slots * tokens
 
 
-def test_a_warp_of_the_reducer_has_more_slots_where_there_are_many_images() -> None:
+def test_a_warp_of_the_reducer_has_more_slots_with_many_images() -> None:
     def rows(batch: int, tokens: int = 197) -> int:
-        return integers(launched("reduce", reducing(batch=batch, tokens=tokens)), 7 * 8, 6)[-1]
+        return integers(launched("reduce", reduce_arguments(batch=batch, tokens=tokens)), 7 * 8, 6)[
+            -1
+        ]
 
     assert [rows(batch) for batch in (1, 16, 32, 43, 44, 128, 2**20)] == [1, 1, 2, 2, 4, 4, 4]
     assert [rows(128, tokens) for tokens in (8192, 8193, 32768)] == [4, 1, 1]
@@ -244,11 +248,11 @@ def test_a_warp_of_the_reducer_has_more_slots_where_there_are_many_images() -> N
         (768, torch.bfloat16, 8, False),
     ],
 )
-def test_rows_on_16_bytes_are_moved_in_vectors(
+def test_aligned_rows_are_moved_in_vectors(
     dim: int, type_: torch.dtype, start: int, vectors: bool
 ) -> None:
     for name in ("x", "y"):
-        of = reducing(dim=dim, type=interface.TYPES[type_], **{name: 4096 + start})
+        of = reduce_arguments(dim=dim, type=interface.TYPES[type_], **{name: 4096 + start})
         launch = launched("reduce", of)
         *_, flag = integers(launch, 7 * 8, 5)
         assert flag == vectors
@@ -259,9 +263,9 @@ def test_rows_on_16_bytes_are_moved_in_vectors(
     r=st.one_of(st.integers(-3, 600), st.sampled_from([HUGE, -HUGE - 1])),
     protected=st.integers(0, 2),
 )
-def test_counts_are_clamped_as_everywhere(tokens: int, r: int, protected: int) -> None:
+def test_counts_are_clamped_like_in_the_workload(tokens: int, r: int, protected: int) -> None:
     for op in ("match_tome", "match_pitome"):
-        of = matching(op, tokens=tokens, r=r, protected_tokens=protected)
+        of = matcher_arguments(op, tokens=tokens, r=r, protected_tokens=protected)
         *_, count = integers(launched(op, of), 5 * 8, 6)
         assert count == clamp(r, tokens, protected)
 
@@ -274,25 +278,25 @@ counts_of_any_size = st.one_of(st.integers(-2, 900), st.sampled_from([HUGE, -HUG
     text=counts_of_any_size,
     counts=st.tuples(counts_of_any_size, counts_of_any_size, counts_of_any_size),
 )
-def test_counts_of_pumer_are_clamped_as_everywhere(
+def test_counts_of_pumer_are_clamped_like_in_the_workload(
     tokens: int, text: int, counts: tuple[int, int, int]
 ) -> None:
     prune, merge, words = counts
-    of = matching("match_pumer", tokens=tokens, text=text, prune=prune, merge=merge)
+    of = matcher_arguments("match_pumer", tokens=tokens, text=text, prune=prune, merge=merge)
     of.merge_text = words
     launch = launched("match_pumer", of)
-    found = integers(launch, 6 * 8, 8)
+    actual = integers(launch, 6 * 8, 8)
     length = min(max(text, 0), tokens)
-    assert found[:5] == [tokens, 12, 64, 768, length]
-    text_count, pruned, count = found[5:]
+    assert actual[:5] == [tokens, 12, 64, 768, length]
+    text_count, pruned, count = actual[5:]
     image = tokens - length
-    kept = max(image - pruned, min(image, 1))
-    assert (length - text_count, kept - count) == pumer_widths(length, image, counts)
+    remaining = max(image - pruned, min(image, 1))
+    assert (length - text_count, remaining - count) == pumer_widths(length, image, counts)
 
 
 @pytest.mark.parametrize("op", MATCHERS)
 @pytest.mark.parametrize(
-    ("given_", "code"),
+    ("changes", "code"),
     [
         ({"type": 3}, interface.BAD_TYPE),
         ({"type": -1}, interface.BAD_TYPE),
@@ -314,12 +318,12 @@ def test_counts_of_pumer_are_clamped_as_everywhere(
         ({"batch": 0, "keys": None}, interface.OK),
     ],
 )
-def test_matchers_refuse_what_they_cannot_do(op: str, given_: dict[str, Any], code: int) -> None:
-    assert library.prepare(op, matching(op, **given_))[0] == code
+def test_matchers_reject_invalid_arguments(op: str, changes: dict[str, Any], code: int) -> None:
+    assert library.prepare(op, matcher_arguments(op, **changes))[0] == code
 
 
 @pytest.mark.parametrize(
-    ("given_", "code"),
+    ("changes", "code"),
     [
         ({"type": 3}, interface.BAD_TYPE),
         ({"tokens": 32769}, interface.TOO_MANY_TOKENS),
@@ -333,13 +337,13 @@ def test_matchers_refuse_what_they_cannot_do(op: str, given_: dict[str, Any], co
         ({"new_trace": 4100}, interface.MISALIGNED),
     ],
 )
-def test_the_reducer_refuses_what_it_cannot_do(given_: dict[str, Any], code: int) -> None:
-    assert library.prepare("reduce", reducing(**given_))[0] == code
+def test_the_reducer_rejects_invalid_arguments(changes: dict[str, Any], code: int) -> None:
+    assert library.prepare("reduce", reduce_arguments(**changes))[0] == code
 
 
-def test_only_tome_limits_the_protected() -> None:
+def test_only_tome_limits_protected_tokens() -> None:
     def code(op: str, protected: int) -> int:
-        return library.prepare(op, matching(op, protected_tokens=protected))[0]
+        return library.prepare(op, matcher_arguments(op, protected_tokens=protected))[0]
 
     assert code("match_tome", 2) == interface.OK
     assert code("match_tome", 3) == interface.BAD_PROTECTED
@@ -348,23 +352,23 @@ def test_only_tome_limits_the_protected() -> None:
 
 
 @pytest.mark.parametrize("op", MATCHERS)
-def test_nothing_to_do_launches_nothing(op: str) -> None:
-    for given_ in ({"batch": 0}, {"tokens": 0}):
-        of = matching(op, **given_)
+def test_empty_work_launches_nothing(op: str) -> None:
+    for changes in ({"batch": 0}, {"tokens": 0}):
+        of = matcher_arguments(op, **changes)
         assert launched(op, of).blocks == 0
         library.run(op, of)
-    library.run("reduce", reducing(width=0, patches=0))
+    library.run("reduce", reduce_arguments(width=0, patches=0))
 
 
-def test_every_code_has_words() -> None:
-    said = [library.text(code) for code in range(10)]
-    assert said[interface.OK] == "no error"
-    assert len(set(said)) == 10
-    assert "1,024" in said[interface.TOO_MANY_TOKENS]
+def test_every_error_code_has_a_message() -> None:
+    messages = [library.text(code) for code in range(10)]
+    assert messages[interface.OK] == "no error"
+    assert len(set(messages)) == 10
+    assert "1,024" in messages[interface.TOO_MANY_TOKENS]
     assert library.text(1700) == "an error of CUDA"
 
 
-def test_workspace_is_a_unit_metric() -> None:
+def test_workspace_size_is_that_of_the_unit_metric() -> None:
     assert library.workspace_bytes(2, 197, 64) == 2 * 197 * 64 * 4
     assert library.workspace_bytes(2, 197, 61) == 2 * 197 * 64 * 4
     for shape in ((-1, 2, 2), (2, 1025, 2), (2, 2, 0), (2, 2, HUGE)):

@@ -1,4 +1,4 @@
-"""What runs CUDA's threads as fibres finds the mistakes that it is for."""
+"""Tests of the CPU host of CUDA kernels: it detects races and undefined behaviour."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ Run = Callable[..., tuple[list[int], str]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a kernel by name in an order of threads: its array, and what was wrong."""
+    """Return a function that runs a kernel in a thread order, and returns its array and error."""
     folder = tmp_path_factory.mktemp("kernels")
     source, out = folder / "wrong.cu", folder / "wrong.so"
     source.write_text(SOURCE)
-    found = library.compiler()
-    assert found is not None
+    actual = library.compiler()
+    assert actual is not None
     flags: list[str | Path] = [*FLAGS, f"-I{KERNELS}", f"-I{HERE}", "-include", "cuda_host.h"]
     sources = [source, HERE / "fibres.cc", KERNELS / "prepare.cc"]
-    command = [found, *flags, "-o", out, "-x", "c++", *sources]
+    command = [actual, *flags, "-o", out, "-x", "c++", *sources]
     subprocess.run(command, check=True)
     built = ctypes.CDLL(str(out))
     built.tokenfold_host_problem.restype = ctypes.c_char_p
@@ -128,14 +128,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("order", [ASCENDING, DESCENDING, SHUFFLED])
-def test_a_kernel_that_is_right_gives_one_result(run: Run, order: int) -> None:
+def test_a_correct_kernel_gives_one_result(run: Run, order: int) -> None:
     assert run("right", order) == ([(i + 1) % THREADS for i in range(THREADS)], "")
     assert run("warped", order) == ([i ^ 3 for i in range(THREADS)], "")
 
 
-def test_a_race_gives_several(run: Run) -> None:
-    found = {tuple(run("racing", order)[0]) for order in (ASCENDING, DESCENDING, SHUFFLED)}
-    assert len(found) == 3
+def test_a_race_gives_several_results(run: Run) -> None:
+    actual = {tuple(run("racing", order)[0]) for order in (ASCENDING, DESCENDING, SHUFFLED)}
+    assert len(actual) == 3
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_a_race_gives_several(run: Run) -> None:
         ("beyond", "wrote beyond the shared memory"),
     ],
 )
-def test_what_is_undefined_is_told(run: Run, kernel: str, what: str) -> None:
+def test_undefined_behaviour_is_reported(run: Run, kernel: str, what: str) -> None:
     assert what in run(kernel)[1]
 
 
 @pytest.mark.parametrize("order", [ASCENDING, DESCENDING, SHUFFLED])
 def test_blocks_of_a_cluster_reach_each_other(run: Run, order: int) -> None:
-    found, problem = run("together", order, cluster=4)
+    actual, problem = run("together", order, cluster=4)
     assert problem == ""
-    assert found[:16] == [0, 1, 2, 3] * 4
+    assert actual[:16] == [0, 1, 2, 3] * 4
 
 
 def test_a_race_between_blocks_gives_several_results(run: Run) -> None:
-    found = {tuple(run("apart", order, cluster=4)[0]) for order in (ASCENDING, DESCENDING)}
-    assert len(found) == 2
+    actual = {tuple(run("apart", order, cluster=4)[0]) for order in (ASCENDING, DESCENDING)}
+    assert len(actual) == 2
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_a_race_between_blocks_gives_several_results(run: Run) -> None:
         ("beyond_in_the_last", "block 3, thread 0, line 0: wrote beyond the shared memory"),
     ],
 )
-def test_what_is_undefined_in_a_cluster_is_told(run: Run, kernel: str, what: str) -> None:
+def test_undefined_behaviour_in_a_cluster_is_reported(run: Run, kernel: str, what: str) -> None:
     assert what in run(kernel, cluster=4)[1]
 
 
-def test_a_cluster_that_no_gpu_has_is_told(run: Run) -> None:
+def test_unsupported_cluster_sizes_are_reported(run: Run) -> None:
     assert "no GPU launches 16 blocks in clusters of 16" in run("together", cluster=16)[1]
     assert "in clusters of 0" in run("together", cluster=0)[1]
 
 
-def test_more_shared_memory_than_any_gpu_has_is_told(run: Run) -> None:
+def test_too_much_shared_memory_is_reported(run: Run) -> None:
     assert "no GPU launches 64 threads" in run("right", shared_bytes=228 * 1024)[1]
 
 

@@ -1,4 +1,4 @@
-"""The libraries with the ops for CUDA: they build for one architecture, and load without a GPU."""
+"""Tests that the CUDA op libraries build for one architecture, and load without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = TOP / "build" / "plugins-gpu-test"
 pytestmark = [
     pytest.mark.skipif(
         shutil.which("nvcc") is None or shutil.which("cmake") is None,
-        reason="found no nvcc and cmake",
+        reason="nvcc or cmake is not installed",
     ),
     pytest.mark.skipif(
         library.find() is None, reason="the C++ ops are not built: run `make plugins`"
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def built() -> Path:
-    """As `make plugins-cuda plugins-tensorrt CUDA_ARCHITECTURES=90` makes them, elsewhere."""
+    """Build the libraries like `make plugins-cuda plugins-tensorrt CUDA_ARCHITECTURES=90`."""
     options = [f"-DORT_INCLUDE_DIR={registered.headers()}", "-DCMAKE_CUDA_ARCHITECTURES=90"]
     configure = ["-S", str(registered.PLUGINS.parent), "-B", str(FOLDER), *options]
     for arguments in (configure, ["--build", str(FOLDER)]):
@@ -59,7 +59,7 @@ LIBRARIES = pytest.mark.parametrize(
 
 
 @LIBRARIES
-def test_it_loads_without_a_driver(built: Path, name: str, entries: list[str]) -> None:
+def test_library_loads_without_a_driver(built: Path, name: str, entries: list[str]) -> None:
     loaded = ctypes.CDLL(str(built / name), mode=os.RTLD_NOW)
     assert all(getattr(loaded, entry) for entry in entries)
     shown = subprocess.run(["ldd", built / name], check=True, capture_output=True, text=True).stdout
@@ -68,19 +68,19 @@ def test_it_loads_without_a_driver(built: Path, name: str, entries: list[str]) -
 
 
 @LIBRARIES
-def test_it_keeps_its_kernels_to_itself(built: Path, name: str, entries: list[str]) -> None:
+def test_library_exports_only_its_entry_points(built: Path, name: str, entries: list[str]) -> None:
     shown = subprocess.run(
         ["nm", "--dynamic", "--defined-only", "--format=posix", built / name],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    own = {line.split()[0] for line in shown.splitlines() if line.split()[1] == "T"}
-    assert set(entries) <= own
-    assert not any(entry.startswith(("tokenfold", "cuda", "__cuda")) for entry in own)
+    symbols = {line.split()[0] for line in shown.splitlines() if line.split()[1] == "T"}
+    assert set(entries) <= symbols
+    assert not any(entry.startswith(("tokenfold", "cuda", "__cuda")) for entry in symbols)
 
 
-def test_a_session_on_the_cpu_gives_the_same(built: Path, tmp_path: Path) -> None:
+def test_cpu_sessions_give_equal_results(built: Path, tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint()
     path = tmp_path / "model.onnx"
     export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True), path)
@@ -92,5 +92,5 @@ def test_a_session_on_the_cpu_gives_the_same(built: Path, tmp_path: Path) -> Non
         options.register_custom_ops_library(str(ops))
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         results.append(session.run(None, feeds))
-    for own, other in zip(*results, strict=True):
-        np.testing.assert_array_equal(own, other)
+    for cuda_output, cpu_output in zip(*results, strict=True):
+        np.testing.assert_array_equal(cuda_output, cpu_output)

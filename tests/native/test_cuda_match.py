@@ -1,4 +1,4 @@
-"""The CUDA matchers, compiled for this machine's processor: slots equal to PyTorch's.
+"""Tests of the CUDA matchers on the CPU: their slots equal PyTorch's.
 
 As in `test_ops`, random draws avoid near ties, and exact ties are drawn on purpose.
 """
@@ -30,12 +30,12 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def check(op: str, protected: int, heads: int, r: int, keys: torch.Tensor, size: Array) -> None:
-    """Slots of a kernel against PyTorch's, unless rounding could change those."""
+    """Compare a kernel's slots with PyTorch's, unless rounding could change them."""
     x = np.zeros((*size.shape, 1), np.float32)
-    # NumPy has no bfloat16; float32 holds any other exactly.
+    # NumPy has no bfloat16; float32 represents all inputs exactly.
     case = test_ops.Case(op, protected, heads, r, keys.float().numpy(), x, size)
     assume(not has_near_tie(case, op, protected))
-    found = ops.match(
+    actual = ops.match(
         KERNEL[op],
         keys,
         torch.from_numpy(case.feeds["size"]),
@@ -44,7 +44,7 @@ def check(op: str, protected: int, heads: int, r: int, keys: torch.Tensor, size:
         protected=protected,
         margin=MARGIN,
     )
-    np.testing.assert_array_equal(found.numpy(), case.expected[0])
+    np.testing.assert_array_equal(actual.numpy(), case.expected[0])
 
 
 @pytest.mark.parametrize("op", MATCHERS)
@@ -103,15 +103,15 @@ def test_ties_go_to_the_lowest_index(
 @pytest.mark.parametrize("op", MATCHERS)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 196, 197, 577, 1023, 1024])
 def test_ties_at_the_sizes_of_real_networks(op: str, tokens: int) -> None:
-    # Of 16 axes, either way round, so that several tiles of cosines hold equal ones.
+    # 16 axes with both signs, so that several tiles contain equal cosines.
     draw = np.random.default_rng(tokens)
     axes = torch.cat([torch.eye(16), -torch.eye(16)])
     keys = axes[draw.integers(32, size=tokens)][None]
     size = torch.from_numpy(draw.integers(0, 3, (1, tokens))).float()
     for r in (0, 1, 16, tokens):
-        wanted = matcher(op, 1)(keys, size, r)
-        found = ops.match(KERNEL[op], keys, size, r, heads=1, protected=1, margin=MARGIN)
-        assert torch.equal(found, wanted)
+        expected_slots = matcher(op, 1)(keys, size, r)
+        actual = ops.match(KERNEL[op], keys, size, r, heads=1, protected=1, margin=MARGIN)
+        assert torch.equal(actual, expected_slots)
 
 
 @pytest.mark.parametrize("op", MATCHERS)
@@ -122,13 +122,13 @@ def test_random_inputs_of_real_sizes(op: str, tokens: int) -> None:
     size = torch.randint(1, 4, (1, tokens), generator=draw).float()
     metric = keys.float().unflatten(2, (2, -1)).mean(2)
     for r in (1, 16, tokens):
-        own = matcher(op, 1)
-        wanted = own(metric, size, r)
-        found = ops.match(KERNEL[op], keys, size, r, heads=2, protected=1, margin=MARGIN)
-        assert sorted(set(found[0].tolist())) == list(range(own.width(tokens, r)))
+        reference_matcher = matcher(op, 1)
+        expected_slots = reference_matcher(metric, size, r)
+        actual = ops.match(KERNEL[op], keys, size, r, heads=2, protected=1, margin=MARGIN)
+        assert sorted(set(actual[0].tolist())) == list(range(reference_matcher.width(tokens, r)))
         # Among half a million cosines some are nearly equal; see test_ops.
         if op == "MatchToMe" or r < tokens:
-            assert (found == wanted).float().mean() > 0.95
+            assert (actual == expected_slots).float().mean() > 0.95
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,11 +143,11 @@ def test_unit_metric(tokens: int, heads: int, head_dim: int, dtype: torch.dtype,
     draw = torch.Generator().manual_seed(seed)
     keys = torch.randn(2, tokens, heads * head_dim, generator=draw).to(dtype)
     keys[:, tokens // 2] = keys[0, 0]
-    found = ops.unit_metric(keys, heads=heads)
-    wanted = F.normalize(keys.float().unflatten(2, (heads, -1)).mean(2), dim=2)
-    torch.testing.assert_close(found[..., :head_dim], wanted, rtol=0, atol=1e-5)
-    assert not found[..., head_dim:].any()
-    assert torch.equal(found[:, tokens // 2], found[0, 0].expand(2, -1))
+    actual = ops.unit_metric(keys, heads=heads)
+    expected_slots = F.normalize(keys.float().unflatten(2, (heads, -1)).mean(2), dim=2)
+    torch.testing.assert_close(actual[..., :head_dim], expected_slots, rtol=0, atol=1e-5)
+    assert not actual[..., head_dim:].any()
+    assert torch.equal(actual[:, tokens // 2], actual[0, 0].expand(2, -1))
 
 
 @pytest.mark.parametrize("op", MATCHERS)
@@ -160,7 +160,7 @@ def test_unit_metric(tokens: int, heads: int, head_dim: int, dtype: torch.dtype,
     value=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_values_that_are_no_numbers_still_give_slots(
+def test_non_finite_values_give_valid_slots(
     op: str, tokens: int, r: int, protected: int, share: float, value: float, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -173,9 +173,9 @@ def test_values_that_are_no_numbers_still_give_slots(
 
 
 def check_pumer(case: test_pumer_ops.Case, heads: int, dtype: torch.dtype) -> None:
-    """Slots of `match_pumer` against PyTorch's."""
+    """Compare the slots of `match_pumer` with PyTorch's."""
     tensors = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
-    found = ops.match_pumer(
+    actual = ops.match_pumer(
         tensors["keys"].to(dtype),
         tensors["size"],
         tensors["importance"],
@@ -183,7 +183,7 @@ def check_pumer(case: test_pumer_ops.Case, heads: int, dtype: torch.dtype) -> No
         tensors["counts"].tolist(),
         heads=heads,
     )
-    np.testing.assert_array_equal(found.numpy(), case.out.trace.numpy()[:, :-1])
+    np.testing.assert_array_equal(actual.numpy(), case.out.trace.numpy()[:, :-1])
 
 
 @settings(max_examples=80, deadline=None)
@@ -264,26 +264,26 @@ def test_pumer_at_the_sizes_of_real_networks(words: int, patches: int) -> None:
     size = torch.ones(1, tokens)
     importance = torch.from_numpy(draw.random((1, tokens)).astype(np.float32))
     for counts in ((0, 0, 0), (patches // 10, patches // 3, words // 5), (tokens,) * 3):
-        wanted = PuMer()(keys, size, importance, words, counts)
-        found = ops.match_pumer(keys, size, importance, words, counts, heads=1)
-        assert torch.equal(found, wanted)
+        expected_slots = PuMer()(keys, size, importance, words, counts)
+        actual = ops.match_pumer(keys, size, importance, words, counts, heads=1)
+        assert torch.equal(actual, expected_slots)
 
 
 @pytest.mark.parametrize("pruned", [0, 3])
-def test_padding_of_an_image_in_pumer(pruned: int) -> None:
-    # Absent patches among those that stay: slots are reordered after merging.
+def test_pumer_with_padded_images(pruned: int) -> None:
+    # Some remaining patches are absent, so slots are reordered after merging.
     draw = np.random.default_rng(3)
     keys = torch.eye(8)[draw.integers(8, size=60)][None]
     importance = torch.from_numpy(draw.random((1, 60)).astype(np.float32))
     size = torch.from_numpy(draw.integers(0, 3, (1, 60))).float()
     for merged in (1, 5, 12):
-        wanted = PuMer()(keys, size, importance, 10, (pruned, merged, 2))
-        found = ops.match_pumer(keys, size, importance, 10, (pruned, merged, 2), heads=1)
-        assert torch.equal(found, wanted)
+        expected_slots = PuMer()(keys, size, importance, 10, (pruned, merged, 2))
+        actual = ops.match_pumer(keys, size, importance, 10, (pruned, merged, 2), heads=1)
+        assert torch.equal(actual, expected_slots)
 
 
 @pytest.mark.parametrize("op", MATCHERS)
-def test_more_tokens_than_fit_are_a_clear_error(op: str) -> None:
+def test_too_many_tokens_are_an_error(op: str) -> None:
     tokens = interface.MOST_TOKENS + 1
     with pytest.raises(RuntimeError, match="too many tokens: matching takes up to 1,024"):
         ops.match(

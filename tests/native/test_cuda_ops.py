@@ -1,4 +1,4 @@
-"""What ONNX Runtime's ops for CUDA hand to the kernels, run on this machine's processor."""
+"""Tests of ONNX Runtime's CUDA ops, with their kernels run on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenfold.runtime.native import DOMAIN
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
-pytestmark = [needs_compiler, needs_library]  # without the library there are no headers either
+pytestmark = [needs_compiler, needs_library]  # The headers come with the library.
 
 KINDS = {"float32": FLOAT, "float16": HALF, "bfloat16": TensorProto.BFLOAT16}
 TOLERANCES = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -46,18 +46,18 @@ WHOLES = {"trace", "r", "queries", "text", "counts", "slots", "other_slots", "ne
 
 def attention() -> list[NodeProto]:
     attributes = {"heads": 2, "scale": 0.3}
-    asked = ["q", "k", "size", "query_size", "queries"]
+    importance_inputs = ["q", "k", "size", "query_size", "queries"]
     return [
         node("Attend", ["q", "k", "v", "size"], ["out"], **attributes),
-        node("Importance", asked, ["importance"], **attributes),
+        node("Importance", importance_inputs, ["importance"], **attributes),
     ]
 
 
 def reducing(kind: str, inputs: list[str], left: int, **attributes: float) -> list[NodeProto]:
-    moved = ["x", "size", "slots", "r", "trace"]
+    reduce_inputs = ["x", "size", "slots", "r", "trace"]
     return [
         node(kind, ["keys", "size", *inputs], ["slots"], heads=2, **attributes),
-        node("Reduce", moved, ["y", "new_size", "new_trace"], protected=left),
+        node("Reduce", reduce_inputs, ["y", "new_size", "new_trace"], protected=left),
     ]
 
 
@@ -84,27 +84,34 @@ GRAPHS = {
 
 @cache
 def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
-    """Ops on tensors that were rounded to `kind`; the portable bodies compute in float32."""
-    nodes, own = GRAPHS[graph], []
-    outputs = [name for each in nodes for name in each.output]
-    inputs = dict.fromkeys(name for each in nodes for name in each.input if name not in outputs)
+    """Return a session whose CUDA ops run in `kind`, or whose portable bodies run in float32.
+
+    Both get inputs that are rounded to `kind`.
+    """
+    nodes, rounded_nodes = GRAPHS[graph], []
+    outputs = [name for op_node in nodes for name in op_node.output]
+    inputs = dict.fromkeys(
+        name for op_node in nodes for name in op_node.input if name not in outputs
+    )
     for name in ROUNDED & set(inputs):
-        own.append(helper.make_node("Cast", [name], [f"{name}_rounded"], to=KINDS[kind]))
+        rounded_nodes.append(helper.make_node("Cast", [name], [f"{name}_rounded"], to=KINDS[kind]))
         if not cuda:
-            own.append(helper.make_node("Cast", [f"{name}_rounded"], [f"{name}_own"], to=FLOAT))
-    suffix = "_rounded" if cuda else "_own"
-    for each in nodes:
+            rounded_nodes.append(
+                helper.make_node("Cast", [f"{name}_rounded"], [f"{name}_wide"], to=FLOAT)
+            )
+    suffix = "_rounded" if cuda else "_wide"
+    for op_node in nodes:
         copy = NodeProto()
-        copy.CopyFrom(each)
+        copy.CopyFrom(op_node)
         for names in (copy.input, copy.output):
             names[:] = [name + suffix if name in ROUNDED else name for name in names]
-        own.append(copy)
-    own += [
+        rounded_nodes.append(copy)
+    rounded_nodes += [
         helper.make_node("Cast", [name + suffix], [name], to=FLOAT)
         for name in ROUNDED & set(outputs)
     ]
-    made = helper.make_graph(
-        own,
+    rounded_graph = helper.make_graph(
+        rounded_nodes,
         "ops",
         [value(name, WHOLE if name in WHOLES else FLOAT, *SHAPES[name]) for name in inputs],
         [
@@ -112,7 +119,7 @@ def session(graph: str, kind: str, *, cuda: bool) -> ort.InferenceSession:
             for name in outputs
         ],
     )
-    return started(made, {each.op_type for each in nodes}, cuda=cuda)
+    return started(rounded_graph, {op_node.op_type for op_node in nodes}, cuda=cuda)
 
 
 def started(graph: GraphProto, ops: set[str], *, cuda: bool) -> ort.InferenceSession:
@@ -124,7 +131,7 @@ def started(graph: GraphProto, ops: set[str], *, cuda: bool) -> ort.InferenceSes
         ir_version=10,
     )
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # the processor plays one block of threads at a time
+    options.intra_op_num_threads = 1  # The CPU runs one block of threads at a time.
     options.log_severity_level = 3
     if cuda:
         options.register_custom_ops_library(str(registered.build()))
@@ -132,36 +139,36 @@ def started(graph: GraphProto, ops: set[str], *, cuda: bool) -> ort.InferenceSes
 
 
 def drawn(graph: str, *, batch: int = 2, tokens: int = 23, **counts: list[int]) -> Feeds:
-    """Inputs of a graph; the last image has two absent tokens."""
+    """Return random inputs of a graph; the last image has two absent tokens."""
     draw = np.random.default_rng(tokens)
     axes = {"B": batch, "N": tokens, "Q": 9, "D": 32, "E": 40, "W": 96, "P": 30}
     feeds: Feeds = {}
-    for each in session(graph, "float32", cuda=False).get_inputs():
-        shape = [axes[axis] if isinstance(axis, str) else axis for axis in SHAPES[each.name]]
-        if each.name in counts:
-            feeds[each.name] = np.array(counts[each.name])
-        elif each.name == "trace":
-            feeds[each.name] = draw.integers(-1, tokens, shape)
-        elif each.name.endswith("size"):
-            feeds[each.name] = draw.integers(1, 4, shape).astype(np.float32)
-            feeds[each.name][-1, -2:] = 0
+    for graph_input in session(graph, "float32", cuda=False).get_inputs():
+        shape = [axes[axis] if isinstance(axis, str) else axis for axis in SHAPES[graph_input.name]]
+        if graph_input.name in counts:
+            feeds[graph_input.name] = np.array(counts[graph_input.name])
+        elif graph_input.name == "trace":
+            feeds[graph_input.name] = draw.integers(-1, tokens, shape)
+        elif graph_input.name.endswith("size"):
+            feeds[graph_input.name] = draw.integers(1, 4, shape).astype(np.float32)
+            feeds[graph_input.name][-1, -2:] = 0
         else:
-            feeds[each.name] = draw.standard_normal(shape).astype(np.float32)
-            if each.name == "w":  # so that a product is no larger than what is added to it
-                feeds[each.name] *= 32**-0.5
+            feeds[graph_input.name] = draw.standard_normal(shape).astype(np.float32)
+            if graph_input.name == "w":  # Keep the product no larger than the residual.
+                feeds[graph_input.name] *= 32**-0.5
     return feeds
 
 
 def check(
     graph: str, kind: str, feeds: Feeds, *, atol: float | None = None, rtol: float = 1e-7
 ) -> None:
-    found = session(graph, kind, cuda=True).run(None, feeds)
-    wanted = session(graph, kind, cuda=False).run(None, feeds)
-    for own, other in zip(found, wanted, strict=True):
-        if own.dtype == np.int64:
-            np.testing.assert_array_equal(own, other)
+    actual = session(graph, kind, cuda=True).run(None, feeds)
+    expected = session(graph, kind, cuda=False).run(None, feeds)
+    for output, reference in zip(actual, expected, strict=True):
+        if output.dtype == np.int64:
+            np.testing.assert_array_equal(output, reference)
         else:
-            np.testing.assert_allclose(own, other, atol=atol or TOLERANCES[kind], rtol=rtol)
+            np.testing.assert_allclose(output, reference, atol=atol or TOLERANCES[kind], rtol=rtol)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -197,12 +204,12 @@ def test_workspaces_grow_and_are_shared() -> None:
         check("pitome", "float16", drawn("pitome", batch=batch, tokens=tokens, r=[3]))
 
 
-def test_what_the_kernels_refuse_becomes_an_error() -> None:
+def test_kernel_errors_become_exceptions() -> None:
     with pytest.raises(InvalidArgument, match="too many tokens"):
         session("tome", "float32", cuda=True).run(None, drawn("tome", tokens=1025, r=[1]))
 
 
-def test_shapes_that_do_not_fit_become_an_error() -> None:
+def test_mismatched_shapes_are_errors() -> None:
     feeds = drawn("tome", r=[1])
     feeds["size"] = feeds["size"][:, 1:]
     with pytest.raises(InvalidArgument, match=r"size is \(B, N"):
@@ -211,14 +218,14 @@ def test_shapes_that_do_not_fit_become_an_error() -> None:
 
 @pytest.fixture
 def cublas() -> Iterator[ctypes.CDLL]:
-    own = cublas_lt.load()
-    if own is None:
+    fake = cublas_lt.load()
+    if fake is None:
         pytest.skip("a real cuBLASLt is at hand")
-    yield own
-    own.tokenfold_host_refuse(0)
+    yield fake
+    fake.tokenfold_host_refuse(0)
 
 
-# One row, as many rows again in the same and in another shape, and none.
+# One row; three shapes, of which two have equal numbers of rows; and no rows.
 ROWS = ((1, 1), (2, 6), (3, 4), (2, 6), (1, 23), (0, 5), (1, 1))
 
 
@@ -229,26 +236,27 @@ def test_linear_layers(graph: str, kind: str) -> None:
     rounding = {"float16": 2**-11, "bfloat16": 2**-8}[kind]
     for batch, tokens in ROWS:
         feeds = drawn(graph, batch=batch, tokens=tokens)
-        if graph == "gelu":  # by its approximation
+        if graph == "gelu":  # The kernel approximates GELU.
             check(graph, kind, feeds, atol=1e-3, rtol=rounding)
         else:
             check(graph, kind, feeds)
 
 
 @pytest.mark.usefixtures("cublas")
-def test_a_bias_that_has_moved_is_followed() -> None:
+def test_a_bias_at_a_new_address_is_used() -> None:
     inputs = [value(name, HALF, *SHAPES[name]) for name in ("x", "w", "bias")]
     outputs = [helper.make_tensor_value_info("y", HALF, None)]
     graph = helper.make_graph(GRAPHS["linear"], "ops", inputs, outputs)
-    own = started(graph, {"Linear"}, cuda=True)
+    opened_session = started(graph, {"Linear"}, cuda=True)
     feeds = {name: array.astype(np.float16) for name, array in drawn("linear").items()}
-    first = own.run(None, feeds)[0]
-    moved = feeds | {"bias": feeds["bias"] + np.float16(2)}  # elsewhere, the first being held
-    np.testing.assert_allclose(own.run(None, moved)[0], first + np.float16(2), atol=8e-3)
+    first = opened_session.run(None, feeds)[0]
+    # At another address, because the first bias is still alive.
+    moved = feeds | {"bias": feeds["bias"] + np.float16(2)}
+    np.testing.assert_allclose(opened_session.run(None, moved)[0], first + np.float16(2), atol=8e-3)
 
 
 @pytest.mark.usefixtures("cublas")
-def test_what_is_added_has_the_shape_of_the_product() -> None:
+def test_the_residual_must_have_the_shape_of_the_product() -> None:
     for batch, tokens in ((2, 1), (1, 6), (2, 5)):
         feeds = drawn("add", batch=2, tokens=6)
         feeds["residual"] = feeds["residual"][:batch, :tokens]
@@ -257,17 +265,17 @@ def test_what_is_added_has_the_shape_of_the_product() -> None:
 
 
 @pytest.mark.parametrize("graph", ["linear", "gelu", "add"])
-def test_sizes_that_cublas_refuses_are_errors_each_time(graph: str, cublas: ctypes.CDLL) -> None:
-    own = session.__wrapped__(graph, "float16", cuda=True)
+def test_sizes_that_cublas_rejects_are_errors_each_time(graph: str, cublas: ctypes.CDLL) -> None:
+    opened_session = session.__wrapped__(graph, "float16", cuda=True)
     before = cublas.tokenfold_host_living()
     cublas.tokenfold_host_refuse(2 * 6)
     feeds = drawn(graph, batch=2, tokens=6)
     for _ in range(2):
         with pytest.raises(Fail, match="knows no way to multiply these sizes"):
-            own.run(None, feeds)
+            opened_session.run(None, feeds)
         assert cublas.tokenfold_host_living() == before
-    own.run(None, drawn(graph, batch=2, tokens=5))
+    opened_session.run(None, drawn(graph, batch=2, tokens=5))
     cublas.tokenfold_host_refuse(0)
-    own.run(None, feeds)
-    del own
+    opened_session.run(None, feeds)
+    del opened_session
     assert cublas.tokenfold_host_living() == before

@@ -1,4 +1,4 @@
-"""The CUDA reducer, compiled for this machine's processor, against PyTorch's."""
+"""Tests of the CUDA reducer on the CPU, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenfold.models.reduction import slots as slotting
 pytestmark = needs_compiler
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}
-# One step of the type, of a value: nearest roundings of two nearly equal sums differ by that much.
+# Relative distance of neighbouring values: rounding nearly equal sums may differ by one step.
 STEP = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 dtypes = st.sampled_from(list(TOLERANCE))
 
@@ -23,11 +23,11 @@ dtypes = st.sampled_from(list(TOLERANCE))
 def check(
     x: Tensor, size: Tensor, slots: Tensor, width: int, trace: Tensor, offset: int = 0
 ) -> None:
-    """All outputs of the kernel against PyTorch's."""
+    """Compare all outputs of the kernel with PyTorch's."""
     y, new_size, new_trace = ops.reduce(x, size, slots, width, trace, offset)
-    wanted, wanted_size = slotting.reduce(x, size, slots, width)
+    expected, wanted_size = slotting.reduce(x, size, slots, width)
     torch.testing.assert_close(
-        y.float(), wanted.float(), rtol=STEP[x.dtype], atol=TOLERANCE[x.dtype]
+        y.float(), expected.float(), rtol=STEP[x.dtype], atol=TOLERANCE[x.dtype]
     )
     assert torch.equal(new_size, wanted_size)
     assert torch.equal(new_trace, slotting.compose(trace, slots))
@@ -36,7 +36,7 @@ def check(
             size[image] > 0
         )
         for slot in (members.sum(1) == 1).nonzero().flatten().tolist():
-            # Bit for bit, the sign of a zero too.
+            # Equal bit for bit, including the sign of zeros.
             alone = x[image, int(members[slot].nonzero())]
             assert torch.equal(y[image, slot].view(torch.uint8), alone.view(torch.uint8))
         assert not y[image, ~members.any(1)].any()
@@ -80,7 +80,7 @@ def test_sizes_of_real_networks(tokens: int, width: int, dim: int, dtype: torch.
 @pytest.mark.parametrize(("dim", "dtype"), [(8, torch.float16), (3, torch.float32)])
 @pytest.mark.parametrize("batch", [90, 140])
 def test_many_images(batch: int, dim: int, dtype: torch.dtype) -> None:
-    # A warp then has two slots, or four.
+    # With many images, a warp has two or four slots.
     draw = torch.Generator().manual_seed(batch)
     x = torch.randn(batch, 50, dim, generator=draw).to(dtype)
     size = torch.randint(0, 4, (batch, 50), generator=draw).float()
@@ -89,7 +89,7 @@ def test_many_images(batch: int, dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_nothing_moved_is_bit_for_bit(dtype: torch.dtype) -> None:
+def test_single_tokens_are_copied_exactly(dtype: torch.dtype) -> None:
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     size = torch.rand(2, 9) + 0.1
     y, new_size, _ = ops.reduce(x, size, slotting.identity(2, 9), 9)
@@ -98,7 +98,7 @@ def test_nothing_moved_is_bit_for_bit(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_number_of_16_bits_survives(dtype: torch.dtype) -> None:
+def test_every_16_bit_value_is_copied_exactly(dtype: torch.dtype) -> None:
     every = torch.arange(2**16).to(torch.uint16).view(dtype)
     numbers = every[every.isfinite()]
     x = numbers.reshape(1, -1, 256)
@@ -106,8 +106,8 @@ def test_every_number_of_16_bits_survives(dtype: torch.dtype) -> None:
     assert torch.equal(y.view(torch.int16), x.view(torch.int16))
 
 
-def test_sums_of_halves_are_wide() -> None:
-    # In float16 itself 4096 + 1 is 4096, and 4,096 values of 100 overflow.
+def test_sums_are_computed_in_float32() -> None:
+    # In float16, 4096 + 1 is 4096, and the sum of 4,096 values of 100 overflows.
     tokens = 4097
     x = torch.full((1, tokens, 8), 100.0, dtype=torch.float16)
     y, size, _ = ops.reduce(x, torch.ones(1, tokens), torch.zeros(1, tokens, dtype=torch.int64), 1)
@@ -117,7 +117,7 @@ def test_sums_of_halves_are_wide() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_means_round_to_the_nearest_even(dtype: torch.dtype) -> None:
-    # The mean of two neighbours lies in the middle between them.
+    # The mean of two neighbouring values lies exactly between them.
     low = torch.arange(0x3C00, 0x3D00).to(torch.int16).view(dtype)
     high = torch.arange(0x3C01, 0x3D01).to(torch.int16).view(dtype)
     x = torch.stack([low, high])[None]
@@ -125,7 +125,7 @@ def test_means_round_to_the_nearest_even(dtype: torch.dtype) -> None:
     assert torch.equal(y[0, 0], ((low.double() + high.double()) / 2).to(dtype))
 
 
-def test_absent_tokens_may_hold_anything() -> None:
+def test_absent_tokens_may_hold_any_values() -> None:
     x = torch.ones(1, 4, 8)
     x[0, 1:3] = float("nan")
     size = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
@@ -141,7 +141,7 @@ def test_absent_tokens_may_hold_anything() -> None:
     width=st.integers(0, 40),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_slots_out_of_range_drop_and_harm_nothing(tokens: int, width: int, seed: int) -> None:
+def test_slots_out_of_range_drop_tokens_safely(tokens: int, width: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     wild = torch.tensor([-(2**63), -7, width, width + 1, 2**31, 2**32, 2**63 - 1])
     slots = torch.randint(0, max(width, 1), (1, tokens), generator=draw)
@@ -155,8 +155,8 @@ def test_slots_out_of_range_drop_and_harm_nothing(tokens: int, width: int, seed:
     y, new_size, new_trace = ops.reduce(x, torch.ones(1, tokens), slots, width, trace)
     inside = torch.where((slots < 0) | (slots >= width), -1, slots)
     if width:
-        wanted, wanted_size = slotting.reduce(x, torch.ones(1, tokens), inside, width)
-        torch.testing.assert_close(y, wanted, rtol=0, atol=1e-5)
+        expected, wanted_size = slotting.reduce(x, torch.ones(1, tokens), inside, width)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
         assert torch.equal(new_size, wanted_size)
     assert torch.equal(new_trace[:, :tokens], slots)
     assert new_trace[:, tokens:].tolist() == [[-1, -1, -1]]
@@ -178,7 +178,7 @@ def test_empty_tensors(batch: int, tokens: int, width: int, dim: int) -> None:
     assert new_trace.tolist() == [[0 if tokens else -1] * 2] * batch
 
 
-def test_too_many_tokens_are_a_clear_error() -> None:
+def test_too_many_tokens_are_an_error() -> None:
     tokens = interface.MOST_REDUCE_TOKENS + 1
     slots = torch.zeros(1, tokens, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="reducing up to 32,768"):

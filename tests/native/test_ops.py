@@ -1,4 +1,4 @@
-"""The ops in three implementations: PyTorch, the portable ONNX bodies, and the C++ kernels.
+"""Tests of the ops in PyTorch, as portable ONNX bodies, and as C++ kernels.
 
 Matching has to agree exactly. Where two candidates are closer than rounding, implementations may
 differ, so random draws avoid near ties; exact ties are drawn on purpose, from vectors whose cosines
@@ -36,7 +36,7 @@ MATCHERS = ["MatchToMe", "MatchPiToMe"]
 def session(
     op: str, heads: int, protected: int, *, half: bool, native: bool, threads: int = 1
 ) -> ort.InferenceSession:
-    """A graph of a matcher and a reducer, or of attention alone."""
+    """Return a session of a matcher and a reducer, or of attention alone."""
     x = HALF if half else FLOAT
     size = value("size", FLOAT, "B", "N")
     if op == "Attend":
@@ -79,7 +79,7 @@ def matcher(op: str, protected: int) -> Matcher:
 
 
 class Case:
-    """One input of a matcher and a reducer, and what PyTorch makes of it."""
+    """An input of a matcher and a reducer, with PyTorch's results."""
 
     def __init__(
         self, op: str, protected: int, heads: int, r: int, keys: Array, x: Array, size: Array
@@ -94,10 +94,10 @@ class Case:
             ),
         }
         tensors = {name: torch.from_numpy(array) for name, array in self.feeds.items()}
-        own = matcher(op, protected)
+        reference_matcher = matcher(op, protected)
         self.metric = tensors["keys"].float().unflatten(2, (heads, -1)).mean(2)
-        self.slots = own(self.metric, tensors["size"], r)
-        self.width = own.width(size.shape[1], r)
+        self.slots = reference_matcher(self.metric, tensors["size"], r)
+        self.width = reference_matcher.width(size.shape[1], r)
         y, new_size = slotting.reduce(tensors["x"], tensors["size"], self.slots, self.width)
         trace = slotting.compose(tensors["trace"], self.slots)
         self.expected = [self.slots.numpy(), y.numpy(), new_size.numpy(), trace.numpy()]
@@ -120,13 +120,13 @@ def has_near_tie(case: Case, op: str, protected: int) -> bool:
     m = unit(metric)
     cosine = m @ m.transpose(1, 2)
     size = torch.from_numpy(case.feeds["size"])
-    own = matcher(op, protected)
-    if isinstance(own, ToMe):
-        score, _ = own._best(metric, size)
+    reference_matcher = matcher(op, protected)
+    if isinstance(reference_matcher, ToMe):
+        score, _ = reference_matcher._best(metric, size)
         rows = cosine[:, ::2, 1::2]
     else:
-        assert isinstance(own, PiToMe)
-        score = own._energy(cosine, size)
+        assert isinstance(reference_matcher, PiToMe)
+        score = reference_matcher._energy(cosine, size)
         rows = cosine - 9 * torch.eye(cosine.shape[1])
     best = rows.sort(-1).values[..., -2:]
     return close(score) or close(best)
@@ -195,7 +195,7 @@ def test_ties_go_to_the_lowest_index(
     keys = axes[np.array(directions[:tokens])][None]
     x = np.arange(tokens * 3, dtype=np.float32).reshape(1, tokens, 3)
     case = Case(op, protected, 1, r, keys, x, np.array(sizes[:tokens])[None])
-    # PiToMe's energies are sums, exact only up to the order of adding.
+    # PiToMe's energies are sums, whose rounding depends on the order of addition.
     assume(op == "MatchToMe" or not has_near_tie(case, op, protected))
     case.check(session(op, 1, protected, half=False, native=native))
 
@@ -205,15 +205,15 @@ def test_ties_go_to_the_lowest_index(
 @runtimes
 def test_sizes_of_real_networks(op: str, tokens: int, native: bool) -> None:
     draw = np.random.default_rng(tokens)
-    # Few directions far apart keep PiToMe's energies from being nearly equal.
+    # A few distant directions keep PiToMe's energies from being nearly equal.
     keys = draw.standard_normal((1, tokens, 128)).astype(np.float32)
     x = draw.standard_normal((1, tokens, 384)).astype(np.float32)
     size = draw.integers(1, 4, (1, tokens))
     for r in (1, 16, tokens):
         case = Case(op, 1, 2, r, keys, x, size)
         slots, y, new_size, _ = session(op, 2, 1, half=False, native=native).run(None, case.feeds)
-        # Among half a million cosines some are nearly equal. One PiToMe token that ranks elsewhere
-        # changes all pairs after it, so there only short plans can be compared.
+        # Among half a million cosines some are nearly equal. If one PiToMe token gets another rank,
+        # all later pairs change, so only small counts can be compared.
         if op == "MatchToMe" or r < tokens:
             assert (slots == case.expected[0]).mean() > 0.95
         assert y.shape[1] == case.width
@@ -225,7 +225,7 @@ def test_sizes_of_real_networks(op: str, tokens: int, native: bool) -> None:
 
 @pytest.mark.parametrize("op", MATCHERS)
 @runtimes
-def test_nothing_asked_moves_nothing(op: str, native: bool) -> None:
+def test_zero_counts_move_nothing(op: str, native: bool) -> None:
     draw = np.random.default_rng(0)
     x = draw.standard_normal((2, 9, 7)).astype(np.float32)
     keys = draw.standard_normal((2, 9, 8)).astype(np.float32)
@@ -275,9 +275,9 @@ def test_attention(
 
     scores = 0.3 * split(q) @ split(k).swapaxes(2, 3)
     weights = np.exp(scores - scores.max(-1, keepdims=True)) * size[:, None, None]
-    wanted = (weights / weights.sum(-1, keepdims=True)) @ split(v)
-    wanted = wanted.swapaxes(1, 2).reshape(out.shape)
-    np.testing.assert_allclose(out, wanted, atol=2e-2 if half else 2e-5)
+    reference = (weights / weights.sum(-1, keepdims=True)) @ split(v)
+    reference = reference.swapaxes(1, 2).reshape(out.shape)
+    np.testing.assert_allclose(out, reference, atol=2e-2 if half else 2e-5)
 
 
 @runtimes
@@ -286,17 +286,17 @@ def test_attention_equals_the_eager_network_operator(native: bool) -> None:
     q, k, v = (draw.standard_normal((2, 33, 24)).astype(np.float32) for _ in range(3))
     size = draw.integers(1, 9, (2, 33)).astype(np.float32)
     run = session("Attend", 2, 0, half=False, native=native)
-    # The graph's scale is 0.3 where eager code has 1 / sqrt(d).
+    # The graph's scale is 0.3, where the eager code uses 1 / sqrt(d).
     scaled = (q * (12**-0.5 / 0.3)).astype(np.float32)
     out = run.run(None, {"q": scaled, "k": k, "v": v, "size": size})[0]
-    wanted = EAGER.attend(
+    reference = EAGER.attend(
         torch.from_numpy(q), torch.from_numpy(k), torch.from_numpy(v), torch.from_numpy(size), 2
     )
-    np.testing.assert_allclose(out, wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(out, reference.numpy(), atol=1e-5)
 
 
 @needs_library
-def test_scores_of_any_magnitude_stay_finite() -> None:
+def test_large_scores_stay_finite() -> None:
     q = np.full((1, 20, 16), 300, np.float32)
     q[:, ::2] *= -1
     size = np.ones((1, 20), np.float32)
@@ -315,11 +315,11 @@ def test_scores_of_any_magnitude_stay_finite() -> None:
     protected=st.integers(0, 2),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_padding_at_the_end_moves_no_token(
+def test_padding_does_not_change_slots(
     native: bool, tokens: int, padding: int, r: int, protected: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
-    r = clamp(r, tokens, protected)  # of the tokens alone: padding leaves room for more
+    r = clamp(r, tokens, protected)  # Clamp to the length without padding, which would allow more.
     keys = draw.standard_normal((2, tokens + padding, 8)).astype(np.float32)
     x = draw.standard_normal((2, tokens + padding, 3)).astype(np.float32)
     size = np.ones((2, tokens + padding), np.float32)
@@ -338,7 +338,7 @@ def test_padding_at_the_end_moves_no_token(
 
 @needs_library
 @pytest.mark.parametrize("op", [*MATCHERS, "Attend"])
-def test_threads_change_no_bit(op: str) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(op: str) -> None:
     draw = np.random.default_rng(2)
     arrays = {
         name: draw.standard_normal((4, 50, 48)).astype(np.float32)
@@ -355,7 +355,7 @@ def test_threads_change_no_bit(op: str) -> None:
 
 
 @needs_library
-def test_bad_inputs_are_errors_and_harm_nothing() -> None:
+def test_invalid_inputs_are_errors() -> None:
     run = session("MatchToMe", 2, 1, half=False, native=True)
     good = {
         "keys": np.ones((2, 8, 6), np.float32),
@@ -377,7 +377,7 @@ def test_bad_inputs_are_errors_and_harm_nothing() -> None:
 
 
 @needs_library
-def test_attention_refuses_shapes_that_do_not_fit() -> None:
+def test_attention_rejects_mismatched_shapes() -> None:
     run = session("Attend", 2, 0, half=False, native=True)
 
     def ones(*shape: int) -> Array:

@@ -1,4 +1,4 @@
-"""On a GPU, every graph runs without a copy between host and GPU on its way."""
+"""Tests that no graph needs a copy between host and GPU during a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokenfold.runtime.native import DOMAIN
 from tokenfold.runtime.native import onnxruntime as library
 
 GRAPHS: dict[str, Callable[[Path], None]] = {}
-"""Each writes one graph, of tiny networks of every kind."""
+"""Functions that each write one graph of a tiny network."""
 
 
 def written(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
@@ -41,33 +41,33 @@ def written(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], No
 
 @written("tome")
 def tome(path: Path) -> None:
-    own = tiny.checkpoint(distill_token=True)
-    export(Graph(own.model, own.preprocess, [ToMe(True, True)] * 3, True), path)
+    checkpoint = tiny.checkpoint(distill_token=True)
+    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe(True, True)] * 3, True), path)
 
 
 @written("half")
 def half(path: Path) -> None:
-    own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, [ToMe()] * 3, True, torch.float16), path)
+    checkpoint = tiny.checkpoint()
+    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True, torch.float16), path)
 
 
 @written("pitome")
 def pitome(path: Path) -> None:
-    own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, [PiToMe(0.5, 1)] * 3, False), path)
+    checkpoint = tiny.checkpoint()
+    export(Graph(checkpoint.model, checkpoint.preprocess, [PiToMe(0.5, 1)] * 3, False), path)
 
 
 @written("unreduced")
 def unreduced(path: Path) -> None:
-    own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, None, True), path)
+    checkpoint = tiny.checkpoint()
+    export(Graph(checkpoint.model, checkpoint.preprocess, None, True), path)
 
 
 @written("image")
 def image(path: Path) -> None:
-    own = tiny.dual_checkpoint()
-    depth = own.model.config.image.depth
-    ImageGraph(own.model, own.preprocess, [ToMe()] * depth, True).write(path)
+    checkpoint = tiny.dual_checkpoint()
+    depth = checkpoint.model.config.image.depth
+    ImageGraph(checkpoint.model, checkpoint.preprocess, [ToMe()] * depth, True).write(path)
 
 
 @written("text")
@@ -82,19 +82,21 @@ def sigmoid_text(path: Path) -> None:
 
 @written("vilt-vision")
 def vilt_vision(path: Path) -> None:
-    own = tiny.pair_checkpoint()
-    VisionGraph(own.model, own.preprocess).write(path)
+    checkpoint = tiny.pair_checkpoint()
+    VisionGraph(checkpoint.model, checkpoint.preprocess).write(path)
 
 
 @written("meter-vision")
 def meter_vision(path: Path) -> None:
-    own = tiny.meter_checkpoint()
-    VisionGraph(own.model, own.preprocess).write(path)
+    checkpoint = tiny.meter_checkpoint()
+    VisionGraph(checkpoint.model, checkpoint.preprocess).write(path)
 
 
 def joint(path: Path, method: PairMethod, *, meter: bool) -> None:
-    own = tiny.meter_checkpoint() if meter else tiny.pair_checkpoint()
-    JointGraph(own.model, own.model.config.workload(method), weighted=True).write(path)
+    checkpoint = tiny.meter_checkpoint() if meter else tiny.pair_checkpoint()
+    JointGraph(checkpoint.model, checkpoint.model.config.workload(method), weighted=True).write(
+        path
+    )
 
 
 @written("vilt-pumer")
@@ -113,26 +115,26 @@ def meter_pumer(path: Path) -> None:
 
 
 def optimised(path: Path, level: ort.GraphOptimizationLevel) -> ModelProto:
-    """What is left of a graph when ONNX Runtime has simplified it, with our ops as nodes."""
+    """Return a graph as ONNX Runtime simplifies it, with our ops as nodes."""
     out = path.with_name(f"optimised-{path.name}")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = level
     options.optimized_model_filepath = str(out)
-    # The library for CUDA's ops, for the one for the CPU has not all of them.
+    # Register the CUDA ops' library, because the CPU library lacks some of them.
     options.register_custom_ops_library(str(registered.build()))
     ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return onnx.load(out)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_no_graph_copies(name: str, tmp_path: Path) -> None:
+def test_no_graph_needs_copies(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     GRAPHS[name](path)
     model = onnx.load(path)
     assert placement.copies(model) == []
     if compiler() is not None and library.find() is not None:
-        # A session decides on what its first, general optimisations left.
+        # A session assigns devices after its basic optimisations.
         simplified = optimised(path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
         assert placement.copies(simplified) == []
         constants = {weight.name for weight in simplified.graph.initializer}
@@ -158,7 +160,7 @@ def parsed(body: str) -> ModelProto:
 MATCH = f"out = {DOMAIN}.MatchToMe <heads = 1, protected = 0> (keys, size, r)"
 
 
-def test_a_plan_that_hangs_in_the_air_is_seen() -> None:
+def test_a_copied_plan_is_detected() -> None:
     bare = parsed(f"one = Constant <value_ints = [1]> () r = Add(plan, one) {MATCH}")
     assert placement.copies(bare) == [f"r for {DOMAIN}::MatchToMe "]
     held = parsed(f"length = Shape <start = 0, end = 1> (keys) r = Add(plan, length) {MATCH}")
@@ -166,7 +168,7 @@ def test_a_plan_that_hangs_in_the_air_is_seen() -> None:
     assert placement.on_host(held) == {"length", "r"}
 
 
-def test_what_needs_the_gpu_stays_there() -> None:
+def test_nodes_with_gpu_inputs_stay_on_the_gpu() -> None:
     model = parsed(
         f"""length = Shape <start = 0, end = 1> (keys)
         wide = Cast <to = 7> (size)
@@ -179,7 +181,7 @@ def test_what_needs_the_gpu_stays_there() -> None:
     assert "length for Add " in placement.copies(model)
 
 
-def test_an_input_that_both_sides_want_is_copied() -> None:
+def test_an_input_used_on_both_devices_is_copied() -> None:
     model = parsed(
         f"""length = Shape <start = 0, end = 1> (keys)
         r = Add(plan, length)
@@ -189,11 +191,11 @@ def test_an_input_that_both_sides_want_is_copied() -> None:
     assert placement.copies(model) == ["plan for Cast "]
 
 
-def test_the_rule_knows_what_our_ops_want_on_the_host() -> None:
-    folder = TOP / "export" / "plugins" / "onnxruntime"
+def test_host_inputs_match_the_ops_sources() -> None:
+    folder = TOP / "native" / "onnxruntime"
     source = "".join(path.read_text() for path in sorted(folder.glob("cuda_*.cc")))
     declared = re.findall(r'"(\w+)", \{x,[^;]*?cuda\((?:\{([\d, ]+)\})?\)', source)
     assert {kind for kind, _ in declared} == set(functions())
     for kind, counts in declared:
-        wanted = {int(at) for at in counts.split(",") if at}
-        assert placement.HOST_INPUTS.get(f"{DOMAIN}::{kind}", set()) == wanted
+        expected = {int(at) for at in counts.split(",") if at}
+        assert placement.HOST_INPUTS.get(f"{DOMAIN}::{kind}", set()) == expected

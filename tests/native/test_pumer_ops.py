@@ -1,4 +1,4 @@
-"""PuMer's ops in three implementations: PyTorch, the portable ONNX bodies, and the C++ kernels.
+"""Tests of PuMer's ops in PyTorch, as portable ONNX bodies, and as C++ kernels.
 
 As in `test_ops`, slots have to agree exactly, and random draws avoid near ties.
 """
@@ -45,7 +45,7 @@ def importance_session(
         value("query_size", FLOAT, "B", "Q"),
         value("queries", WHOLE, 1),
     ]
-    names = [each.name for each in inputs]
+    names = [graph_input.name for graph_input in inputs]
     nodes = [node("Importance", names, ["out"], heads=heads, scale=head_dim**-0.5)]
     outputs = [value("out", FLOAT, "B", "N")]
     return op_graphs.session(nodes, inputs, outputs, native=native, threads=threads)
@@ -55,7 +55,7 @@ def importance_session(
 def pumer_session(
     heads: int, *, half: bool = False, native: bool, threads: int = 1
 ) -> ort.InferenceSession:
-    """`MatchPuMer`, then an exact `Reduce`."""
+    """Return a session of `MatchPuMer` followed by an exact `Reduce`."""
     x = HALF if half else FLOAT
     inputs = [
         value("keys", x, "B", "N", "C"),
@@ -121,18 +121,18 @@ def test_importance(
         "query_size": draw.integers(0, 3, (batch, given_queries)).astype(np.float32),
     }
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-    asked = min(max(queries, 0), given_queries)
-    wanted = EAGER.importance(**tensors, queries=asked, heads=heads).numpy()
+    query_count = min(max(queries, 0), given_queries)
+    expected = EAGER.importance(**tensors, queries=query_count, heads=heads).numpy()
     run = importance_session(heads, head_dim, half=half, native=native)
     out = run.run(None, {**feeds, "queries": np.array([queries])})[0]
-    np.testing.assert_allclose(out, wanted, atol=1e-6)
-    counted = feeds["query_size"][:, :asked].any(1)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    counted = feeds["query_size"][:, :query_count].any(1)
     np.testing.assert_allclose(out.sum(1), counted.astype(np.float32), atol=1e-5)
 
 
 @dataclass(frozen=True)
 class WatchedToMe(ToMe):
-    """Remembers the metric and the sizes that it sees."""
+    """A matcher that records the metric and sizes it is called with."""
 
     seen: list[tuple[Tensor, Tensor]] = field(default_factory=list, hash=False)
 
@@ -151,7 +151,7 @@ class WatchedPuMer(PuMer):
 
 
 class Case:
-    """One input of `MatchPuMer` and `Reduce`, and what PyTorch makes of it."""
+    """An input of `MatchPuMer` and `Reduce`, with PyTorch's results."""
 
     def __init__(
         self,
@@ -210,13 +210,13 @@ class Case:
 
     def check(self, run: ort.InferenceSession) -> None:
         slots, y, new_size, trace = run.run(None, self.feeds)
-        wanted = self.out
-        np.testing.assert_array_equal(trace, wanted.trace.numpy())
+        expected = self.out
+        np.testing.assert_array_equal(trace, expected.trace.numpy())
         np.testing.assert_array_equal(slots, trace[:, :-1])
-        np.testing.assert_array_equal(new_size, wanted.size.numpy())
+        np.testing.assert_array_equal(new_size, expected.size.numpy())
         present = new_size > 0
         tolerance = 4e-3 if y.dtype == np.float16 else 2e-5
-        np.testing.assert_allclose(y[present], wanted.x.numpy()[present], atol=tolerance)
+        np.testing.assert_allclose(y[present], expected.x.numpy()[present], atol=tolerance)
         assert np.isfinite(y).all()
 
 
@@ -305,7 +305,7 @@ def test_ties_go_to_the_lowest_index(
     counts=st.tuples(st.integers(0, 22), st.integers(0, 12), st.integers(0, 12)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_padding_moves_no_token(
+def test_padding_does_not_change_slots(
     native: bool,
     text: int,
     image: int,
@@ -316,7 +316,7 @@ def test_padding_moves_no_token(
 ) -> None:
     assume(text + image > 0)
     draw = np.random.default_rng(seed)
-    # What a plan made for the bare lengths asks: padding leaves room for more.
+    # Counts for the lengths without padding; padding must not allow larger counts.
     keep = max(image - counts[0], 1)
     counts = (image - keep if image else 0, clamp(counts[1], keep, 1), clamp(counts[2], text, 1))
     assume(any(counts))
@@ -347,17 +347,17 @@ def test_padding_moves_no_token(
     }
     slots, y, new_size, trace = pumer_session(2, native=native).run(None, feeds)
     text_after = text - counts[2]
-    wanted = bare.out.trace.numpy()[:, :-1].copy()
-    wanted[wanted >= text_after] += text_padding
-    np.testing.assert_array_equal(trace, wanted)
-    np.testing.assert_array_equal(slots[size > 0], wanted[0])
+    expected = bare.out.trace.numpy()[:, :-1].copy()
+    expected[expected >= text_after] += text_padding
+    np.testing.assert_array_equal(trace, expected)
+    np.testing.assert_array_equal(slots[size > 0], expected[0])
     present = new_size > 0
     np.testing.assert_array_equal(new_size[present], bare.out.size[0].numpy())
     np.testing.assert_allclose(y[present], bare.out.x[0].numpy(), atol=2e-5)
 
 
 @runtimes
-def test_nothing_asked_moves_nothing(native: bool) -> None:
+def test_zero_counts_move_nothing(native: bool) -> None:
     draw = np.random.default_rng(0)
     keys, x = (draw.standard_normal((2, 9, 8)).astype(np.float32) for _ in range(2))
     importance = draw.random((2, 9)).astype(np.float32)
@@ -369,14 +369,14 @@ def test_nothing_asked_moves_nothing(native: bool) -> None:
 
 
 @needs_library
-def test_threads_change_no_bit() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     draw = np.random.default_rng(2)
     a, b = (draw.standard_normal((4, 50, 48)).astype(np.float32) for _ in range(2))
     importance = draw.random((4, 50)).astype(np.float32)
     even = ones(4, 50)
     pumer = Case(3, a, b, even, importance, 20, (6, 7, 4)).feeds
-    asked = np.array([20])
-    attention = {"q": a, "k": b, "size": even, "query_size": even, "queries": asked}
+    queries = np.array([20])
+    attention = {"q": a, "k": b, "size": even, "query_size": even, "queries": queries}
     for feeds, sessions in (
         (pumer, [pumer_session(3, native=True, threads=n) for n in (1, 2)]),
         (
@@ -395,7 +395,7 @@ def ones(*shape: int) -> Array:
 
 
 @needs_library
-def test_bad_inputs_of_pumer_are_errors_and_harm_nothing() -> None:
+def test_invalid_inputs_of_pumer_are_errors() -> None:
     run = pumer_session(2, native=True)
     good = Case(2, ones(2, 8, 6), ones(2, 8, 4), ones(2, 8), ones(2, 8), 3, (1, 1, 1)).feeds
     for name, array, message in (
@@ -414,7 +414,7 @@ def test_bad_inputs_of_pumer_are_errors_and_harm_nothing() -> None:
 
 @needs_library
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -5.0])
-def test_importance_that_is_none_stays_in_range(bad: float) -> None:
+def test_slots_stay_in_range_for_non_finite_importance(bad: float) -> None:
     draw = np.random.default_rng(3)
     importance = draw.random((1, 30)).astype(np.float32)
     importance[:, 10:25:2] = bad
@@ -427,7 +427,7 @@ def test_importance_that_is_none_stays_in_range(bad: float) -> None:
 
 
 @needs_library
-def test_bad_inputs_of_importance_are_errors() -> None:
+def test_invalid_inputs_of_importance_are_errors() -> None:
     run = importance_session(2, 3, half=False, native=True)
     good = {
         "q": ones(2, 5, 6),

@@ -1,4 +1,4 @@
-"""What the plugins for TensorRT compute, run on this machine's processor by what plays TensorRT."""
+"""Tests of the TensorRT plugins' results on the CPU, with a fake TensorRT."""
 
 from __future__ import annotations
 
@@ -28,51 +28,53 @@ COUNTS = {"r", "queries", "text", "counts"}
 
 
 def through_plugins(graph: str, kind: str, feeds: test_cuda_ops.Feeds) -> dict[str, Tensor]:
-    """All that a graph of `test_cuda_ops` computes."""
+    """Return all outputs of a graph of `test_cuda_ops`."""
     values = {name: torch.from_numpy(array) for name, array in feeds.items()}
     for name in values.keys() & test_cuda_ops.ROUNDED:
         values[name] = values[name].to(KINDS[kind])
     for node in test_cuda_ops.GRAPHS[graph]:
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        own = {name: value for name, value in attributes.items() if name not in PLUGIN_ATTRIBUTES}
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        op_attributes = {
+            name: value for name, value in attributes.items() if name not in PLUGIN_ATTRIBUTES
+        }
         inputs = [values[name] for name in node.input if name not in COUNTS]
         counts = [feeds[name].tolist() for name in node.input if name in COUNTS]
-        made = tensorrt_ops.run(node.op_type, inputs, counts, **own)
-        values.update(zip(node.output, made, strict=True))
+        outputs = tensorrt_ops.run(node.op_type, inputs, counts, **op_attributes)
+        values.update(zip(node.output, outputs, strict=True))
     return values
 
 
 def check(graph: str, kind: str, feeds: test_cuda_ops.Feeds) -> None:
-    """Against the portable bodies, which compute in float32 from the same rounded numbers."""
+    """Compare with the portable bodies, which compute in float32 from the same rounded inputs."""
     run = test_cuda_ops.session(graph, kind, cuda=False)
-    found = through_plugins(graph, kind, feeds)
-    names = [each.name for each in run.get_outputs()]
-    for name, wanted in zip(names, run.run(names, feeds), strict=True):
-        if wanted.dtype == np.int64:
-            np.testing.assert_array_equal(found[name].numpy(), wanted)
+    actual = through_plugins(graph, kind, feeds)
+    names = [output.name for output in run.get_outputs()]
+    for name, reference in zip(names, run.run(names, feeds), strict=True):
+        if reference.dtype == np.int64:
+            np.testing.assert_array_equal(actual[name].numpy(), reference)
         else:
-            assert found[name].dtype == (
+            assert actual[name].dtype == (
                 KINDS[kind] if name in test_cuda_ops.ROUNDED else torch.float32
             )
-            own = found[name].float().numpy()
-            np.testing.assert_allclose(own, wanted, atol=test_cuda_ops.TOLERANCES[kind])
+            result = actual[name].float().numpy()
+            np.testing.assert_allclose(result, reference, atol=test_cuda_ops.TOLERANCES[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("queries", [-1, 0, 4, 99])
-def test_attention_as_its_bodies(kind: str, queries: int) -> None:
+def test_attention_equals_its_body(kind: str, queries: int) -> None:
     check("attention", kind, test_cuda_ops.drawn("attention", queries=[queries]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("r", [-3, 0, 5, HUGE])
-def test_packed_tokens_as_their_bodies(kind: str, r: int) -> None:
+def test_packed_ops_equal_their_bodies(kind: str, r: int) -> None:
     check("packed", kind, test_cuda_ops.drawn("packed", r=[r]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("graph", ["tome", "pitome"])
-def test_matchers_as_their_bodies(graph: str, kind: str) -> None:
+def test_matchers_equal_their_bodies(graph: str, kind: str) -> None:
     for r, tokens in itertools.product((-3, 0, 5, 99), (1, 23)):
         check(graph, kind, test_cuda_ops.drawn(graph, tokens=tokens, r=[r]))
 
@@ -81,7 +83,7 @@ def test_matchers_as_their_bodies(graph: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "counts", "r"), [(6, [4, 3, 2], 9), (0, [0, 5, 9], 5), (6, [0, 0, 0], 0)]
 )
-def test_pumer_as_its_bodies(kind: str, text: int, counts: list[int], r: int) -> None:
+def test_pumer_equals_its_body(kind: str, text: int, counts: list[int], r: int) -> None:
     check("pumer", kind, test_cuda_ops.drawn("pumer", text=[text], counts=counts, r=[r]))
 
 
@@ -117,14 +119,14 @@ def test_matchers_agree_with_pytorch(
     if op == "MatchPiToMe":
         attributes["margin"] = MARGIN
     if packed:
-        # Queries and values are none of a matcher's business.
+        # Matchers ignore queries and values.
         op, others = f"{op}Packed", torch.full_like(keys, float("nan"))
         keys = torch.cat([others, keys, others], dim=2)
     (slots,) = tensorrt_ops.run(op, [keys, sizes], [[r]], **attributes)
     moved = [tensors["x"], sizes, slots, trace]
-    found = [slots, *tensorrt_ops.run("Reduce", moved, [[r]], protected=protected)]
-    for own, wanted in zip(found, case.expected, strict=True):
-        np.testing.assert_allclose(own.numpy(), wanted, atol=2e-5)
+    actual = [slots, *tensorrt_ops.run("Reduce", moved, [[r]], protected=protected)]
+    for output, reference in zip(actual, case.expected, strict=True):
+        np.testing.assert_allclose(output.numpy(), reference, atol=2e-5)
 
 
 @settings(max_examples=40)
@@ -195,23 +197,23 @@ def test_attention_agrees_with_pytorch(
     q, k, v, size = test_cuda_attend.inputs(batch, queries, tokens, channels, dtype, seed)
     attributes = {"heads": heads, "scale": scale}
     (out,) = tensorrt_ops.run("Attend", [q, k, v, size], **attributes)
-    near(out, test_cuda_attend.wanted(q, k, v, size, heads))
+    check_near(out, test_cuda_attend.reference_attention(q, k, v, size, heads))
     (packed,) = tensorrt_ops.run("AttendPacked", [torch.cat([k, v, k], 2), size], **attributes)
-    near(packed, test_cuda_attend.wanted(k, v, k, size, heads))
+    check_near(packed, test_cuda_attend.reference_attention(k, v, k, size, heads))
 
     query_size = torch.rand(batch, queries, generator=torch.Generator().manual_seed(seed))
     rated = [q, k, size, query_size]
     (importance,) = tensorrt_ops.run("Importance", rated, [[asked]], **attributes)
     count = min(max(asked, 0), queries)
-    wanted = EAGER.importance(q, k, size, query_size, count, heads)
-    torch.testing.assert_close(importance, wanted, rtol=1e-4, atol=1e-6)
+    reference = EAGER.importance(q, k, size, query_size, count, heads)
+    torch.testing.assert_close(importance, reference, rtol=1e-4, atol=1e-6)
 
 
-def near(found: Tensor, wanted: Tensor) -> None:
-    """As near as attention comes in the type of what was found."""
-    scale = wanted.abs().amax((1, 2), keepdim=True)
-    tolerance = test_cuda_attend.TOLERANCE[found.dtype]
-    assert ((found.double() - wanted).abs() <= tolerance * scale).all()
+def check_near(actual: Tensor, reference: Tensor) -> None:
+    """Check that attention is as close to the reference as its type allows."""
+    scale = reference.abs().amax((1, 2), keepdim=True)
+    tolerance = test_cuda_attend.TOLERANCE[actual.dtype]
+    assert ((actual.double() - reference).abs() <= tolerance * scale).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

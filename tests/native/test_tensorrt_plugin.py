@@ -1,4 +1,4 @@
-"""What TensorRT asks of the plugins: attributes, types, shapes, lifetimes, and what is refused."""
+"""Tests of the plugins' TensorRT interface: attributes, types, shapes, lifetimes, errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPS: dict[str, Attributes] = {
     "MatchPuMer": {"heads": 2},
     "Reduce": {"protected": 1},
 }
-# Of 2 images of 5 tokens of 12 channels, what an op takes: types, shapes, counts.
+# Types, shapes and counts of each op's inputs, for 2 images of 5 tokens of 12 channels.
 F16, F32, I64 = torch.float16, torch.float32, torch.int64
 ROWS, SIZES = (2, 5, 12), (2, 5)
 TAKES: dict[str, tuple[list[torch.dtype], list[tuple[int, ...]], list[list[int]]]] = {
@@ -55,40 +55,40 @@ TAKES: dict[str, tuple[list[torch.dtype], list[tuple[int, ...]], list[list[int]]
     "MatchPuMer": ([F16, F32, F32], [ROWS, SIZES, SIZES], [[2], [1, 0, 1]]),
     "Reduce": ([F16, F32, I64, I64], [ROWS, SIZES, SIZES, (2, 9)], [[2]]),
 }
-# Sizes (input, axis) that may be any.
+# Dynamic sizes (input, axis) that no other size must equal.
 FREE = {"Attend": {(0, 1)}, "Reduce": {(0, 2), (3, 1)}}
 each_op = pytest.mark.parametrize("op", OPS)
 
 
 def described(op: str) -> tuple[Plugin, list[Desc], list[Desc]]:
-    """An op's plugin, and the tensors that it takes and gives."""
+    """Return an op's plugin, with descriptions of its inputs and outputs."""
     types, shapes, counts = TAKES[op]
-    own = Plugin.create(op, OPS[op])
+    plugin = Plugin.create(op, OPS[op])
     given_ = [desc(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
-    made = zip(own.shapes(shapes, counts), own.types(types), strict=True)
-    return own, given_, [desc(shape, dtype) for shape, dtype in made]
+    outputs = zip(plugin.shapes(shapes, counts), plugin.types(types), strict=True)
+    return plugin, given_, [desc(shape, dtype) for shape, dtype in outputs]
 
 
-def test_the_library_has_all_ops_but_linear_layers() -> None:
-    found = list(tensorrt_ops.creators())
+def test_the_library_has_all_ops_except_linear_layers() -> None:
+    actual = list(tensorrt_ops.creators())
     version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
-    assert all(each[1:] == (version, namespace) for each in found)
+    assert all(creator[1:] == (version, namespace) for creator in actual)
     assert namespace == DOMAIN
-    names = [name for name, _, _ in found]
+    names = [name for name, _, _ in actual]
     assert len(set(names)) == len(names)
     assert set(names) == {op for op in functions() if not op.startswith("Linear")} == set(OPS)
 
 
 @each_op
-def test_attributes_are_those_of_the_body(op: str) -> None:
-    wanted = set(functions()[op].attribute) - set(PLUGIN_ATTRIBUTES)
-    found = dict(tensorrt_ops.names(op))
-    assert set(found) == wanted == set(OPS[op])
-    for name, kind in found.items():
+def test_attributes_match_the_portable_body(op: str) -> None:
+    expected = set(functions()[op].attribute) - set(PLUGIN_ATTRIBUTES)
+    actual = dict(tensorrt_ops.names(op))
+    assert set(actual) == expected == set(OPS[op])
+    for name, kind in actual.items():
         assert kind == (FLOAT_FIELD if name in {"scale", "margin"} else INT_FIELD)
 
 
-def test_the_library_that_tensorrt_loads_has_what_it_asks_for() -> None:
+def test_the_library_has_the_entry_points_tensorrt_needs() -> None:
     loaded = ctypes.CDLL(str(tensorrt.build()))
     for entry in ("getCreators", "setLoggerFinder", "TokenfoldTensorRtProblem"):
         assert getattr(loaded, entry)
@@ -98,10 +98,10 @@ def test_the_library_that_tensorrt_loads_has_what_it_asks_for() -> None:
 
 
 def width(tokens: int, r: int, protected: int) -> int:
-    """What `Reduce` says will be left."""
-    own = Plugin.create("Reduce", {"protected": protected})
+    """Return the number of tokens that `Reduce` leaves."""
+    plugin = Plugin.create("Reduce", {"protected": protected})
     shapes = [(3, tokens, 8), (3, tokens), (3, tokens), (3, 9)]
-    y, size, trace = own.shapes(shapes, [[r]])
+    y, size, trace = plugin.shapes(shapes, [[r]])
     assert (y[0], y[2], trace) == (3, 8, (3, 9))
     assert size == y[:2]
     return y[1]
@@ -111,17 +111,19 @@ any_count = st.one_of(st.integers(-5, 2000), st.integers(-HUGE - 1, HUGE))
 
 
 @given(tokens=st.integers(0, 1500), r=any_count, protected=st.integers(0, 5))
-def test_as_many_tokens_are_left_as_a_workload_counts(tokens: int, r: int, protected: int) -> None:
+def test_width_of_one_layer_equals_that_of_the_workload(
+    tokens: int, r: int, protected: int
+) -> None:
     assert width(tokens, r, protected) == tokens - clamp(r, tokens, protected)
     assert width(tokens, r, EXACT) == tokens - min(max(r, 0), tokens)
 
 
 @given(tokens=st.integers(1, 600), r=st.integers(0, 99), layers=st.integers(1, 6))
-def test_layers_leave_what_a_workload_counts(tokens: int, r: int, layers: int) -> None:
-    found = [tokens]
+def test_widths_of_layers_equal_those_of_the_workload(tokens: int, r: int, layers: int) -> None:
+    widths = [tokens]
     for _ in range(layers):
-        found.append(width(found[-1], r, 1))
-    assert found == even_widths(tokens, r, layers)
+        widths.append(width(widths[-1], r, 1))
+    assert widths == even_widths(tokens, r, layers)
 
 
 @given(
@@ -129,7 +131,7 @@ def test_layers_leave_what_a_workload_counts(tokens: int, r: int, layers: int) -
     image=st.integers(1, 600),
     counts=st.tuples(*[st.integers(0, 700)] * 3),
 )
-def test_pairs_leave_what_their_workload_counts(
+def test_widths_of_pairs_equal_those_of_the_workload(
     text: int, image: int, counts: tuple[int, int, int]
 ) -> None:
     left = sum(pumer_widths(text, image, counts))
@@ -137,23 +139,23 @@ def test_pairs_leave_what_their_workload_counts(
 
 
 @given(tokens=st.integers(0, 1500), text=any_count, counts=st.tuples(*[any_count] * 3))
-def test_counts_are_noted_as_far_as_they_matter(
+def test_extra_outputs_encode_clamped_counts(
     tokens: int, text: int, counts: tuple[int, int, int]
 ) -> None:
-    def noted(count: int) -> tuple[int]:
+    def encoded(count: int) -> tuple[int]:
         return (min(max(count, 0), tokens) + 1,)
 
     shapes = [(2, tokens, 4), (2, tokens), (2, tokens)]
     pumer = Plugin.create("MatchPuMer", OPS["MatchPuMer"])
-    slots, *found = pumer.shapes(shapes, [[text], counts])
+    slots, *count_shapes = pumer.shapes(shapes, [[text], counts])
     assert slots == (2, tokens)
-    assert found == [noted(count) for count in (text, *counts)]
+    assert count_shapes == [encoded(count) for count in (text, *counts)]
     matcher = Plugin.create("MatchToMe", OPS["MatchToMe"])
-    assert matcher.shapes(shapes[:2], [[text]]) == [(2, tokens), noted(text)]
-    # Of as many queries as are tokens above, among 7 keys.
+    assert matcher.shapes(shapes[:2], [[text]]) == [(2, tokens), encoded(text)]
+    # `tokens` queries and 7 keys.
     importance = Plugin.create("Importance", OPS["Importance"])
     shapes = [(2, tokens, 4), (2, 7, 4), (2, 7), (2, tokens)]
-    assert importance.shapes(shapes, [[text]]) == [(2, 7), noted(text)]
+    assert importance.shapes(shapes, [[text]]) == [(2, 7), encoded(text)]
 
 
 @given(
@@ -161,53 +163,53 @@ def test_counts_are_noted_as_far_as_they_matter(
     counts=st.tuples(st.integers(0, 600), st.integers(0, 600)),
     protected=st.integers(0, 3),
 )
-def test_bounds_of_what_is_left_are_close(
+def test_bounds_of_widths_are_tight(
     tokens: tuple[int, int], counts: tuple[int, int], protected: int
 ) -> None:
-    # TensorRT reckons with bounds alone where it plans memory, and layers follow upon layers.
-    least, most = sorted(tokens)
-    own = Plugin.create("Reduce", {"protected": protected})
+    # TensorRT plans memory by bounds alone, and errors would add up over the layers.
+    minimum, maximum = sorted(tokens)
+    plugin = Plugin.create("Reduce", {"protected": protected})
     shapes: list[tuple[Sizes, Sizes]] = [
-        ((1, least, 8), (1, most, 8)),
-        ((1, least), (1, most)),
-        ((1, least), (1, most)),
+        ((1, minimum, 8), (1, maximum, 8)),
+        ((1, minimum), (1, maximum)),
+        ((1, minimum), (1, maximum)),
         ((1, 9), (1, 9)),
     ]
-    y, _, _ = own.bounds(shapes, [([min(counts)], [max(counts)])])
-    assert y[0][1] == least - clamp(max(counts), least, protected)
-    assert y[1][1] == most - clamp(min(counts), most, protected)
+    y, _, _ = plugin.bounds(shapes, [([min(counts)], [max(counts)])])
+    assert y[0][1] == minimum - clamp(max(counts), minimum, protected)
+    assert y[1][1] == maximum - clamp(min(counts), maximum, protected)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if "Match" in op or op == "Importance"])
 @given(sizes=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 1024)), min_size=2, max_size=2))
 def test_smaller_shapes_need_no_more_workspace(op: str, sizes: list[tuple[int, int]]) -> None:
-    own, inputs, outputs = described(op)
+    plugin, inputs, outputs = described(op)
     needed = []
     for batch, tokens in (map(min, zip(*sizes, strict=True)), map(max, zip(*sizes, strict=True))):
-        for each in inputs:
-            each.dims.sizes[0], each.dims.sizes[1] = batch, tokens
-        own.configure(inputs, outputs)
-        needed.append(own.workspace(inputs, outputs))
+        for item in inputs:
+            item.dims.sizes[0], item.dims.sizes[1] = batch, tokens
+        plugin.configure(inputs, outputs)
+        needed.append(plugin.workspace(inputs, outputs))
     assert 0 < needed[0] <= needed[1]
 
 
 @each_op
-def test_a_plugin_outlives_the_one_that_it_was_made_from(op: str) -> None:
-    own = Plugin.create(op, OPS[op])
-    text = own.text
+def test_copies_outlive_the_original_plugin(op: str) -> None:
+    plugin = Plugin.create(op, OPS[op])
+    text = plugin.text
     for name, value in OPS[op].items():
         assert f"{name}={value} " in text
-    for of in (Plugin.clone, Plugin.attach):
-        other = of(own)
-        kept = other.serialized()
+    for copy in (Plugin.clone, Plugin.attach):
+        other = copy(plugin)
+        fields = other.serialized()
         assert other.text == text
-        del own
-        own = Plugin.create(op, kept, RUNTIME)
-        assert own.text == text
+        del plugin
+        plugin = Plugin.create(op, fields, RUNTIME)
+        assert plugin.text == text
 
 
-def test_attributes_that_differ_in_a_bit_differ_in_their_text() -> None:
-    # By which TensorRT finds timings again.
+def test_different_attributes_have_different_texts() -> None:
+    # TensorRT looks up timings by this text.
     scales = torch.tensor([0.3, torch.nextafter(torch.tensor(0.3), torch.tensor(1.0))]).tolist()
     one, other = (Plugin.create("Attend", {"heads": 2, "scale": scale}) for scale in scales)
     assert one.text != other.text
@@ -217,9 +219,9 @@ def longs(*values: int) -> tuple[int, Any]:
     return LONG_FIELD, (ctypes.c_int64 * len(values))(*values)
 
 
-def test_long_attributes_are_taken() -> None:
-    own = Plugin.create("MatchToMe", {"heads": longs(3), "protected": longs(2), "other": 1.0})
-    assert own.text == "heads=3 protected=2 "
+def test_int64_attributes_are_accepted() -> None:
+    plugin = Plugin.create("MatchToMe", {"heads": longs(3), "protected": longs(2), "other": 1.0})
+    assert plugin.text == "heads=3 protected=2 "
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_long_attributes_are_taken() -> None:
         ("MatchPiToMe", {"protected": EXACT}, "protected is from 0"),
     ],
 )
-def test_attributes_that_are_no_ops_are_refused(op: str, changed: Attributes, what: str) -> None:
+def test_invalid_attributes_are_rejected(op: str, changed: Attributes, what: str) -> None:
     attributes = {
         name: value for name, value in {**OPS[op], **changed}.items() if value is not None
     }
@@ -251,133 +253,133 @@ def test_attributes_that_are_no_ops_are_refused(op: str, changed: Attributes, wh
 
 
 @each_op
-def test_any_other_number_of_tensors_is_refused(op: str) -> None:
-    own, inputs, outputs = described(op)
+def test_wrong_numbers_of_tensors_are_rejected(op: str) -> None:
+    plugin, inputs, outputs = described(op)
     types, shapes, counts = TAKES[op]
-    told = rf"^{op}: it takes {len(inputs)} inputs and gives {len(outputs)} outputs, not"
+    message = rf"^{op}: it takes {len(inputs)} inputs and gives {len(outputs)} outputs, not"
     for fewer, out in ((inputs[1:], outputs), (inputs, outputs[1:]), ([], outputs)):
-        for method in (own.configure, own.change):
-            with pytest.raises(PluginError, match=told):
+        for method in (plugin.configure, plugin.change):
+            with pytest.raises(PluginError, match=message):
                 method(fewer, out)
-    assert not own.takes(0, [*inputs, *outputs[1:]], len(inputs))
-    with pytest.raises(PluginError, match=told):
-        own.types(types[1:])
-    with pytest.raises(PluginError, match=told):
-        own.types(types, outputs=9)
-    with pytest.raises(PluginError, match=told):
-        own.shapes(shapes[1:], counts)
+    assert not plugin.supports(0, [*inputs, *outputs[1:]], len(inputs))
+    with pytest.raises(PluginError, match=message):
+        plugin.types(types[1:])
+    with pytest.raises(PluginError, match=message):
+        plugin.types(types, outputs=9)
+    with pytest.raises(PluginError, match=message):
+        plugin.shapes(shapes[1:], counts)
     with pytest.raises(PluginError, match=f"{op}: it takes {len(counts)} shape inputs, not 3"):
-        own.shapes(shapes, [[1]] * 3)
+        plugin.shapes(shapes, [[1]] * 3)
     if counts:
         with pytest.raises(PluginError, match=r"shape input \d is of \d numbers, not 0"):
-            own.shapes(shapes, [[]] * len(counts))
+            plugin.shapes(shapes, [[]] * len(counts))
 
 
 @each_op
-def test_shape_inputs_may_come_with_the_others(op: str) -> None:
-    own, inputs, outputs = described(op)
+def test_shape_inputs_may_follow_the_other_inputs(op: str) -> None:
+    plugin, inputs, outputs = described(op)
     counts = [desc((len(count),), I64) for count in TAKES[op][2]]
     all_ = [*inputs, *counts, *outputs]
-    told = len(inputs) + len(counts)
-    assert all(own.takes(at, all_, told) for at in range(len(all_)))
-    own.configure([*inputs, *counts], outputs)
-    own.change([*inputs, *counts], outputs)
+    input_count = len(inputs) + len(counts)
+    assert all(plugin.supports(index, all_, input_count) for index in range(len(all_)))
+    plugin.configure([*inputs, *counts], outputs)
+    plugin.change([*inputs, *counts], outputs)
 
 
 @each_op
-def test_tensors_of_other_types_are_refused(op: str) -> None:
-    own, inputs, outputs = described(op)
+def test_wrong_types_and_formats_are_rejected(op: str) -> None:
+    plugin, inputs, outputs = described(op)
     types = TAKES[op][0]
     all_ = [*inputs, *outputs]
-    for at in range(len(all_)):
-        assert own.takes(at, all_, len(inputs))
+    for index in range(len(all_)):
+        assert plugin.supports(index, all_, len(inputs))
         for other in ({"type": 3}, {"format": VECTORS}):
-            changed = [Desc.from_buffer_copy(each) for each in all_]
+            changed = [Desc.from_buffer_copy(item) for item in all_]
             for name, value in other.items():
-                setattr(changed[at], name, value)
-            assert not own.takes(at, changed, len(inputs))
-    for at in range(len(types)):
-        wrong = [torch.int32 if i == at else dtype for i, dtype in enumerate(types)]
-        with pytest.raises(PluginError, match=f"^{op}: input {at} is (float32|int64)"):
-            own.types(wrong)
+                setattr(changed[index], name, value)
+            assert not plugin.supports(index, changed, len(inputs))
+    for index in range(len(types)):
+        wrong = [torch.int32 if i == index else dtype for i, dtype in enumerate(types)]
+        with pytest.raises(PluginError, match=f"^{op}: input {index} is (float32|int64)"):
+            plugin.types(wrong)
 
 
-def test_all_tokens_are_of_one_type() -> None:
-    own, inputs, outputs = described("Attend")
+def test_all_tokens_have_one_type() -> None:
+    plugin, inputs, outputs = described("Attend")
     with pytest.raises(PluginError, match="input 2 is float32, float16 or bfloat16, as all"):
-        own.types([F16, F16, F32, F32])
+        plugin.types([F16, F16, F32, F32])
     inputs[1] = desc(ROWS, F32)
-    assert not own.takes(1, [*inputs, *outputs], len(inputs))
+    assert not plugin.supports(1, [*inputs, *outputs], len(inputs))
 
 
 @each_op
-def test_shapes_that_do_not_fit_are_refused(op: str) -> None:
-    own, inputs, outputs = described(op)
-    all_ = {(i, axis) for i, each in enumerate(inputs) for axis in range(each.dims.count)}
-    for at, axis in sorted(all_ - FREE.get(op, set())):
-        changed = [Desc.from_buffer_copy(each) for each in inputs]
-        changed[at].dims.sizes[axis] += 1
+def test_mismatched_shapes_are_rejected(op: str) -> None:
+    plugin, inputs, outputs = described(op)
+    all_ = {(i, axis) for i, item in enumerate(inputs) for axis in range(item.dims.count)}
+    for index, axis in sorted(all_ - FREE.get(op, set())):
+        changed = [Desc.from_buffer_copy(item) for item in inputs]
+        changed[index].dims.sizes[axis] += 1
         with pytest.raises(
             PluginError, match=rf"^{op}: axis \d of input \d is (a multiple of )?\d"
         ):
-            own.change(changed, outputs)
-    short = [Desc.from_buffer_copy(each) for each in inputs]
+            plugin.change(changed, outputs)
+    short = [Desc.from_buffer_copy(item) for item in inputs]
     short[-1].dims.count = 1
-    for method in (own.configure, own.change):
+    for method in (plugin.configure, plugin.change):
         with pytest.raises(PluginError, match=rf"^{op}: input {len(inputs) - 1} has 2 axes, not 1"):
             method(short, outputs)
-    shapes = [each.dims.tuple for each in short]
+    shapes = [item.dims.tuple for item in short]
     with pytest.raises(PluginError, match="has 2 axes, not 1"):
-        own.shapes(shapes, TAKES[op][2])
+        plugin.shapes(shapes, TAKES[op][2])
 
 
-def test_channels_that_do_not_split_into_heads_end_a_build() -> None:
-    own, inputs, outputs = described("MatchToMePacked")
+def test_channels_must_be_a_multiple_of_heads() -> None:
+    plugin, inputs, outputs = described("MatchToMePacked")
     inputs[0].dims.sizes[2] = 14
     with pytest.raises(PluginError, match="axis 2 of input 0 is a multiple of 6, not 14"):
-        own.configure(inputs, outputs)
+        plugin.configure(inputs, outputs)
 
 
-def test_shapes_that_no_kernel_takes_end_a_build() -> None:
-    own, inputs, outputs = described("MatchToMe")
-    for each in (*inputs, outputs[0]):
-        each.dims.sizes[1] = interface.MOST_TOKENS + 1
+def test_shapes_without_a_kernel_fail_the_build() -> None:
+    plugin, inputs, outputs = described("MatchToMe")
+    for item in (*inputs, outputs[0]):
+        item.dims.sizes[1] = interface.MOST_TOKENS + 1
     with pytest.raises(
         PluginError, match="MatchToMe: an image has too many tokens: matching takes"
     ):
-        own.configure(inputs, outputs)
-    own, inputs, outputs = described("Attend")
-    for each in (*inputs[:3], outputs[0]):
-        each.dims.sizes[2] = 2 * 257
+        plugin.configure(inputs, outputs)
+    plugin, inputs, outputs = described("Attend")
+    for item in (*inputs[:3], outputs[0]):
+        item.dims.sizes[2] = 2 * 257
     with pytest.raises(PluginError, match="heads of up to 256"):
-        own.configure(inputs, outputs)
+        plugin.configure(inputs, outputs)
 
 
-def test_what_a_kernel_refuses_is_told() -> None:
-    own, inputs, outputs = described("MatchToMe")
+def test_kernel_errors_are_reported() -> None:
+    plugin, inputs, outputs = described("MatchToMe")
     rows, sizes, slots = torch.zeros(ROWS, dtype=F16), torch.zeros(SIZES), torch.zeros(SIZES)
     given_ = [rows.data_ptr(), sizes.data_ptr()]
     with pytest.raises(PluginError, match=rf"a pointer is null .code {interface.NO_POINTER}"):
-        own.enqueue((inputs, outputs), (given_, [None, None]), rows.data_ptr())
+        plugin.enqueue((inputs, outputs), (given_, [None, None]), rows.data_ptr())
     pointers = (given_, [slots.data_ptr(), None])
     with pytest.raises(PluginError, match=rf"workspace is null.*code {interface.BAD_WORKSPACE}"):
-        own.enqueue((inputs, outputs), pointers, None)
+        plugin.enqueue((inputs, outputs), pointers, None)
     inputs[0].type = 5
     with pytest.raises(PluginError, match=rf"type is float32.*code {interface.BAD_TYPE}"):
-        own.enqueue((inputs, outputs), pointers, rows.data_ptr())
+        plugin.enqueue((inputs, outputs), pointers, rows.data_ptr())
 
 
-def test_without_memory_there_is_no_plugin_and_no_end() -> None:
-    own, before = Plugin.create("Attend", OPS["Attend"]), tensorrt_ops.allocations()
+def test_failed_allocations_are_errors() -> None:
+    plugin, before = Plugin.create("Attend", OPS["Attend"]), tensorrt_ops.allocations()
     with tensorrt_ops.out_of_memory():
-        for make in (own.clone, own.attach, lambda: Plugin.create("Attend", OPS["Attend"])):
+        for make in (plugin.clone, plugin.attach, lambda: Plugin.create("Attend", OPS["Attend"])):
             with pytest.raises(PluginError, match="Attend: there is no memory"):
                 make()
     assert tensorrt_ops.allocations() > before
-    assert own.clone().text == own.text
+    assert plugin.clone().text == plugin.text
 
 
-def test_a_problem_is_told_once_and_where_it_was() -> None:
+def test_an_error_is_reported_once_per_thread() -> None:
     assert tensorrt_ops.problem() == ""
     for op in ("Attend", "Reduce"):
         assert tensorrt_ops.load().tokenfold_host_create(op.encode(), None, 0) is None
@@ -390,7 +392,7 @@ def test_a_problem_is_told_once_and_where_it_was() -> None:
     assert tensorrt_ops.problem() == ""
 
 
-def test_a_long_name_leaves_room_for_no_more() -> None:
+def test_long_messages_are_truncated() -> None:
     name = "n" * 1000
     with pytest.raises(PluginError, match=r"^Attend: the attribute heads is missing$"):
         Plugin.create("Attend", {name: 1})

@@ -11,7 +11,7 @@ from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.second import Second, Seconds
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt import process
-from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.runtime.tensorrt.process import ProgressCallback
 
 
 class Engined(Seconds):
@@ -69,7 +69,9 @@ class Engined(Seconds):
         assert not self.unprepared(bundle)
         return self._load(bundle)
 
-    def _prepare(self, bundle: Bundle, report_progress: Told, stopping: threading.Event) -> None:
+    def _prepare(
+        self, bundle: Bundle, report_progress: ProgressCallback, stopping: threading.Event
+    ) -> None:
         name = bundle.manifest.name
         self.prepared.append(name)
         files = [self._file(bundle, engine).name for engine in self.unprepared(bundle)]

@@ -14,11 +14,11 @@ from tokenfold.bench import engines
 from tokenfold.bench.device_memory import run_probe
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.cuda.device import Stream, kept
-from tokenfold.runtime.tensorrt import flavour, plugins
+from tokenfold.runtime.cuda.device import Stream, free_on_exit
+from tokenfold.runtime.tensorrt import plugins, variant
 from tokenfold.runtime.tensorrt.engine import Engine
-from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.runner import EngineRunner
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 
 def loaded_bytes(folder: Path, root: Path, *, static: bool) -> int:
@@ -46,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--static-levels", action="store_true")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
-    tensorrt = flavour.load()
-    registered = plugins.registered(tensorrt)
-    engine_files = Engines(options.engines, bundle)
+    tensorrt = variant.load()
+    registered = plugins.register(tensorrt)
+    engine_files = EngineStore(options.engines, bundle)
     origins = engines.minimal_engines(bundle, options.engines, static=options.static_levels)
     with ExitStack() as stack:
-        stream = kept(Stream(), stack)
+        stream = free_on_exit(Stream(), stack)
         # One runner per graph, as in a session: its engines share their working memory.
         for _, group in groupby(origins, key=lambda origin: origin.graph):
             loaded_engines = [
                 Engine(tensorrt, registered, origin, engine_files.read(origin)) for origin in group
             ]
-            kept(EngineRunner(loaded_engines, stream), stack)
+            free_on_exit(EngineRunner(loaded_engines, stream), stack)
         print(json.dumps(device.memory().used))
     return 0
 

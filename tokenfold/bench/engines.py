@@ -15,10 +15,10 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.origin import Origin
 from tokenfold.runtime.tensorrt.process import BuildError, Progress
 from tokenfold.runtime.tensorrt.profiles import takes_plan
+from tokenfold.runtime.tensorrt.spec import EngineSpec
+from tokenfold.runtime.tensorrt.store import EngineStore
 
 
 def build_missing(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> None:
@@ -32,7 +32,7 @@ def build_missing(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> 
         BenchError: an engine cannot be built.
         RuntimeError: TensorRT cannot run such a bundle.
     """
-    if runtime.unbuilt(bundle, root):
+    if runtime.missing_engines(bundle, root):
         _build(bundle, root, (), stage)
     if static and _lacks_static(bundle, root):
         bfloat16 = any(origin.precision == "bf16" for origin in _any_plan_engines(bundle, root))
@@ -46,13 +46,13 @@ def describe(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     Raises:
         EngineError: an engine is missing, or was built from something else.
     """
-    engines = Engines(root, bundle)
+    engines = EngineStore(root, bundle)
     chosen_by_graph = [
-        runtime.chosen(bundle, graph, root, static=static) for graph in _graphs(bundle)
+        runtime.select_engines(bundle, graph, root, static=static) for graph in _graphs(bundle)
     ]
     target = chosen_by_graph[0][0].target
 
-    def files(origins: Iterable[Origin]) -> list[EngineFile]:
+    def files(origins: Iterable[EngineSpec]) -> list[EngineFile]:
         return [
             EngineFile(
                 graph=origin.graph,
@@ -73,7 +73,7 @@ def describe(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     )
 
 
-def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]:
+def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[EngineSpec]:
     """Return the smallest set of engines that runs all levels.
 
     Args:
@@ -82,7 +82,7 @@ def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[Origin]
     """
     engines = []
     for graph in _graphs(bundle):
-        first, *fixed = runtime.chosen(bundle, graph, root, static=static)
+        first, *fixed = runtime.select_engines(bundle, graph, root, static=static)
         engines += fixed or [first]
     return engines
 
@@ -100,7 +100,7 @@ def _graphs(bundle: Bundle) -> tuple[str, ...]:
     return GRAPHS[bundle.manifest.kind]
 
 
-def _any_plan_engines(bundle: Bundle, root: Path) -> list[Origin]:
+def _any_plan_engines(bundle: Bundle, root: Path) -> list[EngineSpec]:
     """Return the engines for all plans, of the graphs that take a plan."""
     return [
         origin for origin in minimal_engines(bundle, root, static=False) if takes_plan(origin.graph)

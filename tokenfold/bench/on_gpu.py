@@ -27,7 +27,7 @@ from tokenfold.bench.workers import TorchRun, Workers
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import session
 from tokenfold.runtime.tensorrt import runtime
-from tokenfold.runtime.tensorrt.engines import folder as usual_engines
+from tokenfold.runtime.tensorrt.store import engines_folder
 
 DISTINCT_INPUTS = 4
 """Distinct input batches that the runs cycle through: more than are in flight at once."""
@@ -100,7 +100,7 @@ def _engines(
     """Build missing engines and return the folder of engines; None without TensorRT."""
     if options.backend != "tensorrt":
         return None
-    root = (options.engines or usual_engines()).resolve()
+    root = (options.engines or engines_folder()).resolve()
     engines.build_missing(bundle, root, static=options.static_levels, stage=stage)
     if other is not None:
         engines.build_missing(other.bundle, root, static=False, stage=stage)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference.backend import PIXELS, TOKENS, Backend, Call, Sample
 from tokenfold.runtime.cuda import buckets
-from tokenfold.runtime.cuda.lanes import IN_FLIGHT
+from tokenfold.runtime.cuda.buffers import RUNS_IN_FLIGHT
 from tokenfold.runtime.dual import DualSession
 from tokenfold.runtime.pair import Float, PairOutput, PairSession, ask
 from tokenfold.runtime.session import BaseSession, Device, Session
@@ -78,14 +78,14 @@ class SessionBackend(ABC, Generic[S]):
     @property
     def max_concurrent_runs(self) -> int | None:
         """See `Backend.max_concurrent_runs`."""
-        return None if self._device == "cpu" else IN_FLIGHT
+        return None if self._device == "cpu" else RUNS_IN_FLIGHT
 
     def batch_size_for(self, call: Call, waiting: int, /) -> int:
         """See `Backend.batch_size_for`."""
         if self._device == "cpu":
             return min(waiting, self._max_cpu_batch(call))
         # The items that have queued up while the device was busy share a run.
-        return buckets.fill(waiting, self._session.most)
+        return buckets.next_run_size(waiting, self._session.max_batch_size)
 
     @abstractmethod
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:

@@ -34,7 +34,7 @@ class Graph(Protocol):
         ...
 
     @property
-    def most(self) -> int:
+    def max_batch_size(self) -> int:
         """Items of one run; more are run in pieces."""
         ...
 
@@ -72,7 +72,7 @@ class Graph(Protocol):
 class CpuGraph:
     """A graph, loaded to run on the CPU; see `Graph`."""
 
-    most = sys.maxsize
+    max_batch_size = sys.maxsize
     recorded = 0
 
     def __init__(self, path: Path, *, threads: int = 1, native: bool = True) -> None:
@@ -163,13 +163,14 @@ def open_engine(
         static: whether engines of one plan each are taken for it where they are there.
 
     Raises:
-        RuntimeError: see `tokenfold.runtime.tensorrt.runtime.opener`.
+        RuntimeError: see `tokenfold.runtime.tensorrt.runtime.engine_opener`.
     """
     from tokenfold.runtime.cuda.graph import CudaGraph
-    from tokenfold.runtime.tensorrt import engines as kept
     from tokenfold.runtime.tensorrt import runtime
+    from tokenfold.runtime.tensorrt.store import engines_folder
 
-    opener = runtime.opener(bundle, graph, engines or kept.folder(), static=static)
+    folder = engines or engines_folder()
+    opener = runtime.engine_opener(bundle, graph, folder, static=static)
     return CudaGraph(opener, size=size)
 
 
@@ -196,7 +197,7 @@ class BaseSession:
     Attributes:
         graph: what runs.
         native: whether the compiled ops run, rather than their portable bodies.
-        most: items of one run; more are run in pieces.
+        max_batch_size: maximum number of items in one run; larger batches are split.
     """
 
     def __init__(self, path: Path, bundle: Bundle, opening: Opening) -> None:
@@ -204,7 +205,7 @@ class BaseSession:
         self._bundle, self._opening = bundle, opening
         self.graph = self._opened(path)
         self.native = self.graph.native
-        self.most = self.graph.most
+        self.max_batch_size = self.graph.max_batch_size
 
     def warm(self, plans: Iterable[Plan]) -> None:
         """Prepare runs of images by these plans: on a GPU they are recorded.

@@ -13,8 +13,8 @@ from tokenfold.inference import sessions
 from tokenfold.inference.backend import Backend
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.tensorrt import process, runtime
-from tokenfold.runtime.tensorrt.origin import unfit
-from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.runtime.tensorrt.process import ProgressCallback
+from tokenfold.runtime.tensorrt.spec import unsupported_reason
 
 
 class BackendKind(ABC):
@@ -49,7 +49,7 @@ class BackendKind(ABC):
         return ()
 
     def prepare(  # noqa: B027 - nothing by default
-        self, bundle: Bundle, on_progress: Told, stopping: threading.Event
+        self, bundle: Bundle, on_progress: ProgressCallback, stopping: threading.Event
     ) -> None:
         """Build that, which takes minutes; see `process.build`. Any exception may be raised."""
 
@@ -114,13 +114,15 @@ class TensorRTKind(CudaKind):
 
     def unfit(self, bundle: Bundle) -> str | None:
         """See `BackendKind.unfit`."""
-        return unfit(bundle)
+        return unsupported_reason(bundle)
 
     def unprepared(self, bundle: Bundle) -> Sequence[str]:
         """See `BackendKind.unprepared`."""
-        return runtime.unbuilt(bundle, self._engines)
+        return runtime.missing_engines(bundle, self._engines)
 
-    def prepare(self, bundle: Bundle, on_progress: Told, stopping: threading.Event) -> None:
+    def prepare(
+        self, bundle: Bundle, on_progress: ProgressCallback, stopping: threading.Event
+    ) -> None:
         """See `BackendKind.prepare`."""
         command = process.command_line(bundle.folder, self._engines)
         process.build(command, on_progress, stopping)

@@ -1,5 +1,5 @@
-// The part of cuBLASLt that our ops use, on the host's memory and from one thread, written from its
-// documentation. It is stricter than the real one: whatever does not fit together is refused.
+// Fake of the part of cuBLASLt that our ops use, for host memory and a single thread, written from its
+// documentation. It is stricter than the real library: it rejects all arguments that contradict each other.
 
 #include <cmath>
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace {
 
-// cublasStatus_t, cudaDataType, cublasComputeType_t, cublasLtEpilogue_t and the attributes' numbers.
+// Values of cublasStatus_t, cudaDataType, cublasComputeType_t, cublasLtEpilogue_t and the attributes.
 constexpr int kSuccess = 0, kInvalid = 7, kNotSupported = 15;
 constexpr int kFloat32 = 0, kFloat16 = 2, kBFloat16 = 14, kComputeFloat32 = 68;
 constexpr int kEpilogue = 7, kBiasPointer = 8, kMostWorkspace = 1;
@@ -33,7 +33,7 @@ struct Preference {
   uint64_t workspace = 0;
 };
 
-// What the algorithm was found for, in place of the algorithm.
+// The problem that an algorithm was selected for, stored instead of the algorithm.
 struct Algorithm {
   uint64_t type, rows, columns, inner, epilogue, workspace, unused[2];
 };
@@ -118,7 +118,7 @@ Algorithm algorithm_of(const Product& of, const Layout& a, const Layout& d, uint
 
 extern "C" {
 
-// For the tests: the columns of D for which no algorithm is found, and how many objects there are.
+// For the tests: the number of columns of D for which no algorithm is found, and the number of objects.
 void tokenfold_host_refuse(uint64_t columns) { refused = columns; }
 size_t tokenfold_host_living() {
   return living<Product>().size() + living<Layout>().size() + living<Preference>().size();
@@ -151,7 +151,7 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* of, int attribute, const vo
 }
 int cublasLtMatmulPreferenceDestroy(Preference* of) { return destroy(of); }
 
-// What is found wants all the workspace that it may have.
+// The selected algorithm uses all of the allowed workspace.
 int cublasLtMatmulAlgoGetHeuristic(Context* own, Product* of, Layout* a, Layout* b, Layout* c,
                                    Layout* d, Preference* preference, int wanted, Result* out,
                                    int* count) {
@@ -187,7 +187,7 @@ int cublasLtMatmul(Context* own, Product* of, const float* alpha, const uint16_t
       for (uint64_t k = 0; k < of_a->columns; ++k)
         sum += wide(a[i + k * of_a->pitch], type) * wide(b[k + j * of_b->pitch], type);
       float value = *alpha * sum + wide(of->bias[i], type);
-      // With beta 0 nothing is read from C, which may be anything.
+      // With beta 0, C is not read, so it may be invalid.
       if (*beta != 0) value += *beta * wide(c[i + j * of_c->pitch], type);
       d[i + j * of_d->pitch] = narrow(of->epilogue == kGeluBias ? gelu(value) : value, type);
     }

@@ -1,4 +1,4 @@
-"""A stand-in for cuBLASLt, which the ops find in the process by the real one's name."""
+"""A fake of cuBLASLt, which the ops find in the process under the real library's name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NAME = "libcublasLt.so.13"
 
 
 def build() -> Path:
-    """Compile, unless that was done before.
+    """Compile the fake, unless it is compiled already; return its path.
 
     Raises:
-        subprocess.CalledProcessError: the source does not compile; the compiler has said why.
+        subprocess.CalledProcessError: the compilation failed; the compiler printed the reason.
     """
-    found = library.compiler()
-    assert found is not None
+    cxx = library.compiler()
+    assert cxx is not None
     source = HERE / "cublas_lt.cc"
     soname = f"-Wl,-soname,{NAME}"
-    key = hashlib.sha256(repr((found, FLAGS, soname)).encode() + source.read_bytes()).hexdigest()
-    return library.compiled(f"cublas_lt-{key[:16]}.so", [soname, source])
+    key = hashlib.sha256(repr((cxx, FLAGS, soname)).encode() + source.read_bytes()).hexdigest()
+    return library.compile_library(f"cublas_lt-{key[:16]}.so", [soname, source])
 
 
 def in_process() -> ctypes.CDLL | None:
-    """What goes by the name in this process; loads nothing."""
+    """Return the library of that name if this process has loaded one; never load it."""
     try:
         return ctypes.CDLL(NAME, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     except OSError:
@@ -40,17 +40,17 @@ def in_process() -> ctypes.CDLL | None:
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The stand-in, in this process to stay; None where a real one is, or may come to be needed.
+    """Load the fake until the process ends; return None if the real library may be needed.
 
-    Its symbols stay out of what other libraries see: it is found by its name alone.
+    The fake's symbols are local, so other libraries find it by its name only.
     """
     if in_process() or "CUDAExecutionProvider" in ort.get_available_providers():
         return None
-    own = ctypes.CDLL(str(build()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-    found = in_process()
-    assert found is not None
-    assert found._handle == own._handle
-    own.tokenfold_host_refuse.argtypes = [ctypes.c_uint64]
-    own.tokenfold_host_refuse.restype = None
-    own.tokenfold_host_living.restype = ctypes.c_size_t
-    return own
+    fake = ctypes.CDLL(str(build()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    loaded = in_process()
+    assert loaded is not None
+    assert loaded._handle == fake._handle
+    fake.tokenfold_host_refuse.argtypes = [ctypes.c_uint64]
+    fake.tokenfold_host_refuse.restype = None
+    fake.tokenfold_host_living.restype = ctypes.c_size_t
+    return fake

@@ -1,8 +1,8 @@
-// The part of CUDA C++ that our kernels use, for a C++ compiler: included before the kernels' sources.
+// The part of CUDA C++ that our kernels use, for a C++ compiler. Included before the kernels' sources.
 //
-// Each thread of a block, or of a cluster of blocks, is a fibre that runs until a barrier or a warp
-// operation, one at a time. Between two of these the fibres run in an order that a test chooses; a
-// result that depends on it is a race. A barrier that not all threads reach is an error.
+// Each thread of a block or cluster is a fibre. One fibre runs at a time, until a barrier or a warp
+// operation. Between two of these, fibres run in an order chosen by a test; a result that depends on the
+// order is a race. A barrier that not all threads reach is an error.
 #pragma once
 
 #include <cmath>
@@ -29,20 +29,20 @@ struct Index {
   unsigned x;
 };
 
-// Those of the fibre that runs.
+// Thread and block indices of the running fibre.
 extern Index threadIdx, blockIdx;
 
 namespace host {
 
-// All threads of the block wait for each other at one line of the source.
+// Barrier of the block's threads at one line of the source.
 void barrier(int line);
-// All threads of the cluster's blocks wait for each other.
+// Barrier of all threads of the cluster.
 void cluster_barrier(int line);
 int cluster_count();
-// Of the block whose fibre runs.
+// Shared memory of the running fibre's block.
 int cluster_rank();
-// The same place in the shared memory of another block of the cluster. The first block's is the array
-// that kernels declare.
+// Returns the same place in the shared memory of another block of the cluster. The first block uses the
+// array that kernels declare.
 void* cluster_place(void* own, int rank);
 
 template <typename V>
@@ -50,7 +50,7 @@ V* cluster_peer(V* own, int rank) {
   return static_cast<V*>(cluster_place(own, rank));
 }
 
-// All lanes of the warp give a value; `all` is theirs, in order of lanes.
+// Exchanges one value per lane of the warp; `all` receives the values in order of lanes.
 const unsigned* exchange(unsigned value, int line);
 
 inline unsigned lane() { return threadIdx.x % 32; }
@@ -74,7 +74,7 @@ inline unsigned ballot(bool value, int line) {
   return bits;
 }
 
-// Whether any thread of the block has it, to all of them.
+// Returns to all threads of the block whether the predicate holds for any of them.
 inline int barrier_or(bool value, int line) {
   static bool any[32];
   bool& own = any[cluster_rank()];
@@ -83,23 +83,23 @@ inline int barrier_or(bool value, int line) {
   const bool found = own;
   barrier(line);
   own = false;
-  // Before anybody asks again.
+  // Wait before the next call reuses the flag.
   barrier(line);
   return found;
 }
 
 using Body = void (*)(void*);
-// What tokenfold_cuda_spread is told of processors: 0, unless a test chooses.
+// Number of processors for tokenfold_cuda_spread: 0, unless a test sets it.
 int processors();
-// Runs the body once for every thread of every block. A code of tokenfold_cuda.h, or 2000 if the
-// threads did what is undefined on a GPU; `tokenfold_host_problem` says what.
+// Runs the body once for every thread of every block. Returns a code of tokenfold_cuda.h, or 2000 if the
+// threads did something that is undefined on a GPU, which `tokenfold_host_problem` describes.
 int run(const TokenfoldLaunch& launch, Body body, void* user);
 
 }  // namespace host
 
 #define __syncthreads() host::barrier(__LINE__)
 #define __syncthreads_or(value) host::barrier_or(value, __LINE__)
-// Our kernels only ever name all lanes.
+// Our kernels always use the full mask.
 #define __shfl_sync(all, value, from) host::shuffled(value, from, __LINE__)
 #define __shfl_xor_sync(all, value, mask) host::shuffled(value, host::lane() ^ (mask), __LINE__)
 #define __ballot_sync(all, value) host::ballot(value, __LINE__)
@@ -110,7 +110,7 @@ inline unsigned atomicOr(unsigned* to, unsigned bits) {
   return old;
 }
 
-// A load that is not to stay in a cache.
+// A streaming load.
 inline uint4 __ldcs(const uint4* from) { return *from; }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
@@ -141,7 +141,7 @@ inline unsigned short float_to_half(float wide) {
   return bits;
 }
 
-// In place of launch.cu's start.
+// Replaces `start` of launch.cu.
 template <typename Arguments>
 int start(void (*kernel)(Arguments), TokenfoldLaunch launch, Arguments& arguments, void*) {
   struct Call {

@@ -1,4 +1,4 @@
-// Runs the threads of a cluster of blocks as fibres of one thread, in an order that a test chooses.
+// Runs the threads of a cluster of blocks as fibres of one thread, in an order chosen by a test.
 
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -14,11 +14,11 @@
 
 Index threadIdx, blockIdx;
 
-// Dynamic shared memory: the most that any architecture has, and beyond it room to see a write.
+// Dynamic shared memory: the maximum of any architecture, and a guard area to detect writes beyond it.
 constexpr size_t kMostShared = 227 * 1024;
 constexpr size_t kBeyond = 4096;
 constexpr unsigned kMostCluster = 8;
-constexpr size_t kApart = kMostShared + kBeyond;  // from block to block of a cluster
+constexpr size_t kApart = kMostShared + kBeyond;  // Distance between blocks of a cluster.
 uint4 tokenfold_shared[kMostCluster * kApart / sizeof(uint4)];
 
 namespace host {
@@ -28,7 +28,7 @@ constexpr size_t kStack = 64 * 1024;
 constexpr unsigned kMostThreads = 1024;
 constexpr unsigned kMostFibres = kMostCluster * kMostThreads;
 constexpr int kProblem = 2000;
-// Every float of it is no number.
+// Pattern that is NaN as a float.
 constexpr int kPoison = 0xFF;
 
 enum class State { kReady, kAtBarrier, kAtCluster, kInWarp, kDone };
@@ -44,7 +44,7 @@ struct Fibre {
 };
 
 struct Warp {
-  // By turns, so that a lane that goes on cannot overwrite what another has yet to read.
+  // Alternate buffers, so that a lane that continues cannot overwrite values that another has yet to read.
   unsigned values[2][32];
 };
 
@@ -74,7 +74,7 @@ void enter() {
 
 char* shared_of(unsigned rank) { return reinterpret_cast<char*>(tokenfold_shared) + rank * kApart; }
 
-// Whose variables the kernel sees.
+// The fibre whose variables the kernel sees.
 void become(unsigned fibre) {
   current = fibre;
   threadIdx.x = fibre % block_threads;
@@ -97,7 +97,7 @@ bool fail(const char* what, unsigned fibre, int line) {
   return false;
 }
 
-// Lets a warp go on whose lanes have all given a value.
+// Resumes a warp when all of its lanes have passed a value.
 bool release_warp(unsigned first, bool* any) {
   const unsigned last = first + 32;
   unsigned waiting = 0;
@@ -114,7 +114,7 @@ bool release_warp(unsigned first, bool* any) {
   return true;
 }
 
-// Lets fibres go on that all wait in one state, at one line; else none of them may.
+// Resumes fibres if all of them wait in the same state at the same line; otherwise reports an error.
 bool release(unsigned first, unsigned last, State state, bool* any) {
   unsigned waiting = 0, done = 0;
   for (unsigned i = first; i < last; ++i) {
@@ -245,13 +245,13 @@ int run(const TokenfoldLaunch& launch, Body each, void* user) {
 
 extern "C" {
 
-// 0 ascending, 1 descending, 2 shuffled anew between any two barriers, from a seed.
+// Thread order: 0 ascending, 1 descending, 2 shuffled between any two barriers, with a seed.
 void tokenfold_host_order(int kind, unsigned seed) {
   host::order_kind = kind;
   host::order_seed = seed;
 }
 
-// What the GPU has, as tokenfold_cuda_spread is told.
+// Number of multiprocessors of the simulated GPU, for tokenfold_cuda_spread.
 void tokenfold_host_processors(int count) { host::processor_count = count; }
 
 const char* tokenfold_host_problem() { return host::problem; }

@@ -1,4 +1,4 @@
-"""`native/kernels/tokenfold_cuda.h` for ctypes."""
+"""The structures of `native/kernels/tokenfold_cuda.h` for ctypes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Launch(ctypes.Structure):
     ]
 
 
-# What `tokenfold_cuda_OP` takes.
+# Arguments of `tokenfold_cuda_OP`, by op.
 OPS: dict[str, type[ctypes.Structure]] = {
     "match_tome": Match,
     "match_pitome": Match,
@@ -112,7 +112,7 @@ OPS: dict[str, type[ctypes.Structure]] = {
     "attend": Attend,
     "importance": Importance,
 }
-# What `tokenfold_cuda_prepare_LAUNCH` takes.
+# Arguments of `tokenfold_cuda_prepare_LAUNCH`, by launch.
 LAUNCHES: dict[str, type[ctypes.Structure]] = {
     **{op: structure for op, structure in OPS.items() if op != "importance"},
     "importance_heads": Importance,

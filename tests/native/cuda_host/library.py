@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled as C++, their threads run as fibres: correctness without a GPU."""
+"""The CUDA kernels compiled as C++, with threads run as fibres, to test them without a GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from tests.native.cuda_host import interface
 
 HERE = Path(__file__).parent
-TOP = HERE.parent.parent
-KERNELS = TOP / "export" / "plugins" / "kernels"
+TOP = HERE.parents[2]
+KERNELS = TOP / "native" / "kernels"
 SOURCES = [
     *sorted(KERNELS.glob("*.cu")),
     *sorted(KERNELS.glob("*.cc")),
@@ -27,59 +27,59 @@ SOURCES = [
 HEADERS = [path for folder in (KERNELS, HERE) for path in sorted(folder.glob("*.*h"))]
 FLAGS = [
     *("-std=c++17", "-O2", "-shared", "-fPIC"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),  # nvcc's are unknown
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),  # g++ does not know nvcc's pragmas.
 ]
 
-# Orders of a block's threads between two barriers: what depends on them is a race.
+# Orders of a block's threads between two barriers. A result that depends on the order is a race.
 ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
 
 
 def compiler() -> str | None:
-    """The C++ compiler, as make finds it, or None."""
+    """Return the C++ compiler that make would use; None if there is none."""
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
-needs_compiler = pytest.mark.skipif(compiler() is None, reason="found no C++ compiler")
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
 
 
-def compiled(name: str, arguments: Sequence[str | Path]) -> Path:
-    """A shared library of that name, compiled unless it was before.
+def compile_library(name: str, arguments: Sequence[str | Path]) -> Path:
+    """Compile a shared library, unless a library of this name exists; return its path.
 
     Raises:
-        subprocess.CalledProcessError: it does not compile; the compiler has said why.
+        subprocess.CalledProcessError: the compilation failed; the compiler printed the reason.
     """
-    found = compiler()
-    assert found is not None
+    cxx = compiler()
+    assert cxx is not None
     out = TOP / "build" / "cuda_host" / name
     if out.is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: tests that run beside these must not load half a library.
+    # Compiled under another name, so that parallel tests never load a partial library.
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        made = Path(folder) / name
-        subprocess.run([found, *FLAGS, "-o", made, *arguments], check=True)
-        made.rename(out)
+        draft = Path(folder) / name
+        subprocess.run([cxx, *FLAGS, "-o", draft, *arguments], check=True)
+        draft.rename(out)
     return out
 
 
 def build() -> Path:
-    """Compile, unless that was done before.
+    """Compile the kernels, unless they are compiled already; return the library's path.
 
     Raises:
-        subprocess.CalledProcessError: the sources do not compile; the compiler has said why.
+        subprocess.CalledProcessError: the compilation failed; the compiler printed the reason.
     """
-    found = compiler()
-    assert found is not None
+    cxx = compiler()
+    assert cxx is not None
     contents = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
-    version = subprocess.run([found, "--version"], check=True, capture_output=True).stdout
+    version = subprocess.run([cxx, "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(repr(FLAGS).encode() + version + contents).hexdigest()[:16]
     folders = [f"-I{KERNELS}", f"-I{HERE}", "-include", "cuda_host.h"]
-    return compiled(f"kernels-{key}.so", [*folders, "-x", "c++", *SOURCES])
+    return compile_library(f"kernels-{key}.so", [*folders, "-x", "c++", *SOURCES])
 
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library, its functions declared."""
+    """Load the library, and declare its functions."""
     library = ctypes.CDLL(str(build()))
     for op, structure in interface.OPS.items():
         run = getattr(library, f"tokenfold_cuda_{op}")
@@ -105,43 +105,52 @@ def load() -> ctypes.CDLL:
 
 
 def workspace_bytes(batch: int, tokens: int, head_dim: int) -> int:
-    """Bytes of workspace that a matcher asks for."""
+    """Return the workspace size of a matcher in bytes."""
     return int(load().tokenfold_cuda_match_workspace(batch, tokens, head_dim))
 
 
 def text(code: int) -> str:
-    """What a code means."""
-    said: bytes = load().tokenfold_cuda_text(code)
-    return said.decode()
+    """Return the message for an error code."""
+    message: bytes = load().tokenfold_cuda_text(code)
+    return message.decode()
 
 
-def prepare(op: str, of: ctypes.Structure) -> tuple[int, interface.Launch]:
-    """The code, and the launch that goes with code 0."""
+def prepare(op: str, arguments: ctypes.Structure) -> tuple[int, interface.Launch]:
+    """Prepare a launch; return the error code, and the launch, which is valid if the code is 0."""
     launch = interface.Launch()
-    code = getattr(load(), f"tokenfold_cuda_prepare_{op}")(of, launch)
+    code = getattr(load(), f"tokenfold_cuda_prepare_{op}")(arguments, launch)
     return int(code), launch
 
 
 def spread(launch: interface.Launch, architecture: int, processors: int) -> None:
-    """Spread a prepared launch over clusters of blocks, for a GPU such as (90, 132)."""
+    """Spread a prepared launch over clusters of blocks.
+
+    Args:
+        architecture: compute capability of the GPU, such as 90.
+        processors: number of streaming multiprocessors of the GPU, such as 132.
+    """
     load().tokenfold_cuda_spread(launch, architecture, processors)
 
 
 def run(
-    op: str, of: ctypes.Structure, order: int = ASCENDING, seed: int = 0, processors: int = 0
+    op: str, arguments: ctypes.Structure, order: int = ASCENDING, seed: int = 0, processors: int = 0
 ) -> None:
-    """Run an op's kernel on this machine's processor.
+    """Run an op's kernel on the CPU.
 
     Args:
-        processors: those that the launch is spread over, as if a GPU of sm_90 had them.
+        order: order of the threads: `ASCENDING`, `DESCENDING` or `SHUFFLED`.
+        seed: seed of `SHUFFLED`.
+        processors: number of multiprocessors of the simulated sm_90 GPU that the launch is spread
+            over; 0 for a launch that is not spread.
 
     Raises:
-        RuntimeError: the op refuses its arguments, or its threads do what is undefined on a GPU.
+        RuntimeError: the op rejects its arguments, or its threads do something that is undefined
+            on a GPU.
     """
     library = load()
     library.tokenfold_host_order(order, seed)
     library.tokenfold_host_processors(processors)
-    code = getattr(library, f"tokenfold_cuda_{op}")(of, None)
+    code = getattr(library, f"tokenfold_cuda_{op}")(arguments, None)
     if code:
         problem: bytes = library.tokenfold_host_problem()
         raise RuntimeError(problem.decode() or text(code))

@@ -1,7 +1,7 @@
-// What tensor.cuh does with a warp's matrices and with copies that do not wait, for fibres.
+// Matrix operations and asynchronous copies of tensor.cuh, for fibres. Included by cuda_host.h.
 //
-// A copy happens when it is waited for and not before: who reads what it did not wait for finds what was
-// there. Included by cuda_host.h.
+// An asynchronous copy is executed only when it is waited for, so code that reads without waiting gets the
+// old content.
 #pragma once
 
 #include <functional>
@@ -13,7 +13,7 @@ struct alignas(8) uint2 {
 
 namespace host {
 
-// Words that lanes of a warp show each other, and pointers. A block has up to 32 warps.
+// Words and pointers that the lanes of a warp exchange. A block has up to 32 warps.
 struct Shown {
   unsigned words[32][6];
   const void* rows[32];
@@ -24,7 +24,7 @@ inline Shown& shown() {
   return warps[threadIdx.x / 32];
 }
 
-// c (16 x 8) += a (16 x 16) b (16 x 8), whose elements tensor.cuh says where to find.
+// c (16 x 8) += a (16 x 16) b (16 x 8), in the layouts of tensor.cuh.
 template <typename Widen>
 void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, const Widen& widen) {
   Shown& all = shown();
@@ -45,11 +45,11 @@ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, c
               element(4 * column + owner, 4 + half, k % 2);
     }
   }
-  // Before anybody shows the next.
+  // Wait before the next exchange.
   exchange(0, __LINE__);
 }
 
-// Four matrices of 8 x 8 elements of 16 bits, whose rows lanes point to.
+// Loads four 8 x 8 matrices of 16-bit elements, whose rows the lanes point to.
 inline void load_matrices(unsigned (&out)[4], const void* row, bool transposed) {
   Shown& all = shown();
   all.rows[lane()] = row;
@@ -75,7 +75,7 @@ inline Copies& copies() {
   return threads[threadIdx.x];
 }
 
-// 16 bytes, or as many zeros; both ends lie on 16 bytes.
+// Copies 16 bytes, or writes 16 zeros; both addresses are 16-byte aligned.
 inline void copy_later(void* to, const void* from, bool there) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) std::abort();
   copies().open.push_back([=] { there ? std::memcpy(to, from, 16) : std::memset(to, 0, 16); });
@@ -86,7 +86,7 @@ inline void end_copies() {
   copies().ended.back().swap(copies().open);
 }
 
-// All that were ended but for the last `left` times.
+// Waits for all committed groups of copies except the last `left`.
 inline void wait_for_copies(int left) {
   auto& ended = copies().ended;
   while (static_cast<int>(ended.size()) > left) {

@@ -1,6 +1,6 @@
-"""NVRTC, NVIDIA's compiler as a library: it needs no GPU and no toolkit.
+"""NVRTC, NVIDIA's compiler library. It needs no GPU.
 
-From `pip install nvidia-cuda-nvrtc`, or from an installed toolkit.
+It comes with `pip install nvidia-cuda-nvrtc`, or with an installed CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NamedTuple
 WHEEL = "nvidia-cuda-nvrtc"
 
 
-class Compiled(NamedTuple):
-    """What NVRTC made of a source.
+class CompileResult(NamedTuple):
+    """Result of a compilation.
 
     Attributes:
-        binary: PTX or cubin, empty if it did not compile.
-        log: errors and warnings, empty if there were none.
+        binary: PTX or cubin; empty if the compilation failed.
+        log: errors and warnings; empty if there were none.
     """
 
     binary: bytes
@@ -29,7 +29,7 @@ class Compiled(NamedTuple):
 
 
 def find() -> str | None:
-    """The library to load, or None."""
+    """Return the path or name of the library; None if it is not installed."""
     try:
         files = metadata.files(WHEEL) or []
     except metadata.PackageNotFoundError:
@@ -42,15 +42,15 @@ def find() -> str | None:
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library.
+    """Load the library.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it is not installed.
     """
-    found = find()
-    if found is None:
-        raise FileNotFoundError(f"found no NVRTC: pip install {WHEEL}")
-    library = ctypes.CDLL(found)
+    path = find()
+    if path is None:
+        raise FileNotFoundError(f"NVRTC is not installed: pip install {WHEEL}")
+    library = ctypes.CDLL(path)
     library.nvrtcCreateProgram.argtypes = [
         POINTER(c_void_p),
         c_char_p,
@@ -68,17 +68,17 @@ def load() -> ctypes.CDLL:
 
 
 def architectures() -> list[int]:
-    """Compute capabilities that this NVRTC compiles for, such as 75 for 7.5, ascending."""
+    """Return the supported compute capabilities, such as 75 for 7.5, in ascending order."""
     library = load()
     count = c_int()
     _check(library.nvrtcGetNumSupportedArchs(byref(count)))
-    found = (c_int * count.value)()
-    _check(library.nvrtcGetSupportedArchs(found))
-    return list(found)
+    capabilities = (c_int * count.value)()
+    _check(library.nvrtcGetSupportedArchs(capabilities))
+    return list(capabilities)
 
 
-def compiled(source: Path, architecture: str) -> Compiled:
-    """Compile a file, its includes beside it.
+def compile_file(source: Path, architecture: str) -> CompileResult:
+    """Compile a file, whose includes are in the same folder.
 
     Args:
         source: a .cu file without host code.
@@ -94,13 +94,13 @@ def compiled(source: Path, architecture: str) -> Compiled:
             "--std=c++17",
             f"--include-path={source.parent}",
         ]
-        given = (c_char_p * len(options))(*(option.encode() for option in options))
-        failed = library.nvrtcCompileProgram(program, len(options), given)
+        raw_options = (c_char_p * len(options))(*(option.encode() for option in options))
+        failed = library.nvrtcCompileProgram(program, len(options), raw_options)
         log = _text(program, "ProgramLog").rstrip(b"\0").decode().strip()
         if failed:
-            return Compiled(b"", log or f"NVRTC's error {failed}")
+            return CompileResult(b"", log or f"NVRTC failed with error {failed}")
         kind = "PTX" if architecture.startswith("compute_") else "CUBIN"
-        return Compiled(_text(program, kind), log)
+        return CompileResult(_text(program, kind), log)
     finally:
         _check(library.nvrtcDestroyProgram(byref(program)))
 
@@ -116,4 +116,4 @@ def _text(program: c_void_p, kind: str) -> bytes:
 
 def _check(code: int) -> None:
     if code:
-        raise RuntimeError(f"NVRTC's error {code}")
+        raise RuntimeError(f"NVRTC failed with error {code}")

@@ -1,4 +1,4 @@
-"""The ops on tensors of this machine, run in several orders of threads that must agree."""
+"""The ops on the CPU, run in several thread orders that must give equal results."""
 
 from __future__ import annotations
 
@@ -10,64 +10,66 @@ from torch import Tensor
 
 from tests.native.cuda_host import interface, library
 
-# Every order of threads that a call is run in.
+# Thread orders that each call is run in, with the seed of the shuffled one.
 ORDERS = ((library.ASCENDING, 0), (library.DESCENDING, 0), (library.SHUFFLED, 7))
 
-# A matcher shares an image out among blocks: one, two, and as many as may be.
+# Numbers of blocks that share an image in a matcher: one, two, and the maximum.
 CLUSTERS = (1, 2, 8)
 
-# Bytes behind and before each output that no kernel may write.
+# Bytes before and after each output, and the pattern in them, which no kernel may overwrite.
 _GUARD = 64
 _PATTERN = 0xA5
 
+_RACE = "a race: results depend on the thread order"
+
 
 class Guarded:
-    """Memory of an output, no number at first, with guards around it."""
+    """Memory of an output between two guards, initialised to all ones bits (NaN)."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> None:
         self.shape, self.dtype = tuple(shape), dtype
         count = torch.Size(shape).numel() * dtype.itemsize
-        self._all = torch.full((2 * _GUARD + 16 + offset + count,), _PATTERN, dtype=torch.uint8)
-        start = _GUARD + -(self._all.data_ptr() + _GUARD) % 16 + offset
-        self._inside = slice(start, start + count)
-        self._all[self._inside] = 0xFF
+        self._memory = torch.full((2 * _GUARD + 16 + offset + count,), _PATTERN, dtype=torch.uint8)
+        start = _GUARD + -(self._memory.data_ptr() + _GUARD) % 16 + offset
+        self._content = slice(start, start + count)
+        self._memory[self._content] = 0xFF
 
     @property
     def pointer(self) -> int:
-        return self._all.data_ptr() + self._inside.start
+        return self._memory.data_ptr() + self._content.start
 
     @property
     def bytes(self) -> int:
-        return self._inside.stop - self._inside.start
+        return self._content.stop - self._content.start
 
     def result(self) -> Tensor:
-        """The tensor.
+        """Return the output.
 
         Raises:
-            AssertionError: something was written around it.
+            AssertionError: a guard was overwritten.
         """
-        outside = (self._all[: self._inside.start], self._all[self._inside.stop :])
-        assert all(bool((part == _PATTERN).all()) for part in outside), "written out of bounds"
-        return self._all[self._inside].clone().view(self.dtype).reshape(self.shape)
+        guards = (self._memory[: self._content.start], self._memory[self._content.stop :])
+        assert all(bool((guard == _PATTERN).all()) for guard in guards), "written out of bounds"
+        return self._memory[self._content].clone().view(self.dtype).reshape(self.shape)
 
 
 def aligned(tensor: Tensor, offset: int = 0) -> Tensor:
-    """A copy that starts `offset` bytes behind a multiple of 16."""
-    room = Guarded(tensor.shape, tensor.dtype, offset)
-    inside = room._all[room._inside].view(tensor.dtype).reshape(tensor.shape)
-    inside.copy_(tensor)
-    return inside
+    """Copy a tensor to memory that starts `offset` bytes after a multiple of 16."""
+    guarded = Guarded(tensor.shape, tensor.dtype, offset)
+    copy = guarded._memory[guarded._content].view(tensor.dtype).reshape(tensor.shape)
+    copy.copy_(tensor)
+    return copy
 
 
 def _same(results: list[list[Tensor]]) -> list[Tensor]:
-    """One of the results.
+    """Return the results of the first run, which all runs must equal bit for bit.
 
     Raises:
-        AssertionError: they are not all the same, bit for bit.
+        AssertionError: the results of two runs differ.
     """
     for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one.view(torch.uint8), two.view(torch.uint8)), "a race"
+        for first, second in zip(results[0], other, strict=True):
+            assert torch.equal(first.view(torch.uint8), second.view(torch.uint8)), _RACE
     return results[0]
 
 
@@ -75,19 +77,20 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _matched(
-    op: str, of: ctypes.Structure, batch: int, tokens: int, head_dim: int
+def _run_matcher(
+    op: str, arguments: ctypes.Structure, batch: int, tokens: int, head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """The slots, and the bytes of the workspace."""
+    """Return the slots, and the content of the workspace."""
     results = []
     for (order, seed), cluster in zip(ORDERS, CLUSTERS, strict=True):
         slots = Guarded((batch, tokens), torch.int64)
         space = Guarded((library.workspace_bytes(batch, tokens, head_dim),), torch.uint8)
-        of.slots, of.workspace, of.workspace_bytes = slots.pointer, space.pointer, space.bytes
-        library.run(op, of, order, seed, processors=cluster * batch)
+        arguments.slots, arguments.workspace = slots.pointer, space.pointer
+        arguments.workspace_bytes = space.bytes
+        library.run(op, arguments, order, seed, processors=cluster * batch)
         results.append([slots.result(), space.result()])
-    slots_found, space_found = _same(results)
-    return slots_found, space_found
+    slots_result, workspace = _same(results)
+    return slots_result, workspace
 
 
 def match(
@@ -100,7 +103,7 @@ def match(
     protected: int,
     margin: float = 0.0,
 ) -> Tensor:
-    """Slots (B, N) of `match_tome` or `match_pitome`.
+    """Run `match_tome` or `match_pitome`, and return the slots (B, N).
 
     Args:
         keys: (B, N, heads * D) of float32, float16 or bfloat16.
@@ -108,7 +111,7 @@ def match(
     """
     batch, tokens, channels = keys.shape
     keys, size = keys.contiguous(), size.contiguous()
-    of = interface.Match(
+    arguments = interface.Match(
         type=interface.TYPES[keys.dtype],
         batch=batch,
         tokens=tokens,
@@ -120,14 +123,14 @@ def match(
         keys=_address(keys),
         size=_address(size),
     )
-    return _matched(op, of, batch, tokens, channels // heads)[0]
+    return _run_matcher(op, arguments, batch, tokens, channels // heads)[0]
 
 
 def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
-    """What a matcher compares: the keys' mean over heads, scaled to length 1.
+    """Return the vectors that a matcher compares: the keys' mean over heads, scaled to length 1.
 
     Args:
-        keys: (B, N, heads * D), of N >= 3 tokens.
+        keys: (B, N, heads * D), with N >= 3 tokens.
 
     Returns:
         (B, N, D rounded up to a multiple of 4) float32.
@@ -140,7 +143,7 @@ def unit_metric(keys: Tensor, *, heads: int) -> Tensor:
 def match_pumer(
     keys: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int], *, heads: int
 ) -> Tensor:
-    """Slots (B, N) of `match_pumer`, from counts (prune, merge, merge of the text)."""
+    """Run `match_pumer` with counts (prune, merge, merge_text), and return the slots (B, N)."""
     return _match_pumer(keys, size, importance, text, counts, heads)[0]
 
 
@@ -150,7 +153,7 @@ def _match_pumer(
     batch, tokens, channels = keys.shape
     keys, size, importance = keys.contiguous(), size.contiguous(), importance.contiguous()
     prune, merge, merge_text = counts
-    of = interface.MatchPuMer(
+    arguments = interface.MatchPuMer(
         type=interface.TYPES[keys.dtype],
         batch=batch,
         tokens=tokens,
@@ -164,18 +167,18 @@ def _match_pumer(
         size=_address(size),
         importance=_address(importance),
     )
-    return _matched("match_pumer", of, batch, tokens, channels // heads)
+    return _run_matcher("match_pumer", arguments, batch, tokens, channels // heads)
 
 
 def reduce(
     x: Tensor, size: Tensor, slots: Tensor, width: int, trace: Tensor | None = None, offset: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, width, D), size' (B, width) and trace' (B, P) of `reduce`.
+    """Run `reduce`, and return y (B, width, D), size' (B, width) and trace' (B, P).
 
     Args:
         x: (B, N, D) of float32, float16 or bfloat16.
-        trace: (B, P), or None for P = 0.
-        offset: bytes behind a multiple of 16 at which x and y start.
+        trace: (B, P); None for P = 0.
+        offset: bytes between a multiple of 16 and the start of x and y.
     """
     batch, tokens, dim = x.shape
     trace = torch.empty(batch, 0, dtype=torch.int64) if trace is None else trace.contiguous()
@@ -185,7 +188,7 @@ def reduce(
         y = Guarded((batch, width, dim), x.dtype, offset)
         new_size = Guarded((batch, width), torch.float32)
         new_trace = Guarded(trace.shape, torch.int64)
-        of = interface.Reduce(
+        arguments = interface.Reduce(
             type=interface.TYPES[x.dtype],
             batch=batch,
             tokens=tokens,
@@ -200,6 +203,6 @@ def reduce(
             new_size=new_size.pointer,
             new_trace=new_trace.pointer,
         )
-        library.run("reduce", of, order, seed)
+        library.run("reduce", arguments, order, seed)
         results.append([y.result(), new_size.result(), new_trace.result()])
     return tuple(_same(results))  # type: ignore[return-value]

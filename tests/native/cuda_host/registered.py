@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.native.cuda_host import library
 from tests.native.cuda_host.library import FLAGS, HERE, KERNELS, TOP
 
-PLUGINS = TOP / "export" / "plugins" / "onnxruntime"
+PLUGINS = TOP / "native" / "onnxruntime"
 OPS = ("cuda_ops.cc", "cuda_packed.cc", "cuda_linear.cc", "linear.cc", "workspace.cc")
 SOURCES = [*(PLUGINS / name for name in OPS), HERE / "registered.cc"]
 DEFINED = ["-DORT_API_MANUAL_INIT", '-DTOKENFOLD_CUDA_PROVIDER="CPUExecutionProvider"']
@@ -39,4 +39,4 @@ def build() -> Path:
     key = hashlib.sha256(repr((FLAGS, DEFINED, kernels.name)).encode() + contents).hexdigest()
     folders = [f"-I{PLUGINS}", f"-I{KERNELS}", f"-I{runtime}", "-isystem", headers()]
     arguments: list[str | Path] = [*DEFINED, *folders, *SOURCES, kernels]
-    return library.compiled(f"registered-{key[:16]}.so", arguments)
+    return library.compile_library(f"registered-{key[:16]}.so", arguments)

@@ -1,5 +1,5 @@
-// Plays TensorRT: calls plugins as it does, and reckons with sizes as it does. Linked with the plugins
-// and a C++ library of their own, so that their allocations can be counted, or refused.
+// Fake of TensorRT: calls plugins and evaluates size expressions as TensorRT does. Linked with the plugins
+// and a separate C++ library, so that the plugins' allocations can be counted or made to fail.
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,7 +13,7 @@ using namespace nvinfer1;
 
 extern "C" IPluginCreatorInterface* const* getCreators(int32_t& count);
 
-// The linker's names for what was malloc, and what is called in its place.
+// The linker's names for the original malloc and for its replacement.
 extern "C" {
 void* __real_malloc(size_t bytes);
 void* __real_calloc(size_t count, size_t bytes);
@@ -30,7 +30,7 @@ bool refused() {
   return out_of_memory;
 }
 
-// A size that lies between two bounds, which are one where it is known.
+// A size between two bounds, which are equal if it is known.
 struct Bounds {
   int64_t least, most;
 };
@@ -133,7 +133,7 @@ void* __wrap_realloc(void* from, size_t bytes) {
 size_t tokenfold_host_allocations() { return allocations; }
 void tokenfold_host_out_of_memory(int32_t whether) { out_of_memory = whether; }
 
-// Name, version and namespace of the creator at a place; 0 where there is none.
+// Returns the name, version and namespace of the creator at an index; 0 if there is none.
 int32_t tokenfold_host_creator(int32_t at, const char** out) {
   int32_t count = 0;
   IPluginCreatorInterface* const* all = getCreators(count);
@@ -166,7 +166,7 @@ int32_t tokenfold_host_types(IPluginV3* of, const DataType* in, int32_t inputs, 
   return build(of)->getOutputDataTypes(out, outputs, in, inputs);
 }
 
-// -1 where an expression overflows.
+// Returns -1 if an expression overflows.
 int32_t tokenfold_host_shapes(IPluginV3* of, const Shape* in, int32_t inputs, const Shape* counts,
                               int32_t given, Shape* out, int32_t outputs) {
   Expressions all;

@@ -1,4 +1,4 @@
-"""TensorRT's structures for ctypes, as `native/tensorrt/nvinfer_interface.h` has them."""
+"""TensorRT's structures of `native/tensorrt/nvinfer_interface.h` for ctypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Members = list[tuple[str, Any]]
 Sizes = Sequence[int]
 Attributes = Mapping[str, Any]
 
-# TensorRT's numbers.
+# TensorRT's enumerators.
 TYPES = {
     torch.float32: 0,
     torch.float16: 1,
@@ -78,44 +78,54 @@ class DynamicDesc(ctypes.Structure):
 
 
 class Bounds(ctypes.Structure):
-    """Least and most sizes of a tensor."""
+    """Minimum and maximum sizes of a tensor."""
 
     _fields_: ClassVar[Members] = [("least", Dims), ("most", Dims)]
 
 
 def fields(attributes: Attributes) -> Collection:
-    """As TensorRT's parser gives a node's: a float or an int, or (type, array) of any."""
-    made = []
-    for name, given in attributes.items():
-        if isinstance(given, tuple):
-            kind, array = given
+    """Return attributes as plugin fields, like those that TensorRT's parser makes from a node.
+
+    Args:
+        attributes: each value is a float, an int, or a pair (field type, ctypes array).
+    """
+    pairs = []
+    for name, value in attributes.items():
+        if isinstance(value, tuple):
+            kind, array = value
         else:
-            is_float = isinstance(given, float)
+            is_float = isinstance(value, float)
             kind = FLOAT_FIELD if is_float else INT_FIELD
-            array = ((c_float if is_float else c_int32) * 1)(given)
+            array = ((c_float if is_float else c_int32) * 1)(value)
         data = ctypes.cast(array, c_void_p)
-        made.append((Field(name.encode(), data, kind, len(array)), array))
-    collection = Collection(len(made), (Field * len(made))(*(field for field, _ in made)))
-    collection.kept = [array for _, array in made]
+        pairs.append((Field(name.encode(), data, kind, len(array)), array))
+    collection = Collection(len(pairs), (Field * len(pairs))(*(field for field, _ in pairs)))
+    # Keep the arrays alive as long as the collection.
+    collection.arrays = [array for _, array in pairs]
     return collection
 
 
 def desc(shape: Sizes, dtype: torch.dtype, layout: int = LINEAR) -> Desc:
-    """Of a tensor."""
+    """Return the description of a tensor."""
     return Desc(Dims.of(shape), TYPES[dtype], layout, 1.0)
 
 
-def bounds(of: tuple[Sizes, Sizes]) -> Bounds:
-    least, most = of
-    return Bounds(Dims.of(least), Dims.of(most))
+def bounds(limits: tuple[Sizes, Sizes]) -> Bounds:
+    """Return the bounds for minimum and maximum sizes."""
+    minimum, maximum = limits
+    return Bounds(Dims.of(minimum), Dims.of(maximum))
 
 
 def dynamic(descs: Sequence[Desc]) -> ctypes.Array[DynamicDesc]:
-    """Sizes of axes are known from the third on, as in a graph: images and tokens are any."""
-    made = (DynamicDesc * len(descs))()
-    for out, each in zip(made, descs, strict=True):
-        sizes = each.dims.tuple
+    """Return dynamic descriptions, whose first two axes (images and tokens) are unknown."""
+    dynamic_descs = (DynamicDesc * len(descs))()
+    for out, static_desc in zip(dynamic_descs, descs, strict=True):
+        sizes = static_desc.dims.tuple
         unknown = [-1, -1, *sizes[2:]][: len(sizes)]
-        out.desc = Desc(Dims.of(unknown), each.type, each.format, each.scale)
-        out.least, out.usual, out.most = Dims.of([1] * len(sizes)), each.dims, each.dims
-    return made
+        out.desc = Desc(Dims.of(unknown), static_desc.type, static_desc.format, static_desc.scale)
+        out.least, out.usual, out.most = (
+            Dims.of([1] * len(sizes)),
+            static_desc.dims,
+            static_desc.dims,
+        )
+    return dynamic_descs

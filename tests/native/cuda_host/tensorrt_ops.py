@@ -1,4 +1,4 @@
-"""The plugins for TensorRT on tensors of this machine, called as TensorRT calls them."""
+"""The TensorRT plugins on the CPU, called as TensorRT calls them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _DTYPES = {number: dtype for dtype, number in TYPES.items()}
 
 
 class PluginError(RuntimeError):
-    """What an op refused, in its own words."""
+    """A plugin rejected its arguments; the message is the plugin's."""
 
 
 @cache
 def load() -> ctypes.CDLL:
-    """The plugins, and what plays TensorRT."""
+    """Load the plugins with the fake TensorRT."""
     host = ctypes.CDLL(str(tensorrt.build_host()))
     host.TokenfoldTensorRtProblem.restype = c_char_p
     host.tokenfold_host_allocations.restype = c_size_t
@@ -52,30 +52,30 @@ def load() -> ctypes.CDLL:
 
 
 def problem() -> str:
-    """What an op said last, if it was not asked for yet."""
-    said: bytes = load().TokenfoldTensorRtProblem()
-    return said.decode()
+    """Return the last error message of a plugin, unless it was returned before."""
+    message: bytes = load().TokenfoldTensorRtProblem()
+    return message.decode()
 
 
 def creators() -> Iterator[tuple[str, str, str]]:
-    """Name, version and namespace of each op that the library has."""
+    """Yield the name, version and namespace of each op in the library."""
     out = (c_char_p * 3)()
-    at = 0
-    while load().tokenfold_host_creator(at, out):
+    index = 0
+    while load().tokenfold_host_creator(index, out):
         name, version, namespace = (text.decode() for text in out if text is not None)
         yield name, version, namespace
-        at += 1
+        index += 1
 
 
 def names(op: str) -> list[tuple[str, int]]:
-    """Names and types of an op's attributes."""
-    found = load().tokenfold_host_names(op.encode()).contents
-    return [(each.name.decode(), each.type) for each in found.fields[: found.count]]
+    """Return the names and types of an op's attributes."""
+    collection = load().tokenfold_host_names(op.encode()).contents
+    return [(field.name.decode(), field.type) for field in collection.fields[: collection.count]]
 
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
-    """There is no memory for the plugins."""
+    """Make all allocations of the plugins fail."""
     load().tokenfold_host_out_of_memory(1)
     try:
         yield
@@ -84,15 +84,14 @@ def out_of_memory() -> Iterator[None]:
 
 
 def allocations() -> int:
-    """How often the plugins have asked for memory."""
+    """Return the number of allocations of the plugins so far."""
     return int(load().tokenfold_host_allocations())
 
 
 class Plugin:
-    """A node's plugin.
+    """The plugin of a node.
 
-    Raises:
-        PluginError: it refuses the attributes, as any method what is wrong with what it is given.
+    The constructor and all methods raise PluginError when the plugin rejects their arguments.
     """
 
     def __init__(self, pointer: int | None) -> None:
@@ -102,47 +101,48 @@ class Plugin:
 
     @classmethod
     def create(cls, op: str, attributes: Attributes | Collection, phase: int = BUILD) -> Plugin:
-        given = attributes if isinstance(attributes, Collection) else fields(attributes)
-        return cls(load().tokenfold_host_create(op.encode(), ctypes.byref(given), phase))
+        collection = attributes if isinstance(attributes, Collection) else fields(attributes)
+        return cls(load().tokenfold_host_create(op.encode(), ctypes.byref(collection), phase))
 
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):
             load().tokenfold_host_destroy(self._pointer)
 
-    def _call(self, name: str, *given: Any) -> Any:
-        return getattr(load(), f"tokenfold_host_{name}")(self._pointer, *given)
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return getattr(load(), f"tokenfold_host_{name}")(self._pointer, *arguments)
 
-    def _succeed(self, name: str, *given: Any) -> None:
-        if code := self._call(name, *given):
+    def _succeed(self, name: str, *arguments: Any) -> None:
+        if code := self._call(name, *arguments):
             raise PluginError(f"{problem()} (code {code})")
 
     def clone(self) -> Plugin:
         return Plugin(self._call("clone"))
 
     def attach(self) -> Plugin:
-        """As for an execution context."""
+        """Return the plugin of an execution context."""
         return Plugin(self._call("attach"))
 
     def serialized(self) -> Collection:
-        """The fields that an engine keeps of it. They are its own: it must outlive them."""
-        found: Collection = self._call("fields").contents
-        return found
+        """Return the fields that an engine stores. The plugin owns them, and must outlive them."""
+        collection: Collection = self._call("fields").contents
+        return collection
 
     @property
     def text(self) -> str:
-        """What is said of it, and its timings are kept by."""
-        said: bytes = self._call("text")
-        return said.decode()
+        """Text that identifies the plugin, in messages and in the timing cache."""
+        text: bytes = self._call("text")
+        return text.decode()
 
     @property
     def outputs(self) -> int:
         return int(self._call("outputs"))
 
-    def types(self, given: Sequence[torch.dtype], outputs: int | None = None) -> list[torch.dtype]:
-        """Those of the outputs."""
+    def types(self, inputs: Sequence[torch.dtype], outputs: int | None = None) -> list[torch.dtype]:
+        """Return the types of the outputs."""
         count = self.outputs if outputs is None else outputs
-        own, out = (c_int32 * len(given))(*(TYPES[each] for each in given)), (c_int32 * count)()
-        self._succeed("types", own, len(own), out, count)
+        numbers = (c_int32 * len(inputs))(*(TYPES[dtype] for dtype in inputs))
+        out = (c_int32 * count)()
+        self._succeed("types", numbers, len(numbers), out, count)
         return [_DTYPES[number] for number in out]
 
     def bounds(
@@ -150,36 +150,43 @@ class Plugin:
         shapes: Sequence[tuple[Sizes, Sizes]],
         counts: Sequence[tuple[Sizes, Sizes]],
     ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Least and most sizes of the outputs, from those of the inputs and from counts."""
-        own, values = ((Bounds * len(of))(*map(bounds, of)) for of in (shapes, counts))
+        """Return the minimum and maximum sizes of the outputs.
+
+        Args:
+            shapes: minimum and maximum sizes of each input.
+            counts: minimum and maximum values of each shape input.
+        """
+        sizes, values = (
+            (Bounds * len(limits))(*map(bounds, limits)) for limits in (shapes, counts)
+        )
         out = (Bounds * self.outputs)()
-        self._succeed("shapes", own, len(own), values, len(values), out, len(out))
-        return [(each.least.tuple, each.most.tuple) for each in out]
+        self._succeed("shapes", sizes, len(sizes), values, len(values), out, len(out))
+        return [(output.least.tuple, output.most.tuple) for output in out]
 
     def shapes(self, shapes: Sequence[Sizes], counts: Sequence[Sizes]) -> list[tuple[int, ...]]:
-        """Those of the outputs."""
-        doubled = ([(each, each) for each in of] for of in (shapes, counts))
-        return [least for least, _ in self.bounds(*doubled)]
+        """Return the shapes of the outputs."""
+        limits = ([(sizes, sizes) for sizes in group] for group in (shapes, counts))
+        return [minimum for minimum, _ in self.bounds(*limits)]
 
-    def takes(self, at: int, descs: Sequence[Desc], inputs: int) -> bool:
-        """Whether it has a kernel for the tensor at a place among inputs and outputs."""
-        given = dynamic(descs)
-        return bool(self._call("takes", at, given, inputs, len(descs) - inputs))
+    def supports(self, index: int, descs: Sequence[Desc], inputs: int) -> bool:
+        """Whether the plugin supports the type and format of the tensor at `index`."""
+        dynamic_descs = dynamic(descs)
+        return bool(self._call("takes", index, dynamic_descs, inputs, len(descs) - inputs))
 
     def configure(self, inputs: Sequence[Desc], outputs: Sequence[Desc]) -> None:
-        """For these shapes, and any smaller ones."""
-        own, out = dynamic(inputs), dynamic(outputs)
-        self._succeed("configure", own, len(own), out, len(out))
+        """Configure the plugin for these shapes, and any smaller ones."""
+        inp, out = dynamic(inputs), dynamic(outputs)
+        self._succeed("configure", inp, len(inp), out, len(out))
 
     def workspace(self, inputs: Sequence[Desc], outputs: Sequence[Desc]) -> int:
-        """Bytes for these shapes, and any smaller ones."""
-        own, out = dynamic(inputs), dynamic(outputs)
-        return int(self._call("workspace", own, len(own), out, len(out)))
+        """Return the workspace size in bytes for these shapes, and any smaller ones."""
+        inp, out = dynamic(inputs), dynamic(outputs)
+        return int(self._call("workspace", inp, len(inp), out, len(out)))
 
     def change(self, inputs: Sequence[Desc], outputs: Sequence[Desc]) -> None:
-        """To these shapes."""
-        own, out = (Desc * len(inputs))(*inputs), (Desc * len(outputs))(*outputs)
-        self._succeed("change", own, len(own), out, len(out))
+        """Change the shapes of the next run."""
+        inp, out = (Desc * len(inputs))(*inputs), (Desc * len(outputs))(*outputs)
+        self._succeed("change", inp, len(inp), out, len(out))
 
     def enqueue(
         self,
@@ -187,51 +194,59 @@ class Plugin:
         pointers: tuple[Sequence[int | None], Sequence[int | None]],
         workspace: int | None,
     ) -> None:
-        """Run.
+        """Run the plugin.
 
         Raises:
-            AssertionError: it has asked for memory.
+            AssertionError: the plugin allocated memory.
         """
-        own, out = ((Desc * len(of))(*of) for of in descs)
-        given, made = ((c_void_p * len(of))(*of) for of in pointers)
+        input_descs, output_descs = ((Desc * len(group))(*group) for group in descs)
+        input_pointers, output_pointers = ((c_void_p * len(group))(*group) for group in pointers)
         before = allocations()
-        self._succeed("enqueue", own, out, given, made, c_void_p(workspace))
+        self._succeed(
+            "enqueue",
+            input_descs,
+            output_descs,
+            input_pointers,
+            output_pointers,
+            c_void_p(workspace),
+        )
         assert allocations() == before, "memory was allocated in enqueue"
 
 
 def run(
     op: str, inputs: Sequence[Tensor], counts: Sequence[Sizes] = (), **attributes: float
 ) -> list[Tensor]:
-    """An op's outputs, from an engine that was built for just these sizes.
+    """Run an op in an engine built for exactly these sizes, and return its outputs.
 
-    Outputs that note counts are left out: they have no memory.
+    Outputs that only encode counts have no memory, and are left out.
 
     Raises:
-        PluginError: it refuses what it is given.
+        PluginError: the plugin rejects its arguments.
     """
-    inputs = [aligned(each) for each in inputs]
+    inputs = [aligned(tensor) for tensor in inputs]
     node = Plugin.create(op, attributes)
-    types = node.types([each.dtype for each in inputs])
-    shapes = node.shapes([each.shape for each in inputs], counts)
-    own = [desc(each.shape, each.dtype) for each in inputs]
-    made = [desc(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
-    built = node.clone()
-    assert all(built.takes(at, [*own, *made], len(own)) for at in range(len(own) + len(made)))
-    built.configure(own, made)
-    space = Guarded([built.workspace(own, made)], torch.uint8)
+    types = node.types([tensor.dtype for tensor in inputs])
+    shapes = node.shapes([tensor.shape for tensor in inputs], counts)
+    input_descs = [desc(tensor.shape, tensor.dtype) for tensor in inputs]
+    output_descs = [desc(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
+    configured = node.clone()
+    descs = [*input_descs, *output_descs]
+    assert all(configured.supports(index, descs, len(inputs)) for index in range(len(descs)))
+    configured.configure(input_descs, output_descs)
+    space = Guarded([configured.workspace(input_descs, output_descs)], torch.uint8)
 
-    engine = Plugin.create(op, built.serialized(), RUNTIME)
+    engine = Plugin.create(op, configured.serialized(), RUNTIME)
     context = engine.attach()
     assert context.text == node.text
-    del node, built, engine
-    context.change(own, made)
-    # An op's own outputs have an axis of images and one of tokens.
+    del node, configured, engine
+    context.change(input_descs, output_descs)
+    # The op's real outputs have at least two axes: images and tokens.
     out = [
         Guarded(shape, dtype) if len(shape) > 1 else None
         for shape, dtype in zip(shapes, types, strict=True)
     ]
-    given = [each.data_ptr() for each in inputs]
-    pointers = [None if each is None else each.pointer for each in out]
-    context.enqueue((own, made), (given, pointers), space.pointer)
+    input_pointers = [tensor.data_ptr() for tensor in inputs]
+    output_pointers = [None if guarded is None else guarded.pointer for guarded in out]
+    context.enqueue((input_descs, output_descs), (input_pointers, output_pointers), space.pointer)
     space.result()
-    return [each.result() for each in out if each is not None]
+    return [guarded.result() for guarded in out if guarded is not None]

@@ -1,1 +1,1 @@
-"""Tests of `tokenfold.runtime.cuda`, most of them without a GPU."""
+"""Tests of `tokenfold.runtime.cuda`, which need no GPU."""

@@ -1,7 +1,7 @@
-"""Stands in for `cuda.bindings.runtime` where there is no GPU.
+"""Fake of `cuda.bindings.runtime` for machines without a GPU.
 
-Streams are threads that do their work in order but late, memory of the "GPU" is the host's, and a
-recording is a list of work. So what forgets to wait for something reads or writes the wrong bytes.
+A stream is a thread that does its work in order, but late. "GPU" memory is host memory, and a
+recording is a list of work items. Code that forgets to wait therefore reads or writes wrong bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 Work = Callable[[], None]
 
 ALIGNMENT = 256
-"""Bytes, of all memory."""
+"""Alignment of all allocations, in bytes."""
 
 
 class Error(IntEnum):
-    """Some of cudaError_t."""
+    """Subset of cudaError_t."""
 
     cudaSuccess = 0  # noqa: N815
     cudaErrorMemoryAllocation = 2  # noqa: N815
@@ -34,15 +34,20 @@ class Error(IntEnum):
 
 
 class Stream:
-    """Does its work in order, a little late. While it records, work is kept instead."""
+    """A fake stream, which executes work in order and slightly late, or records it in capture mode.
+
+    Attributes:
+        recording: nodes recorded so far; None outside capture mode.
+        recorder: identifier of the thread that started the capture.
+        invalidated: whether a call that capture forbids has invalidated the recording.
+    """
 
     def __init__(self, seed: int) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._random = random.Random(seed)
         self.recording: list[Any] | None = None
         self.recorder = 0
-        self.spoilt = False
-        self.failed = False
+        self.invalidated = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -50,17 +55,21 @@ class Stream:
         return id(self)
 
     def append(self, work: Work, *, kind: str = "kernel", ends: tuple[int, ...] = ()) -> None:
-        """Work to do once all before it is done."""
+        """Append work, or record it in capture mode.
+
+        Args:
+            ends: source and destination address of a copy.
+        """
         if self.recording is not None:
             self.recording.append(SimpleNamespace(work=work, kind=kind, ends=ends))
         else:
             self._work.put(work)
 
     def done(self) -> threading.Event:
-        """Set once all that is in the stream now is done."""
-        reached = threading.Event()
-        self._work.put(reached.set)
-        return reached
+        """Return an event that is set when all work in the stream now is done."""
+        event = threading.Event()
+        self._work.put(event.set)
+        return event
 
     def stop(self) -> None:
         self._work.put(None)
@@ -74,13 +83,13 @@ class Stream:
 
 
 class FakeRuntime:
-    """The functions that `tokenfold.runtime.cuda.device` calls.
+    """Fake of the functions that `tokenfold.runtime.cuda.device` calls.
 
     Attributes:
-        calls: how often each was called.
-        failing: functions that fail, and how many times.
-        blocks: of memory that the GPU has room for; None for any number.
-        live: what was allocated or created and not given back, by what made it.
+        calls: number of calls per function.
+        failing: number of upcoming calls that fail, per function.
+        blocks: number of allocations that fit in the GPU's memory; None for no limit.
+        live: number of resources not freed yet, by kind.
     """
 
     cudaError_t = Error  # noqa: N815
@@ -104,35 +113,34 @@ class FakeRuntime:
         self.live: Counter[str] = Counter()
         self._streams: list[Stream] = []
         self._blocks: dict[int, tuple[Any, str, int]] = {}
-        self._made: dict[int, str] = {}
 
     def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if not callable(found) or not name.startswith("cuda") or name == "cudaError_t":
-            return found
+        attribute = super().__getattribute__(name)
+        if not callable(attribute) or not name.startswith("cuda") or name == "cudaError_t":
+            return attribute
 
-        def called(*arguments: Any) -> Any:
+        def counted_call(*arguments: Any) -> Any:
             self.calls[name] += 1
             if self.failing[name]:
                 self.failing[name] -= 1
                 return (Error.cudaErrorLaunchFailure,)
-            return found(*arguments)
+            return attribute(*arguments)
 
-        return called
+        return counted_call
 
     def kind(self, address: int) -> str:
-        """Where the block at an address is."""
+        """Return the kind of memory at an address: "device" or "host"."""
         return self._blocks[address][1]
 
-    def room(self, address: int) -> int:
-        """Bytes of the block at an address; 0 where there is none, any more."""
+    def block_size(self, address: int) -> int:
+        """Return the size of the block at an address in bytes; 0 if there is no block."""
         block = self._blocks.get(address)
         return 0 if block is None else block[2]
 
     def stream(self, number: int) -> Stream:
-        """The stream that a library knows by its number."""
-        (found,) = (stream for stream in self._streams if int(stream) == number)
-        return found
+        """Return the stream with this handle."""
+        (stream,) = (stream for stream in self._streams if int(stream) == number)
+        return stream
 
     def cudaGetErrorString(self, status: Error) -> Any:  # noqa: N802
         return Error.cudaSuccess, f"fake {status.name}".encode()
@@ -149,17 +157,17 @@ class FakeRuntime:
     def cudaMalloc(self, size: int) -> Any:  # noqa: N802
         for stream in self._streams:
             if stream.recording is not None and stream.recorder == threading.get_ident():
-                stream.spoilt = True
+                stream.invalidated = True
                 return (Error.cudaErrorStreamCaptureUnsupported,)
         if self.blocks is not None and self.live["device"] >= self.blocks:
             return (Error.cudaErrorMemoryAllocation,)
-        return self._allocated(size, "device")
+        return self._allocate(size, "device")
 
     def cudaHostAlloc(self, size: int, _: int) -> Any:  # noqa: N802
-        return self._allocated(size, "host")
+        return self._allocate(size, "host")
 
-    def _allocated(self, size: int, kind: str) -> Any:
-        # Full of ones: what was never written is no plausible zero.
+    def _allocate(self, size: int, kind: str) -> Any:
+        # Filled with ones, because zeros would be plausible results of memory never written.
         block = ctypes.create_string_buffer(b"\xff" * (size + ALIGNMENT))
         address = -(-ctypes.addressof(block) // ALIGNMENT) * ALIGNMENT
         self._blocks[address] = (block, kind, size)
@@ -182,9 +190,9 @@ class FakeRuntime:
     def cudaMemcpyAsync(  # noqa: N802
         self, to: int, source: int, size: int, kind: int, stream: Stream
     ) -> Any:
-        own = {1: ("device", "host"), 2: ("host", "device"), 3: ("device", "device")}[kind]
-        assert (self.kind(to), self.kind(source)) == own
-        stream.append(lambda: _move(to, source, size), kind="copy", ends=(source, to))
+        ends = {1: ("device", "host"), 2: ("host", "device"), 3: ("device", "device")}[kind]
+        assert (self.kind(to), self.kind(source)) == ends
+        stream.append(lambda: _copy(to, source, size), kind="copy", ends=(source, to))
         return (Error.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
@@ -201,14 +209,14 @@ class FakeRuntime:
 
     def cudaStreamSynchronize(self, stream: Stream) -> Any:  # noqa: N802
         if stream.recording is not None:
-            stream.spoilt = True
+            stream.invalidated = True
             return (Error.cudaErrorStreamCaptureUnsupported,)
         assert stream.done().wait(10)
         return (Error.cudaSuccess,)
 
     def cudaStreamWaitEvent(self, stream: Stream, event: Any, _: int) -> Any:  # noqa: N802
         reached = event.reached
-        stream.append(lambda: _reach(reached))
+        stream.append(lambda: _wait(reached))
         return (Error.cudaSuccess,)
 
     def cudaEventCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
@@ -228,19 +236,19 @@ class FakeRuntime:
         return (Error.cudaSuccess,)
 
     def cudaEventSynchronize(self, event: Any) -> Any:  # noqa: N802
-        _reach(event.reached)
+        _wait(event.reached)
         return (Error.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: Stream, mode: int) -> Any:  # noqa: N802
         assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         assert stream.recording is None
-        stream.recording, stream.recorder, stream.spoilt = [], threading.get_ident(), False
+        stream.recording, stream.recorder, stream.invalidated = [], threading.get_ident(), False
         return (Error.cudaSuccess,)
 
     def cudaStreamEndCapture(self, stream: Stream) -> Any:  # noqa: N802
         assert stream.recorder == threading.get_ident()
         recording, stream.recording = stream.recording, None
-        if stream.spoilt:
+        if stream.invalidated:
             return Error.cudaErrorStreamCaptureInvalidated, None
         self.live["recording"] += 1
         return Error.cudaSuccess, recording
@@ -276,9 +284,9 @@ class FakeRuntime:
         return (Error.cudaSuccess,)
 
 
-def _move(to: int, source: int, size: int) -> None:
+def _copy(to: int, source: int, size: int) -> None:
     ctypes.memmove(to, source, size)
 
 
-def _reach(reached: threading.Event) -> None:
+def _wait(reached: threading.Event) -> None:
     assert reached.wait(10)

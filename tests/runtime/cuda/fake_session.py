@@ -1,7 +1,8 @@
-"""Stands in for a session of ONNX Runtime on a GPU: its kernels are work of a fake stream.
+"""Fake of an ONNX Runtime session on a GPU, whose kernels are work in a fake stream.
 
-It computes `logits`, (B, 2) float32: the sum of an image's pixels, and a number that stands for
-the plan; and `slots`, (B, 3) int64, of the same two. Its only memory is shared by all runs.
+The session computes two outputs from the sum of each image's pixels and a number that identifies
+the plan: `logits`, (B, 2) float32, holds the two; `slots`, (B, 3) int64, holds their sum. All runs
+share the session's only memory.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda.buffers import Array
 from tokenfold.runtime.cuda.device import Memory, Stream
-from tokenfold.runtime.cuda.lanes import Array
 
 SHAPE = (4, 4, 3)
 PLAN = 2
-MOST = 64
+MAX_BATCH = 64
 
 
 def logits(images: Array, plan: Plan) -> npt.NDArray[np.float32]:
-    """What a graph with a plan says to images."""
+    """Return the expected logits of images."""
     sums = images.reshape(len(images), -1).sum(1)
-    return np.stack([sums, np.full(len(images), number(plan))], axis=1).astype(np.float32)
+    return np.stack([sums, np.full(len(images), plan_number(plan))], axis=1).astype(np.float32)
 
 
 def slots(images: Array, plan: Plan) -> npt.NDArray[np.int64]:
-    """Where a graph with a plan puts the tokens of images."""
-    return np.repeat(logits(images, plan)[:, :1], 3, axis=1).astype(np.int64) + number(plan)
+    """Return the expected slots of images."""
+    return np.repeat(logits(images, plan)[:, :1], 3, axis=1).astype(np.int64) + plan_number(plan)
 
 
 class Binding:
-    """Addresses and shapes of inputs and outputs."""
+    """Fake of an IO binding: addresses and shapes of inputs and outputs."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, Sequence[int]] = {}
@@ -59,13 +60,13 @@ class Binding:
 
 
 class FakeSession:
-    """A session.
+    """Fake of an ONNX Runtime session.
 
     Attributes:
-        runs: how often ONNX Runtime was asked to run, recorded or not.
-        grows: how many more runs take memory from CUDA.
-        host: whether a run copies something from the host.
-        plan: whether it takes one.
+        runs: number of runs that were started or recorded.
+        grows: number of upcoming runs that allocate GPU memory.
+        host: whether runs call the host.
+        plan: whether the graph has an input `plan`.
     """
 
     def __init__(
@@ -78,20 +79,26 @@ class FakeSession:
         grows: int = 0,
         host: bool = False,
     ) -> None:
+        """Create a session.
+
+        Args:
+            texts: whether the graph has an input `input_ids`.
+            free: whether the image size is dynamic.
+        """
         self._stream = stream
         self.plan, self.grows, self.host = plan, grows, host
         self._texts, self._free = texts, free
-        self._shared = np.zeros(MOST, np.int64)
+        self._shared = np.zeros(MAX_BATCH, np.int64)
         self.runs = 0
 
     def get_inputs(self) -> list[Any]:
         image = ["batch", "rows", "columns", 3] if self._free else ["batch", *SHAPE]
-        found = [SimpleNamespace(name="image", shape=image)]
+        inputs = [SimpleNamespace(name="image", shape=image)]
         if self.plan:
-            found.append(SimpleNamespace(name="plan", shape=[PLAN]))
+            inputs.append(SimpleNamespace(name="plan", shape=[PLAN]))
         if self._texts:
-            found.append(SimpleNamespace(name="input_ids", shape=["batch", "text"]))
-        return found
+            inputs.append(SimpleNamespace(name="input_ids", shape=["batch", "text"]))
+        return inputs
 
     def get_outputs(self) -> list[Any]:
         return [SimpleNamespace(name=name) for name in ("logits", "slots")]
@@ -103,8 +110,8 @@ class FakeSession:
         self.runs += 1
         images, plan = feeds["image"], tuple(feeds.get("plan", np.zeros(0)).tolist())
         self._stream.wait()
-        made: dict[str, Array] = {"logits": logits(images, plan), "slots": slots(images, plan)}
-        return [made[name] for name in names]
+        outputs: dict[str, Array] = {"logits": logits(images, plan), "slots": slots(images, plan)}
+        return [outputs[name] for name in names]
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
@@ -115,20 +122,20 @@ class FakeSession:
             self.grows -= 1
             Memory(1).free()
         stream = self._stream.handle
-        given = {name: self._view(binding, name) for name in binding.shapes}
-        batch = len(given["image"])
+        views = {name: self._view(binding, name) for name in binding.shapes}
+        batch = len(views["image"])
 
-        def first() -> None:
-            self._shared[:batch] = given["image"].reshape(batch, -1).sum(1)
+        def sum_pixels() -> None:
+            self._shared[:batch] = views["image"].reshape(batch, -1).sum(1)
 
-        def second() -> None:
-            given["logits"][:] = np.stack(
-                [self._shared[:batch], np.full(batch, number(binding.plan))], axis=1
+        def write_outputs() -> None:
+            views["logits"][:] = np.stack(
+                [self._shared[:batch], np.full(batch, plan_number(binding.plan))], axis=1
             )
-            given["slots"][:] = self._shared[:batch, None] + number(binding.plan)
+            views["slots"][:] = self._shared[:batch, None] + plan_number(binding.plan)
 
-        stream.append(first, kind="host" if self.host else "kernel")
-        stream.append(second)
+        stream.append(sum_pixels, kind="host" if self.host else "kernel")
+        stream.append(write_outputs)
 
     def _view(self, binding: Binding, name: str) -> Array:
         shape, dtype = (
@@ -140,6 +147,6 @@ class FakeSession:
         return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
 
 
-def number(plan: Plan) -> int:
-    """What stands for a plan."""
+def plan_number(plan: Plan) -> int:
+    """Return a number that identifies a plan."""
     return sum(count * 10**at for at, count in enumerate(plan))

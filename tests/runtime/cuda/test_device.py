@@ -1,4 +1,4 @@
-"""CUDA's functions as they are called here: what they fail with, and what is never recorded."""
+"""Tests of the CUDA wrappers: copies, errors, and work that must not be recorded."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import pytest
 
 from tests.runtime.cuda.fake_runtime import FakeRuntime
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.cuda.device import CudaError, Event, Memory, Pinned, Stream
+from tokenfold.runtime.cuda.device import CudaError, Event, Memory, PinnedMemory, Stream
 
 SIZE = 8
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
-    own = FakeRuntime()
-    monkeypatch.setattr(device, "runtime", own)
-    return own
+    runtime = FakeRuntime()
+    monkeypatch.setattr(device, "runtime", runtime)
+    return runtime
 
 
 @pytest.fixture
 def stream(fake: FakeRuntime) -> Iterator[Stream]:
-    """Whatever else a test makes it gives back itself."""
-    own = Stream()
-    yield own
-    own.free()
+    """Create a stream, and check at the end that the test freed all other resources."""
+    stream = Stream()
+    yield stream
+    stream.free()
     assert not +fake.live
 
 
-def test_a_gpu(fake: FakeRuntime) -> None:
+def test_gpu_properties(fake: FakeRuntime) -> None:
     assert device.missing() is None
     assert device.name() == "Fake GPU"
     assert device.memory() == (3, 5)
@@ -38,41 +38,41 @@ def test_a_gpu(fake: FakeRuntime) -> None:
     assert str(device.missing()).startswith("no GPU can be used: cudaGetDeviceCount: fake")
 
 
-def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "runtime", FakeRuntime(devices=0))
     assert device.missing() == "no GPU was found"
     monkeypatch.setattr(device, "runtime", None)
     assert "cuda-bindings" in str(device.missing())
 
 
-def test_bytes_go_to_the_gpu_and_back(stream: Stream) -> None:
-    to, back = Pinned(SIZE), Pinned(SIZE)
+def test_copies_to_on_and_from_the_gpu(stream: Stream) -> None:
+    source, result = PinnedMemory(SIZE), PinnedMemory(SIZE)
     one, other, event = Memory(SIZE), Memory(SIZE), Event()
-    to.bytes[:] = np.arange(SIZE)
-    stream.upload(one, to, SIZE)
-    stream.move(other, one, SIZE)
-    stream.download(back, other, SIZE - 1)
+    source.bytes[:] = np.arange(SIZE)
+    stream.upload(one, source, SIZE)
+    stream.copy_on_device(other, one, SIZE)
+    stream.download(result, other, SIZE - 1)
     stream.record(event)
     event.wait()
-    assert back.bytes.tolist() == [*range(SIZE - 1), 255]
-    for copy, into, source in ((stream.upload, one, to), (stream.move, one, other)):
-        with pytest.raises(ValueError, match="no copy of 9 bytes from 8 to 8"):
-            copy(into, source, SIZE + 1)  # type: ignore[arg-type]
-    for held in (to, back, one, other, event):
-        held.free()
+    assert result.bytes.tolist() == [*range(SIZE - 1), 255]
+    for copy, origin in ((stream.upload, source), (stream.copy_on_device, other)):
+        with pytest.raises(ValueError, match="cannot copy 9 bytes from a buffer of 8 to one of 8"):
+            copy(one, origin, SIZE + 1)  # type: ignore[arg-type]
+    for resource in (source, result, one, other, event):
+        resource.free()
 
 
-def test_nothing_is_a_size_too(stream: Stream) -> None:
+def test_empty_allocations(stream: Stream) -> None:
     stream.wait()
-    pinned, memory = Pinned(0), Memory(0)
+    pinned, memory = PinnedMemory(0), Memory(0)
     assert pinned.bytes.size == 0
     pinned.free()
     memory.free()
 
 
-def test_one_stream_waits_for_another(stream: Stream) -> None:
+def test_a_stream_waits_for_an_event_of_another(stream: Stream) -> None:
     other, event = Stream(), Event()
-    source, target = Pinned(SIZE), Memory(SIZE)
+    source, target = PinnedMemory(SIZE), Memory(SIZE)
     for _ in range(20):
         source.bytes[:] = 3
         stream.upload(target, source, SIZE)
@@ -81,13 +81,13 @@ def test_one_stream_waits_for_another(stream: Stream) -> None:
         other.download(source, target, SIZE)
         other.wait()
         assert source.bytes.tolist() == [3] * SIZE
-    for held in (event, source, target, other):
-        held.free()
+    for resource in (event, source, target, other):
+        resource.free()
 
 
-def test_recorded_work_is_done_when_it_is_launched(stream: Stream) -> None:
-    source, one, other = Pinned(SIZE), Memory(SIZE), Memory(SIZE)
-    graph = stream.capture(lambda: stream.move(other, one, SIZE))
+def test_recorded_work_is_executed_at_each_launch(stream: Stream) -> None:
+    source, one, other = PinnedMemory(SIZE), Memory(SIZE), Memory(SIZE)
+    graph = stream.capture(lambda: stream.copy_on_device(other, one, SIZE))
     assert graph.nodes == 1
     source.bytes[:] = 7
     stream.upload(one, source, SIZE)
@@ -97,12 +97,12 @@ def test_recorded_work_is_done_when_it_is_launched(stream: Stream) -> None:
     assert source.bytes.tolist() == [7] * SIZE
     empty = stream.capture(lambda: None)
     assert empty.nodes == 0
-    for held in (source, one, other, graph, empty):
-        held.free()
+    for resource in (source, one, other, graph, empty):
+        resource.free()
 
 
-def test_copies_of_the_hosts_memory_are_not_recorded(stream: Stream) -> None:
-    host, gpu = Pinned(SIZE), Memory(SIZE)
+def test_recordings_must_not_access_the_host(stream: Stream) -> None:
+    host, gpu = PinnedMemory(SIZE), Memory(SIZE)
     for work in (lambda: stream.upload(gpu, host, 1), lambda: stream.download(host, gpu, 1)):
         with pytest.raises(CudaError, match="the host's memory"):
             stream.capture(work)
@@ -112,7 +112,7 @@ def test_copies_of_the_hosts_memory_are_not_recorded(stream: Stream) -> None:
     gpu.free()
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(stream: Stream) -> None:
+def test_a_failed_recording_leaves_the_stream_usable(stream: Stream) -> None:
     def allocates() -> None:
         Memory(SIZE)
 
@@ -133,7 +133,7 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(stream: Stream) -> N
     stream.capture(lambda: None).free()
 
 
-def test_what_cannot_be_given_back_is_left(stream: Stream, fake: FakeRuntime) -> None:
+def test_errors_of_free_are_ignored(stream: Stream, fake: FakeRuntime) -> None:
     memory = Memory(SIZE)
     fake.failing["cudaFree"] = 1
     memory.free()

@@ -1,4 +1,4 @@
-"""What is missing to run on a GPU is said, before ONNX Runtime falls back to the CPU by itself."""
+"""Tests of GPU sessions: missing parts are reported, instead of a silent fallback to the CPU."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [session.PROVIDER])
 
 
-def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "runtime", FakeRuntime(devices=0))
     assert session.missing() == "no GPU was found"
 
 
 @pytest.mark.usefixtures("gpu")
-def test_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "onnxruntime-gpu" in str(session.missing())
     with pytest.raises(RuntimeError, match="onnxruntime-gpu"):
@@ -38,7 +38,7 @@ def test_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu", "provider")
-def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_op_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(library.CUDA_VARIABLE, "none")
     assert "make plugins-cuda" in str(session.missing())
     built = tmp_path / "library.so"
@@ -48,28 +48,28 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu", "provider")
-def test_a_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """ONNX Runtime then opens the graph on the CPU, and only its log says so."""
+def test_a_provider_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ONNX Runtime then opens the graph on the CPU, and mentions that only in its log."""
     monkeypatch.setenv(library.CUDA_VARIABLE, "none")
-    given: dict[str, object] = {}
+    arguments: dict[str, object] = {}
 
-    class OnTheCpu:
+    class CpuSession:
         def __init__(self, path: Path, options: ort.SessionOptions, providers: list[object]):
-            given.update(path=path, options=options, providers=providers)
+            arguments.update(path=path, options=options, providers=providers)
 
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    monkeypatch.setattr(ort, "InferenceSession", OnTheCpu)
+    monkeypatch.setattr(ort, "InferenceSession", CpuSession)
     stream = Stream()
     with pytest.raises(RuntimeError, match="could not load"):
-        session.opened(tmp_path / "model.onnx", stream)
-    providers = given["providers"]
+        session.open_session(tmp_path / "model.onnx", stream)
+    providers = arguments["providers"]
     assert isinstance(providers, list)
     assert providers[0][1]["user_compute_stream"] == str(int(stream.handle))
     stream.free()
 
 
-def test_runs_that_do_not_wait() -> None:
-    options = session.unsynchronised()
+def test_asynchronous_options_disable_synchronization() -> None:
+    options = session.asynchronous_options()
     assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"

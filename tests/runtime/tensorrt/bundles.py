@@ -1,4 +1,4 @@
-"""Tiny bundles of every kind, exported once a run: that takes longer than most tests."""
+"""Tiny bundles of every kind, exported once per test run, because exporting is slow."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KINDS: dict[str, Callable[[], AnyCheckpoint]] = {
 LEVELS = {"exact": 0.0, "some": 0.2, "half": 0.4}
 
 folder: Path | None = None
-"""Of the run, which all of its processes share: conftest.py sets it."""
+"""Folder of the bundles, which all worker processes of a test run share. Set by conftest.py."""
 
 
 @cache
 def bundle(kind: str, precision: Precision) -> Bundle:
-    """A bundle of a kind, one of `KINDS`. Others read it too: it is not to be changed."""
+    """Return a bundle of a kind of `KINDS`. Tests share it, so they must not change it."""
     options: dict[str, Any] = {"method": "pitome"} if kind == "pitome" else {}
     recipe = Recipe(
         name=f"{kind}-{precision}",
@@ -44,7 +44,7 @@ def bundle(kind: str, precision: Precision) -> Bundle:
     assert folder is not None
     out = folder / recipe.name
     with (folder / f"{recipe.name}.lock").open("w") as lock:
-        # Until it is closed. Who comes second finds the bundle.
+        # Locked until the file is closed. The second process finds the exported bundle.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():
             return Bundle.open(out)

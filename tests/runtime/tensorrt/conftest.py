@@ -1,4 +1,4 @@
-"""What tests of the builder and of the runtime share."""
+"""Fixtures: folder of bundles, fake CUDA and fake TensorRT."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.runtime.cuda.fake_backends import FakeTensorRT
 from tests.runtime.cuda.fake_runtime import FakeRuntime
-from tests.runtime.cuda.stand_ins import EngineStandIn
 from tests.runtime.tensorrt import bundles
 from tokenfold.runtime.cuda import device
 
 
 @pytest.fixture(scope="session", autouse=True)
 def folder_of_bundles(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One for all workers of a run."""
+    """Set one folder of bundles for all workers of a test run."""
     run = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         run = run.parent
@@ -25,17 +25,17 @@ def folder_of_bundles(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    """In place of CUDA. Whatever a test took is given back at its end."""
-    own = FakeRuntime()
-    monkeypatch.setattr(device, "runtime", own)
-    yield own
-    # But streams, where an error that is still there has their runner in its traceback.
-    assert set(+own.live) <= {"stream"}
+    """Replace CUDA, and check at the end that all resources were freed."""
+    runtime = FakeRuntime()
+    monkeypatch.setattr(device, "runtime", runtime)
+    yield runtime
+    # Streams may remain, when the traceback of a living exception refers to their runner.
+    assert set(+runtime.live) <= {"stream"}
 
 
 @pytest.fixture
-def tensorrt(gpu: FakeRuntime) -> Iterator[EngineStandIn]:
-    """In place of TensorRT, which had no problem at the end."""
-    own = EngineStandIn(gpu)
-    yield own
-    assert not own.api.problems
+def tensorrt(gpu: FakeRuntime) -> Iterator[FakeTensorRT]:
+    """Create a fake TensorRT, and check at the end that it had no problems."""
+    tensorrt = FakeTensorRT(gpu)
+    yield tensorrt
+    assert not tensorrt.api.problems

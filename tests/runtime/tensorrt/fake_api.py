@@ -1,10 +1,10 @@
-"""Stands in for TensorRT's Python module where there is no GPU, over `cuda.fake_runtime`.
+"""Fake of TensorRT's Python module for machines without a GPU, on top of the fake CUDA runtime.
 
-Names, order of arguments and what is returned are the real one's (test_fake_api.py compares them),
-and it is as strict as the documentation: what the real one refuses is refused, with a line in the
-log; what would end the process there, or is undefined, is a problem that the tests look for. Runs
-are work of a fake stream, in memory that contexts may share: so what forgets to wait, or to keep
-something, gives wrong numbers.
+Names, argument order and return values match the real module (test_fake_api.py compares them). The
+fake is as strict as the documentation: it rejects what the real module rejects, with a log message.
+What would end the process or is undefined becomes a problem, which the tests check for. Runs are
+work in a fake stream, in memory that contexts may share; so code that forgets to wait, or frees
+something too early, gets wrong numbers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tests.runtime.tensorrt.fake_engine import Description
 from tests.runtime.tensorrt.fake_run import FakeRun, Span
 from tokenfold.bundle.workload import Plan
 
-# Of an engine's weights, and of what a context keeps: each is a block of the GPU's memory.
-_WEIGHTS, _OWN = 64, 16
+# Bytes of the block of GPU memory that each engine and each context holds.
+_ENGINE_BYTES, _CONTEXT_BYTES = 64, 16
 
 
 class Severity(IntEnum):
-    """Of a line."""
+    """Severity of a log message."""
 
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
 class ILogger:
-    """What lines are given to."""
+    """Receiver of log messages."""
 
     Severity = Severity
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
@@ -48,31 +48,31 @@ class ILogger:
 
 
 class TensorIOMode(Enum):
-    """Of a tensor."""
+    """Whether a tensor is an input or an output."""
 
     NONE, INPUT, OUTPUT = range(3)
 
 
 class TensorLocation(Enum):
-    """Of a tensor."""
+    """Memory that holds a tensor."""
 
     DEVICE, HOST = range(2)
 
 
 class ExecutionContextAllocationStrategy(Enum):
-    """Whose memory a context works in."""
+    """Owner of a context's working memory."""
 
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
 class DynamicShapesKernelSpecializationStrategy(Enum):
-    """Of TensorRT for RTX: when kernels for the shapes of a run are compiled."""
+    """Time when TensorRT for RTX compiles kernels for the shapes of a run."""
 
     LAZY, EAGER, NONE = range(3)
 
 
 class IRuntimeConfig:
-    """How a context is to be made."""
+    """Configuration of a context."""
 
     def __init__(self) -> None:
         self._strategy = ExecutionContextAllocationStrategy.STATIC
@@ -90,7 +90,7 @@ class IRuntimeConfig:
 
 
 class DataType(Enum):
-    """Of a tensor's elements."""
+    """Element type of a tensor."""
 
     FLOAT, HALF, BF16, INT32, INT64, UINT8 = range(6)
 
@@ -105,16 +105,16 @@ _TYPES: dict[DataType, type[np.generic]] = {
 
 
 class FakeApi:
-    """The module.
+    """Fake of the module.
 
     Attributes:
-        gpu: what stands in for CUDA.
-        calls: how often each function was called.
-        failing: functions that fail, and how many times.
-        live: runtimes, engines and contexts that there are.
-        problems: what the real one would not survive.
-        workers: which run is at work in memory that contexts share, by its address.
-        libraries: of plugins that were loaded; None if it takes none.
+        gpu: fake of the CUDA runtime.
+        calls: number of calls per function.
+        failing: number of upcoming calls that fail, per function.
+        live: number of living runtimes, engines and contexts.
+        problems: errors that would crash the real TensorRT or are undefined.
+        workers: the run in progress per working memory, by its address.
+        libraries: loaded plugin libraries; None to reject all of them.
     """
 
     __version__ = "11.9.0"
@@ -124,7 +124,7 @@ class FakeApi:
         self.TensorIOMode, self.TensorLocation = TensorIOMode, TensorLocation
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
         self.DataType = DataType
-        self.DynamicShapesKernelSpecializationStrategy: Any = None  # of RTX alone
+        self.DynamicShapesKernelSpecializationStrategy: Any = None  # Only in TensorRT for RTX.
         self.gpu = gpu
         self.calls: Counter[str] = Counter()
         self.failing: Counter[str] = Counter()
@@ -157,15 +157,15 @@ class FakeApi:
             raise TypeError("Could not resolve TensorRT datatype to a numpy datatype.") from None
 
     def look_up_plugins(self) -> None:
-        """What the registry does for an engine, telling the first logger of it."""
-        own = None if self._registered is None else self._registered()
-        if own is None:
-            self.problems.append("the registry called a logger that is gone")
+        """Log a message of the plugin registry to the first logger."""
+        logger = None if self._registered is None else self._registered()
+        if logger is None:
+            self.problems.append("the registry called a logger that was destroyed")
         else:
-            own.log(Severity.VERBOSE, "Plugin creators found")
+            logger.log(Severity.VERBOSE, "Plugin creators found")
 
     def fails(self, function: str, logger: ILogger) -> bool:
-        """Whether a call is to fail; it says so."""
+        """Whether a call should fail; if so, log an error."""
         self.calls[function] += 1
         if not self.failing[function]:
             return False
@@ -173,30 +173,30 @@ class FakeApi:
         logger.log(Severity.ERROR, f"{function}: Error Code 2: fake\n failure")
         return True
 
-    def taken(self, size: int) -> int | None:
-        """New memory of the GPU, or None."""
-        status, *found = self.gpu.cudaMalloc(size)
-        return int(found[0]) if status == self.gpu.cudaError_t.cudaSuccess else None
+    def allocate(self, size: int) -> int | None:
+        """Allocate GPU memory; return its address, or None if it fails."""
+        status, *results = self.gpu.cudaMalloc(size)
+        return int(results[0]) if status == self.gpu.cudaError_t.cudaSuccess else None
 
-    def ends(self, thing: Any, kind: str, *blocks: int) -> None:
-        """Give back memory when something ends."""
+    def track(self, resource: Any, kind: str, *blocks: int) -> None:
+        """Count a resource as living, and free its memory when it is destroyed."""
         self.live[kind] += 1
-        weakref.finalize(thing, self._ended, kind, blocks).atexit = False
+        weakref.finalize(resource, self._destroyed, kind, blocks).atexit = False
 
-    def _ended(self, kind: str, blocks: tuple[int, ...]) -> None:
+    def _destroyed(self, kind: str, blocks: tuple[int, ...]) -> None:
         self.live[kind] -= 1
         for address in blocks:
             self.gpu.cudaFree(address)
 
 
 class IPluginRegistry:
-    """Where plugins are."""
+    """Fake of the plugin registry."""
 
     def __init__(self, api: FakeApi) -> None:
         self._api = api
 
     def load_library(self, plugin_path: str) -> object | None:
-        """A handle, or None where it takes no library."""
+        """Return a handle; None if libraries are rejected."""
         if self._api.libraries is None:
             return None
         self._api.libraries.append(plugin_path)
@@ -204,12 +204,12 @@ class IPluginRegistry:
 
 
 class Runtime:
-    """What loads engines."""
+    """Fake of the runtime, which loads engines."""
 
     def __init__(self, api: FakeApi, logger: ILogger) -> None:
         self._api = api
         self.logger = logger
-        api.ends(self, "runtime")
+        api.track(self, "runtime")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         raw = bytes(memoryview(serialized_engine))
@@ -222,7 +222,7 @@ class Runtime:
             self.logger.log(Severity.ERROR, "Error Code 1: Serialization (magicTag failed)")
             self.logger.log(Severity.ERROR, "Error Code 4: Internal Error (deserialization)")
             return None
-        weights = self._api.taken(_WEIGHTS)
+        weights = self._api.allocate(_ENGINE_BYTES)
         if weights is None:
             self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory")
             return None
@@ -230,7 +230,7 @@ class Runtime:
 
 
 class ICudaEngine:
-    """A program with its weights. It keeps its runtime alive, as the real one does."""
+    """Fake of an engine. It keeps its runtime alive, as the real one does."""
 
     def __init__(
         self, api: FakeApi, runtime: Runtime, description: Description, weights: int
@@ -240,7 +240,7 @@ class ICudaEngine:
         self._description = description
         self._tensors = {**description.inputs, **description.outputs}
         self._grows = description.grows
-        api.ends(self, "engine", weights)
+        api.track(self, "engine", weights)
 
     @property
     def num_io_tensors(self) -> int:
@@ -252,7 +252,7 @@ class ICudaEngine:
 
     @property
     def device_memory_size_v2(self) -> int:
-        return self._description.memory * self._description.most
+        return self._description.memory * self._description.max_batch
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]
@@ -261,9 +261,9 @@ class ICudaEngine:
         return self._tensors[name].sizes
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        wanted = np.dtype(self._tensors[name].dtype)
-        (found,) = (kind for kind, own in _TYPES.items() if own == wanted)
-        return found
+        dtype = np.dtype(self._tensors[name].dtype)
+        (data_type,) = (data_type for data_type, numpy in _TYPES.items() if numpy == dtype)
+        return data_type
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self._description.inputs else TensorIOMode.OUTPUT
@@ -284,30 +284,30 @@ class ICudaEngine:
             self._api.calls[f"context {kind.name}"] += 1
             strategy = strategy.get_execution_context_allocation_strategy()
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
-            self._api.problems.append("a context takes working memory of its own")
+            self._api.problems.append("a context allocates its own working memory")
         if self._api.fails("create_execution_context", self._runtime.logger):
             return None
-        own = self._api.taken(_OWN)
-        if own is None:
+        block = self._api.allocate(_CONTEXT_BYTES)
+        if block is None:
             self._runtime.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory")
             return None
-        return IExecutionContext(self._api, self, own)
+        return IExecutionContext(self._api, self, block)
 
-    def _grown(self) -> bool:
-        """Take memory, where runs still do; whether that is possible."""
+    def _grow(self) -> bool:
+        """Allocate memory if this run should; return whether the allocation succeeded."""
         if not self._grows:
             return True
         self._grows -= 1
-        address = self._api.taken(1)
+        address = self._api.allocate(1)
         if address is not None:
             self._api.gpu.cudaFree(address)
         return address is not None
 
 
 class IExecutionContext:
-    """A way to run an engine, which it keeps alive."""
+    """Fake of an execution context. It keeps its engine alive."""
 
-    def __init__(self, api: FakeApi, engine: ICudaEngine, own: int) -> None:
+    def __init__(self, api: FakeApi, engine: ICudaEngine, block: int) -> None:
         self._api = api
         self._engine = engine
         self._description = engine._description
@@ -316,10 +316,10 @@ class IExecutionContext:
         self._profile, self._switched_in = 0, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        # Those in a stream, or in a CUDA graph.
+        # Runs in a stream or in a CUDA graph.
         self._runs: weakref.WeakSet[FakeRun] = weakref.WeakSet()
-        api.ends(self, "context", own)
-        weakref.finalize(self, _no_runs, self._runs, api.problems).atexit = False
+        api.track(self, "context", block)
+        weakref.finalize(self, _check_no_runs, self._runs, api.problems).atexit = False
 
     @property
     def active_optimization_profile(self) -> int:
@@ -330,8 +330,8 @@ class IExecutionContext:
         needed = self._engine.device_memory_size_v2
         if self._api.fails("set_device_memory", self._logger):
             return
-        if size < needed or self._api.gpu.room(memory) < size or memory % ALIGNMENT:
-            self._refuse(f"{size} bytes at {memory:#x}, where {needed} are needed")
+        if size < needed or self._api.gpu.block_size(memory) < size or memory % ALIGNMENT:
+            self._reject(f"{size} bytes at {memory:#x}, but {needed} are needed")
             return
         self._memory = Span(memory, size)
 
@@ -342,7 +342,7 @@ class IExecutionContext:
             raise RuntimeError("Error in set optimization profile async.")
         stream = self._api.gpu.stream(stream_handle)
         if stream.recording is not None:
-            self._api.problems.append("a profile was chosen while a stream records")
+            self._api.problems.append("a profile was selected while a stream records")
         self._profile, self._switched_in = profile_index, stream_handle
         self._shapes.clear()
         return True
@@ -351,12 +351,13 @@ class IExecutionContext:
         self._touch("shapes")
         if self._api.fails("set_input_shape", self._logger) or name not in self._description.inputs:
             return False
-        own = self._description.inputs[name].sizes
+        sizes = self._description.inputs[name].sizes
         ranges = self._description.profiles[self._profile][name]
-        if len(shape) != len(own) or not all(
-            least <= size <= most for (least, most), size in zip(ranges, shape, strict=True)
+        if len(shape) != len(sizes) or not all(
+            minimum <= size <= maximum
+            for (minimum, maximum), size in zip(ranges, shape, strict=True)
         ):
-            return self._refuse(f"{name} of {shape} is not in profile {self._profile}: {ranges}")
+            return self._reject(f"{name} of {shape} is not in profile {self._profile}: {ranges}")
         self._shapes[name] = shape
         return True
 
@@ -365,9 +366,9 @@ class IExecutionContext:
         if self._api.fails("set_tensor_address", self._logger) or name not in self._engine._tensors:
             return False
         if memory % ALIGNMENT:
-            return self._refuse(f"{name} is not aligned")
-        if bool(self._api.gpu.room(memory)) == self._engine._tensors[name].host:
-            self._api.problems.append(f"{name} is not where it should be")
+            return self._reject(f"{name} is not aligned")
+        if bool(self._api.gpu.block_size(memory)) == self._engine._tensors[name].host:
+            self._api.problems.append(f"{name} is in the wrong kind of memory")
         self._addresses[name] = memory
         return True
 
@@ -376,8 +377,8 @@ class IExecutionContext:
         if not failed and self._missing():
             return self._missing()
         if not failed and self._sizes() is None:
-            failed = not self._refuse(f"sizes of one name differ: {self._shapes}")
-        # What is C++ has no frame in a traceback that would hold it.
+            failed = not self._reject(f"sizes of one name differ: {self._shapes}")
+        # C++ code has no frame in the traceback that would keep the context alive.
         del self
         if failed:
             raise RuntimeError("infer_shapes error code: -1")
@@ -385,35 +386,35 @@ class IExecutionContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         sizes = self._sizes() or {}
-        own = self._engine._tensors[name].shape
-        return tuple(size if isinstance(size, int) else sizes.get(size, -1) for size in own)
+        shape = self._engine._tensors[name].shape
+        return tuple(size if isinstance(size, int) else sizes.get(size, -1) for size in shape)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         api, stream = self._api, self._api.gpu.stream(stream_handle)
         if api.fails("execute_async_v3", self._logger):
             return False
-        without = [name for name in self._engine._tensors if name not in self._addresses]
-        if self._missing() or without:
-            return self._refuse(f"no shape or address: {self._missing() or without}")
+        unplaced = [name for name in self._engine._tensors if name not in self._addresses]
+        if self._missing() or unplaced:
+            return self._reject(f"no shape or address: {self._missing() or unplaced}")
         if self._memory is None and self._engine.device_memory_size_v2:
-            return self._refuse("no memory to work in")
+            return self._reject("no working memory")
         if self._profile and stream_handle != self._switched_in:
             api.problems.append("a run does not wait for its profile")
         plan = self._plan()
         ranges = self._description.profiles[self._profile].get("plan", ())
         if any(not ends[0] <= count <= ends[1] for ends, count in zip(ranges, plan, strict=False)):
-            return self._refuse(f"counts of {plan} are not in profile {self._profile}")
+            return self._reject(f"counts of {plan} are not in profile {self._profile}")
         spans = {
             name: Span(self._addresses[name], self._bytes(name))
-            for name, one in self._engine._tensors.items()
-            if not one.host
+            for name, tensor in self._engine._tensors.items()
+            if not tensor.host
         }
         for name, span in spans.items():
-            if api.gpu.room(span.address) < span.size:
-                api.problems.append(f"{name} has not {span.size} bytes")
+            if api.gpu.block_size(span.address) < span.size:
+                api.problems.append(f"{name} has fewer than {span.size} bytes")
                 return False
-        if not self._engine._grown():
-            return self._refuse("memory was wanted while a stream records")
+        if not self._engine._grow():
+            return self._reject("an allocation failed")
         shapes = {name: self.get_tensor_shape(name) for name in spans}
         run = FakeRun(api, self, self._description, plan, spans, shapes, self._memory)
         run.recorded = stream.recording is not None
@@ -422,46 +423,46 @@ class IExecutionContext:
         stream.append(run.scatter)
         return True
 
-    def _touch(self, what: str) -> None:
+    def _touch(self, setting: str) -> None:
         if any(run.recorded for run in self._runs):
-            self._api.problems.append(f"{what} of a context were set that a CUDA graph is of")
+            self._api.problems.append(f"the {setting} of a recorded context changed")
 
-    def _refuse(self, why: str) -> bool:
+    def _reject(self, why: str) -> bool:
         self._logger.log(Severity.ERROR, f"Error Code 3: API Usage Error ({why})")
         return False
 
     def _missing(self) -> list[str]:
         return [
             name
-            for name, one in self._description.inputs.items()
-            if (-1 in one.sizes and name not in self._shapes)
-            or (one.host and name not in self._addresses)
+            for name, tensor in self._description.inputs.items()
+            if (-1 in tensor.sizes and name not in self._shapes)
+            or (tensor.host and name not in self._addresses)
         ]
 
     def _sizes(self) -> dict[str, int] | None:
-        """What the names of sizes stand for; None if for different ones."""
-        found: dict[str, int] = {}
+        """Return the value of each named size; None if a name has two values."""
+        sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
-            for own, size in zip(self._description.inputs[name].shape, shape, strict=True):
-                if isinstance(own, str) and found.setdefault(own, size) != size:
+            for axis, size in zip(self._description.inputs[name].shape, shape, strict=True):
+                if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                     return None
-        return found
+        return sizes
 
     def _bytes(self, name: str) -> int:
-        kind = np.dtype(self._engine._tensors[name].dtype)
-        return int(np.prod(self.get_tensor_shape(name))) * kind.itemsize
+        dtype = np.dtype(self._engine._tensors[name].dtype)
+        return int(np.prod(self.get_tensor_shape(name))) * dtype.itemsize
 
     def _plan(self) -> Plan:
-        """What is in the host's memory now."""
+        """Return the plan, as host memory holds it now."""
         if self._description.plan is not None:
             return self._description.plan
-        one = self._description.inputs.get("plan")
-        if one is None or not one.host:
+        plan = self._description.inputs.get("plan")
+        if plan is None or not plan.host:
             return ()
-        raw = (ctypes.c_int64 * one.sizes[0]).from_address(self._addresses["plan"])
+        raw = (ctypes.c_int64 * plan.sizes[0]).from_address(self._addresses["plan"])
         return tuple(raw)
 
 
-def _no_runs(runs: weakref.WeakSet[FakeRun], problems: list[str]) -> None:
+def _check_no_runs(runs: weakref.WeakSet[FakeRun], problems: list[str]) -> None:
     if len(runs):
-        problems.append("a context is gone that is at work, or that a CUDA graph is of")
+        problems.append("a context was destroyed during a run, or while a CUDA graph uses it")

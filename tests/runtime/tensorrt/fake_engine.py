@@ -1,7 +1,8 @@
-"""What an engine is to the TensorRT that stands in: what it takes and gives, and a sum.
+"""Engines of the fake TensorRT: their inputs and outputs, and the function they compute.
 
-Every item's sum over all inputs, and a number that stands for the plan, make all outputs: as
-`cuda.fake_session` has it of images. What would be an engine's bytes is its description.
+An engine sums all inputs per item, and derives every output from the sum and a number that
+identifies the plan, like the fake session in `tests.runtime.cuda.fake_session`. The content of an
+engine file is its description as JSON.
 """
 
 from __future__ import annotations
@@ -17,28 +18,30 @@ from tests.runtime.cuda import fake_session
 from tests.runtime.cuda.fake_session import PLAN, SHAPE
 from tokenfold.bundle.document import Document
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.cuda.lanes import Array
-from tokenfold.runtime.tensorrt.origin import Origin, Target
-from tokenfold.runtime.tensorrt.profiles import BATCHES, Profile, Range
+from tokenfold.runtime.cuda.buffers import Array
+from tokenfold.runtime.tensorrt.profiles import BATCH_RANGES, OptimizationProfile, SizeRange
+from tokenfold.runtime.tensorrt.spec import EngineSpec
+from tokenfold.runtime.tensorrt.target import BuildTarget
 
-TARGET = Target(tensorrt="tensorrt 11.9.0", gpu="Fake GPU sm_90", plugins=None)
+TARGET = BuildTarget(tensorrt="tensorrt 11.9.0", gpu="Fake GPU sm_90", plugins=None)
 
-SIDES = Range(least=1, usual=4, most=9)
-"""Of images that vary."""
+SIDES = SizeRange(min=1, opt=4, max=9)
+"""Range of image height and width, if they are dynamic."""
 
-TEXT = Range(least=1, usual=4, most=6)
+TEXT = SizeRange(min=1, opt=4, max=6)
+"""Range of the number of text tokens."""
 
-COUNTS = Range(least=0, usual=2, most=10**6)
-"""Of a plan."""
+COUNTS = SizeRange(min=0, opt=2, max=10**6)
+"""Range of the counts of a plan."""
 
 
-class Shaped(Document):
-    """An input or an output.
+class TensorDescription(Document):
+    """An input or output.
 
     Attributes:
-        shape: with a name for what varies. Sizes of one name are the same.
+        shape: dynamic sizes are names; sizes of the same name are equal.
         dtype: such as "uint8".
-        host: whether it is read from the host.
+        host: whether the engine reads the tensor from host memory.
     """
 
     shape: tuple[int | str, ...]
@@ -47,7 +50,7 @@ class Shaped(Document):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """-1 for what varies."""
+        """Shape with -1 for dynamic sizes."""
         return tuple(size if isinstance(size, int) else -1 for size in self.shape)
 
 
@@ -55,15 +58,15 @@ class Description(Document):
     """An engine.
 
     Attributes:
-        profiles: least and most of each size of each input, and of each count of a plan.
-        plan: the one that it was built for, where that is no input.
-        memory: bytes that a context works in for each item; 0 or enough for a sum.
-        grows: how many runs take memory from CUDA.
-        host: whether a run copies something from the host.
+        profiles: minimum and maximum of each size of each input, and of each count of a plan.
+        plan: the fixed plan; None if the plan is an input, or there is none.
+        memory: working memory per item in bytes; 0, or enough for a sum.
+        grows: number of runs that allocate GPU memory.
+        host: whether runs call the host.
     """
 
-    inputs: dict[str, Shaped]
-    outputs: dict[str, Shaped]
+    inputs: dict[str, TensorDescription]
+    outputs: dict[str, TensorDescription]
     profiles: tuple[dict[str, tuple[tuple[int, int], ...]], ...]
     plan: tuple[int, ...] | None = None
     memory: int = 8
@@ -71,32 +74,34 @@ class Description(Document):
     host: bool = False
 
     @property
-    def most(self) -> int:
-        """Items of a run."""
-        return max(one["batch"][0][1] for one in self.profiles)
+    def max_batch(self) -> int:
+        """Maximum number of items in a run."""
+        return max(profile["batch"][0][1] for profile in self.profiles)
 
     @property
     def content(self) -> bytes:
-        """What TensorRT is given to load."""
+        """Content of the engine file, without the header."""
         return self.model_dump_json().encode()
 
 
-def origin(plan: Plan | None = None) -> Origin:
-    """What an engine of images, and perhaps more, was built from."""
+def engine_spec(plan: Plan | None = None) -> EngineSpec:
+    """Return the specification of an engine that takes images, and perhaps texts."""
     sizes = {"image": (SIDES, SIDES), "input_ids": (TEXT,)}
     counts = (COUNTS,) * PLAN if plan is None else ()
-    return Origin(
+    return EngineSpec(
         target=TARGET,
         graph="model.onnx",
         sha256="0" * 64,
         precision="fp16",
         plan=plan,
-        profiles=tuple(Profile(batch=batch, sizes=sizes, plan=counts) for batch in BATCHES),
+        profiles=tuple(
+            OptimizationProfile(batch=batch, sizes=sizes, plan=counts) for batch in BATCH_RANGES
+        ),
     )
 
 
-def described(
-    own: Origin,
+def describe(
+    spec: EngineSpec,
     *,
     plan: bool = True,
     texts: bool = False,
@@ -106,80 +111,88 @@ def described(
     grows: int = 0,
     host: bool = False,
 ) -> Description:
-    """An engine of images.
+    """Describe an engine that takes images.
 
     Args:
-        own: what it is built from; see `origin`.
+        spec: what the engine is built from; see `engine_spec`.
         plan, texts, free, grows, host: see `FakeSession`.
-        unused: whether nothing depends on the plan.
+        unused: whether no output depends on the plan.
         memory: see `Description`.
     """
     image: tuple[int | str, ...] = ("batch", "rows", "columns", 3) if free else ("batch", *SHAPE)
-    inputs = {"image": Shaped(shape=image, dtype="uint8")}
-    if plan and own.plan is None:
-        inputs["plan"] = Shaped(shape=(PLAN,), dtype="int64", host=not unused)
+    inputs = {"image": TensorDescription(shape=image, dtype="uint8")}
+    if plan and spec.plan is None:
+        inputs["plan"] = TensorDescription(shape=(PLAN,), dtype="int64", host=not unused)
     if texts:
-        inputs["input_ids"] = Shaped(shape=("batch", "text"), dtype="int64")
+        inputs["input_ids"] = TensorDescription(shape=("batch", "text"), dtype="int64")
     return Description(
         inputs=inputs,
         outputs={
-            "logits": Shaped(shape=("batch", 2), dtype="float32"),
-            "slots": Shaped(shape=("batch", 3), dtype="int64"),
+            "logits": TensorDescription(shape=("batch", 2), dtype="float32"),
+            "slots": TensorDescription(shape=("batch", 3), dtype="int64"),
         },
-        profiles=ranges(own, inputs),
-        plan=own.plan,
+        profiles=profile_ranges(spec, inputs),
+        plan=spec.plan,
         memory=memory,
         grows=grows,
         host=host,
     )
 
 
-def of_graph(path: Path, own: Origin) -> Description:
-    """An engine of a bundle's graph."""
+def describe_graph(path: Path, spec: EngineSpec) -> Description:
+    """Describe an engine of a bundle's graph."""
     graph = onnx.load(path, load_external_data=False).graph
-    fixed = own.plan is not None
-    inputs = {one.name: _shaped(one) for one in graph.input if not (fixed and one.name == "plan")}
-    outputs = {one.name: _shaped(one) for one in graph.output}
-    return Description(inputs=inputs, outputs=outputs, profiles=ranges(own, inputs), plan=own.plan)
+    static = spec.plan is not None
+    inputs = {
+        value.name: _tensor(value) for value in graph.input if not (static and value.name == "plan")
+    }
+    outputs = {value.name: _tensor(value) for value in graph.output}
+    return Description(
+        inputs=inputs, outputs=outputs, profiles=profile_ranges(spec, inputs), plan=spec.plan
+    )
 
 
-def ranges(
-    own: Origin, inputs: dict[str, Shaped]
+def profile_ranges(
+    spec: EngineSpec, inputs: dict[str, TensorDescription]
 ) -> tuple[dict[str, tuple[tuple[int, int], ...]], ...]:
-    """What a builder makes of profiles."""
+    """Return the minimum and maximum of all sizes in each profile, as a builder stores them."""
     return tuple(
         {
-            "batch": _ends([profile.batch]),
+            "batch": _limits([profile.batch]),
             **{
-                name: _ends(profile.plan if one.host else profile.shape(name, one.sizes))
-                for name, one in inputs.items()
+                name: _limits(profile.plan if tensor.host else profile.shape(name, tensor.sizes))
+                for name, tensor in inputs.items()
             },
         }
-        for profile in own.profiles
+        for profile in spec.profiles
     )
 
 
 def output(
-    name: str, one: Shaped, sums: npt.NDArray[np.int64], plan: Plan, shape: Sequence[int]
+    name: str,
+    tensor: TensorDescription,
+    sums: npt.NDArray[np.int64],
+    plan: Plan,
+    shape: Sequence[int],
 ) -> Array:
-    """What becomes of the items' sums."""
-    number = fake_session.number(plan)
+    """Compute an output from the sums of the items."""
+    number = fake_session.plan_number(plan)
     if name == "logits":
-        found = np.full(shape, number)
-        found[:, 0] = sums
+        values = np.full(shape, number)
+        values[:, 0] = sums
     else:
-        found = np.broadcast_to((sums + number).reshape(-1, *(1 for _ in shape[1:])), shape)
-    return found.astype(one.dtype)
+        values = np.broadcast_to((sums + number).reshape(-1, *(1 for _ in shape[1:])), shape)
+    return values.astype(tensor.dtype)
 
 
-def _ends(wanted: tuple[Range, ...] | list[Range]) -> tuple[tuple[int, int], ...]:
-    return tuple((one.least, one.most) for one in wanted)
+def _limits(ranges: tuple[SizeRange, ...] | list[SizeRange]) -> tuple[tuple[int, int], ...]:
+    return tuple((allowed.min, allowed.max) for allowed in ranges)
 
 
-def _shaped(value: onnx.ValueInfoProto) -> Shaped:
-    kind = value.type.tensor_type
-    return Shaped(
-        shape=tuple(size.dim_param or size.dim_value for size in kind.shape.dim),
-        dtype=np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name,
+def _tensor(value: onnx.ValueInfoProto) -> TensorDescription:
+    tensor_type = value.type.tensor_type
+    return TensorDescription(
+        shape=tuple(size.dim_param or size.dim_value for size in tensor_type.shape.dim),
+        dtype=np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)).name,
         host=value.name == "plan",
     )

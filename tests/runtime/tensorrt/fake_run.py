@@ -1,4 +1,4 @@
-"""A run of the TensorRT that stands in: two pieces of a fake stream's work."""
+"""Runs of the fake TensorRT: two work items in a fake stream."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ import numpy.typing as npt
 from tests.runtime.tensorrt import fake_engine
 from tests.runtime.tensorrt.fake_engine import Description
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.cuda.lanes import Array
+from tokenfold.runtime.cuda.buffers import Array
 
 if TYPE_CHECKING:
     from tests.runtime.tensorrt.fake_api import FakeApi
 
 
 class Span(NamedTuple):
-    """Memory."""
+    """A range of memory: its address and its size in bytes."""
 
     address: int
     size: int
 
 
-def _noted(work: Callable[[FakeRun], None]) -> Callable[[FakeRun], None]:
-    """What goes wrong in a stream is a problem, and no end of the stream."""
+def _record_problems(work: Callable[[FakeRun], None]) -> Callable[[FakeRun], None]:
+    """Wrap a work item so that its exceptions become problems and do not end the stream."""
 
     @wraps(work)
-    def done(own: FakeRun) -> None:
+    def wrapper(run: FakeRun) -> None:
         try:
-            own.check()
-            work(own)
+            run.check()
+            work(run)
         except Exception as error:
-            own.api.problems.append(str(error))
+            run.api.problems.append(str(error))
 
-    return done
+    return wrapper
 
 
 class FakeRun:
-    """What a run was started with. First sums come into the memory that contexts share, in between
-    others may write there, and then they come out.
+    """A started run.
+
+    `gather` writes the sums to the working memory that contexts share, and `scatter` reads them
+    back. Between the two, a concurrent run would overwrite them.
 
     Attributes:
-        recorded: whether it is part of a CUDA graph.
+        recorded: whether the run is part of a CUDA graph.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class FakeRun:
     ) -> None:
         self.api = api
         self.recorded = False
-        # A graph, unlike Python, keeps no context alive.
+        # Weak, because a CUDA graph does not keep a context alive.
         self._context = weakref.ref(context)
         self._description = description
         self._plan = plan
@@ -70,50 +72,52 @@ class FakeRun:
         self._sums = np.zeros(0, np.int64)
 
     def check(self) -> None:
-        """That everything is still there.
+        """Check that the context and all memory still exist.
 
         Raises:
-            ValueError: it is not.
+            ValueError: something was freed.
         """
         if self._context() is None:
             raise ValueError("a run has lost its context")
         for span in (*self._spans.values(), *([self._memory] if self._memory else [])):
-            if self.api.gpu.room(span.address) < span.size:
+            if self.api.gpu.block_size(span.address) < span.size:
                 raise ValueError("a run has lost its memory")
 
-    @_noted
+    @_record_problems
     def gather(self) -> None:
-        """Sum each item."""
+        """Sum the inputs of each item."""
         sums = sum(
-            self._view(name, one.dtype).reshape(self._shapes[name][0], -1).sum(1, dtype=np.float64)
-            for name, one in self._description.inputs.items()
-            if isinstance(one.shape[0], str)
+            self._view(name, tensor.dtype)
+            .reshape(self._shapes[name][0], -1)
+            .sum(1, dtype=np.float64)
+            for name, tensor in self._description.inputs.items()
+            if isinstance(tensor.shape[0], str)
         )
         self._sums = np.asarray(sums).astype(np.int64)
         if self._memory is not None:
             self.api.workers[self._memory.address] = self
-            room = self._room(self._memory)
-            room[:] = -1
-            room[: len(self._sums)] = self._sums
+            working_memory = self._view_memory(self._memory)
+            working_memory[:] = -1
+            working_memory[: len(self._sums)] = self._sums
 
-    @_noted
+    @_record_problems
     def scatter(self) -> None:
-        """Make outputs of what is there now."""
+        """Write the outputs, from the sums in working memory."""
         if self._memory is not None:
             if self.api.workers.pop(self._memory.address, None) is not self:
                 raise ValueError("two runs work in the same memory")
-            self._sums = self._room(self._memory)[: len(self._sums)].copy()
-        for name, one in self._description.outputs.items():
-            self._view(name, one.dtype)[:] = fake_engine.output(
-                name, one, self._sums, self._plan, self._shapes[name]
+            self._sums = self._view_memory(self._memory)[: len(self._sums)].copy()
+        for name, tensor in self._description.outputs.items():
+            self._view(name, tensor.dtype)[:] = fake_engine.output(
+                name, tensor, self._sums, self._plan, self._shapes[name]
             )
 
     def _view(self, name: str, dtype: str) -> Array:
-        return _at(self._spans[name]).view(dtype).reshape(self._shapes[name])
+        return _bytes_at(self._spans[name]).view(dtype).reshape(self._shapes[name])
 
-    def _room(self, memory: Span) -> npt.NDArray[np.int64]:
-        return _at(memory)[: memory.size // 8 * 8].view(np.int64)
+    def _view_memory(self, memory: Span) -> npt.NDArray[np.int64]:
+        return _bytes_at(memory)[: memory.size // 8 * 8].view(np.int64)
 
 
-def _at(span: Span) -> Array:
+def _bytes_at(span: Span) -> Array:
     return np.ctypeslib.as_array((ctypes.c_uint8 * span.size).from_address(span.address))

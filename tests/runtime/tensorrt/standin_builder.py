@@ -1,9 +1,10 @@
-"""A builder of engines, run as a process, that builds nothing: what it does is said in JSON.
+"""Fake engine builder, run as a process. A JSON argument controls its behaviour:
 
     python standin_builder.py '{"folder": "/tmp/engines", "files": ["a.engine"], "mode": "well"}'
 
-It leaves its process id in the folder, as `builder.pid`; and where it is to hang, that of a process
-that it has started, as `child.pid`. A file `gate` there holds it up, before each engine's end.
+The builder writes its process id to `builder.pid` in the folder. In the mode "hangs" it starts a
+child process, and writes the child's id to `child.pid`. While a file `gate` exists in the folder,
+the builder waits before it finishes an engine.
 """
 
 from __future__ import annotations
@@ -24,53 +25,53 @@ GATE = "gate"
 
 
 def command(folder: Path, *files: str, mode: str = "well") -> list[str]:
-    """What runs it."""
-    asked: dict[str, Any] = {"folder": str(folder), "files": files, "mode": mode}
-    return [sys.executable, __file__, json.dumps(asked)]
+    """Return the command that runs the builder."""
+    request: dict[str, Any] = {"folder": str(folder), "files": files, "mode": mode}
+    return [sys.executable, __file__, json.dumps(request)]
 
 
 def alive(number: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether the process exists and has not ended."""
     try:
         return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def tell(done: float, engine: str, phase: str) -> None:
-    """A line of progress."""
+def report(done: float, engine: str, phase: str) -> None:
+    """Print a line of progress."""
     print(json.dumps({"engine": engine, "done": done, "phase": phase}), flush=True)
 
 
 def write(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
+    """Write a file atomically."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
     draft.rename(path)
 
 
-def main(asked: dict[str, Any]) -> int:
-    """Do what is asked. Returns the exit code."""
-    folder = Path(asked["folder"])
+def main(request: dict[str, Any]) -> int:
+    """Write the files of a request, reporting progress, and return the exit code."""
+    folder = Path(request["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / PID, str(os.getpid()))
     print("a library says hello", flush=True)
     print("a library complains", file=sys.stderr, flush=True)
-    files = asked["files"]
-    for at, file in enumerate(files):
+    files = request["files"]
+    for index, file in enumerate(files):
         engine = Path(file).stem
         for step in range(10):
-            tell((at + step / 10) / len(files), engine, f"step {step}")
+            report((index + step / 10) / len(files), engine, f"step {step}")
             if step == 5:
-                _misbehave(asked["mode"], folder)
+                _apply_mode(request["mode"], folder)
         while (folder / GATE).exists():
             time.sleep(0.01)
         write(folder / file, "an engine")
-    tell(1.0, engine, "done")
+    report(1.0, engine, "done")
     return 0
 
 
-def _misbehave(mode: str, folder: Path) -> None:
+def _apply_mode(mode: str, folder: Path) -> None:
     match mode:
         case "fails":
             print("tokenfold build: no kernel fits\n", file=sys.stderr, flush=True)

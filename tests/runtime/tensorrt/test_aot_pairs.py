@@ -1,6 +1,4 @@
-"""Engines of networks that see an image with a text, built for GPUs that are not here; see
-test_aot.py.
-"""
+"""Tests that engines of image-text networks build without a GPU; see test_aot.py."""
 
 from __future__ import annotations
 
@@ -10,8 +8,8 @@ from unittest.mock import ANY
 import onnx
 import pytest
 
-from tests.runtime.tensorrt import ahead
-from tests.runtime.tensorrt.ahead import builder, fixed, needs_rtx
+from tests.runtime.tensorrt import aot
+from tests.runtime.tensorrt.aot import builder, needs_rtx, static_spec
 from tests.runtime.tensorrt.bundles import LEVELS, bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Precision
@@ -23,37 +21,37 @@ BATCH = 2
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "every"),
-    # All of ViLT's in float16 are built by test_command.py.
+    ("kind", "precision", "all_profiles"),
+    # test_command.py builds all profiles of ViLT in float16.
     [("vilt", "fp16", False), ("vilt", "fp32", False), ("meter", "fp16", True)],
 )
-def test_our_ops_are_plugins_and_engines_are_built(
-    kind: str, precision: Precision, every: bool
+def test_ops_become_plugins_and_engines_build(
+    kind: str, precision: Precision, all_profiles: bool
 ) -> None:
-    ahead.check_engines(kind, precision, every=every)
+    aot.check_engines(kind, precision, all_profiles=all_profiles)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("vilt", "fp32"), ("meter", "fp16")])
-def test_bodies_build_where_there_are_no_plugins(kind: str, precision: Precision) -> None:
-    ahead.check_bodies(kind, precision)
+def test_portable_bodies_build_without_plugins(kind: str, precision: Precision) -> None:
+    aot.check_bodies(kind, precision)
 
 
 @pytest.mark.parametrize("kind", ["vilt", "meter"])
-def test_bfloat16_of_a_float16_bundle(kind: str) -> None:
-    ahead.check_bfloat16(kind)
+def test_float16_bundle_builds_in_bfloat16(kind: str) -> None:
+    aot.check_bfloat16(kind)
 
 
 @pytest.mark.parametrize(("kind", "gpu"), [("vilt", "sm_80"), ("meter", "sm_120")])
-def test_engines_for_other_compute_capabilities(kind: str, gpu: str) -> None:
-    ahead.check_gpu(kind, gpu)
+def test_engines_name_their_compute_capability(kind: str, gpu: str) -> None:
+    aot.check_gpu(kind, gpu)
 
 
-def sized(made: Bundle, folder: Path, *, text: int, image: int) -> Path:
-    """The graph in which image and text meet, for inputs of these sizes alone."""
-    model = onnx.load(made.folder / "joint.onnx")
+def save_static_joint_graph(exported: Bundle, folder: Path, *, text: int, image: int) -> Path:
+    """Save the joint graph with static input sizes, and return its path."""
+    model = onnx.load(exported.folder / "joint.onnx")
     sizes = {"batch": BATCH, "text": text, "image": image}
-    for given in model.graph.input:
-        for dim in given.type.tensor_type.shape.dim:
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_value = sizes[dim.dim_param]
     path = folder / "joint.onnx"
@@ -64,28 +62,32 @@ def sized(made: Bundle, folder: Path, *, text: int, image: int) -> Path:
 @pytest.mark.parametrize("text", [12, 5])
 @pytest.mark.parametrize("level", list(LEVELS))
 @pytest.mark.parametrize("kind", ["vilt", "meter"])
-def test_shapes_follow_from_pumers_counts(tmp_path: Path, kind: str, level: str, text: int) -> None:
-    made = bundle(kind, "fp16")
-    workload = made.manifest.workload
+def test_tensorrt_infers_shapes_from_pumer_counts(
+    tmp_path: Path, kind: str, level: str, text: int
+) -> None:
+    exported = bundle(kind, "fp16")
+    workload = exported.manifest.workload
     assert isinstance(workload, PairWorkload)
-    plan = made.manifest.plan(made.manifest.levels[level], text=text, image=workload.image)
-    path = sized(made, tmp_path, text=text, image=workload.image)
-    layers = builder().layers(path, fixed(made, "joint.onnx", plan))
-    found = {
-        kind: [layer.shapes for layer in layers if layer.name.startswith(kind)]
-        for kind in ("MatchPuMer_", "MatchToMe_", "Reduce_", "Importance_")
+    plan = exported.manifest.plan(exported.manifest.levels[level], text=text, image=workload.image)
+    path = save_static_joint_graph(exported, tmp_path, text=text, image=workload.image)
+    layers = builder().layers(path, static_spec(exported, "joint.onnx", plan))
+    shapes = {
+        prefix: [layer.shapes for layer in layers if layer.name.startswith(prefix)]
+        for prefix in ("MatchPuMer_", "MatchToMe_", "Reduce_", "Importance_")
     }
     streams = workload.sized(text=text).streams(plan)
-    at = [layer for layer in range(workload.depth) if layer in workload.layers]
-    left = [streams[layer + 1] for layer in at]
-    # METER's text and image are two streams, ViLT's are one.
-    apart = kind == "meter"
-    widths = [width for both in left for width in (both if apart else (sum(both),))]
-    assert found["Reduce_"] == [((BATCH, n, 48), (BATCH, n), ANY) for n in widths]
-    # What goes is told by the sizes of outputs: text tokens, and counts to prune and merge.
-    asked = [(streams[layer][0], *plan[3 * layer : 3 * layer + 3]) for layer in at]
-    pumer = [tuple(size - 1 for (size,) in told) for _, *told in found["MatchPuMer_"]]
-    assert pumer == [(0, *counts[1:3], 0) if apart else counts for counts in asked]
-    merged = [told - 1 for _, (told,) in found["MatchToMe_"]]
-    assert merged == [counts[3] for counts in asked if apart]
-    assert [told - 1 for _, (told,) in found["Importance_"]] == [counts[0] for counts in asked]
+    reducing_layers = [layer for layer in range(workload.depth) if layer in workload.layers]
+    remaining = [streams[layer + 1] for layer in reducing_layers]
+    # METER reduces text and image separately, ViLT reduces them together.
+    separate = kind == "meter"
+    widths = [width for both in remaining for width in (both if separate else (sum(both),))]
+    assert shapes["Reduce_"] == [((BATCH, n, 48), (BATCH, n), ANY) for n in widths]
+    # The sizes of extra outputs encode text tokens and the counts to prune and merge.
+    expected = [(streams[layer][0], *plan[3 * layer : 3 * layer + 3]) for layer in reducing_layers]
+    pumer = [tuple(size - 1 for (size,) in counts) for _, *counts in shapes["MatchPuMer_"]]
+    assert pumer == [(0, *counts[1:3], 0) if separate else counts for counts in expected]
+    merged = [count - 1 for _, (count,) in shapes["MatchToMe_"]]
+    assert merged == [counts[3] for counts in expected if separate]
+    assert [count - 1 for _, (count,) in shapes["Importance_"]] == [
+        counts[0] for counts in expected
+    ]

@@ -1,8 +1,8 @@
-"""From the service to engines and back: it finds what is missing, has `tokenfold build` build it in
-a process, and loads what that has left.
+"""Tests of the service with engines: it finds missing engines, builds them in a child process, and
+loads them.
 
-TensorRT for RTX builds, for a GPU that is not here; what is loaded then runs in the stand-in, which
-is shown the bytes.
+TensorRT for RTX builds the engines without a GPU. The fake TensorRT runs their descriptions, and
+the tests compare the bytes that the service loads.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.cuda_host import tensorrt as plugins
-from tests.runtime.cuda.stand_ins import EngineStandIn
-from tests.runtime.tensorrt import ahead, fake_engine
-from tests.runtime.tensorrt.ahead import GPU, RTX, needs_rtx
+from tests.native.cuda_host import tensorrt as cuda_host_plugins
+from tests.runtime.cuda.fake_backends import FakeTensorRT
+from tests.runtime.tensorrt import aot, fake_engine
+from tests.runtime.tensorrt.aot import GPU, RTX, needs_rtx
 from tests.runtime.tensorrt.bundles import bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.runtime.native import tensorrt as library
-from tokenfold.runtime.tensorrt import flavour, process, runtime, target
+from tokenfold.runtime.tensorrt import process, runtime, target, variant
 from tokenfold.runtime.tensorrt.engine import Engine
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.flavour import Flavour
-from tokenfold.runtime.tensorrt.origin import EngineError, Origin
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.spec import EngineError, EngineSpec
+from tokenfold.runtime.tensorrt.store import EngineStore
+from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 from tokenfold.service.scheduling.backends.kinds import BackendKind, TensorRTKind
 
 pytestmark = [needs_rtx, pytest.mark.timeout(600)]
@@ -33,55 +33,61 @@ pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BackendKind:
-    """As on a machine with that GPU."""
-    monkeypatch.setenv(library.VARIABLE, str(plugins.build()))
-    own = ahead.rtx()
-    monkeypatch.setattr(flavour, "load", lambda: own)
-    monkeypatch.setattr(target, "here", lambda own, found: target.ahead(own, found, GPU))
-    plain = process.command_line
+    """Return the TensorRT backend, as on a machine with the GPU that engines are built for."""
+    monkeypatch.setenv(library.VARIABLE, str(cuda_host_plugins.build()))
+    rtx = aot.rtx()
+    monkeypatch.setattr(variant, "load", lambda: rtx)
+    monkeypatch.setattr(
+        target,
+        "current_target",
+        lambda loaded, library: target.aot_target(loaded, library, GPU),
+    )
+    original = process.command_line
 
     def command_line(made: Path, engines: Path) -> list[str]:
-        return plain(made, engines, "--tensorrt", RTX, "--device", GPU)
+        return original(made, engines, "--tensorrt", RTX, "--device", GPU)
 
     monkeypatch.setattr(process, "command_line", command_line)
     return TensorRTKind(tmp_path)
 
 
 def prepare(kind: BackendKind, made: Bundle) -> list[process.Progress]:
-    told: list[process.Progress] = []
-    kind.prepare(made, told.append, threading.Event())
-    return told
+    reports: list[process.Progress] = []
+    kind.prepare(made, reports.append, threading.Event())
+    return reports
 
 
-def origins(made: Bundle, folder: Path) -> list[Origin]:
-    """The engines that are taken."""
+def selected_engines(made: Bundle, folder: Path) -> list[EngineSpec]:
+    """Return the selected engines of all graphs."""
     graphs = GRAPHS[made.manifest.kind]
-    return [one for graph in graphs for one in runtime.chosen(made, graph, folder)]
+    return [spec for graph in graphs for spec in runtime.select_engines(made, graph, folder)]
 
 
-def test_engines_are_built_and_found(
-    kind: BackendKind, tmp_path: Path, tensorrt: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+def test_missing_engines_are_built_and_loaded(
+    kind: BackendKind, tmp_path: Path, tensorrt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bundle("clip", "fp16")
-    image, text = origins(made, tmp_path)
+    image, text = selected_engines(made, tmp_path)
     assert kind.unprepared(made) == [image.file, text.file]
 
-    told = prepare(kind, made)
-    assert list(dict.fromkeys(one.engine for one in told)) == ["image fp16", "text fp16"]
-    assert told[-1].done == 1.0
+    reports = prepare(kind, made)
+    assert list(dict.fromkeys(report.engine for report in reports)) == ["image fp16", "text fp16"]
+    assert reports[-1].done == 1.0
     assert kind.unprepared(made) == []
-    assert origins(made, tmp_path) == [image, text]
-    engines = Engines(tmp_path, made)
-    contents = {one.file: engines.read(one) for one in (image, text)}
+    assert selected_engines(made, tmp_path) == [image, text]
+    engines = EngineStore(tmp_path, made)
+    contents = {spec.file: engines.read(spec) for spec in (image, text)}
     assert all(b"accelerators={sm89 }" in content for content in contents.values())
 
     loaded: dict[str, bytes] = {}
 
-    def load(own: Flavour, registered: Plugins, origin: Origin, content: bytes) -> Engine:
-        assert (own, registered) == (ahead.rtx(), ahead.registered())
-        loaded[origin.file] = content
-        stands_in = fake_engine.of_graph(made.folder / origin.graph, origin).content
-        return Engine(tensorrt.flavour, None, origin, stands_in)
+    def load(
+        loaded_variant: TensorRTVariant, library: PluginLibrary, spec: EngineSpec, content: bytes
+    ) -> Engine:
+        assert (loaded_variant, library) == (aot.rtx(), aot.plugin_library())
+        loaded[spec.file] = content
+        description = fake_engine.describe_graph(made.folder / spec.graph, spec)
+        return Engine(tensorrt.variant, None, spec, description.content)
 
     monkeypatch.setattr(runtime, "Engine", load)
     backend = kind.load(made)
@@ -89,37 +95,37 @@ def test_engines_are_built_and_found(
     backend.close()
     assert loaded == contents
 
-    # A bit has flipped: that engine is built anew, and no other.
+    # After a bit flip, only the damaged engine is built again.
     path = engines.find(text).path
-    kept = engines.find(image).path.stat()
+    image_stat = engines.find(image).path.stat()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     assert kind.unprepared(made) == [text.file]
     with pytest.raises(EngineError, match="is damaged"):
         kind.load(made)
-    assert [one.phase for one in prepare(kind, made) if one.engine == "image fp16"] == [
-        "It is there"
+    assert [report.phase for report in prepare(kind, made) if report.engine == "image fp16"] == [
+        "Already built"
     ]
     assert kind.unprepared(made) == []
-    assert engines.find(image).path.stat().st_mtime_ns == kept.st_mtime_ns
+    assert engines.find(image).path.stat().st_mtime_ns == image_stat.st_mtime_ns
     kind.load(made).close()
     assert loaded[text.file] == engines.read(text)
 
 
-def test_a_build_that_is_not_wanted_any_more(kind: BackendKind, tmp_path: Path) -> None:
-    """What was built before is kept, and nothing half is left."""
+def test_a_stopped_build_keeps_finished_engines(kind: BackendKind, tmp_path: Path) -> None:
+    """No partially written engine is left."""
     made = bundle("vilt", "fp16")
-    vision, joint = origins(made, tmp_path)
+    vision, joint = selected_engines(made, tmp_path)
     stopping = threading.Event()
 
-    def told(found: process.Progress) -> None:
-        if found.engine.startswith("joint"):
+    def progress(report: process.Progress) -> None:
+        if report.engine.startswith("joint"):
             stopping.set()
 
     with pytest.raises(process.StoppedError):
-        kind.prepare(made, told, stopping)
+        kind.prepare(made, progress, stopping)
     assert kind.unprepared(made) == [joint.file]
-    left = [path.name for path in Engines(tmp_path, made).folder.iterdir()]
-    assert vision.file in left
-    assert not [name for name in left if name.startswith(joint.file)]
+    names = [path.name for path in EngineStore(tmp_path, made).folder.iterdir()]
+    assert vision.file in names
+    assert not [name for name in names if name.startswith(joint.file)]

@@ -1,6 +1,4 @@
-"""Engines and their contexts, in a TensorRT that is not there: what it refuses is an error that
-says why.
-"""
+"""Tests of engines and contexts with a fake TensorRT: results, and errors that give the reason."""
 
 from __future__ import annotations
 
@@ -16,151 +14,151 @@ import numpy as np
 import pytest
 
 from tests.runtime.cuda import fake_session
+from tests.runtime.cuda.fake_backends import FakeTensorRT
 from tests.runtime.cuda.fake_runtime import ALIGNMENT, FakeRuntime
 from tests.runtime.cuda.fake_session import SHAPE
-from tests.runtime.cuda.stand_ins import EngineStandIn
 from tests.runtime.tensorrt import fake_engine
 from tests.runtime.tensorrt.fake_api import Severity
-from tokenfold.runtime.cuda.device import Memory, Pinned, Stream
-from tokenfold.runtime.tensorrt import flavour
-from tokenfold.runtime.tensorrt.engine import Context, Engine, RefusedError, Tensor
+from tokenfold.runtime.cuda.device import Memory, PinnedMemory, Stream
+from tokenfold.runtime.tensorrt import variant
+from tokenfold.runtime.tensorrt.engine import Context, Engine, EngineRejectedError, TensorInfo
 from tokenfold.runtime.tensorrt.journal import Journal
-from tokenfold.runtime.tensorrt.origin import EngineError
-from tokenfold.runtime.tensorrt.plugins import Plugins
-from tokenfold.runtime.tensorrt.profiles import BATCHES
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.profiles import BATCH_RANGES
+from tokenfold.runtime.tensorrt.spec import EngineError
 
 PLAN = (3, 4)
 
 
-class Ready:
-    """An engine, with memory of what it wants for a few images."""
+class LoadedEngine:
+    """An engine, with memory for the tensors of a few images."""
 
     def __init__(self, engine: Engine, items: int) -> None:
         self.engine, self.items = engine, items
         self.stream = Stream()
-        self.work = Memory(engine.memory)
+        self.work = Memory(engine.context_memory)
         self.image, self.logits, self.slots = Memory(1024), Memory(1024), Memory(1024)
-        self.pixels, self.found = Pinned(1024), Pinned(1024)
+        self.pixels, self.result = PinnedMemory(1024), PinnedMemory(1024)
         self.images = np.arange(items * 48, dtype=np.uint8).reshape(items, *SHAPE)
         self.pixels.bytes[: self.images.size] = self.images.reshape(-1)
 
     def context(self) -> Context:
-        profile = self.engine.profile(self.items)
-        return self.engine.context(profile, self.work.address, self.work.size, self.stream)
+        profile = self.engine.profile_index(self.items)
+        return self.engine.create_context(profile, self.work.address, self.work.size, self.stream)
 
     def run(self, context: Context) -> list[list[float]]:
-        """Logits."""
+        """Run the engine once, and return the logits."""
         self.stream.upload(self.image, self.pixels, 1024)
-        context.plan(PLAN)
-        context.place("image", self.image.address, self.images.shape)
-        shapes = context.shapes()
+        context.set_plan(PLAN)
+        context.set_tensor("image", self.image.address, self.images.shape)
+        shapes = context.output_shapes()
         assert shapes == {"logits": (self.items, 2), "slots": (self.items, 3)}
-        context.place("logits", self.logits.address)
-        context.place("slots", self.slots.address)
+        context.set_tensor("logits", self.logits.address)
+        context.set_tensor("slots", self.slots.address)
         context.start()
-        self.stream.download(self.found, self.logits, 1024)
+        self.stream.download(self.result, self.logits, 1024)
         self.stream.wait()
-        found = self.found.bytes[: self.items * 8].view(np.float32)
-        return found.reshape(self.items, 2).tolist()
+        logits = self.result.bytes[: self.items * 8].view(np.float32)
+        return logits.reshape(self.items, 2).tolist()
 
     def free(self) -> None:
         self.stream.wait()
         self.engine.free()
         self.stream.free()
-        for memory in (self.work, self.image, self.logits, self.slots, self.pixels, self.found):
+        for memory in (self.work, self.image, self.logits, self.slots, self.pixels, self.result):
             memory.free()
 
 
 @pytest.fixture(params=[1, 5])
-def ready(request: pytest.FixtureRequest, tensorrt: EngineStandIn) -> Iterator[Ready]:
-    """For one image, in the profile that every context has at first, and in another."""
-    own = Ready(tensorrt.engine(fake_engine.origin()), request.param)
-    yield own
-    own.free()
+def loaded(request: pytest.FixtureRequest, tensorrt: FakeTensorRT) -> Iterator[LoadedEngine]:
+    """Load an engine, for a batch in profile 0, which contexts start with, and in profile 1."""
+    engine = LoadedEngine(tensorrt.engine(fake_engine.engine_spec()), request.param)
+    yield engine
+    engine.free()
 
 
-def test_what_it_takes_and_gives(tensorrt: EngineStandIn) -> None:
-    engine = tensorrt.engine(fake_engine.origin(), free=True, texts=True)
+def test_inputs_and_outputs(tensorrt: FakeTensorRT) -> None:
+    engine = tensorrt.engine(fake_engine.engine_spec(), free=True, texts=True)
     assert engine.inputs == {
-        "image": Tensor((-1, -1, -1, 3), np.dtype(np.uint8), False),
-        "plan": Tensor((2,), np.dtype(np.int64), True),
-        "input_ids": Tensor((-1, -1), np.dtype(np.int64), False),
+        "image": TensorInfo((-1, -1, -1, 3), np.dtype(np.uint8), False),
+        "plan": TensorInfo((2,), np.dtype(np.int64), True),
+        "input_ids": TensorInfo((-1, -1), np.dtype(np.int64), False),
     }
     assert engine.outputs == {
-        "logits": Tensor((-1, 2), np.dtype(np.float32), False),
-        "slots": Tensor((-1, 3), np.dtype(np.int64), False),
+        "logits": TensorInfo((-1, 2), np.dtype(np.float32), False),
+        "slots": TensorInfo((-1, 3), np.dtype(np.int64), False),
     }
-    assert (engine.memory, engine.counts) == (8 * 128, 2)
-    assert tensorrt.engine(fake_engine.origin(PLAN)).counts == 0
-    assert tensorrt.engine(fake_engine.origin(), unused=True).counts == 0
+    assert (engine.context_memory, engine.plan_length) == (8 * 128, 2)
+    assert tensorrt.engine(fake_engine.engine_spec(PLAN)).plan_length == 0
+    assert tensorrt.engine(fake_engine.engine_spec(), unused=True).plan_length == 0
 
 
-def test_a_run(ready: Ready) -> None:
-    context = ready.context()
-    wanted = fake_session.logits(ready.images, PLAN).tolist()
+def test_runs_give_correct_logits(loaded: LoadedEngine) -> None:
+    context = loaded.context()
+    expected = fake_session.logits(loaded.images, PLAN).tolist()
     for _ in range(3):
-        assert ready.run(context) == wanted
+        assert loaded.run(context) == expected
     context.free()
 
 
-def test_profiles_are_chosen_by_the_batch(tensorrt: EngineStandIn) -> None:
-    engine = tensorrt.engine(fake_engine.origin())
-    assert [engine.profile(batch) for batch in (1, 2, 8, 32, 33, 128)] == [0, 1, 1, 1, 2, 2]
+def test_profile_index_follows_the_batch_size(tensorrt: FakeTensorRT) -> None:
+    engine = tensorrt.engine(fake_engine.engine_spec())
+    assert [engine.profile_index(batch) for batch in (1, 2, 8, 32, 33, 128)] == [0, 1, 1, 1, 2, 2]
     for batch in (0, 129):
         with pytest.raises(EngineError, match=f"model--.*runs 1 to 128 items at .*, not {batch}"):
-            engine.profile(batch)
-    assert engine.profile(BATCHES[1].most) == 1
+            engine.profile_index(batch)
+    assert engine.profile_index(BATCH_RANGES[1].max) == 1
 
 
 @pytest.mark.parametrize(
-    ("shapes", "plan", "said"),
+    ("shapes", "plan", "message"),
     [
         ({"image": (2, 10, 4, 3)}, PLAN, "takes image of 2 to 32 x 1 to 9 x 1 to 9 x 3 to 3, not"),
         ({"image": (2, 4, 0, 3)}, PLAN, r"not \(2, 4, 0, 3\)"),
         ({"image": (2, 4, 4, 4)}, PLAN, r"not \(2, 4, 4, 4\)"),
         ({"image": (2, 4, 4)}, PLAN, r"not \(2, 4, 4\)"),
         ({"input_ids": (2, 7)}, PLAN, "takes input_ids of 2 to 32 x 1 to 6, not"),
-        ({}, (3,), "a plan here has 2 counts, not 1"),
-        ({}, (3, 4, 5), "a plan here has 2 counts, not 3"),
+        ({}, (3,), "takes a plan of 2 counts, not 1"),
+        ({}, (3, 4, 5), "takes a plan of 2 counts, not 3"),
         ({}, (-1, 4), r"takes counts of 0 to 1000000, not \(-1, 4\)"),
         ({}, (3, 10**6 + 1), r"takes counts of 0 to 1000000, not \(3, 1000001\)"),
     ],
 )
-def test_out_of_range(
-    tensorrt: EngineStandIn, shapes: dict[str, tuple[int, ...]], plan: tuple[int, ...], said: str
+def test_check_rejects_sizes_and_plans_out_of_range(
+    tensorrt: FakeTensorRT, shapes: dict[str, tuple[int, ...]], plan: tuple[int, ...], message: str
 ) -> None:
-    engine = tensorrt.engine(fake_engine.origin(), free=True, texts=True)
+    engine = tensorrt.engine(fake_engine.engine_spec(), free=True, texts=True)
     engine.check(2, {"image": (2, 9, 1, 3), "input_ids": (2, 6)}, PLAN)
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(EngineError, match=message):
         engine.check(2, shapes, plan)
-    # A plan that nothing depends on may be any.
-    tensorrt.engine(fake_engine.origin(), unused=True).check(2, {}, (-1, 4))
+    # A plan that nothing depends on may have any values.
+    tensorrt.engine(fake_engine.engine_spec(), unused=True).check(2, {}, (-1, 4))
 
 
-def test_what_tensorrt_does_not_take(tensorrt: EngineStandIn) -> None:
-    own = fake_engine.origin()
-    with pytest.raises(RefusedError, match=rf"{own.file} could not be loaded: .*magicTag failed"):
-        Engine(tensorrt.flavour, None, own, b"nothing")
+def test_rejected_engine_content(tensorrt: FakeTensorRT) -> None:
+    spec = fake_engine.engine_spec()
+    with pytest.raises(
+        EngineRejectedError, match=rf"{spec.file} could not be loaded: .*magicTag failed"
+    ):
+        Engine(tensorrt.variant, None, spec, b"nothing")
     tensorrt.api.failing["Runtime"] = 1
     with pytest.raises(EngineError, match=r"tensorrt 11.9.0 cannot start: .* failure") as caught:
-        Engine(tensorrt.flavour, None, own, b"nothing")
-    assert not isinstance(caught.value, RefusedError)
+        Engine(tensorrt.variant, None, spec, b"nothing")
+    assert not isinstance(caught.value, EngineRejectedError)
 
 
-def test_that_the_gpu_fails_is_no_fault_of_the_engine(
-    tensorrt: EngineStandIn, gpu: FakeRuntime
-) -> None:
+def test_gpu_failures_do_not_reject_the_engine(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
     gpu.blocks = 0
     with pytest.raises(EngineError, match=r"could not be loaded: .*OutOfMemory") as caught:
-        tensorrt.engine(fake_engine.origin())
-    assert not isinstance(caught.value, RefusedError)
+        tensorrt.engine(fake_engine.engine_spec())
+    assert not isinstance(caught.value, EngineRejectedError)
     gpu.blocks = None
-    Journal(tensorrt.flavour).logger.log(
+    Journal(tensorrt.variant).logger.log(
         Severity.ERROR, "Error Code 1: Cuda Runtime (unspecified launch failure)"
     )
     with pytest.raises(EngineError, match=r"could not be loaded: .*launch failure") as caught:
-        Engine(tensorrt.flavour, None, fake_engine.origin(), b"")
-    assert not isinstance(caught.value, RefusedError)
+        Engine(tensorrt.variant, None, fake_engine.engine_spec(), b"")
+    assert not isinstance(caught.value, EngineRejectedError)
 
 
 @pytest.mark.parametrize(
@@ -175,41 +173,43 @@ def test_that_the_gpu_fails_is_no_fault_of_the_engine(
         "execute_async_v3",
     ],
 )
-@pytest.mark.parametrize("ready", [5], indirect=True)
-def test_what_fails_says_why_and_does_no_harm(
-    ready: Ready, tensorrt: EngineStandIn, function: str
+@pytest.mark.parametrize("loaded", [5], indirect=True)
+def test_failed_calls_name_the_cause_and_can_be_repeated(
+    loaded: LoadedEngine, tensorrt: FakeTensorRT, function: str
 ) -> None:
     for _ in range(2):
         tensorrt.api.failing[function] = 1
         with pytest.raises(EngineError, match=f"{function}: Error Code 2: fake failure$"):
-            ready.run(ready.context())
-    assert ready.run(ready.context()) == fake_session.logits(ready.images, PLAN).tolist()
+            loaded.run(loaded.context())
+    assert loaded.run(loaded.context()) == fake_session.logits(loaded.images, PLAN).tolist()
 
 
-def test_what_a_plugin_says_is_in_the_message(tensorrt: EngineStandIn) -> None:
-    said = [b"Reduce: more tokens than there are"]
-    handle: Any = SimpleNamespace(TokenfoldTensorRtProblem=lambda: said.pop() if said else b"")
+def test_plugin_errors_are_in_the_message(tensorrt: FakeTensorRT) -> None:
+    messages = [b"Reduce: more tokens than there are"]
+    handle: Any = SimpleNamespace(
+        TokenfoldTensorRtProblem=lambda: messages.pop() if messages else b""
+    )
     with pytest.raises(EngineError, match=r"magicTag.*; Reduce: more tokens than there are$"):
-        Engine(tensorrt.flavour, Plugins("ab", handle), fake_engine.origin(), b"")
+        Engine(tensorrt.variant, PluginLibrary("ab", handle), fake_engine.engine_spec(), b"")
     with pytest.raises(EngineError, match=r"magicTag failed\)$"):
-        Engine(tensorrt.flavour, Plugins("ab", handle), fake_engine.origin(), b"")
+        Engine(tensorrt.variant, PluginLibrary("ab", handle), fake_engine.engine_spec(), b"")
 
 
-def test_what_is_missing_is_named(ready: Ready) -> None:
-    context = ready.context()
-    with pytest.raises(EngineError, match="shapes do not follow without image, plan"):
-        context.shapes()
-    context.place("image", ready.image.address, ready.images.shape)
-    context.plan(PLAN)
-    context.shapes()
+def test_missing_tensors_are_named(loaded: LoadedEngine) -> None:
+    context = loaded.context()
+    with pytest.raises(EngineError, match="output shapes cannot be inferred: image, plan not set"):
+        context.output_shapes()
+    context.set_tensor("image", loaded.image.address, loaded.images.shape)
+    context.set_plan(PLAN)
+    context.output_shapes()
     with pytest.raises(EngineError, match=r"could not be started.*address: .*'logits', 'slots'"):
         context.start()
 
 
-def test_a_plan_stays_where_tensorrt_was_told(ready: Ready) -> None:
-    """It reads it when a run is started."""
-    context = ready.context()
-    context.plan(PLAN)
+def test_the_plan_stays_at_its_address(loaded: LoadedEngine) -> None:
+    """TensorRT reads the plan when a run starts."""
+    context = loaded.context()
+    context.set_plan(PLAN)
     address = context._context._addresses["plan"]
     assert address % ALIGNMENT == 0
     others = [np.ones(300, np.uint8) for _ in range(1000)]
@@ -217,54 +217,52 @@ def test_a_plan_stays_where_tensorrt_was_told(ready: Ready) -> None:
     del others
 
 
-def test_engines_and_contexts_go_when_they_are_told(
-    tensorrt: EngineStandIn, gpu: FakeRuntime
-) -> None:
-    """Though somebody still holds them."""
-    own = Ready(tensorrt.engine(fake_engine.origin()), 1)
-    contexts = [own.context() for _ in range(3)]
+def test_free_destroys_engines_and_contexts(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    """Even if other references to them exist."""
+    loaded = LoadedEngine(tensorrt.engine(fake_engine.engine_spec()), 1)
+    contexts = [loaded.context() for _ in range(3)]
     assert tensorrt.api.live == {"runtime": 1, "engine": 1, "context": 3}
     for context in contexts:
         context.free()
-    own.free()
+    loaded.free()
     assert not +tensorrt.api.live
     assert not +gpu.live
 
 
-def test_there_is_one_logger_for_all(tensorrt: EngineStandIn) -> None:
-    """TensorRT keeps the first for its registry of plugins, and calls it when it is gone."""
-    first, second = (tensorrt.engine(fake_engine.origin()) for _ in range(2))
+def test_all_engines_share_a_logger(tensorrt: FakeTensorRT) -> None:
+    """TensorRT's plugin registry keeps the first logger, even after its destruction."""
+    first, second = (tensorrt.engine(fake_engine.engine_spec()) for _ in range(2))
     first.free()
     del first
     gc.collect()
-    third = tensorrt.engine(fake_engine.origin())
+    third = tensorrt.engine(fake_engine.engine_spec())
     for engine in (second, third):
         engine.free()
 
 
 REAL = """
 import gc
-from tokenfold.runtime.tensorrt import flavour
+from tokenfold.runtime.tensorrt import variant
 from tokenfold.runtime.tensorrt.engine import Engine
-from tokenfold.runtime.tensorrt.origin import EngineError
+from tokenfold.runtime.tensorrt.spec import EngineError
 from tests.runtime.tensorrt import fake_engine
 
-own = flavour.load()
-held = []
+loaded_variant = variant.load()
+errors = []
 for _ in range(3):
     try:
-        Engine(own, None, fake_engine.origin(), b"nothing")
+        Engine(loaded_variant, None, fake_engine.engine_spec(), b"nothing")
     except EngineError as error:
         print(error)
-        # The first goes, and one that is not its first is there.
-        held = [error, *held[:1]]
+        # Drop the first error, and with it the first engine's runtime, while later ones exist.
+        errors = [error, *errors[:1]]
     gc.collect()
-print(own.api.get_plugin_registry().load_library("/nonexistent.so"))
+print(loaded_variant.api.get_plugin_registry().load_library("/nonexistent.so"))
 """
 
 
-@pytest.mark.skipif(not flavour.installed(), reason="found no TensorRT")
-def test_the_real_one_says_why_and_survives() -> None:
+@pytest.mark.skipif(not variant.installed(), reason="TensorRT is not installed")
+def test_the_real_tensorrt_names_the_cause_and_survives() -> None:
     done = subprocess.run(
         [sys.executable, "-c", REAL], capture_output=True, text=True, check=False, timeout=120
     )

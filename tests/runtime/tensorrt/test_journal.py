@@ -1,4 +1,4 @@
-"""What TensorRT says: whose error it is, and what of it is in the log."""
+"""Tests of the journal: errors per thread, and the messages that are logged."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ import pytest
 
 from tests.runtime.cuda.fake_runtime import FakeRuntime
 from tests.runtime.tensorrt.fake_api import FakeApi, Severity
-from tokenfold.runtime.tensorrt import journal
-from tokenfold.runtime.tensorrt.flavour import Flavour
+from tokenfold.runtime.tensorrt import journal as journal_module
 from tokenfold.runtime.tensorrt.journal import Journal
+from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 
 
 @pytest.fixture
-def flavour() -> Flavour:
-    return Flavour("tensorrt", FakeApi(FakeRuntime()))
+def variant() -> TensorRTVariant:
+    return TensorRTVariant("tensorrt", FakeApi(FakeRuntime()))
 
 
-def test_the_first_error_since_it_was_asked(flavour: Flavour) -> None:
-    own = Journal(flavour)
-    assert own.take() is None
-    own.logger.log(Severity.WARNING, "no error")
+def test_pop_error_returns_the_first_error(variant: TensorRTVariant) -> None:
+    journal = Journal(variant)
+    assert journal.pop_error() is None
+    journal.logger.log(Severity.WARNING, "no error")
     for line in ("[a.cpp::1] Error\n  Code 2:\tthis ", "and so this"):
-        own.logger.log(Severity.ERROR, line)
-    assert own.take() == "[a.cpp::1] Error Code 2: this"
-    assert own.take() is None
-    own.logger.log(Severity.INTERNAL_ERROR, "worse")
-    assert own.take() == "worse"
+        journal.logger.log(Severity.ERROR, line)
+    assert journal.pop_error() == "[a.cpp::1] Error Code 2: this"
+    assert journal.pop_error() is None
+    journal.logger.log(Severity.INTERNAL_ERROR, "worse")
+    assert journal.pop_error() == "worse"
 
 
-def test_one_logger_whoever_asks_first(flavour: Flavour) -> None:
-    one, other = Journal(flavour), Journal(flavour)
+def test_journals_of_a_variant_share_a_logger(variant: TensorRTVariant) -> None:
+    one, other = Journal(variant), Journal(variant)
     assert one.logger is other.logger
-    one.logger.log(Severity.ERROR, "said")
-    assert other.take() == "said"
-    assert Journal(Flavour("tensorrt", FakeApi(FakeRuntime()))).logger is not one.logger
+    one.logger.log(Severity.ERROR, "failure")
+    assert other.pop_error() == "failure"
+    assert Journal(TensorRTVariant("tensorrt", FakeApi(FakeRuntime()))).logger is not one.logger
 
 
-def test_errors_are_those_of_the_thread_that_called(flavour: Flavour) -> None:
-    own = Journal(flavour)
-    found: list[str | None] = []
+def test_errors_belong_to_the_calling_thread(variant: TensorRTVariant) -> None:
+    journal = Journal(variant)
+    thread_errors: list[str | None] = []
 
     def call() -> None:
-        own.logger.log(Severity.ERROR, "there")
-        found.append(own.take())
+        journal.logger.log(Severity.ERROR, "there")
+        thread_errors.append(journal.pop_error())
 
-    own.logger.log(Severity.ERROR, "here")
+    journal.logger.log(Severity.ERROR, "here")
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
-    assert found == ["there"]
-    assert own.take() == "here"
+    assert thread_errors == ["there"]
+    assert journal.pop_error() == "here"
 
 
-def test_what_nobody_asks_for_is_not_kept(flavour: Flavour) -> None:
-    own = Journal(flavour)
-    for at in range(1000):
-        own.logger.log(Severity.ERROR, f"{at}")
-    assert len(own.logger.errors.lines) < 100
-    assert own.take() == "0"
+def test_the_number_of_kept_errors_is_limited(variant: TensorRTVariant) -> None:
+    journal = Journal(variant)
+    for number in range(1000):
+        journal.logger.log(Severity.ERROR, f"{number}")
+    assert len(journal.logger.errors.lines) < 100
+    assert journal.pop_error() == "0"
 
 
-def test_that_there_is_no_gpu_is_no_error_where_none_is_needed(
-    flavour: Flavour, caplog: pytest.LogCaptureFixture
+def test_a_missing_gpu_is_no_error_when_building_ahead(
+    variant: TensorRTVariant, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     line = "[checkMacros.cpp] Error Code 1: Cuda Runtime (cudaError 35: no driver)"
-    own = Journal(flavour)
-    own.logger.log(Severity.ERROR, line)
-    assert own.take() == line
-    ahead = Journal(flavour, ahead=True)
+    journal = Journal(variant)
+    journal.logger.log(Severity.ERROR, line)
+    assert journal.pop_error() == line
+    ahead_journal = Journal(variant, ahead=True)
     for severity, text in ((Severity.ERROR, line), (Severity.VERBOSE, "much")):
-        ahead.logger.log(severity, text)
-    assert ahead.take() is None
-    ahead.logger.log(Severity.ERROR, "Error Code 2: something else")
-    assert ahead.take() == "Error Code 2: something else"
-    assert {record.name for record in caplog.records} == {journal.__name__}
+        ahead_journal.logger.log(severity, text)
+    assert ahead_journal.pop_error() is None
+    ahead_journal.logger.log(Severity.ERROR, "Error Code 2: something else")
+    assert ahead_journal.pop_error() == "Error Code 2: something else"
+    assert {record.name for record in caplog.records} == {journal_module.__name__}
     assert [record.levelno for record in caplog.records] == [
         logging.ERROR,
         logging.DEBUG,

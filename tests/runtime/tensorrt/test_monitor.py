@@ -1,20 +1,21 @@
-"""How far a build is, from its phases."""
+"""Tests of the progress that is computed from a build's phases."""
 
 from __future__ import annotations
 
 from tokenfold.runtime.tensorrt.monitor import Phases
 
 
-def told(steps: list[tuple[object, ...]]) -> list[tuple[float, str]]:
-    found: list[tuple[float, str]] = []
-    phases = Phases(lambda done, phase: found.append((round(done, 4), phase)))
-    for name, *arguments in steps:
+def reported(calls: list[tuple[object, ...]]) -> list[tuple[float, str]]:
+    """Return the progress that calls of `Phases` report."""
+    reports: list[tuple[float, str]] = []
+    phases = Phases(lambda done, phase: reports.append((round(done, 4), phase)))
+    for name, *arguments in calls:
         getattr(phases, str(name))(*arguments)
-    return found
+    return reports
 
 
-def test_a_phase_within_a_phase_is_a_part_of_its_step() -> None:
-    assert told(
+def test_a_nested_phase_is_a_part_of_its_parents_step() -> None:
+    assert reported(
         [
             ("start", "build", None, 4),
             ("step", "build", 0),
@@ -32,8 +33,8 @@ def test_a_phase_within_a_phase_is_a_part_of_its_step() -> None:
     ]
 
 
-def test_it_never_goes_back_nor_beyond() -> None:
-    found = told(
+def test_progress_never_decreases_or_exceeds_one() -> None:
+    reports = reported(
         [
             ("start", "build", None, 2),
             ("step", "build", 1),
@@ -42,12 +43,12 @@ def test_it_never_goes_back_nor_beyond() -> None:
             ("step", "build", 5),
         ]
     )
-    assert [done for done, _ in found] == sorted(done for done, _ in found)
-    assert found[-1][0] == 1.0
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert reports[-1][0] == 1.0
 
 
-def test_phases_that_make_no_sense_are_no_harm() -> None:
-    assert told([("step", "unknown", 1), ("finish", "unknown")]) == []
-    assert told([("start", "none", None, 0)]) == [(0.0, "none")]
-    assert told([("start", "itself", "itself", 2), ("step", "itself", 0)])[-1][0] <= 1.0
-    assert told([("start", "orphan", "gone", 2), ("step", "orphan", 0)])[-1] == (0.5, "orphan")
+def test_inconsistent_phases() -> None:
+    assert reported([("step", "unknown", 1), ("finish", "unknown")]) == []
+    assert reported([("start", "none", None, 0)]) == [(0.0, "none")]
+    assert reported([("start", "itself", "itself", 2), ("step", "itself", 0)])[-1][0] <= 1.0
+    assert reported([("start", "orphan", "gone", 2), ("step", "orphan", 0)])[-1] == (0.5, "orphan")

@@ -1,4 +1,4 @@
-"""Builders: their progress, their ends, and that none outlives what wants it."""
+"""Tests of builds in a child process: progress, errors, and that no builder outlives its caller."""
 
 from __future__ import annotations
 
@@ -23,61 +23,60 @@ from tokenfold.runtime.tensorrt.process import (
     command_line,
 )
 
-LIKELIHOOD = Path("/proc/self/oom_score_adj")
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
-def run(line: list[str], stopping: threading.Event | None = None) -> list[Progress]:
-    found: list[Progress] = []
-    build(line, found.append, stopping or threading.Event())
-    return found
+def run(command_: list[str], stopping: threading.Event | None = None) -> list[Progress]:
+    reports: list[Progress] = []
+    build(command_, reports.append, stopping or threading.Event())
+    return reports
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def settled(what: str, least: int) -> int:
-    """What a builder finds of itself, once that is at least so much: it runs before it is put last.
+def builder_value(expression: str, minimum: int) -> int:
+    """Evaluate an expression in a builder, once its value is at least `minimum`.
 
-    Args:
-        what: an expression.
+    The builder waits, because it starts before its priority is lowered.
     """
     code = (
         "import os, time\n"
         "end = time.monotonic() + 10\n"
-        f"while (found := {what}) < {least} and time.monotonic() < end:\n"
+        f"while (value := {expression}) < {minimum} and time.monotonic() < end:\n"
         "    time.sleep(0.01)\n"
-        'print(\'{"engine": "%d", "done": 1, "phase": ""}\' % found)\n'
+        'print(\'{"engine": "%d", "done": 1, "phase": ""}\' % value)\n'
     )
-    (found,) = run(python(code))
-    return int(found.engine)
+    (report,) = run(python(code))
+    return int(report.engine)
 
 
 def pid(folder: Path, name: str = builder.PID) -> int:
     return int((folder / name).read_text())
 
 
-def test_progress_is_told_in_order(tmp_path: Path) -> None:
-    found = run(command(tmp_path, "a.engine", "b.engine"))
-    assert found[0] == Progress(0.0, "a", "step 0")
-    assert found[-1] == Progress(1.0, "b", "done")
-    assert [one.done for one in found] == sorted(one.done for one in found)
-    assert len(found) == 21
+def test_progress_is_reported_in_order(tmp_path: Path) -> None:
+    reports = run(command(tmp_path, "a.engine", "b.engine"))
+    assert reports[0] == Progress(0.0, "a", "step 0")
+    assert reports[-1] == Progress(1.0, "b", "done")
+    assert [report.done for report in reports] == sorted(report.done for report in reports)
+    assert len(reports) == 21
     assert (tmp_path / "a.engine").exists()
     assert (tmp_path / "b.engine").exists()
 
 
-def test_it_is_told_as_it_is_said(tmp_path: Path) -> None:
+def test_progress_is_reported_immediately(tmp_path: Path) -> None:
     (tmp_path / builder.GATE).touch()
-    found: list[Progress] = []
+    reports: list[Progress] = []
 
-    def told(progress: Progress) -> None:
-        found.append(progress)
-        if progress.phase == "step 9":  # the builder waits there
+    def progress(report: Progress) -> None:
+        reports.append(report)
+        if report.phase == "step 9":  # The builder waits for this file to be deleted.
             (tmp_path / builder.GATE).unlink()
 
-    build(command(tmp_path, "a.engine"), told, threading.Event())
-    assert found[-1].done == 1.0
+    build(command(tmp_path, "a.engine"), progress, threading.Event())
+    assert reports[-1].done == 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,19 +92,19 @@ def test_it_is_told_as_it_is_said(tmp_path: Path) -> None:
         "é",
     ],
 )
-def test_what_is_no_progress_is_nothing(line: str) -> None:
+def test_other_output_is_ignored(line: str) -> None:
     assert run(python(f"print({line!r})")) == []
 
 
 @pytest.mark.parametrize(
-    ("said", "done"), [("2", 1.0), ("-1", 0.0), ("NaN", 0.0), ("1e999", 1.0), ("1", 1.0)]
+    ("number", "done"), [("2", 1.0), ("-1", 0.0), ("NaN", 0.0), ("1e999", 1.0), ("1", 1.0)]
 )
-def test_it_is_a_share(said: str, done: float) -> None:
-    line = f'{{"engine": "a", "done": {said}, "phase": ""}}'
+def test_done_is_clamped(number: str, done: float) -> None:
+    line = f'{{"engine": "a", "done": {number}, "phase": ""}}'
     assert run(python(f"print({line!r})")) == [Progress(done, "a", "")]
 
 
-def test_a_line_may_come_in_pieces() -> None:
+def test_lines_may_arrive_in_pieces() -> None:
     code = (
         "import sys, time\n"
         'for piece in (\'{"engine": "é\', \'", "done": 0.5, \', \'"phase": "b"}\\n\'):\n'
@@ -114,7 +113,7 @@ def test_a_line_may_come_in_pieces() -> None:
     assert run(python(code)) == [Progress(0.5, "é", "b")]
 
 
-def test_its_last_line_is_why(tmp_path: Path) -> None:
+def test_the_last_line_of_stderr_is_the_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError) as caught:
         run(command(tmp_path, "a.engine", mode="fails"))
     assert str(caught.value) == "no kernel fits"
@@ -122,32 +121,34 @@ def test_its_last_line_is_why(tmp_path: Path) -> None:
     assert not (tmp_path / "a.engine").exists()
 
 
-def test_one_that_aborts(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"^its builder was ended by SIGABRT: what\(\):  bad luck"):
+def test_an_aborted_builder(tmp_path: Path) -> None:
+    with pytest.raises(
+        BuildError, match=r"^the builder was killed by SIGABRT: what\(\):  bad luck"
+    ):
         run(command(tmp_path, "a.engine", mode="aborts"))
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
-        ("import sys; sys.exit(1)", "its builder ended with 1"),
-        ("import sys; sys.exit(2)", "its builder ended with 2"),
-        ("import os; os.kill(os.getpid(), 40)", "its builder was ended by signal 40"),
-        ("import sys; sys.stderr.buffer.write(b'\\xff'); sys.exit(1)", "ended with 1: \ufffd"),
+        ("import sys; sys.exit(1)", "the builder exited with 1"),
+        ("import sys; sys.exit(2)", "the builder exited with 2"),
+        ("import os; os.kill(os.getpid(), 40)", "the builder was killed by signal 40"),
+        ("import sys; sys.stderr.buffer.write(b'\\xff'); sys.exit(1)", "exited with 1: \ufffd"),
         ("import sys; sys.exit('x' * 100_000)", "x" * 500),
     ],
 )
-def test_other_ends(code: str, said: str) -> None:
+def test_other_exits(code: str, message: str) -> None:
     with pytest.raises(BuildError) as caught:
         run(python(code))
-    assert str(caught.value).endswith(said)
+    assert str(caught.value).endswith(message)
 
 
-def test_many_words_hold_nothing_up(tmp_path: Path) -> None:
+def test_much_stderr_output_does_not_block(tmp_path: Path) -> None:
     assert run(command(tmp_path, "a.engine", mode="floods"))[-1].done == 1.0
 
 
-def test_one_that_is_killed(tmp_path: Path) -> None:
+def test_a_killed_builder(tmp_path: Path) -> None:
     failed: list[BaseException] = []
 
     def follow() -> None:
@@ -160,7 +161,7 @@ def test_one_that_is_killed(tmp_path: Path) -> None:
     thread.start()
     until(lambda: (tmp_path / builder.CHILD).exists())
     os.kill(pid(tmp_path), signal.SIGKILL)
-    # Its child still has the pipe.
+    # The builder's child still keeps the pipe open.
     thread.join(10)
     try:
         assert not thread.is_alive()
@@ -169,7 +170,7 @@ def test_one_that_is_killed(tmp_path: Path) -> None:
         os.kill(pid(tmp_path, builder.CHILD), signal.SIGKILL)
 
 
-def test_it_ends_with_all_it_has_started(tmp_path: Path) -> None:
+def test_stopping_kills_the_builder_and_its_children(tmp_path: Path) -> None:
     stopping = threading.Event()
 
     def stop() -> None:
@@ -184,17 +185,17 @@ def test_it_ends_with_all_it_has_started(tmp_path: Path) -> None:
     assert not (tmp_path / "a.engine").exists()
 
 
-def test_one_that_says_no_more_is_stopped_too() -> None:
+def test_a_builder_that_closed_stdout_is_stopped() -> None:
     stopping = threading.Event()
     timer = threading.Timer(0.5, stopping.set)
     timer.start()
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(StoppedError):
         run(python("import os, time; os.close(1); time.sleep(600)"), stopping)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
 
 
-def test_it_does_not_begin_after_the_end(tmp_path: Path) -> None:
+def test_a_stopped_build_does_not_start(tmp_path: Path) -> None:
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(StoppedError):
@@ -202,34 +203,34 @@ def test_it_does_not_begin_after_the_end(tmp_path: Path) -> None:
     assert not (tmp_path / builder.PID).exists()
 
 
-def test_who_is_told_may_fail(tmp_path: Path) -> None:
-    def told(_: Progress) -> None:
+def test_an_exception_of_the_callback_ends_the_builder(tmp_path: Path) -> None:
+    def progress(_: Progress) -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        build(command(tmp_path, "a.engine", mode="hangs"), told, threading.Event())
+        build(command(tmp_path, "a.engine", mode="hangs"), progress, threading.Event())
     assert not alive(pid(tmp_path))
 
 
-def test_requests_go_first() -> None:
-    least = min(19, max(os.nice(0), 10))
-    assert settled("os.nice(0)", least) == least
+def test_builders_have_low_cpu_priority() -> None:
+    niceness = min(19, max(os.nice(0), 10))
+    assert builder_value("os.nice(0)", niceness) == niceness
 
 
-@pytest.mark.skipif(not LIKELIHOOD.exists(), reason="the system knows of no such thing")
-def test_it_is_ended_first_where_memory_runs_out() -> None:
-    mine = int(LIKELIHOOD.read_text())
-    least = max(mine, 800)
-    assert settled(f"int(open({str(LIKELIHOOD)!r}).read())", least) == least
-    assert int(LIKELIHOOD.read_text()) == mine
+@pytest.mark.skipif(not OOM_SCORE.exists(), reason="the system has no OOM scores")
+def test_builders_have_a_high_oom_score() -> None:
+    score = int(OOM_SCORE.read_text())
+    builder_score = max(score, 800)
+    assert builder_value(f"int(open({str(OOM_SCORE)!r}).read())", builder_score) == builder_score
+    assert int(OOM_SCORE.read_text()) == score
 
 
-def test_what_cannot_be_started() -> None:
+def test_a_missing_command() -> None:
     with pytest.raises(FileNotFoundError):
         run(["/there/is/no/such/builder"])
 
 
-def test_it_runs_a_command(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path) -> None:
     line = command_line(tmp_path / "a", tmp_path / "engines", "--static-levels")
     assert line[:3] == [sys.executable, "-m", "tokenfold.runtime.tensorrt.command"]
     assert line[3:] == [
@@ -238,8 +239,8 @@ def test_it_runs_a_command(tmp_path: Path) -> None:
     ]
 
 
-def test_no_name_is_an_option() -> None:
-    # The command knows it all, and finds no such bundle.
+def test_folders_are_never_parsed_as_options() -> None:
+    # The command parses all arguments, and then reports that the bundle is missing.
     with pytest.raises(BuildError, match=f"^{re.escape(str(Path.cwd()))}/--anew") as caught:
         run(command_line(Path("--anew"), Path("-engines"), "--precision", "bf16"))
     assert len(str(caught.value).splitlines()) == 1

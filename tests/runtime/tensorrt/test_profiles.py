@@ -1,4 +1,4 @@
-"""For which sizes engines are built: all that the service may ask for."""
+"""Tests of optimization profiles: they include every size that the service may use."""
 
 from __future__ import annotations
 
@@ -8,74 +8,83 @@ from tests.runtime.tensorrt.bundles import KINDS, bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS, Manifest
 from tokenfold.bundle.pair_workload import PairWorkload
-from tokenfold.runtime.cuda.buckets import BUCKETS, MOST
-from tokenfold.runtime.tensorrt.profiles import BATCHES, Range, profiles, takes_plan
+from tokenfold.runtime.cuda.buckets import BUCKETS, MAX_BATCH
+from tokenfold.runtime.tensorrt.profiles import (
+    BATCH_RANGES,
+    SizeRange,
+    optimization_profiles,
+    takes_plan,
+)
 from tokenfold.service.settings import DEMO
 
 
-def test_every_batch_is_in_one_profile() -> None:
-    for batch in range(1, MOST + 1):
-        assert sum(one.least <= batch <= one.most for one in BATCHES) == 1
-    assert {one.usual for one in BATCHES} <= set(BUCKETS)
+def test_every_batch_size_is_in_exactly_one_profile() -> None:
+    for batch in range(1, MAX_BATCH + 1):
+        assert sum(allowed.min <= batch <= allowed.max for allowed in BATCH_RANGES) == 1
+    assert {allowed.opt for allowed in BATCH_RANGES} <= set(BUCKETS)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_ranges_hold_what_they_are_of(kind: str) -> None:
+def test_ranges_are_ordered(kind: str) -> None:
     manifest = bundle(kind, "fp16").manifest
     for graph in GRAPHS[manifest.kind]:
-        for profile in profiles(manifest, graph):
-            every = [profile.batch, *profile.plan]
-            every += [one for sizes in profile.sizes.values() for one in sizes]
-            assert all(0 <= one.least <= one.usual <= one.most for one in every)
+        for profile in optimization_profiles(manifest, graph):
+            ranges = [profile.batch, *profile.plan]
+            ranges += [allowed for sizes in profile.sizes.values() for allowed in sizes]
+            assert all(0 <= allowed.min <= allowed.opt <= allowed.max for allowed in ranges)
             assert bool(profile.plan) == takes_plan(graph)
-        assert not any(one.plan for one in profiles(manifest, graph, plan=False))
+        assert not any(
+            profile.plan for profile in optimization_profiles(manifest, graph, plan=False)
+        )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_every_level_is_within(kind: str) -> None:
+def test_plans_of_all_levels_are_in_range(kind: str) -> None:
     manifest = bundle(kind, "fp16").manifest
     graph = next(graph for graph in GRAPHS[manifest.kind] if takes_plan(graph))
-    for profile in profiles(manifest, graph):
+    for profile in optimization_profiles(manifest, graph):
         for level in manifest.levels.values():
             assert len(level.plan) == len(profile.plan)
             assert all(
-                one.least <= count <= one.most
-                for one, count in zip(profile.plan, level.plan, strict=True)
+                allowed.min <= count <= allowed.max
+                for allowed, count in zip(profile.plan, level.plan, strict=True)
             )
 
 
-def test_shapes_are_filled_in_order() -> None:
+def test_dynamic_sizes_are_filled_in_order() -> None:
     manifest = bundle("vilt", "fp16").manifest
-    profile = profiles(manifest, "joint.onnx")[1]
-    batch, most = profile.batch, manifest.workload
-    assert isinstance(most, PairWorkload)
-    texts = Range(least=1, usual=most.most_text, most=most.most_text)
+    profile = optimization_profiles(manifest, "joint.onnx")[1]
+    batch, workload = profile.batch, manifest.workload
+    assert isinstance(workload, PairWorkload)
+    texts = SizeRange(min=1, opt=workload.most_text, max=workload.most_text)
     assert profile.shape("input_ids", (-1, -1)) == (batch, texts)
     assert profile.shape("image_tokens", (-1, -1, 48)) == (
-        *(batch, Range.of(most.image)),
-        Range.of(48),
+        *(batch, SizeRange.fixed(workload.image)),
+        SizeRange.fixed(48),
     )
-    assert profile.shape("other", (-1, 48)) == (batch, Range.of(48))
-    assert profile.shape("second", (1,)) == (Range.of(1),)
+    assert profile.shape("other", (-1, 48)) == (batch, SizeRange.fixed(48))
+    assert profile.shape("second", (1,)) == (SizeRange.fixed(1),)
 
 
-def bounded() -> Manifest:
-    """Of a network that takes images of many sizes, as published ViLTs do."""
+def bounded_manifest() -> Manifest:
+    """Return the manifest of a network that takes images of many sizes, like published ViLTs."""
     manifest = Bundle.open(DEMO / "scenes").manifest
-    ready = manifest.preprocess.model_copy(
+    preprocess = manifest.preprocess.model_copy(
         update={"resize": "bounded", "shorter_side": 96, "longest": 160, "multiple": 8}
     )
-    return manifest.model_copy(update={"preprocess": ready})
+    return manifest.model_copy(update={"preprocess": preprocess})
 
 
 @pytest.mark.parametrize(
     "photo", [(96, 96), (100, 4000), (4000, 100), (1, 1), (333, 500), (160, 96), (50, 70)]
 )
-def test_images_of_many_sizes_are_within(photo: tuple[int, int]) -> None:
-    manifest = bounded()
+def test_image_sizes_are_in_range(photo: tuple[int, int]) -> None:
+    manifest = bounded_manifest()
     sides = manifest.preprocess.size_of(*photo)
-    ranges = profiles(manifest, "vision.onnx")[0].sizes["image"]
-    assert all(one.least <= side <= one.most for one, side in zip(ranges, sides, strict=True))
+    ranges = optimization_profiles(manifest, "vision.onnx")[0].sizes["image"]
+    assert all(
+        allowed.min <= side <= allowed.max for allowed, side in zip(ranges, sides, strict=True)
+    )
     rows, columns = (side // 8 for side in sides)
-    (tokens,) = profiles(manifest, "joint.onnx")[0].sizes["image_tokens"]
-    assert tokens.least <= 1 + rows * columns <= tokens.most
+    (tokens,) = optimization_profiles(manifest, "joint.onnx")[0].sizes["image_tokens"]
+    assert tokens.min <= 1 + rows * columns <= tokens.max

@@ -1,5 +1,5 @@
-"""Engines as what runs a graph. What they have in common with ONNX Runtime is in
-tests/cuda/test_graph.py.
+"""Tests of the runner of engines. Tests of what all runners share are in
+tests/runtime/cuda/test_graph.py.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import numpy as np
 import pytest
 
 from tests.runtime.cuda import fake_session
+from tests.runtime.cuda.fake_backends import FakeTensorRT
 from tests.runtime.cuda.fake_runtime import FakeRuntime
 from tests.runtime.cuda.fake_session import SHAPE
-from tests.runtime.cuda.stand_ins import EngineStandIn
 from tests.runtime.tensorrt import fake_engine
 from tests.runtime.tensorrt.fake_api import DynamicShapesKernelSpecializationStrategy
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.cuda.buckets import up_to
+from tokenfold.runtime.cuda.buckets import buckets_up_to
+from tokenfold.runtime.cuda.buffers import Array
 from tokenfold.runtime.cuda.device import Stream
 from tokenfold.runtime.cuda.graph import CudaGraph
-from tokenfold.runtime.cuda.lanes import Array
 from tokenfold.runtime.tensorrt.engine import Engine
-from tokenfold.runtime.tensorrt.origin import EngineError
-from tokenfold.runtime.tensorrt.profiles import BATCHES
+from tokenfold.runtime.tensorrt.profiles import BATCH_RANGES
 from tokenfold.runtime.tensorrt.runner import EngineRunner
+from tokenfold.runtime.tensorrt.spec import EngineError
 
 PLANS = ((0, 0), (1, 2), (3, 4))
-MOST = 8
+MAX_BATCH = 8
 
 
 @pytest.fixture
 def stream(gpu: FakeRuntime) -> Iterator[Stream]:
-    own = Stream()
-    yield own
-    own.free()
+    stream = Stream()
+    yield stream
+    stream.free()
     assert not +gpu.live
 
 
@@ -45,255 +45,261 @@ def images(count: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-def feeds(given: Array, plan: Plan, **more: Array) -> Mapping[str, Array]:
-    return {"image": given, "plan": np.asarray(plan, dtype=np.int64), **more}
+def feeds(pixels: Array, plan: Plan, **more: Array) -> Mapping[str, Array]:
+    return {"image": pixels, "plan": np.asarray(plan, dtype=np.int64), **more}
 
 
-def check(own: CudaGraph | EngineRunner, given: Array, plan: Plan, **more: Array) -> None:
-    logits, slots = own.run(["logits", "slots"], feeds(given, plan, **more))
-    np.testing.assert_array_equal(logits, fake_session.logits(given, plan))
-    np.testing.assert_array_equal(slots, fake_session.slots(given, plan))
+def check(runner: CudaGraph | EngineRunner, pixels: Array, plan: Plan, **more: Array) -> None:
+    """Check the results of a run."""
+    logits, slots = runner.run(["logits", "slots"], feeds(pixels, plan, **more))
+    np.testing.assert_array_equal(logits, fake_session.logits(pixels, plan))
+    np.testing.assert_array_equal(slots, fake_session.slots(pixels, plan))
 
 
-def runner(tensorrt: EngineStandIn, stream: Stream, **kind: Any) -> EngineRunner:
-    own = tensorrt.opener(**kind)(stream)
-    assert isinstance(own, EngineRunner)
-    return own
+def open_runner(tensorrt: FakeTensorRT, stream: Stream, **options: Any) -> EngineRunner:
+    runner = tensorrt.opener(**options)(stream)
+    assert isinstance(runner, EngineRunner)
+    return runner
 
 
-def test_what_it_takes_and_gives(tensorrt: EngineStandIn, stream: Stream) -> None:
-    own = runner(tensorrt, stream, free=True, texts=True)
-    assert own.inputs == {
+def test_inputs_and_outputs(tensorrt: FakeTensorRT, stream: Stream) -> None:
+    runner = open_runner(tensorrt, stream, free=True, texts=True)
+    assert runner.inputs == {
         "image": ("batch", "image_1", "image_2", 3),
         "plan": (2,),
         "input_ids": ("batch", "input_ids_1"),
     }
-    assert list(own.outputs) == ["logits", "slots"]
-    assert not own.native
-    own.free()
+    assert list(runner.outputs) == ["logits", "slots"]
+    assert not runner.native
+    runner.free()
 
 
-def test_every_profile_has_one_context_for_what_is_not_recorded(
-    tensorrt: EngineStandIn, stream: Stream
+def test_unrecorded_runs_share_one_context_per_profile(
+    tensorrt: FakeTensorRT, stream: Stream
 ) -> None:
-    own = runner(tensorrt, stream)
+    runner = open_runner(tensorrt, stream)
     for count in (1, 2, 5, 1, 32, 33, 100, 128, 2, 1):
         for plan in PLANS:
-            check(own, images(count), plan)
-    assert tensorrt.api.live["context"] == len(BATCHES)
-    assert tensorrt.api.calls["set_optimization_profile_async"] == len(BATCHES) - 1
-    own.free()
+            check(runner, images(count), plan)
+    assert tensorrt.api.live["context"] == len(BATCH_RANGES)
+    assert tensorrt.api.calls["set_optimization_profile_async"] == len(BATCH_RANGES) - 1
+    runner.free()
 
 
-def test_every_recording_has_a_context(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(), most=MOST)
+def test_every_recording_has_its_own_context(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH)
     before = tensorrt.api.live["context"]
-    own.warm(PLANS)
-    assert tensorrt.api.live["context"] - before == own.recorded == 3 * len(up_to(MOST))
-    # Contexts of other plans come and go, or are shared, and leave those as they are.
+    graph.warm(PLANS)
+    assert (
+        tensorrt.api.live["context"] - before == graph.recorded == 3 * len(buckets_up_to(MAX_BATCH))
+    )
+    # Runs of other plans use other contexts, and do not change those of recordings.
     for seed, plan in enumerate([*PLANS, (9, 9), *PLANS]):
-        check(own, images(5, seed), plan)
-    own.close()
+        check(graph, images(5, seed), plan)
+    graph.close()
     assert not +tensorrt.api.live
     assert not +gpu.live
 
 
-def test_what_is_recorded_waits_for_kernels_of_its_shapes(tensorrt: EngineStandIn) -> None:
-    """TensorRT for RTX runs others first, and a recording would keep them."""
+def test_recordings_wait_for_kernels_of_their_shapes(tensorrt: FakeTensorRT) -> None:
+    """TensorRT for RTX first runs kernels for all shapes, which a recording would keep."""
     tensorrt.api.DynamicShapesKernelSpecializationStrategy = (
         DynamicShapesKernelSpecializationStrategy
     )
-    own = CudaGraph(tensorrt.opener(), most=2)
-    own.warm([(1, 2)])
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=2)
+    graph.warm([(1, 2)])
     images = np.zeros((1, *SHAPE), np.uint8)
-    # What comes with a plan of its own is not to wait.
-    own.run(["logits"], {"image": images, "plan": np.asarray((2, 1))})
-    assert own.recorded == 2
+    # A run with a custom plan is not recorded, so it does not wait.
+    graph.run(["logits"], {"image": images, "plan": np.asarray((2, 1))})
+    assert graph.recorded == 2
     assert tensorrt.api.calls["context EAGER"] == 2
     assert tensorrt.api.calls["create_execution_context"] > 2
-    own.close()
+    graph.close()
 
 
-def test_without_recordings_nothing_has_a_context_of_its_own(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(host=True), most=MOST)
-    own.warm(PLANS)
-    made = tensorrt.api.calls["create_execution_context"]
-    own.warm(PLANS)
+def test_no_contexts_are_created_when_recording_fails(tensorrt: FakeTensorRT) -> None:
+    graph = CudaGraph(tensorrt.opener(host=True), max_batch_size=MAX_BATCH)
+    graph.warm(PLANS)
+    contexts = tensorrt.api.calls["create_execution_context"]
+    graph.warm(PLANS)
     for count in (1, 5, 20):
-        check(own, images(count), PLANS[0])
-    assert tensorrt.api.calls["create_execution_context"] == made
-    own.close()
+        check(graph, images(count), PLANS[0])
+    assert tensorrt.api.calls["create_execution_context"] == contexts
+    graph.close()
 
 
-def test_memory_to_work_in_is_there_once(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(plans=PLANS[1:]), most=MOST)
-    room = gpu.room(own._runner._work.address)  # type: ignore[attr-defined]
-    assert room == 8 * 128
-    own.close()
+def test_engines_share_working_memory(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    graph = CudaGraph(tensorrt.opener(plans=PLANS[1:]), max_batch_size=MAX_BATCH)
+    size = gpu.block_size(graph._runner._work.address)  # type: ignore[attr-defined]
+    assert size == 8 * 128
+    graph.close()
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_plan_of_its_own_engine(tensorrt: EngineStandIn, warm: bool) -> None:
-    """Which is told from the one for all plans by the number it makes of it."""
-    fixed = fake_engine.described(fake_engine.origin(PLANS[1]))
-    other = fixed.model_copy(update={"plan": (7, 7)})
+def test_a_static_engine_is_used_for_its_plan(tensorrt: FakeTensorRT, warm: bool) -> None:
+    """The static engine uses another plan number, which identifies its results."""
+    description = fake_engine.describe(fake_engine.engine_spec(PLANS[1]))
+    marked = description.model_copy(update={"plan": (7, 7)})
     engines = [
-        tensorrt.engine(fake_engine.origin()),
-        Engine(tensorrt.flavour, None, fake_engine.origin(PLANS[1]), other.content),
+        tensorrt.engine(fake_engine.engine_spec()),
+        Engine(tensorrt.variant, None, fake_engine.engine_spec(PLANS[1]), marked.content),
     ]
-    own = CudaGraph(lambda stream: EngineRunner(engines, stream), most=MOST)
+    graph = CudaGraph(lambda stream: EngineRunner(engines, stream), max_batch_size=MAX_BATCH)
     if warm:
-        own.warm(PLANS)
-    check(own, images(5), PLANS[0])
-    check(own, images(5), PLANS[2])
-    (logits,) = own.run(["logits"], feeds(images(5), PLANS[1]))
+        graph.warm(PLANS)
+    check(graph, images(5), PLANS[0])
+    check(graph, images(5), PLANS[2])
+    (logits,) = graph.run(["logits"], feeds(images(5), PLANS[1]))
     np.testing.assert_array_equal(logits, fake_session.logits(images(5), (7, 7)))
-    own.close()
+    graph.close()
 
 
-def test_engines_of_single_plans(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(plans=PLANS), most=MOST)
+def test_static_engines_of_all_plans(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    graph = CudaGraph(tensorrt.opener(plans=PLANS), max_batch_size=MAX_BATCH)
     for warm in (False, True):
         for seed, plan in enumerate([*PLANS, (5, 6)]):
             for count in (1, 5, 20):
-                check(own, images(count, seed), plan)
+                check(graph, images(count, seed), plan)
         if not warm:
-            own.warm(PLANS)
+            graph.warm(PLANS)
     assert tensorrt.api.live["engine"] == 4
-    own.close()
+    graph.close()
     assert not +gpu.live
 
 
 @pytest.mark.parametrize(
-    ("given", "plan", "said"),
+    ("pixels", "plan", "message"),
     [
         (images(2, shape=(10, 4, 3)), PLANS[1], "takes image of 2 to 32 x 1 to 9 x 1 to 9 x 3 to"),
         (images(200, shape=(2, 2, 3)), PLANS[1], "runs 1 to 128 items at a time, not 200"),
         (images(0), PLANS[1], "runs 1 to 128 items at a time, not 0"),
         (images(2), (1, -2), r"takes counts of 0 to 1000000, not \(1, -2\)"),
-        (images(2), (1,), "a plan here has 2 counts, not 1"),
-        (images(2), (), "a plan here has 2 counts, not 0"),
+        (images(2), (1,), "takes a plan of 2 counts, not 1"),
+        (images(2), (), "takes a plan of 2 counts, not 0"),
     ],
 )
-def test_out_of_range(
-    tensorrt: EngineStandIn, given: Array, plan: tuple[int, ...], said: str
+def test_runs_reject_sizes_and_plans_out_of_range(
+    tensorrt: FakeTensorRT, pixels: Array, plan: tuple[int, ...], message: str
 ) -> None:
-    own = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], most=MOST)
+    graph = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], max_batch_size=MAX_BATCH)
     started = tensorrt.runs
-    with pytest.raises(EngineError, match=said):
-        own.run(["logits"], feeds(given, plan))
+    with pytest.raises(EngineError, match=message):
+        graph.run(["logits"], feeds(pixels, plan))
     assert tensorrt.runs == started
     for other in (images(3), images(3, shape=(9, 1, 3))):
-        check(own, other, PLANS[1])
-    own.close()
+        check(graph, other, PLANS[1])
+    graph.close()
 
 
-def test_texts(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(texts=True), most=MOST)
+def test_graph_with_texts(tensorrt: FakeTensorRT) -> None:
+    graph = CudaGraph(tensorrt.opener(texts=True), max_batch_size=MAX_BATCH)
     for length in (1, 6):
         ids = np.ones((3, length), np.int64)
-        (logits,) = own.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
+        (logits,) = graph.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
         alone = fake_session.logits(images(3), PLANS[1])
         np.testing.assert_array_equal(logits, alone + np.array([length, 0]))
-    for ids, said in (
+    for ids, message in (
         (np.ones((3, 7), np.int64), "takes input_ids of 2 to 32 x 1 to 6, not"),
-        (np.ones((2, 3), np.int64), "does not go together: .*sizes of one name differ"),
+        (
+            np.ones((2, 3), np.int64),
+            "the shapes of the inputs do not match: .*sizes of one name differ",
+        ),
     ):
-        with pytest.raises(EngineError, match=said):
-            own.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
+        with pytest.raises(EngineError, match=message):
+            graph.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
     with pytest.raises(TypeError, match="Cannot cast"):
-        own.run(["logits"], feeds(images(3) / 255, PLANS[1], input_ids=ids))
-    check(own, np.asfortranarray(images(3)), PLANS[1], input_ids=np.zeros((3, 2), np.int32))
-    own.close()
+        graph.run(["logits"], feeds(images(3) / 255, PLANS[1], input_ids=ids))
+    check(graph, np.asfortranarray(images(3)), PLANS[1], input_ids=np.zeros((3, 2), np.int32))
+    graph.close()
 
 
-def test_a_plan_that_nothing_depends_on(tensorrt: EngineStandIn) -> None:
-    """It is no shape then, and has to be on the GPU all the same."""
-    own = CudaGraph(tensorrt.opener(unused=True), most=MOST)
-    own.warm(PLANS[:1])
+def test_a_plan_without_effect(tensorrt: FakeTensorRT) -> None:
+    """TensorRT then reads the plan from GPU memory."""
+    graph = CudaGraph(tensorrt.opener(unused=True), max_batch_size=MAX_BATCH)
+    graph.warm(PLANS[:1])
     for count in (1, 5, 20):
         for plan in PLANS:
-            (logits,) = own.run(["logits"], feeds(images(count), plan))
+            (logits,) = graph.run(["logits"], feeds(images(count), plan))
             np.testing.assert_array_equal(logits, fake_session.logits(images(count), ()))
-    own.close()
+    graph.close()
 
 
-def test_an_engine_that_needs_no_memory_to_work_in(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(memory=0), most=MOST)
-    own.warm(PLANS[:1])
+def test_an_engine_without_working_memory(tensorrt: FakeTensorRT) -> None:
+    graph = CudaGraph(tensorrt.opener(memory=0), max_batch_size=MAX_BATCH)
+    graph.warm(PLANS[:1])
     for plan in PLANS[:2]:
-        check(own, images(5), plan)
-    own.close()
+        check(graph, images(5), plan)
+    graph.close()
 
 
-def test_buffers_grow_to_the_largest(
-    tensorrt: EngineStandIn, gpu: FakeRuntime, stream: Stream
+def test_buffers_grow_with_the_batch(
+    tensorrt: FakeTensorRT, gpu: FakeRuntime, stream: Stream
 ) -> None:
-    own = runner(tensorrt, stream)
-    check(own, images(1), PLANS[1])
+    runner = open_runner(tensorrt, stream)
+    check(runner, images(1), PLANS[1])
     before = +gpu.live
     for count in (5, 20, 3, 20, 1):
-        check(own, images(count, count), PLANS[1])
-    own.free()
-    # A context more, for another profile.
+        check(runner, images(count, count), PLANS[1])
+    runner.free()
+    # Later batches need one more context, for another profile.
     assert before == {"device": 3 + 3, "host": 3, "stream": 1}
 
 
 @pytest.mark.parametrize(
     "function", ["execute_async_v3", "set_tensor_address", "set_input_shape", "infer_shapes"]
 )
-def test_a_failed_run_leaves_nothing_under_way(
-    tensorrt: EngineStandIn, stream: Stream, function: str
+def test_a_failed_run_waits_for_its_copies(
+    tensorrt: FakeTensorRT, stream: Stream, function: str
 ) -> None:
-    """Or the next would write where its copies still read, or give that back."""
-    own = runner(tensorrt, stream)
-    check(own, images(1), PLANS[0])
+    """Otherwise the next run would overwrite or free buffers that copies still read."""
+    runner = open_runner(tensorrt, stream)
+    check(runner, images(1), PLANS[0])
     gate = threading.Event()
     stream.handle.append(gate.wait)
     tensorrt.api.failing[function] = 1
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(own.run, ["logits"], feeds(images(1), PLANS[0]))
+        job = pool.submit(runner.run, ["logits"], feeds(images(1), PLANS[0]))
         assert not gate.wait(0.05)
         assert not job.done()
         gate.set()
         with pytest.raises(EngineError, match=f"{function}: .* failure"):
             job.result(10)
-    check(own, images(20), PLANS[0])
-    own.free()
+    check(runner, images(20), PLANS[0])
+    runner.free()
 
 
 @pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaMemcpyAsync"])
-def test_failures_of_cuda(
-    tensorrt: EngineStandIn, gpu: FakeRuntime, stream: Stream, function: str
+def test_cuda_failures(
+    tensorrt: FakeTensorRT, gpu: FakeRuntime, stream: Stream, function: str
 ) -> None:
-    own = runner(tensorrt, stream)
-    check(own, images(1), PLANS[0])
+    runner = open_runner(tensorrt, stream)
+    check(runner, images(1), PLANS[0])
     for count in (2, 3):
         gpu.failing[function] = 1
         with pytest.raises((device.CudaError, EngineError), match=f"{function}|OutOfMemory"):
-            check(own, images(count), PLANS[0])
+            check(runner, images(count), PLANS[0])
     for count in (1, 3):
-        check(own, images(count), PLANS[0])
-    own.free()
+        check(runner, images(count), PLANS[0])
+    runner.free()
 
 
-def test_failures_while_it_records(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(), most=1)
+def test_failures_while_recording(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    graph = CudaGraph(tensorrt.opener(), max_batch_size=1)
     before = +gpu.live
     for function in ("create_execution_context", "set_input_shape", "execute_async_v3"):
         tensorrt.api.failing[function] = 1
         with pytest.raises(EngineError, match=f"{function}: .* failure"):
-            own.warm(PLANS[:1])
+            graph.warm(PLANS[:1])
         assert +gpu.live == before
-    own.warm(PLANS[:1])
-    assert own.recorded == 1
-    check(own, images(3), PLANS[0])
-    own.close()
+    graph.warm(PLANS[:1])
+    assert graph.recorded == 1
+    check(graph, images(3), PLANS[0])
+    graph.close()
     assert not +gpu.live
 
 
-def test_two_graphs_in_one_process(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    one, other = (CudaGraph(tensorrt.opener(), most=MOST) for _ in range(2))
+def test_graphs_are_independent(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
+    one, other = (CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH) for _ in range(2))
     one.warm(PLANS[:2])
 
     def run(seed: int) -> None:
@@ -306,7 +312,7 @@ def test_two_graphs_in_one_process(tensorrt: EngineStandIn, gpu: FakeRuntime) ->
             job.result()
     one.close()
     check(other, images(9), PLANS[2])
-    again = CudaGraph(tensorrt.opener(), most=MOST)
+    again = CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH)
     check(again, images(9), PLANS[2])
     for graph in (other, again):
         graph.close()

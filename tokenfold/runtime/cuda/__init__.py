@@ -1,1 +1,1 @@
-"""ONNX Runtime on an NVIDIA GPU: memory, streams, captured graphs. No torch in here."""
+"""Run graphs with ONNX Runtime on an NVIDIA GPU: memory, streams, CUDA graphs. Never uses torch."""

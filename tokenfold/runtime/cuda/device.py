@@ -1,7 +1,7 @@
-"""What a session needs of CUDA, over NVIDIA's `cuda-bindings`: memory, copies, streams, events.
+"""CUDA memory, copies, streams and events, through NVIDIA's `cuda-bindings`.
 
-The first GPU that the process sees; CUDA_VISIBLE_DEVICES chooses another. Every function that
-waits lets other Python threads run meanwhile.
+All calls use the first GPU that the process sees; CUDA_VISIBLE_DEVICES selects another one. Every
+function that waits releases the GIL, so other Python threads run meanwhile.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class CudaError(RuntimeError):
-    """A call of CUDA failed; the message says which, and what CUDA says about it."""
+    """A CUDA call failed. The message names the function and the CUDA error."""
 
 
 class MemoryInfo(NamedTuple):
-    """Bytes of the GPU's memory that nobody uses, and all of them."""
+    """Free and total GPU memory, in bytes."""
 
     free: int
     total: int
 
     @property
     def used(self) -> int:
-        """Bytes that somebody uses, whichever process."""
+        """Memory used by all processes together, in bytes."""
         return self.total - self.free
 
 
 def missing() -> str | None:
-    """Why this process has no GPU, or None where it has one."""
+    """Return the reason why this process cannot use a GPU; None if it can."""
     if runtime is None:
         return "the package cuda-bindings is not installed: pip install 'tokenfold[gpu]'"
     try:
-        found: int = _call("cudaGetDeviceCount")
+        count: int = _call("cudaGetDeviceCount")
     except CudaError as error:
         return f"no GPU can be used: {error}"
-    return None if found else "no GPU was found"
+    return None if count else "no GPU was found"
 
 
 def name() -> str:
-    """The GPU's name, such as "NVIDIA H200".
+    """Return the GPU's name, such as "NVIDIA H200".
 
     Raises:
         CudaError: there is no GPU.
@@ -60,17 +60,17 @@ def name() -> str:
 
 
 def architecture() -> str:
-    """The GPU's compute capability, such as "sm_90".
+    """Return the GPU's compute capability, such as "sm_90".
 
     Raises:
         CudaError: there is no GPU.
     """
-    found = _call("cudaGetDeviceProperties", 0)
-    return f"sm_{found.major}{found.minor}"
+    properties = _call("cudaGetDeviceProperties", 0)
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def memory() -> MemoryInfo:
-    """The GPU's memory, of all processes together.
+    """Return the GPU's free and total memory, counting all processes.
 
     Raises:
         CudaError: there is no GPU.
@@ -79,52 +79,52 @@ def memory() -> MemoryInfo:
     return MemoryInfo(free, total)
 
 
-class Held(Protocol):
-    """Something of CUDA's that is to be given back."""
+class Resource(Protocol):
+    """A CUDA resource that must be freed."""
 
     def free(self) -> None:
-        """Give it back. Nothing may use it, now or later."""
+        """Free the resource. Nothing may use it, now or later."""
         ...
 
 
-H = TypeVar("H", bound=Held)
+R = TypeVar("R", bound=Resource)
 
 
-def kept(thing: H, held: ExitStack) -> H:
-    """The same thing, which `held` gives back."""
-    held.callback(thing.free)
-    return thing
+def free_on_exit(resource: R, stack: ExitStack) -> R:
+    """Return `resource`, after registering it to be freed when `stack` closes."""
+    stack.callback(resource.free)
+    return resource
 
 
 class Memory:
-    """Bytes on the GPU, not cleared."""
+    """Uninitialised memory on the GPU."""
 
     def __init__(self, size: int) -> None:
         """Allocate `size` bytes.
 
         Raises:
-            CudaError: so many are not free.
+            CudaError: the GPU has less free memory.
         """
         self.size = size
         self.address: int = int(_call("cudaMalloc", max(size, 1)))
 
     def free(self) -> None:
-        """Give it back. Nothing may use it, now or later."""
+        """Free the memory. Nothing may use it, now or later."""
         _release("cudaFree", self.address)
 
 
-class Pinned:
-    """Bytes of the host that the GPU reads and writes by itself, so that copies are asynchronous.
+class PinnedMemory:
+    """Page-locked host memory, which makes copies to and from the GPU asynchronous.
 
     Attributes:
-        bytes: a view of them; it must not outlive them.
+        bytes: NumPy view of the memory; it must not be used after `free`.
     """
 
     def __init__(self, size: int) -> None:
         """Allocate `size` bytes.
 
         Raises:
-            CudaError: so many cannot be pinned.
+            CudaError: so much memory cannot be page-locked.
         """
         self.size = size
         self.address: int = int(_call("cudaHostAlloc", max(size, 1), runtime.cudaHostAllocPortable))
@@ -132,96 +132,97 @@ class Pinned:
         self.bytes: Bytes = np.ctypeslib.as_array(raw)
 
     def free(self) -> None:
-        """Give it back. Nothing may use it, now or later."""
+        """Free the memory. Nothing may use it, now or later."""
         _release("cudaFreeHost", self.address)
 
 
 class Event:
-    """A point in a stream. To wait for it the thread sleeps, rather than spins."""
+    """A point in a stream. A waiting thread sleeps instead of spinning."""
 
     def __init__(self) -> None:
         flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
         self.handle = _call("cudaEventCreateWithFlags", flags)
 
     def wait(self) -> None:
-        """Until all is done that was in the stream when the event was last recorded.
+        """Wait for all work that was in the stream when the event was last recorded.
 
         Raises:
-            CudaError: some of it failed.
+            CudaError: some of that work failed.
         """
         _call("cudaEventSynchronize", self.handle)
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the event."""
         _release("cudaEventDestroy", self.handle)
 
 
-class Graph:
-    """Recorded work of a stream, ready to be launched as one.
+class ExecutableGraph:
+    """An instantiated CUDA graph: recorded work of a stream that one call launches.
 
     Attributes:
-        nodes: kernels, copies and the like in it.
+        nodes: number of kernels, copies and other operations.
     """
 
     def __init__(self, recorded: Any) -> None:
-        """Make a recording executable, which then is no longer needed.
+        """Instantiate a captured graph, and destroy the capture.
 
         Raises:
-            CudaError: it cannot be, or it reads or writes the host's memory: what lay there while
-                it was recorded would not lie there when it is launched.
+            CudaError: CUDA cannot instantiate the graph; or the graph reads or writes host memory,
+                whose content would differ between the recording and a launch.
         """
         try:
             _, count = _call("cudaGraphGetNodes", recorded, 0)
             nodes, self.nodes = _call("cudaGraphGetNodes", recorded, count) if count else ([], 0)
             for node in nodes:
-                _refuse_host(node)
+                _check_no_host_access(node)
             self._handle = _call("cudaGraphInstantiate", recorded, 0)
         finally:
             _release("cudaGraphDestroy", recorded)
 
     def launch(self, stream: Stream) -> None:
-        """Append all of it to a stream."""
+        """Append the recorded work to a stream."""
         _call("cudaGraphLaunch", self._handle, stream.handle)
 
     def free(self) -> None:
-        """Give it back. No launch may be under way."""
+        """Free the graph. No launch may be in progress."""
         _release("cudaGraphExecDestroy", self._handle)
 
 
 class Stream:
-    """Work of the GPU in order. Other streams, the default one included, do not wait for it."""
+    """A CUDA stream. It does not synchronise with other streams, not even the default one."""
 
     def __init__(self) -> None:
         self.handle = _call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
 
-    def upload(self, to: Memory, source: Pinned, size: int) -> None:
-        """Copy the first `size` bytes to the GPU."""
+    def upload(self, to: Memory, source: PinnedMemory, size: int) -> None:
+        """Start to copy the first `size` bytes from the host to the GPU."""
         self._copy(to, source, size, "cudaMemcpyHostToDevice")
 
-    def move(self, to: Memory, source: Memory, size: int) -> None:
-        """Copy the first `size` bytes on the GPU."""
+    def copy_on_device(self, to: Memory, source: Memory, size: int) -> None:
+        """Start to copy the first `size` bytes within the GPU's memory."""
         self._copy(to, source, size, "cudaMemcpyDeviceToDevice")
 
-    def download(self, to: Pinned, source: Memory, size: int) -> None:
-        """Copy the first `size` bytes to the host."""
+    def download(self, to: PinnedMemory, source: Memory, size: int) -> None:
+        """Start to copy the first `size` bytes from the GPU to the host."""
         self._copy(to, source, size, "cudaMemcpyDeviceToHost")
 
     def record(self, event: Event) -> None:
-        """Let the event stand for all that is in the stream now."""
+        """Record `event` behind all work that is in the stream now."""
         _call("cudaEventRecord", event.handle, self.handle)
 
     def wait_for(self, event: Event) -> None:
-        """Let what is appended from now on start behind the event, of whatever stream."""
+        """Make work that is appended from now on wait for `event`, which may be in any stream."""
         _call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` appends to the stream, instead of doing it.
+    def capture(self, work: Callable[[], None]) -> ExecutableGraph:
+        """Record what `work` appends to the stream, instead of executing it.
 
-        Only this thread is bound by the rules of a recording, such as to allocate nothing.
+        Only the calling thread is bound by the rules of stream capture, such as not allocating.
+        Capture mode ends in any case, also when `work` raises.
 
         Raises:
-            CudaError: `work` did what cannot be recorded.
-            Exception: whatever else `work` raises. In no case the stream stays in recording.
+            CudaError: `work` did something that cannot be recorded.
+            Exception: any other exception of `work`.
         """
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _call("cudaStreamBeginCapture", self.handle, mode)
@@ -231,55 +232,66 @@ class Stream:
             with suppress(CudaError):
                 _release("cudaGraphDestroy", _call("cudaStreamEndCapture", self.handle))
             raise
-        return Graph(_call("cudaStreamEndCapture", self.handle))
+        return ExecutableGraph(_call("cudaStreamEndCapture", self.handle))
 
     def wait(self) -> None:
-        """Until all that is in the stream now is done.
+        """Wait for all work that is in the stream now.
 
         Raises:
-            CudaError: some of it failed.
+            CudaError: some of that work failed.
         """
         _call("cudaStreamSynchronize", self.handle)
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the stream."""
         _release("cudaStreamDestroy", self.handle)
 
-    def _copy(self, to: Memory | Pinned, source: Memory | Pinned, size: int, kind: str) -> None:
+    def _copy(
+        self, to: Memory | PinnedMemory, source: Memory | PinnedMemory, size: int, direction: str
+    ) -> None:
         if size > min(to.size, source.size):
-            raise ValueError(f"no copy of {size} bytes from {source.size} to {to.size}")
-        way = getattr(runtime.cudaMemcpyKind, kind)
-        _call("cudaMemcpyAsync", to.address, source.address, size, way, self.handle)
+            raise ValueError(
+                f"cannot copy {size} bytes from a buffer of {source.size} to one of {to.size} bytes"
+            )
+        kind = getattr(runtime.cudaMemcpyKind, direction)
+        _call("cudaMemcpyAsync", to.address, source.address, size, kind, self.handle)
 
 
-def _refuse_host(node: Any) -> None:
-    """Raise CudaError if a recorded node calls the host, or copies from or to its memory."""
+def _check_no_host_access(node: Any) -> None:
+    """Check that a recorded node neither calls the host nor copies from or to its memory.
+
+    Raises:
+        CudaError: the node does.
+    """
     kinds = runtime.cudaGraphNodeType
     kind = _call("cudaGraphNodeGetType", node)
     if kind == kinds.cudaGraphNodeTypeHost:
-        raise CudaError("what was recorded calls the host")
+        raise CudaError("the recorded work calls the host, which a CUDA graph may not do here")
     if kind == kinds.cudaGraphNodeTypeMemcpy:
         copy = _call("cudaGraphMemcpyNodeGetParams", node)
         for end in (copy.srcPtr.ptr, copy.dstPtr.ptr):
-            found = _call("cudaPointerGetAttributes", int(end)).type
-            if found != runtime.cudaMemoryType.cudaMemoryTypeDevice:
-                raise CudaError("what was recorded copies from or to the host's memory")
+            memory_type = _call("cudaPointerGetAttributes", int(end)).type
+            if memory_type != runtime.cudaMemoryType.cudaMemoryTypeDevice:
+                raise CudaError(
+                    "the recorded work copies from or to the host's memory, "
+                    "whose content may change before a launch"
+                )
 
 
 def _release(function: str, handle: Any) -> None:
-    """Give something back. Where that fails, all of CUDA has, and the process's end does it."""
+    """Free a resource, ignoring errors: if this fails, CUDA is broken until the process ends."""
     with suppress(CudaError):
         _call(function, handle)
 
 
 def _call(function: str, *arguments: Any) -> Any:
-    """A function of the runtime's: what it returns behind its status.
+    """Call a function of the CUDA runtime, and return what follows the status in its result.
 
     Raises:
-        CudaError: the status says that it, or work from before it, failed.
+        CudaError: the status reports that this call, or earlier asynchronous work, failed.
     """
-    status, *found = getattr(runtime, function)(*arguments)
+    status, *results = getattr(runtime, function)(*arguments)
     if status != runtime.cudaError_t.cudaSuccess:
         _, text = runtime.cudaGetErrorString(status)
         raise CudaError(f"{function}: {text.decode()} ({status.name})")
-    return found[0] if len(found) == 1 else tuple(found)
+    return results[0] if len(results) == 1 else tuple(results)

@@ -1,4 +1,4 @@
-"""A graph on the GPU, run like one on the CPU: arrays in, arrays out, from any thread."""
+"""Graphs on the GPU that take and return host arrays, from any thread."""
 
 from __future__ import annotations
 
@@ -10,153 +10,159 @@ from threading import Lock
 import numpy as np
 
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.cuda.buckets import MOST, bucket, largest, up_to
-from tokenfold.runtime.cuda.device import CudaError, Stream, kept
-from tokenfold.runtime.cuda.lanes import Array, Lane, Lanes, Rows
-from tokenfold.runtime.cuda.program import Program
+from tokenfold.runtime.cuda.buckets import MAX_BATCH, bucket, buckets_up_to, largest_bucket
+from tokenfold.runtime.cuda.buffers import Array, BufferPool, RowSpec, RunBuffers
+from tokenfold.runtime.cuda.device import CudaError, Stream, free_on_exit
+from tokenfold.runtime.cuda.recordings import RecordedRuns
 from tokenfold.runtime.cuda.runner import Feeds, Runner
 
 
 class CudaGraph:
-    """One graph, and its weights on the GPU once.
+    """A graph whose weights are on the GPU once, for all threads.
 
-    A graph whose inputs are `image` and perhaps `plan` runs in lanes: while it works on one batch,
-    the images of the next are copied. Its batches are padded to buckets, each of which is recorded
-    for the plans that `warm` is told. Other graphs, and images of other sizes, run one at a time
-    with the runner's own copies.
+    A graph whose inputs are `image` and optionally `plan` runs from a buffer pool: while the graph
+    works on one batch, the images of the next are copied. Its batches are padded to buckets, and
+    `warm` records each bucket for the given plans. Other graphs, and images of other sizes, run
+    one at a time, with the runner's own copies.
 
     Attributes:
         native: whether the compiled ops run, rather than their portable bodies.
-        most: items of one run on the GPU; more are run in pieces.
-        inputs: the shape of each; a size that is free has a name instead of a number.
+        max_batch_size: maximum number of items in one GPU run; larger batches are split.
+        inputs: shape of each input; a dynamic size is a name instead of a number.
     """
 
     def __init__(
         self,
-        opened: Callable[[Stream], Runner],
+        open_runner: Callable[[Stream], Runner],
         *,
         size: tuple[int, int] | None = None,
-        most: int = MOST,
+        max_batch_size: int = MAX_BATCH,
     ) -> None:
         """Load the graph.
 
         Args:
-            opened: loads what runs it, in the stream that it is given.
-            size: (height, width) of most images, in pixels, for a graph that takes several.
-            most: 1 or more; rounded down to a bucket.
+            open_runner: loads a runner that works in the given stream.
+            size: usual image size (height, width) in pixels, for a graph that takes several.
+            max_batch_size: maximum batch size, 1 or more; rounded down to a bucket.
 
         Raises:
-            CudaError: there is no GPU, or not so much memory in it.
-            RuntimeError: of `opened`.
+            CudaError: there is no GPU, or it has too little free memory.
+            RuntimeError: `open_runner` failed.
         """
-        self.most = largest(most)
-        self._program: Program | None = None
+        self.max_batch_size = largest_bucket(max_batch_size)
+        self._runs: RecordedRuns | None = None
         self._lock = Lock()
         self._closed = False
-        with ExitStack() as held:
-            self._streams = held.enter_context(ExitStack())
-            self._work = kept(Stream(), self._streams)
-            self._copies = kept(Stream(), self._streams)
-            self._runner = opened(self._work)
-            held.callback(self._forget)
+        with ExitStack() as stack:
+            self._streams = stack.enter_context(ExitStack())
+            self._compute_stream = free_on_exit(Stream(), self._streams)
+            self._copy_stream = free_on_exit(Stream(), self._streams)
+            self._runner = open_runner(self._compute_stream)
+            stack.callback(self._free_runner)
             self.native, self.inputs = self._runner.native, self._runner.inputs
-            self._image = _image(self.inputs, size)
-            # Given back before the runner, whose memory recordings use.
-            recordings = held.enter_context(ExitStack())
+            self._image = _image_spec(self.inputs, size)
+            # Recordings use the runner's memory, so they are freed before it.
+            recordings = stack.enter_context(ExitStack())
             if self._image is not None:
-                outputs = _outputs(self._runner, self._image)
-                common = (self._image, outputs, self.most)
-                self._program = Program(self._runner, self._work, *common, recordings)
-                self._lanes = Lanes(*common, held)
-            held.callback(self._rest)
-            self._held = held.pop_all()
+                outputs = _output_specs(self._runner, self._image)
+                sizes = (self._image, outputs, self.max_batch_size)
+                self._runs = RecordedRuns(self._runner, self._compute_stream, *sizes, recordings)
+                self._pool = BufferPool(*sizes, stack)
+            stack.callback(self._wait_for_streams)
+            self._resources = stack.pop_all()
 
     @property
     def recorded(self) -> int:
-        """How many runs, each of a plan and a bucket, are recorded as CUDA graphs."""
-        return 0 if self._program is None else self._program.recorded
+        """Number of runs, each of one plan and one bucket, that are recorded as CUDA graphs."""
+        return 0 if self._runs is None else self._runs.recorded
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """The outputs of these names, like a session's of ONNX Runtime.
+        """Return the named outputs, like an ONNX Runtime session.
 
         Raises:
-            CudaError, or what the runner raises: the run failed. Others go on if CUDA does.
+            CudaError, or an exception of the runner: the run failed. Other runs are not affected
+                unless CUDA itself is broken.
         """
         images = feeds.get("image")
-        if images is None or not self._fits(images):
-            with self._opened():
+        if images is None or not self._can_pool(images):
+            with self._exclusive():
                 return self._runner.run(names, feeds)
         plan = _plan(feeds.get("plan", ()))
-        pieces = [
-            self._piece(names, images[at : at + self.most], plan)
-            for at in range(0, len(images), self.most)
+        batches = [
+            self._run_batch(names, images[start : start + self.max_batch_size], plan)
+            for start in range(0, len(images), self.max_batch_size)
         ]
-        if len(pieces) == 1:
-            return pieces[0]
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+        if len(batches) == 1:
+            return batches[0]
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def warm(self, plans: Iterable[Plan]) -> None:
-        """Record every bucket for these plans; `()` for a graph without a plan.
+        """Record every bucket for these plans; `()` stands for a graph without a plan.
 
-        Runs go on meanwhile. Without this the first of each bucket take memory and load kernels.
+        Other runs may go on meanwhile. Without warming, the first runs of each bucket allocate
+        memory and load kernels.
         """
-        wanted = [_plan(plan) for plan in plans]
-        # The largest first: the others find room in the memory that it took.
-        for size in reversed(up_to(self.most)):
-            for plan in wanted:
-                with self._opened():
-                    if self._program is not None:
-                        self._program.record(plan, size)
+        plans = [_plan(plan) for plan in plans]
+        # The largest bucket first: smaller ones reuse the memory it allocated.
+        for size in reversed(buckets_up_to(self.max_batch_size)):
+            for plan in plans:
+                with self._exclusive():
+                    if self._runs is not None:
+                        self._runs.record(plan, size)
 
     def resident(self, images: Array, plan: Plan = ()) -> Callable[[], None]:
-        """A run of these images that copies nothing, to be started any number of times.
+        """Prepare a run of images that stay on the GPU, for measuring without copies.
 
-        What it returns starts it, and does not wait; see `wait`. Only to measure: another run of
-        this graph puts other images in their place, and what comes out stays on the GPU.
+        The returned function starts the run without waiting, any number of times; see `wait`.
+        Another run of this graph overwrites the images. The outputs stay on the GPU.
 
         Args:
-            images: (B, H, W, 3), 1 to `most` of the usual size.
+            images: (B, H, W, 3) uint8, of the graph's usual size, with 1 <= B <= `max_batch_size`.
 
         Raises:
-            ValueError: images of another size, or too many.
+            ValueError: the images have another size, or are too many.
         """
-        if not self._fits(images) or len(images) > self.most:
-            raise ValueError(f"expected up to {self.most} images of the graph's own size")
-        own, size = _plan(plan), bucket(len(images))
-        with self._lane() as (lane, program):
-            sent = lane.send(images, self._copies)
+        if not self._can_pool(images) or len(images) > self.max_batch_size:
+            spec = None if self._image is None else self._image.shape
+            raise ValueError(
+                f"expected 1 to {self.max_batch_size} images of the graph's usual size {spec}, "
+                f"not an array of shape {images.shape}"
+            )
+        counts, size = _plan(plan), bucket(len(images))
+        with self._borrow() as (buffers, runs):
+            image_bytes = buffers.upload(images, self._copy_stream)
             with self._lock:
-                self._work.wait_for(lane.arrived)
-                self._work.move(program.image, lane.staging, sent)
-                program.record(own, size)
-            self._settle()
+                self._compute_stream.wait_for(buffers.arrived)
+                self._compute_stream.copy_on_device(runs.image, buffers.staging, image_bytes)
+                runs.record(counts, size)
+            self._drain_streams()
 
         def start() -> None:
-            with self._opened():
-                assert self._program is not None
-                self._program.start(own, size)
+            with self._exclusive():
+                assert self._runs is not None
+                self._runs.start(counts, size)
 
         return start
 
     def wait(self) -> None:
-        """Until all runs that were started are done."""
-        with self._opened():
-            self._work.wait()
+        """Wait for all runs that were started."""
+        with self._exclusive():
+            self._compute_stream.wait()
 
     def close(self) -> None:
-        """Give back what is on the GPU, once runs in flight are done. Later ones fail."""
+        """Free GPU resources after the runs in flight have ended. Later runs fail."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        if self._program is not None:
-            self._lanes.close()
+        if self._runs is not None:
+            self._pool.close()
         with self._lock:
-            self._held.close()
+            self._resources.close()
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Alone with the stream.
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock on the compute stream.
 
         Raises:
             CudaError: the graph was closed.
@@ -167,83 +173,86 @@ class CudaGraph:
             yield
 
     @contextmanager
-    def _lane(self) -> Iterator[tuple[Lane, Program]]:
-        """A lane, in which nothing is under way at the end even if something failed."""
-        with self._lanes.one() as lane:
-            # As long as there are lanes.
-            assert self._program is not None
+    def _borrow(self) -> Iterator[tuple[RunBuffers, RecordedRuns]]:
+        """Borrow buffers; if an error occurs, wait for the copies that use them."""
+        with self._pool.borrow() as buffers:
+            # The pool and the runs are closed together.
+            assert self._runs is not None
             try:
-                yield lane, self._program
+                yield buffers, self._runs
             except BaseException:
-                self._settle()
+                self._drain_streams()
                 raise
 
-    def _fits(self, images: Array) -> bool:
-        """Whether images can run in lanes."""
-        rows = self._image
+    def _can_pool(self, images: Array) -> bool:
+        """Whether images have the size and type of the pooled buffers."""
+        spec = self._image
         return (
-            rows is not None
+            spec is not None
             and len(images) > 0
-            and images.shape[1:] == rows.shape
-            and images.dtype == rows.dtype
+            and images.shape[1:] == spec.shape
+            and images.dtype == spec.dtype
         )
 
-    def _piece(self, names: Sequence[str], images: Array, plan: Plan) -> list[Array]:
-        """Run up to `most` images in a lane."""
-        with self._lane() as (lane, program):
-            sent = lane.send(images, self._copies)
+    def _run_batch(self, names: Sequence[str], images: Array, plan: Plan) -> list[Array]:
+        """Run up to `max_batch_size` images in pooled buffers."""
+        stream = self._compute_stream
+        with self._borrow() as (buffers, runs):
+            image_bytes = buffers.upload(images, self._copy_stream)
             with self._lock:
-                self._work.wait_for(lane.arrived)
-                # The rest of the bucket is whatever images were there before.
-                self._work.move(program.image, lane.staging, sent)
-                program.start(plan, bucket(len(images)))
+                stream.wait_for(buffers.arrived)
+                # Older images fill the rest of the bucket; their results are ignored.
+                stream.copy_on_device(runs.image, buffers.staging, image_bytes)
+                runs.start(plan, bucket(len(images)))
                 for name in names:
-                    lane.fetch(name, program.outputs[name], len(images), self._work)
-                self._work.record(lane.done)
-            lane.done.wait()
-            return [lane.found(name, len(images)) for name in names]
+                    buffers.download(name, runs.outputs[name], len(images), stream)
+                stream.record(buffers.done)
+            buffers.done.wait()
+            return [buffers.result(name, len(images)) for name in names]
 
-    def _settle(self) -> None:
-        """Let copies that were started end, for the lane's next run would write over them."""
-        # Under the lock, because to wait for a stream spoils a recording of it.
+    def _drain_streams(self) -> None:
+        """Wait for copies that were started: the next run with these buffers overwrites them."""
+        # Waiting for a stream would invalidate a recording of it, so this holds the lock.
         with self._lock:
-            self._rest()
+            self._wait_for_streams()
 
-    def _rest(self) -> None:
-        """Until the streams are idle, or broken."""
-        for stream in (self._copies, self._work):
+    def _wait_for_streams(self) -> None:
+        """Wait until the streams are idle or broken."""
+        for stream in (self._copy_stream, self._compute_stream):
             with suppress(CudaError):
                 stream.wait()
 
-    def _forget(self) -> None:
-        """Let the runner go, before the stream that it works in."""
+    def _free_runner(self) -> None:
+        """Free the runner, before the stream that it works in."""
         self._runner.free()
-        runner_left = weakref.ref(self._runner)
-        self._program = None
+        runner_ref = weakref.ref(self._runner)
+        self._runs = None
         del self._runner
-        if runner_left() is not None:
-            # The traceback of a failed run still holds it: its stream is never given back then.
+        if runner_ref() is not None:
+            # The traceback of a failed run still refers to the runner, so keep its stream.
             self._streams.pop_all()
 
 
-def _image(inputs: Mapping[str, Sequence[int | str]], size: tuple[int, int] | None) -> Rows | None:
-    """What the graph takes in lanes, or None if it takes more than images and a plan."""
+def _image_spec(
+    inputs: Mapping[str, Sequence[int | str]], size: tuple[int, int] | None
+) -> RowSpec | None:
+    """Return the spec of pooled images; None if the graph takes more than images and a plan."""
     if not {"image"} <= set(inputs) <= {"image", "plan"}:
         return None
-    own = tuple(inputs["image"][1:]) if size is None else (*size, inputs["image"][3])
-    fixed = tuple(side for side in own if isinstance(side, int))
-    return Rows(fixed, np.dtype(np.uint8)) if len(fixed) == len(own) else None
+    shape = tuple(inputs["image"][1:]) if size is None else (*size, inputs["image"][3])
+    static_shape = tuple(side for side in shape if isinstance(side, int))
+    return RowSpec(static_shape, np.dtype(np.uint8)) if len(static_shape) == len(shape) else None
 
 
-def _outputs(runner: Runner, image: Rows) -> dict[str, Rows]:
-    """The rows of every output, of whatever plan, as a run of one blank image has them."""
+def _output_specs(runner: Runner, image: RowSpec) -> dict[str, RowSpec]:
+    """Return the spec of every output, found by running one blank image; no plan changes it."""
     feeds: dict[str, Array] = {"image": np.zeros((1, *image.shape), image.dtype)}
     if "plan" in runner.inputs:
         (length,) = runner.inputs["plan"]
         feeds["plan"] = np.zeros(int(length), dtype=np.int64)
     return {
-        name: Rows(found.shape[1:], found.dtype)
-        for name, found in zip(runner.outputs, runner.run(runner.outputs, feeds), strict=True)
+        name: RowSpec(output.shape[1:], output.dtype)
+        for name, output in zip(runner.outputs, runner.run(runner.outputs, feeds), strict=True)
     }
 
 

@@ -1,4 +1,7 @@
-"""What runs a graph on the GPU: ONNX Runtime or TensorRT, all of whose work is in one stream."""
+"""The interface of runners, which execute a graph on the GPU in a single stream.
+
+ONNX Runtime and TensorRT each have a runner.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda.buffers import Array, RowSpec
 from tokenfold.runtime.cuda.device import Memory
-from tokenfold.runtime.cuda.lanes import Array, Rows
 
 Feeds = Mapping[str, Array]
 
 
-class Place(NamedTuple):
-    """Where an input or an output is on the GPU: any batch starts at the first byte."""
+class DeviceTensor(NamedTuple):
+    """GPU memory of an input or output; every batch starts at its first byte."""
 
-    rows: Rows
+    spec: RowSpec
     memory: Memory
 
 
 class Runner(Protocol):
-    """A graph, loaded. Not for threads to share."""
+    """A loaded graph. Not thread-safe."""
 
     @property
     def native(self) -> bool:
@@ -29,42 +32,43 @@ class Runner(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Sequence[int | str]]:
-        """The shape of each; a size that is free has a name instead of a number."""
+        """Shape of each input; a dynamic size is a name instead of a number."""
         ...
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Their names."""
+        """Names of the outputs."""
         ...
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """The outputs of these names, from host to host.
+        """Run the graph on host arrays, and return the named outputs as host arrays.
 
         Raises:
             Exception: the run failed.
         """
         ...
 
-    def bound(
+    def bind(
         self,
         plan: Plan,
         batch: int,
-        image: Place,
-        outputs: Mapping[str, Place],
+        image: DeviceTensor,
+        outputs: Mapping[str, DeviceTensor],
         *,
         recorded: bool,
     ) -> Callable[[], None]:
-        """A run at fixed addresses of a graph that takes images and perhaps a plan.
+        """Bind a run at fixed addresses, of a graph that takes images and optionally a plan.
 
         Args:
-            recorded: whether it is to be recorded. Else another call of `bound` may end its use.
+            recorded: whether the run will be recorded. A run that is not recorded may become
+                invalid at the next call of `bind`.
 
         Returns:
-            What appends the run to the stream, and does not wait. It may be called again; and what
-            a recording of it needs stays as it is as long as this is kept.
+            A function that appends the run to the stream without waiting. It may be called
+            repeatedly. A recording of the run stays valid as long as the function is kept alive.
         """
         ...
 
     def free(self) -> None:
-        """Give back what it holds on the GPU. Nothing runs, and nothing will."""
+        """Free GPU resources. Nothing may run, now or later."""
         ...

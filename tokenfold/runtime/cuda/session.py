@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime on the GPU, all of whose work is in a stream of ours."""
+"""ONNX Runtime sessions on the GPU that work in a given stream."""
 
 from __future__ import annotations
 
@@ -11,55 +11,59 @@ import onnxruntime as ort
 
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
+from tokenfold.runtime.cuda.buffers import Array
 from tokenfold.runtime.cuda.device import Stream
-from tokenfold.runtime.cuda.lanes import Array
-from tokenfold.runtime.cuda.runner import Feeds, Place
+from tokenfold.runtime.cuda.runner import DeviceTensor, Feeds
 from tokenfold.runtime.native import onnxruntime as library
 
 PROVIDER = "CUDAExecutionProvider"
 
 
 def missing() -> str | None:
-    """Why this process cannot run a bundle's graphs on a GPU, or None where it can."""
-    if (why := device.missing()) is not None:
-        return why
-    if (why := _without_provider()) is not None:
-        return why
+    """Return the reason why this process cannot run graphs on a GPU; None if it can."""
+    if (reason := device.missing()) is not None:
+        return reason
+    if (reason := _missing_provider()) is not None:
+        return reason
     if library.find("cuda") is None:
-        return "the ops are not compiled for CUDA: make plugins-cuda"
+        return "the ops are not compiled for CUDA: run make plugins-cuda"
     return None
 
 
-def _without_provider() -> str | None:
+def _missing_provider() -> str | None:
     if PROVIDER in ort.get_available_providers():
         return None
-    return f"this onnxruntime has no {PROVIDER}: install onnxruntime-gpu in its place"
+    return f"the installed onnxruntime has no {PROVIDER}: install onnxruntime-gpu instead"
 
 
-def opened(
+def open_session(
     path: Path, stream: Stream, *, threads: int = 1, native: bool = True, profile: str | None = None
 ) -> tuple[ort.InferenceSession, bool]:
-    """A graph, loaded to run on the GPU, and whether its ops are the compiled ones.
+    """Load a graph to run on the GPU.
 
     Args:
-        stream: must outlive the session.
-        threads: inside one run, for the few nodes that stay on the CPU.
-        native: whether to use the compiled ops where they are built.
-        profile: path prefix of a file that says which node ran where; see `end_profiling`.
+        stream: the stream that all work is appended to; it must outlive the session.
+        threads: threads per run, for the few nodes that stay on the CPU.
+        native: whether to use the compiled ops if they are built.
+        profile: path prefix of a profile that says where each node ran; see `end_profiling`.
+
+    Returns:
+        The session, and whether it uses the compiled ops.
 
     Raises:
         RuntimeError: ONNX Runtime cannot use the GPU.
     """
-    if (why := _without_provider()) is not None:
-        raise RuntimeError(why)
-    # Finds the libraries of CUDA that come as packages, rather than with the system.
+    if (reason := _missing_provider()) is not None:
+        raise RuntimeError(reason)
+    # Find CUDA libraries that are installed as Python packages rather than system-wide.
     ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings are advice on the graph
-    # A pattern is made of one run's sizes and kept for the input's shapes. Sizes depend on the plan
-    # too; and the run after the first one would allocate anew, where it should be recorded.
+    options.log_severity_level = 3  # Only errors; its warnings are advice on the graph.
+    # ONNX Runtime derives a memory pattern from one run and reuses it for the same input shapes.
+    # Here, sizes depend on the plan as well; and the second run would allocate again, when it
+    # should be recorded.
     options.enable_mem_pattern = False
     if profile is not None:
         options.enable_profiling = True
@@ -67,7 +71,7 @@ def opened(
     plugin = library.find("cuda") if native else None
     if plugin is not None:
         options.register_custom_ops_library(str(plugin))
-    choices: dict[str, Any] = {
+    provider_options: dict[str, Any] = {
         "device_id": "0",
         "user_compute_stream": str(int(stream.handle)),
         "arena_extend_strategy": "kSameAsRequested",
@@ -75,49 +79,51 @@ def opened(
         "use_tf32": "0",
     }
     session = ort.InferenceSession(
-        path, options, providers=[(PROVIDER, choices), "CPUExecutionProvider"]
+        path, options, providers=[(PROVIDER, provider_options), "CPUExecutionProvider"]
     )
-    # It falls back to the CPU without an error.
+    # ONNX Runtime falls back to the CPU without an error.
     if session.get_providers()[0] != PROVIDER:
-        raise RuntimeError(f"ONNX Runtime could not load its {PROVIDER}; its log says why")
+        raise RuntimeError(
+            f"ONNX Runtime could not load its {PROVIDER}; see its log for the reason"
+        )
     session.disable_fallback()
     return session, plugin is not None
 
 
 class OnnxRunner:
-    """A graph in a session of ONNX Runtime; see `tokenfold.runtime.cuda.runner.Runner`."""
+    """Runner of a graph in an ONNX Runtime session."""
 
     def __init__(
         self, path: Path, stream: Stream, *, threads: int = 1, native: bool = True
     ) -> None:
-        """Load the graph; see `opened`."""
-        self._session, self.native = opened(path, stream, threads=threads, native=native)
-        self.inputs = {given.name: tuple(given.shape) for given in self._session.get_inputs()}
-        self.outputs = [given.name for given in self._session.get_outputs()]
-        self._options = unsynchronised()
+        """Load the graph; see `open_session`."""
+        self._session, self.native = open_session(path, stream, threads=threads, native=native)
+        self.inputs = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self.outputs = [node.name for node in self._session.get_outputs()]
+        self._options = asynchronous_options()
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """See `Runner`."""
+        """See `Runner.run`."""
         return list(self._session.run(list(names), dict(feeds)))
 
-    def bound(
+    def bind(
         self,
         plan: Plan,
         batch: int,
-        image: Place,
-        outputs: Mapping[str, Place],
+        image: DeviceTensor,
+        outputs: Mapping[str, DeviceTensor],
         *,
         recorded: bool,  # noqa: ARG002
     ) -> Callable[[], None]:
-        """See `Runner`."""
+        """See `Runner.bind`."""
         binding = self._session.io_binding()
-        for bind, name, (rows, memory) in (
+        for bind, name, (spec, memory) in (
             (binding.bind_input, "image", image),
-            *((binding.bind_output, name, place) for name, place in outputs.items()),
+            *((binding.bind_output, name, tensor) for name, tensor in outputs.items()),
         ):
-            bind(name, "cuda", 0, rows.dtype.type, [batch, *rows.shape], memory.address)
+            bind(name, "cuda", 0, spec.dtype.type, [batch, *spec.shape], memory.address)
         if "plan" in self.inputs:
-            # It stays on the CPU, where all that depends on it is decided.
+            # The plan stays on the CPU, where ONNX Runtime computes the sizes that depend on it.
             binding.bind_cpu_input("plan", np.asarray(plan, dtype=np.int64))
 
         def run() -> None:
@@ -126,11 +132,11 @@ class OnnxRunner:
         return run
 
     def free(self) -> None:
-        """Nothing to give back: the session goes with its last user."""
+        """Do nothing: Python frees the session with its last reference."""
 
 
-def unsynchronised() -> ort.RunOptions:
-    """For runs that return once their work is in the stream, rather than done."""
+def asynchronous_options() -> ort.RunOptions:
+    """Return options for runs that return when their work is in the stream, before it is done."""
     options = ort.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options

@@ -1,1 +1,1 @@
-"""TensorRT: engines from a bundle's graphs, and running them. No torch in here."""
+"""Build TensorRT engines of a bundle, and run them."""

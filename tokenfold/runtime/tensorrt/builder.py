@@ -1,4 +1,4 @@
-"""From a bundle's graph to an engine."""
+"""Build engines from a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.tensorrt import network
-from tokenfold.runtime.tensorrt.engines import replace
-from tokenfold.runtime.tensorrt.flavour import Flavour, TensorRtError
 from tokenfold.runtime.tensorrt.journal import Journal
-from tokenfold.runtime.tensorrt.monitor import Advance, monitor
-from tokenfold.runtime.tensorrt.origin import Origin
-from tokenfold.runtime.tensorrt.plugins import Plugins
-from tokenfold.runtime.tensorrt.profiles import Profile
+from tokenfold.runtime.tensorrt.monitor import PhaseCallback, create_monitor
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.profiles import OptimizationProfile
+from tokenfold.runtime.tensorrt.spec import EngineSpec
+from tokenfold.runtime.tensorrt.store import replace
+from tokenfold.runtime.tensorrt.variant import TensorRTError, TensorRTVariant
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.5
-"""Of the GPU's free memory what a build may work in."""
+_WORKSPACE_SHARE = 0.5
+"""Share of the GPU's free memory that a build may use as workspace."""
 
-AHEAD = "sm_"
-"""What the names of GPUs begin with that engines can be built for without one."""
+_ARCHITECTURE_PREFIX = "sm_"
+"""Prefix of targets that are an architecture rather than the GPU of this machine."""
 
 
 class Layer(NamedTuple):
-    """A layer of a network.
+    """A layer of a parsed network.
 
     Attributes:
-        name: of the node that it came from: op type and position.
+        name: name of the ONNX node that it came from: op type and position.
         plugin: whether it is one of our plugins.
-        shapes: of its outputs, -1 for sizes that vary.
+        shapes: shape of each output, with -1 for dynamic sizes.
     """
 
     name: str
@@ -42,155 +42,168 @@ class Layer(NamedTuple):
 
 
 class Builder:
-    """Parses graphs, and builds their engines. Not for threads to share."""
+    """Parses graphs and builds their engines. Not thread-safe."""
 
-    def __init__(self, flavour: Flavour, plugins: Plugins | None) -> None:
-        """Args:
-        plugins: None to build the ops' bodies.
+    def __init__(self, variant: TensorRTVariant, plugins: PluginLibrary | None) -> None:
+        """Create TensorRT's builder.
+
+        Args:
+            plugins: None to build the portable bodies of the ops.
 
         Raises:
-            TensorRtError: TensorRT cannot start here.
+            TensorRTError: TensorRT cannot start here.
         """
-        self._flavour = flavour
+        self._variant = variant
         self._plugins = plugins
-        # Where there is no GPU it builds for others, and that there is none is no error.
-        self._here = device.missing() is None
-        self._journal = Journal(flavour, ahead=not self._here)
+        # Without a GPU, engines are built for other machines, and its absence is no error.
+        self._has_gpu = device.missing() is None
+        self._journal = Journal(variant, ahead=not self._has_gpu)
         try:
-            self._builder = flavour.api.Builder(self._journal.logger)
-        except TypeError as error:  # its way to say that there is none
-            why = self._journal.take() or str(error)
-            raise TensorRtError(f"{flavour.version} cannot build: {why}") from error
+            self._builder = variant.api.Builder(self._journal.logger)
+        except TypeError as error:  # Raised when TensorRT returns no builder.
+            reason = self._journal.pop_error() or str(error)
+            raise TensorRTError(f"{variant.version} cannot build: {reason}") from error
 
-    def layers(self, graph: Path, origin: Origin) -> list[Layer]:
-        """The layers of a graph's network, as TensorRT has parsed it.
+    def layers(self, graph: Path, spec: EngineSpec) -> list[Layer]:
+        """Parse a graph, and return the layers of the network.
 
         Raises:
-            TensorRtError: it cannot be parsed.
+            TensorRTError: the graph cannot be parsed.
         """
-        parsed = self._parsed(graph, origin)
-        return [_layer(parsed.get_layer(at), self._flavour.api) for at in range(parsed.num_layers)]
+        parsed = self._parse(graph, spec)
+        return [
+            _layer(parsed.get_layer(index), self._variant.api) for index in range(parsed.num_layers)
+        ]
 
     def build(
         self,
         graph: Path,
-        origin: Origin,
+        spec: EngineSpec,
         *,
-        timings: Path | None = None,
-        advance: Advance = lambda _done, _phase: None,
+        timing_cache: Path | None = None,
+        progress: PhaseCallback = lambda _done, _phase: None,
     ) -> bytes:
         """Build an engine.
 
         Args:
-            graph: the file that `origin` is of.
-            timings: a file of what earlier builds measured for the same GPU; it is added to.
-            advance: told how far the build is, 0 to 1, and what it is at. What it raises ends the
-                build.
+            graph: the graph file that `spec` describes.
+            timing_cache: file of kernel timings from earlier builds for the same target, which is
+                read and updated.
+            progress: called with the completed fraction and the phase. An exception that it raises
+                ends the build.
 
         Raises:
-            TensorRtError: it cannot be built.
-            BaseException: of `advance`.
+            TensorRTError: the engine cannot be built.
+            BaseException: an exception of `progress`.
         """
-        parsed = self._parsed(graph, origin)
+        parsed = self._parse(graph, spec)
         config = self._builder.create_builder_config()
-        # As on ONNX Runtime: float32 is float32.
-        config.clear_flag(self._flavour.api.BuilderFlag.TF32)
-        allocated = getattr(self._flavour.api.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
-        if allocated is not None:
-            # TensorRT for RTX might allocate inside a run otherwise, which cannot be recorded.
-            config.set_flag(allocated)
-        config.profiling_verbosity = self._flavour.api.ProfilingVerbosity.DETAILED
-        # All work in one stream, which is recorded; a network's layers follow each other anyway.
+        # As with ONNX Runtime: float32 is not reduced to TF32.
+        config.clear_flag(self._variant.api.BuilderFlag.TF32)
+        user_allocation = getattr(self._variant.api.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if user_allocation is not None:
+            # Otherwise TensorRT for RTX might allocate during a run, which cannot be recorded.
+            config.set_flag(user_allocation)
+        config.profiling_verbosity = self._variant.api.ProfilingVerbosity.DETAILED
+        # Keep all work in one stream, so that it can be recorded. Auxiliary streams would gain
+        # nothing, because each layer of a network depends on the one before it.
         config.max_aux_streams = 0
-        watching = monitor(self._flavour, advance)
-        config.progress_monitor = watching
-        if self._here:
-            # The rest is for whoever else is at work on it, such as a server that waits for this.
-            space = int(device.memory().free * _SHARE)
-            config.set_memory_pool_limit(self._flavour.api.MemoryPoolType.WORKSPACE, space)
-        self._aim(config, origin.target.gpu)
-        for profile in origin.profiles:
+        monitor = create_monitor(self._variant, progress)
+        config.progress_monitor = monitor
+        if self._has_gpu:
+            # The rest is for other processes on this GPU, such as a server waiting for the engine.
+            workspace = int(device.memory().free * _WORKSPACE_SHARE)
+            config.set_memory_pool_limit(self._variant.api.MemoryPoolType.WORKSPACE, workspace)
+        self._set_architecture(config, spec.target.gpu)
+        for profile in spec.profiles:
             config.add_optimization_profile(self._profile(parsed, profile))
-        if timings is not None:
-            self._recall(config, timings)
-        built = self._builder.build_serialized_network(parsed, config)
-        if watching.error is not None:
-            raise watching.error
-        if built is None:
-            raise self._failed(f"{graph} could not be built")
-        if timings is not None:
-            self._remember(config, timings)
-        advance(1.0, "Built")
-        return bytes(built)
+        if timing_cache is not None:
+            self._load_timing_cache(config, timing_cache)
+        engine = self._builder.build_serialized_network(parsed, config)
+        if monitor.error is not None:
+            raise monitor.error
+        if engine is None:
+            raise self._error(f"{graph} could not be built")
+        if timing_cache is not None:
+            self._save_timing_cache(config, timing_cache)
+        progress(1.0, "Built")
+        return bytes(engine)
 
-    def _parsed(self, graph: Path, origin: Origin) -> Any:
-        api = self._flavour.api
-        model = network.prepared(graph, plugins=self._plugins is not None, plan=origin.plan)
-        if origin.precision == "bf16":
+    def _parse(self, graph: Path, spec: EngineSpec) -> Any:
+        api = self._variant.api
+        model = network.prepare(graph, plugins=self._plugins is not None, plan=spec.plan)
+        if spec.precision == "bf16":
             load_external_data_for_model(model, str(graph.parent))
             network.to_bfloat16(model)
         flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         parsed = self._builder.create_network(0 if flag is None else 1 << int(flag))
         parser = api.OnnxParser(parsed, self._journal.logger)
         if not parser.parse(model.SerializeToString(), path=str(graph)):
-            raise self._failed(f"{graph} could not be parsed")
+            raise self._error(f"{graph} could not be parsed")
         return parsed
 
-    def _aim(self, config: Any, gpu: str) -> None:
-        """Build for a GPU that is not here, where one is named."""
-        if not gpu.startswith(AHEAD) or not self._flavour.ahead:
+    def _set_architecture(self, config: Any, gpu: str) -> None:
+        """Build for an architecture, if `gpu` names one and this TensorRT can."""
+        if not gpu.startswith(_ARCHITECTURE_PREFIX) or not self._variant.aot_architectures:
             return
-        kinds = self._flavour.api.ComputeCapability
+        capabilities = self._variant.api.ComputeCapability
+        capability = getattr(capabilities, f"SM{gpu.removeprefix(_ARCHITECTURE_PREFIX)}")
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(kinds, f"SM{gpu.removeprefix(AHEAD)}"), 0)
+        config.set_compute_capability(capability, 0)
 
-    def _profile(self, parsed: Any, wanted: Profile) -> Any:
+    def _profile(self, parsed: Any, sizes: OptimizationProfile) -> Any:
         profile = self._builder.create_optimization_profile()
-        for at in range(parsed.num_inputs):
-            given = parsed.get_input(at)
-            name, shape = str(given.name), tuple(given.shape)
+        for index in range(parsed.num_inputs):
+            tensor = parsed.get_input(index)
+            name, shape = str(tensor.name), tuple(tensor.shape)
             if -1 in shape:
-                sizes = wanted.shape(name, shape)
-                setter = profile.set_shape
-            elif given.is_shape_tensor and name == "plan":
-                sizes = wanted.plan
-                setter = profile.set_shape_input
+                ranges = sizes.shape(name, shape)
+                set_ranges = profile.set_shape
+            elif tensor.is_shape_tensor and name == "plan":
+                ranges = sizes.plan
+                set_ranges = profile.set_shape_input
             else:
                 continue
-            setter(
+            set_ranges(
                 name,
-                [size.least for size in sizes],
-                [size.usual for size in sizes],
-                [size.most for size in sizes],
+                [size.min for size in ranges],
+                [size.opt for size in ranges],
+                [size.max for size in ranges],
             )
         return profile
 
-    def _recall(self, config: Any, timings: Path) -> None:
+    def _load_timing_cache(self, config: Any, path: Path) -> None:
         try:
-            known = timings.read_bytes() if timings.is_file() else b""
+            content = path.read_bytes() if path.is_file() else b""
         except OSError as error:
-            logger.warning("%s cannot be read, so all is timed anew: %s", timings, error)
-            known = b""
-        cache = config.create_timing_cache(known)
+            logger.warning(
+                "timing cache %s cannot be read, so all kernels are timed again: %s", path, error
+            )
+            content = b""
+        cache = config.create_timing_cache(content)
         if cache is not None:
             config.set_timing_cache(cache, ignore_mismatch=False)
 
-    def _remember(self, config: Any, timings: Path) -> None:
+    def _save_timing_cache(self, config: Any, path: Path) -> None:
         cache = config.get_timing_cache()
         if cache is None:
             return
         try:
-            replace(timings, bytes(cache.serialize()))
+            replace(path, bytes(cache.serialize()))
         except OSError as error:
-            logger.warning("%s cannot be written, so all will be timed anew: %s", timings, error)
+            logger.warning(
+                "timing cache %s cannot be written, so the next build times all kernels again: %s",
+                path,
+                error,
+            )
 
-    def _failed(self, what: str) -> TensorRtError:
-        return TensorRtError(f"{what}: {self._journal.why(self._plugins)}")
+    def _error(self, message: str) -> TensorRTError:
+        return TensorRTError(f"{message}: {self._journal.failure_reason(self._plugins)}")
 
 
 def _layer(layer: Any, api: Any) -> Layer:
     return Layer(
         name=str(layer.name),
         plugin=layer.type == api.LayerType.PLUGIN_V3,
-        shapes=tuple(tuple(layer.get_output(at).shape) for at in range(layer.num_outputs)),
+        shapes=tuple(tuple(layer.get_output(index).shape) for index in range(layer.num_outputs)),
     )

@@ -1,4 +1,4 @@
-"""`tokenfold build`: engines of TensorRT from a bundle."""
+"""`tokenfold build`: build the TensorRT engines of a bundle."""
 
 from __future__ import annotations
 
@@ -19,149 +19,173 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from tokenfold.bundle.bundle import Bundle, BundleError
-from tokenfold.runtime.tensorrt import flavour, journal, plugins, target
+from tokenfold.runtime.tensorrt import journal, plugins, target, variant
 from tokenfold.runtime.tensorrt.builder import Builder
-from tokenfold.runtime.tensorrt.engines import VARIABLE, Built, Engines, folder
-from tokenfold.runtime.tensorrt.flavour import NAMES, Flavour, TensorRtError
-from tokenfold.runtime.tensorrt.origin import EngineError, Origin, Target, check_unchanged, origins
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.spec import (
+    EngineError,
+    EngineSpec,
+    check_unchanged,
+    engine_specs,
+)
+from tokenfold.runtime.tensorrt.store import VARIABLE, EngineStore, StoredEngine, engines_folder
+from tokenfold.runtime.tensorrt.target import BuildTarget
+from tokenfold.runtime.tensorrt.variant import NAMES, TensorRTError, TensorRTVariant
 
 CURRENT = "current"
 
-Tell = Callable[[str, float, str], None]
-"""Told which engine is built, how much of all is done, 0 to 1, and what is being done."""
+EngineProgressCallback = Callable[[str, float, str], None]
+"""Receives the engine's title, the completed fraction of all engines (0 to 1), and the phase."""
 
 
-class Done(NamedTuple):
-    """An engine of a bundle.
+class BuildResult(NamedTuple):
+    """An engine of a bundle, and its build time.
 
     Attributes:
-        seconds: that it took to build; None if it was there.
+        seconds: build time; None if the engine existed already.
     """
 
-    origin: Origin
-    built: Built
+    spec: EngineSpec
+    stored: StoredEngine
     seconds: float | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, 2 for what the user can mend."""
+    """Run the command.
+
+    Returns:
+        The exit code: 2 for an error that the user can fix, 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
-    with _lines(options.verbose):
+    with _log_level(options.verbose):
         return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
         bundle = Bundle.open(options.bundle)
-        own = flavour.load(options.tensorrt)
-        registered = None if options.no_plugins else plugins.registered(own)
-        if registered is None and not options.no_plugins:
-            raise TensorRtError(
-                "the plugins are not built, and nothing here loads an engine without them: "
-                "make plugins-tensorrt, or --no-plugins to build for other programs"
+        loaded_variant = variant.load(options.tensorrt)
+        plugin_library = None if options.no_plugins else plugins.register(loaded_variant)
+        if plugin_library is None and not options.no_plugins:
+            raise TensorRTError(
+                "the plugins are not built, and Tokenfold does not load engines without them: "
+                "run make plugins-tensorrt, or use --no-plugins to build for other programs"
             )
-        wanted = [
-            origin
+        specs = [
+            spec
             for name in options.device
-            for origin in origins(
+            for spec in engine_specs(
                 bundle,
-                _target(name, own, registered),
+                _target(name, loaded_variant, plugin_library),
                 precision="bf16" if options.precision == "bf16" else None,
                 static=options.static_levels,
             )
         ]
-        root = options.engines or folder()
-        with _telling(options.json) as tell, _interrupts() as check:
+        root = options.engines or engines_folder()
+        with _progress_display(options.json) as display, _interrupts() as check_interrupt:
 
-            def advance(engine: str, done: float, phase: str) -> None:
-                check()
-                tell(engine, done, phase)
+            def progress(engine: str, done: float, phase: str) -> None:
+                check_interrupt()
+                display(engine, done, phase)
 
-            done = build(bundle, root, own, registered, wanted, anew=options.anew, tell=advance)
-    except (BundleError, EngineError, TensorRtError, OSError, RuntimeError) as error:
-        # One line, though TensorRT's come in several.
+            results = build(
+                bundle,
+                root,
+                loaded_variant,
+                plugin_library,
+                specs,
+                anew=options.anew,
+                progress=progress,
+            )
+    except (BundleError, EngineError, TensorRTError, OSError, RuntimeError) as error:
+        # Join TensorRT's messages of several lines to one.
         print(f"tokenfold build: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tokenfold build: interrupted; what was built is kept", file=sys.stderr)
+        print("tokenfold build: interrupted; finished engines are kept", file=sys.stderr)
         return 130
     if not options.json:
-        _report(bundle, done)
+        _report(bundle, results)
     return 0
 
 
 def build(
     bundle: Bundle,
     root: Path,
-    own: Flavour,
-    registered: Plugins | None,
-    wanted: Sequence[Origin],
+    loaded_variant: TensorRTVariant,
+    plugin_library: PluginLibrary | None,
+    specs: Sequence[EngineSpec],
     *,
     anew: bool = False,
-    tell: Tell = lambda _engine, _done, _phase: None,
-) -> list[Done]:
-    """Build those engines of a bundle that are not there yet.
+    progress: EngineProgressCallback = lambda _engine, _done, _phase: None,
+) -> list[BuildResult]:
+    """Build the engines of a bundle that do not exist yet.
 
     Args:
-        root: the folder of all bundles' engines.
-        wanted: of the bundle, for a TensorRT and with plugins that are these.
-        anew: build also those that are there.
-        tell: told of the progress. What it raises ends the build.
+        root: the folder of the engines of all bundles.
+        specs: engines of `bundle`, for `loaded_variant` and `plugin_library`.
+        anew: also build engines that exist.
+        progress: called during the build. An exception that it raises ends the build.
 
     Raises:
-        TensorRtError: an engine cannot be built; those before it are kept.
-        EngineError: the bundle is replaced meanwhile.
+        TensorRTError: an engine cannot be built; engines built before it are kept.
+        EngineError: the bundle was replaced during the build.
         OSError: engines cannot be written.
     """
-    engines = Engines(root, bundle)
-    engines.ready()
-    done: list[Done] = []
-    for at, origin in enumerate(wanted):
+    store = EngineStore(root, bundle)
+    store.check_writable()
+    results: list[BuildResult] = []
+    for index, spec in enumerate(specs):
 
-        def advance(share: float, phase: str, at: int = at, origin: Origin = origin) -> None:
-            tell(_title(bundle, origin), (at + share) / len(wanted), phase)
+        def engine_progress(
+            share: float, phase: str, index: int = index, spec: EngineSpec = spec
+        ) -> None:
+            progress(_title(bundle, spec), (index + share) / len(specs), phase)
 
         with contextlib.suppress(EngineError):
             if not anew:
-                engines.read(origin)
-                done.append(Done(origin, engines.find(origin), None))
-                advance(1.0, "It is there")
+                results.append(BuildResult(spec, store.verify(spec), None))
+                engine_progress(1.0, "Already built")
                 continue
-        advance(0.0, "Starting")
-        begun = time.monotonic()
-        content = Builder(own, registered).build(
-            bundle.folder / origin.graph,
-            origin,
-            # TensorRT for RTX times nothing when it builds: it does so where the engine runs.
-            timings=None if own.ahead else root / origin.target.timings,
-            advance=advance,
+        engine_progress(0.0, "Starting")
+        start = time.monotonic()
+        content = Builder(loaded_variant, plugin_library).build(
+            bundle.folder / spec.graph,
+            spec,
+            # TensorRT for RTX times no kernels during a build, but on the GPU that runs the engine.
+            timing_cache=(
+                None if loaded_variant.aot_architectures else root / spec.target.timing_cache_file
+            ),
+            progress=engine_progress,
         )
-        check_unchanged(bundle, origin)
-        done.append(Done(origin, engines.write(origin, content), time.monotonic() - begun))
-    return done
+        check_unchanged(bundle, spec)
+        stored = store.write(spec, content)
+        results.append(BuildResult(spec, stored, time.monotonic() - start))
+    return results
 
 
-def _target(name: str, own: Flavour, registered: Plugins | None) -> Target:
+def _target(
+    name: str, loaded_variant: TensorRTVariant, plugin_library: PluginLibrary | None
+) -> BuildTarget:
     if name == CURRENT:
-        return target.here(own, registered)
-    return target.ahead(own, registered, name)
+        return target.current_target(loaded_variant, plugin_library)
+    return target.aot_target(loaded_variant, plugin_library, name)
 
 
-def _title(bundle: Bundle, origin: Origin) -> str:
-    """Which engine of its bundle it is, for people."""
-    parts = [Path(origin.graph).stem, origin.precision]
-    if origin.plan is not None:
+def _title(bundle: Bundle, spec: EngineSpec) -> str:
+    """Return a readable name of an engine: graph, precision, and levels of a fixed plan."""
+    parts = [Path(spec.graph).stem, spec.precision]
+    if spec.plan is not None:
         levels = bundle.manifest.levels
-        parts.append("/".join(name for name in levels if levels[name].plan == origin.plan))
+        parts.append("/".join(name for name in levels if levels[name].plan == spec.plan))
     return " ".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenfold build",
-        description="Build the TensorRT engines of a bundle: one of each graph, for every level "
-        "and for batches of 1 to 128. Those that are there and fit are kept.",
+        description="Build the TensorRT engines of a bundle: one per graph, for all levels and "
+        "for batches of 1 to 128. Engines that exist and match are kept.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=_path, help="the bundle's folder")
     parser.add_argument(
@@ -169,80 +193,82 @@ def _parser() -> argparse.ArgumentParser:
         type=_gpus,
         default=[CURRENT],
         metavar="GPU,...",
-        help="the GPU that is here (current, the default), or with tensorrt-rtx kinds that need "
-        "not be, such as sm_89,sm_120",
+        help="GPUs to build for: current (default) for the GPU of this machine; or, with "
+        "tensorrt-rtx, architectures such as sm_89,sm_120, which need no GPU",
     )
     parser.add_argument(
         "--engines",
         type=_path,
         metavar="DIR",
-        help="where the engines of all bundles are kept, as for `tokenfold serve` (default: what "
-        f"{VARIABLE} names, or one in the home directory)",
+        help="folder for the engines of all bundles, the same as for `tokenfold serve` (default: "
+        f"the value of {VARIABLE}, or a folder in the user's cache directory)",
     )
     parser.add_argument(
         "--static-levels",
         action="store_true",
-        help="also an engine for the plan of each level alone, which is then taken for it: to be "
-        "measured, for each has weights of its own",
+        help="also build one engine per level, which is preferred for that level; each one holds "
+        "its own copy of the weights, so measure whether it pays off",
     )
     parser.add_argument(
         "--precision",
         choices=["own", "bf16"],
         default="own",
-        help="bf16 makes bfloat16 of a float16 bundle, and is then preferred to it (default: the "
-        "bundle's)",
+        help="own (default): the bundle's precision; bf16: convert a float16 bundle to bfloat16 "
+        "engines, which are preferred over float16 ones",
     )
     parser.add_argument(
         "--no-plugins",
         action="store_true",
-        help="build the portable bodies of the ops, for runtimes without our plugins",
+        help="build the portable bodies of the ops, for programs without Tokenfold's plugins",
     )
     parser.add_argument(
-        "--tensorrt", choices=NAMES, help="which one (default: the first that is installed)"
+        "--tensorrt",
+        choices=NAMES,
+        help="TensorRT package to build with (default: the first that is installed)",
     )
     parser.add_argument(
-        "--anew", action="store_true", help="build also what is there and fits already"
+        "--anew", action="store_true", help="also build engines that exist and match"
     )
     parser.add_argument(
-        "--json", action="store_true", help="write the progress as lines of JSON, for programs"
+        "--json", action="store_true", help="write progress as JSON lines, for programs"
     )
-    parser.add_argument("--verbose", action="store_true", help="write all that TensorRT says")
+    parser.add_argument("--verbose", action="store_true", help="show all messages of TensorRT")
     return parser
 
 
 def _path(text: str) -> Path:
     try:
-        found = Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
     if not text:
-        raise argparse.ArgumentTypeError("an empty name is no folder")
-    return found
+        raise argparse.ArgumentTypeError("the folder name is empty")
+    return path
 
 
 def _gpus(text: str) -> list[str]:
-    found = [name.strip() for name in text.split(",")]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not GPUs with commas between")
-    return found
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of GPUs")
+    return names
 
 
 @contextlib.contextmanager
-def _lines(verbose: bool) -> Iterator[None]:
-    """What TensorRT writes is for those who ask: its errors come in the message."""
-    before = journal.logger.level
+def _log_level(verbose: bool) -> Iterator[None]:
+    """Show TensorRT's messages only if `verbose`: the command's error messages include errors."""
+    previous_level = journal.logger.level
     journal.logger.setLevel(logging.DEBUG if verbose else logging.CRITICAL)
     if verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(message)s")
     try:
         yield
     finally:
-        journal.logger.setLevel(before)
+        journal.logger.setLevel(previous_level)
 
 
 @contextlib.contextmanager
-def _telling(as_json: bool) -> Iterator[Tell]:
-    """Shows the progress: a bar, or lines of JSON."""
+def _progress_display(as_json: bool) -> Iterator[EngineProgressCallback]:
+    """Show progress as a bar, or as JSON lines."""
     if as_json:
         yield lambda engine, done, phase: print(
             json.dumps({"engine": engine, "done": done, "phase": phase}), flush=True
@@ -258,37 +284,40 @@ def _telling(as_json: bool) -> Iterator[Tell]:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], None]]:
-    """Ctrl-C, noted: raised inside TensorRT it would be lost. What it gives raises it then.
+    """Defer Ctrl-C: TensorRT would swallow a KeyboardInterrupt that is raised inside it.
 
-    A second one ends the process.
+    A second Ctrl-C ends the process.
+
+    Yields:
+        A function that raises KeyboardInterrupt if Ctrl-C was pressed.
     """
-    noted = threading.Event()
+    interrupted = threading.Event()
 
-    def note(_: int, __: FrameType | None) -> None:
-        noted.set()
+    def handle(_: int, __: FrameType | None) -> None:
+        interrupted.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check() -> None:
-        if noted.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = signal.signal(signal.SIGINT, note)
+    previous_handler = signal.signal(signal.SIGINT, handle)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
-def _report(bundle: Bundle, done: Sequence[Done]) -> None:
-    print(f"{bundle.folder}: {bundle.manifest.name}, for {done[0].origin.target.tensorrt}")
-    for origin, built, seconds in done:
-        took = "was there" if seconds is None else f"built in {seconds:.0f} s"
-        title, gpu = _title(bundle, origin), origin.target.gpu
-        print(f"  {title:24} {gpu:20} {built.bytes / 1e6:9.1f} MB  {took}")
-    print(f"  in {done[0].built.path.parent}")
+def _report(bundle: Bundle, results: Sequence[BuildResult]) -> None:
+    print(f"{bundle.folder}: {bundle.manifest.name}, for {results[0].spec.target.tensorrt}")
+    for spec, stored, seconds in results:
+        status = "already built" if seconds is None else f"built in {seconds:.0f} s"
+        title, gpu = _title(bundle, spec), spec.target.gpu
+        print(f"  {title:24} {gpu:20} {stored.bytes / 1e6:9.1f} MB  {status}")
+    print(f"  in {results[0].stored.path.parent}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An engine, loaded: its inputs and outputs, and its contexts, in which it runs."""
+"""Loaded engines and their execution contexts."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime.cuda.buffers import Array
 from tokenfold.runtime.cuda.device import Stream
-from tokenfold.runtime.cuda.lanes import Array
-from tokenfold.runtime.tensorrt.flavour import Flavour
 from tokenfold.runtime.tensorrt.journal import Journal
-from tokenfold.runtime.tensorrt.origin import EngineError, Origin
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.spec import EngineError, EngineSpec
+from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 
 PLAN = "plan"
 
 _ALIGNMENT = 256
-"""Bytes, of every address that TensorRT is given, on the host too."""
+"""Alignment in bytes of every address that TensorRT is given, on the host too."""
 
-# What an engine fails with through no fault of its own.
-_GPU = re.compile(r"out\s*of\s*memory|cuda runtime", re.IGNORECASE)
-
-
-class RefusedError(EngineError):
-    """An engine that TensorRT does not take, today or tomorrow."""
+# Failures to load an engine that are not the engine's fault.
+_GPU_FAILURE = re.compile(r"out\s*of\s*memory|cuda runtime", re.IGNORECASE)
 
 
-class Tensor(NamedTuple):
-    """An input or an output.
+class EngineRejectedError(EngineError):
+    """TensorRT rejects an engine, and would reject it again."""
+
+
+class TensorInfo(NamedTuple):
+    """Description of an input or output.
 
     Attributes:
-        shape: -1 for a size that varies.
-        host: whether TensorRT reads it from the host: a plan, on which shapes depend.
+        shape: -1 for a dynamic size.
+        host: whether TensorRT reads the tensor from host memory, as it does a plan that shapes
+            depend on.
     """
 
     shape: tuple[int, ...]
@@ -43,144 +44,154 @@ class Tensor(NamedTuple):
 
 
 class Engine:
-    """A program with its weights on the GPU. Not for threads to share.
+    """A TensorRT engine with its weights on the GPU. Not thread-safe.
 
     Attributes:
-        origin: what it was built from.
-        inputs, outputs: by name.
-        memory: bytes that a context of it works in, at most.
-        counts: how many a plan has; 0 if it takes none, or one that nothing depends on.
+        spec: what the engine was built from.
+        inputs, outputs: description of each tensor by name.
+        context_memory: maximum working memory of a context, in bytes.
+        plan_length: number of counts in the plan; 0 if there is no plan, or nothing depends on it.
     """
 
     def __init__(
-        self, flavour: Flavour, plugins: Plugins | None, origin: Origin, content: bytes
+        self,
+        variant: TensorRTVariant,
+        plugins: PluginLibrary | None,
+        spec: EngineSpec,
+        content: bytes,
     ) -> None:
-        """Load it.
+        """Load an engine.
 
         Raises:
-            RefusedError: TensorRT does not take it.
-            EngineError: it cannot be loaded now.
+            EngineRejectedError: TensorRT rejects `content`.
+            EngineError: the engine cannot be loaded at present.
         """
-        self._flavour = flavour
+        self._variant = variant
         self._plugins = plugins
-        self._journal = Journal(flavour)
-        api = flavour.api
+        self._journal = Journal(variant)
+        api = variant.api
         try:
-            # Kept: an engine is no longer one without it.
+            # The runtime must outlive its engines.
             self._runtime: Any = api.Runtime(self._journal.logger)
-        except TypeError as error:  # its way to say that there is none
-            raise self.failed(f"{flavour.version} cannot start") from error
-        self.origin = origin
+        except TypeError as error:  # Raised when TensorRT returns no runtime.
+            raise self.error(f"{variant.version} cannot start") from error
+        self.spec = spec
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            why = self.failed(f"{origin.file} could not be loaded")
-            raise why if _GPU.search(str(why)) else RefusedError(str(why))
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-        for at in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(at)
-            tensor = Tensor(
+            load_error = self.error(f"{spec.file} could not be loaded")
+            if _GPU_FAILURE.search(str(load_error)):
+                raise load_error
+            raise EngineRejectedError(str(load_error))
+        self.inputs: dict[str, TensorInfo] = {}
+        self.outputs: dict[str, TensorInfo] = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            tensor = TensorInfo(
                 shape=tuple(self._engine.get_tensor_shape(name)),
                 dtype=np.dtype(api.nptype(self._engine.get_tensor_dtype(name))),
                 host=self._engine.get_tensor_location(name) == api.TensorLocation.HOST,
             )
-            given = self._engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
-            (self.inputs if given else self.outputs)[name] = tensor
-        self.memory = int(self._engine.device_memory_size_v2)
+            is_input = self._engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
+            (self.inputs if is_input else self.outputs)[name] = tensor
+        self.context_memory = int(self._engine.device_memory_size_v2)
         plan = self.inputs.get(PLAN)
-        self.counts = plan.shape[0] if plan is not None and plan.host else 0
+        self.plan_length = plan.shape[0] if plan is not None and plan.host else 0
 
-    def profile(self, batch: int) -> int:
-        """Which profile is for a batch of so many items.
+    def profile_index(self, batch: int) -> int:
+        """Return the index of the optimization profile for a batch size.
 
         Raises:
-            EngineError: none is.
+            EngineError: no profile includes it.
         """
-        for at, profile in enumerate(self.origin.profiles):
-            if profile.batch.least <= batch <= profile.batch.most:
-                return at
-        most = max(profile.batch.most for profile in self.origin.profiles)
-        raise EngineError(f"{self.origin.file} runs 1 to {most} items at a time, not {batch}")
+        for index, profile in enumerate(self.spec.profiles):
+            if profile.batch.min <= batch <= profile.batch.max:
+                return index
+        max_batch = max(profile.batch.max for profile in self.spec.profiles)
+        raise EngineError(f"{self.spec.file} runs 1 to {max_batch} items at a time, not {batch}")
 
     def check(self, batch: int, shapes: Mapping[str, Sequence[int]], plan: Plan) -> None:
-        """Whether it was built for inputs of these shapes, and for this plan.
+        """Check that the engine was built for these input shapes and this plan.
 
         Raises:
-            EngineError: it was not; the message says for which it was.
+            EngineError: it was not; the message names the allowed sizes.
         """
-        profile = self.origin.profiles[self.profile(batch)]
+        profile = self.spec.profiles[self.profile_index(batch)]
         for name, shape in shapes.items():
             ranges = profile.shape(name, self.inputs[name].shape)
             if len(shape) != len(ranges) or not all(
-                one.least <= size <= one.most for one, size in zip(ranges, shape, strict=True)
+                allowed.min <= size <= allowed.max
+                for allowed, size in zip(ranges, shape, strict=True)
             ):
-                said = " x ".join(f"{one.least} to {one.most}" for one in ranges)
-                raise EngineError(f"{self.origin.file} takes {name} of {said}, not {tuple(shape)}")
-        if not self.counts:
+                text = " x ".join(f"{allowed.min} to {allowed.max}" for allowed in ranges)
+                raise EngineError(f"{self.spec.file} takes {name} of {text}, not {tuple(shape)}")
+        if not self.plan_length:
             return
-        if len(plan) != self.counts:
-            raise EngineError(f"a plan here has {self.counts} counts, not {len(plan)}")
-        for one, count in zip(profile.plan, plan, strict=True):
-            if not one.least <= count <= one.most:
+        if len(plan) != self.plan_length:
+            raise EngineError(
+                f"{self.spec.file} takes a plan of {self.plan_length} counts, not {len(plan)}"
+            )
+        for allowed, count in zip(profile.plan, plan, strict=True):
+            if not allowed.min <= count <= allowed.max:
                 raise EngineError(
-                    f"{self.origin.file} takes counts of {one.least} to {one.most}, not {plan}"
+                    f"{self.spec.file} takes counts of {allowed.min} to {allowed.max}, not {plan}"
                 )
 
-    def context(
+    def create_context(
         self, profile: int, memory: int, size: int, stream: Stream, *, recorded: bool = False
     ) -> Context:
-        """A new context.
+        """Create an execution context.
 
         Args:
-            profile: which it is for.
-            memory: the address of what it works in, which may be others' too that run before or
-                after it.
-            size: bytes of that; at least `memory` of this engine.
-            stream: that it runs in.
-            recorded: whether its runs are to be recorded.
+            profile: index of the optimization profile.
+            memory: address of the working memory. Contexts that never run at the same time may
+                share it.
+            size: bytes of working memory; at least `context_memory`.
+            stream: stream that the context runs in.
+            recorded: whether its runs will be recorded.
 
         Raises:
-            EngineError: it cannot be made.
+            EngineError: the context cannot be created.
         """
-        made = self._engine.create_execution_context(self._strategy(recorded))
-        if made is None:
-            raise self.failed(f"{self.origin.file}: no context could be made")
-        made.set_device_memory(memory, size)
+        context = self._engine.create_execution_context(self._context_config(recorded))
+        if context is None:
+            raise self.error(f"{self.spec.file}: no context could be created")
+        context.set_device_memory(memory, size)
         handle = int(stream.handle)
-        if made.active_optimization_profile != profile:
+        if context.active_optimization_profile != profile:
             try:
-                made.set_optimization_profile_async(profile, handle)
+                context.set_optimization_profile_async(profile, handle)
             except RuntimeError as error:
-                what = f"{self.origin.file}: profile {profile} could not be chosen"
-                raise self.failed(what) from error
-        return Context(self, made, handle)
+                message = f"{self.spec.file}: profile {profile} could not be selected"
+                raise self.error(message) from error
+        return Context(self, context, handle)
 
-    def _strategy(self, recorded: bool) -> Any:
-        """How a context is made: it works in memory that it is given."""
-        api = self._flavour.api
-        managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
-        kinds = getattr(api, "DynamicShapesKernelSpecializationStrategy", None)
-        if kinds is None or not recorded:
-            return managed
-        # TensorRT for RTX begins with kernels for all shapes, and goes over to those for one when
-        # they are compiled, by and by. What is recorded stays as it is, so it waits for them.
+    def _context_config(self, recorded: bool) -> Any:
+        """Return the configuration of a context that works in memory given by the caller."""
+        api = self._variant.api
+        user_managed = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategies = getattr(api, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None or not recorded:
+            return user_managed
+        # TensorRT for RTX starts with kernels for all shapes, and replaces them by kernels for the
+        # actual shapes as these are compiled in the background. A recording would keep the first
+        # ones, so its context waits for the compilation.
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(managed)
-        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        config.set_execution_context_allocation_strategy(user_managed)
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         return config
 
     def free(self) -> None:
-        """Give back what it holds on the GPU. Its contexts have been given back before."""
+        """Free the engine's GPU memory. Its contexts must have been freed."""
         self._engine = None
         self._runtime = None
 
-    def failed(self, what: str) -> EngineError:
-        """What to raise, with what TensorRT and the plugins said."""
-        return EngineError(f"{what}: {self._journal.why(self._plugins)}")
+    def error(self, message: str) -> EngineError:
+        """Return an exception with `message` and the errors of TensorRT and the plugins."""
+        return EngineError(f"{message}: {self._journal.failure_reason(self._plugins)}")
 
 
 class Context:
-    """A way to run an engine: shapes and addresses, which are set before a run."""
+    """An execution context: shapes and addresses are set first, then runs are started."""
 
     def __init__(self, engine: Engine, context: Any, stream: int) -> None:
         self._engine = engine
@@ -188,62 +199,64 @@ class Context:
         self._stream = stream
         self._counts: Array = np.zeros(0)
 
-    def place(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
-        """Say where an input or an output is, and what shape an input has.
+    def set_tensor(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
+        """Set the address of an input or output, and the shape of an input.
 
         Raises:
-            EngineError: TensorRT refuses.
+            EngineError: TensorRT rejects the shape or the address.
         """
-        varies = shape is not None and -1 in self._engine.inputs[name].shape
-        if varies and not self._context.set_input_shape(name, tuple(shape or ())):
-            raise self._engine.failed(f"{name} of {tuple(shape or ())}")
+        dynamic = shape is not None and -1 in self._engine.inputs[name].shape
+        if dynamic and not self._context.set_input_shape(name, tuple(shape or ())):
+            raise self._engine.error(f"cannot set {name} to shape {tuple(shape or ())}")
         if not self._context.set_tensor_address(name, address):
-            raise self._engine.failed(f"{name} at {address:#x}")
+            raise self._engine.error(f"cannot set {name} to address {address:#x}")
 
-    def plan(self, plan: Plan) -> None:
-        """Give a plan, which stays on the host; if the engine takes one from there.
+    def set_plan(self, plan: Plan) -> None:
+        """Set the plan, if the engine reads one from host memory.
 
         Raises:
-            EngineError: TensorRT refuses it.
+            EngineError: TensorRT rejects it.
         """
-        if self._engine.counts:
-            # Kept: TensorRT reads it when the run is started.
+        if self._engine.plan_length:
+            # Kept alive: TensorRT reads it when a run starts.
             self._counts = _aligned(plan, self._engine.inputs[PLAN].dtype)
-            self.place(PLAN, int(self._counts.ctypes.data))
+            self.set_tensor(PLAN, int(self._counts.ctypes.data))
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all outputs, which follow from what was given.
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each output, inferred from the inputs.
 
         Raises:
-            EngineError: something was not, or it does not go together.
+            EngineError: an input is not set, or the inputs' shapes contradict each other.
         """
         try:
             missing = list(self._context.infer_shapes())
         except RuntimeError as error:
-            raise self._engine.failed("what was given does not go together") from error
+            raise self._engine.error("the shapes of the inputs do not match") from error
         if missing:
-            raise self._engine.failed(f"shapes do not follow without {', '.join(missing)}")
+            raise self._engine.error(
+                f"output shapes cannot be inferred: {', '.join(missing)} not set"
+            )
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._engine.outputs}
 
     def start(self) -> None:
-        """Append a run to the stream, and do not wait for it.
+        """Append a run to the stream, without waiting for it.
 
         Raises:
-            EngineError: it could not be started.
+            EngineError: the run could not be started.
         """
         if not self._context.execute_async_v3(self._stream):
-            raise self._engine.failed("a run could not be started")
+            raise self._engine.error("a run could not be started")
 
     def free(self) -> None:
-        """Give back what it holds on the GPU. It does not run, and never will."""
+        """Free the context's GPU memory. It must not run, now or later."""
         self._context = None
 
 
 def _aligned(values: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """An array at such an address as TensorRT wants."""
+    """Return an array of the values at an address that TensorRT accepts."""
     size = len(values) * dtype.itemsize
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    found: Array = raw[start : start + size].view(dtype)
-    found[:] = values
-    return found
+    array: Array = raw[start : start + size].view(dtype)
+    array[:] = values
+    return array

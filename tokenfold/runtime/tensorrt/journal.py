@@ -1,4 +1,4 @@
-"""What TensorRT says: its lines go to the log, and its errors into messages."""
+"""TensorRT's log: messages go to Python's logging, and errors into exceptions."""
 
 from __future__ import annotations
 
@@ -7,61 +7,63 @@ import threading
 from functools import cache
 from typing import Any
 
-from tokenfold.runtime.tensorrt.flavour import Flavour
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 
 logger = logging.getLogger(__name__)
 
 _NO_GPU = "Error Code 1: Cuda Runtime"
-# The first has the cause, and nobody may ever ask.
-_MOST = 16
+# The first error names the cause. The limit is for errors that nobody ever asks for.
+_MAX_ERRORS = 16
 
 
 class Journal:
-    """What TensorRT says to a builder or a runtime.
+    """Log of the messages of TensorRT's builders and runtimes.
 
-    There is one logger for all of them, which is never given back: TensorRT keeps the first that it
-    is told of for whatever has none, such as the registry of plugins, and still calls it when it is
-    gone.
+    All journals of a variant share one logger, which lives until the process ends: TensorRT keeps
+    the first logger that it is given for objects without one, such as the plugin registry, and
+    would still call it after it was destroyed.
 
     Attributes:
-        logger: for TensorRT.
+        logger: the logger to give to TensorRT.
     """
 
-    def __init__(self, flavour: Flavour, *, ahead: bool = False) -> None:
-        """Args:
-        ahead: whether it builds for a GPU that is not here: that there is none is no error then,
-            nor for others in this process.
+    def __init__(self, variant: TensorRTVariant, *, ahead: bool = False) -> None:
+        """Get the variant's logger.
+
+        Args:
+            ahead: whether this process builds without a GPU. The missing GPU is then no error, for
+                any journal of this process.
         """
-        self.logger = _logger(flavour)
+        self.logger = _logger(variant)
         self.logger.ahead = self.logger.ahead or ahead
 
-    def why(self, plugins: Plugins | None) -> str:
-        """What TensorRT and the plugins said last in this thread, for a message."""
-        found = [self.take() or "TensorRT does not say why"]
-        if plugins is not None and (problem := plugins.problem()):
-            found.append(problem)
-        return "; ".join(found)
+    def failure_reason(self, plugins: PluginLibrary | None) -> str:
+        """Return the errors of TensorRT and the plugins in this thread, for an error message."""
+        reasons = [self.pop_error() or "TensorRT gives no reason"]
+        if plugins is not None and (plugin_error := plugins.last_error()):
+            reasons.append(plugin_error)
+        return "; ".join(reasons)
 
-    def take(self) -> str | None:
-        """The first error of this thread's calls since the last one of this, in one line."""
+    def pop_error(self) -> str | None:
+        """Return this thread's first error, in one line, and forget its errors."""
         lines: list[str] = self.logger.errors.lines
-        found = lines[0] if lines else None
+        first_error = lines[0] if lines else None
         lines.clear()
-        return found
+        return first_error
 
 
 class _Errors(threading.local):
-    """Those of a thread: TensorRT tells whoever calls it."""
+    """Errors of each thread: TensorRT calls the logger in the thread that called TensorRT."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
 
 @cache
-def _logger(flavour: Flavour) -> Any:
-    api = flavour.api
-    errors = (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR)
+def _logger(variant: TensorRTVariant) -> Any:
+    api = variant.api
+    error_severities = (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR)
 
     class Logger(api.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -71,10 +73,11 @@ def _logger(flavour: Flavour) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             line = " ".join(text.split())
-            error = severity in errors and not (self.ahead and _NO_GPU in line)
-            if error and len(self.errors.lines) < _MOST:
+            is_error = severity in error_severities and not (self.ahead and _NO_GPU in line)
+            if is_error and len(self.errors.lines) < _MAX_ERRORS:
                 self.errors.lines.append(line)
-            # Its warnings are a thousand a graph, of names that two uses of one function share.
-            logger.log(logging.ERROR if error else logging.DEBUG, "%s", line)
+            # Warnings become debug messages: each graph causes a thousand about names that two
+            # calls of one function share.
+            logger.log(logging.ERROR if is_error else logging.DEBUG, "%s", line)
 
     return Logger()

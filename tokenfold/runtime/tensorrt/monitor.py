@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT tells of."""
+"""Progress of a build, computed from the phases that TensorRT reports."""
 
 from __future__ import annotations
 
@@ -6,59 +6,62 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from tokenfold.runtime.tensorrt.flavour import Flavour
+from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 
-Advance = Callable[[float, str], None]
-"""Told how much is done, 0 to 1, and what is being done."""
+PhaseCallback = Callable[[float, str], None]
+"""Receives the completed fraction, 0 to 1, and the name of the current phase."""
 
 
 class Phases:
-    """Phases within phases, each of some steps: a phase is a part of the step its parent is at."""
+    """Nested phases of several steps each: a phase is a part of its parent's current step."""
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self._open: dict[str, list[Any]] = {}  # name -> [parent, steps, steps done]
-        self._most = 0.0
+    def __init__(self, progress: PhaseCallback) -> None:
+        self._progress = progress
+        self._open: dict[str, list[Any]] = {}  # name -> [parent, steps, completed steps]
+        self._max_done = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         self._open[name] = [parent, max(steps, 1), 0]
-        self._tell(name)
+        self._report(name)
 
     def step(self, name: str, step: int) -> None:
-        """A step of it is done, counted from 0."""
+        """Complete step `step` of a phase, counted from 0."""
         phase = self._open.get(name)
         if phase is not None:
             phase[2] = min(step + 1, phase[1])
-            self._tell(name)
+            self._report(name)
 
     def finish(self, name: str) -> None:
-        """A phase ends."""
+        """End a phase."""
         self._open.pop(name, None)
 
-    def _tell(self, name: str) -> None:
-        done, at, depth = 0.0, name, 0
-        # A parent that has ended, or itself as its parent, would be no end of it.
-        while at in self._open and depth < len(self._open):
-            parent, steps, finished = self._open[at]
-            done, at, depth = min((finished + done) / steps, 1.0), parent or "", depth + 1
-        # A phase that turns out to have more parts than one thought sets nothing back.
-        self._most = max(self._most, done)
-        self._advance(self._most, name)
+    def _report(self, name: str) -> None:
+        done, ancestor, depth = 0.0, name, 0
+        # The depth limit stops at a cycle, such as a phase that is its own parent.
+        while ancestor in self._open and depth < len(self._open):
+            parent, steps, completed = self._open[ancestor]
+            done, ancestor, depth = min((completed + done) / steps, 1.0), parent or "", depth + 1
+        # A phase that grows must not move the progress backwards.
+        self._max_done = max(self._max_done, done)
+        self._progress(self._max_done, name)
 
 
 @cache
-def _class(flavour: Flavour) -> Any:
-    class Monitor(flavour.api.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """What is raised where progress is told ends the build: it cannot cross TensorRT.
+def _monitor_class(variant: TensorRTVariant) -> Any:
+    class Monitor(variant.api.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """TensorRT progress monitor that reports to a callback.
+
+        An exception of the callback cannot cross TensorRT, so the monitor keeps it and ends the
+        build.
 
         Attributes:
-            error: what was raised first.
+            error: the callback's first exception.
         """
 
-        def __init__(self, advance: Advance) -> None:
+        def __init__(self, progress: PhaseCallback) -> None:
             super().__init__()
-            self._phases = Phases(advance)
+            self._phases = Phases(progress)
             self.error: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -66,7 +69,7 @@ def _class(flavour: Flavour) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._do(lambda: self._phases.step(phase_name, step))
-            return self.error is None  # whether to go on
+            return self.error is None  # False ends the build.
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.finish(phase_name)
@@ -81,6 +84,6 @@ def _class(flavour: Flavour) -> Any:
     return Monitor
 
 
-def monitor(flavour: Flavour, advance: Advance) -> Any:
-    """What a builder tells of its progress."""
-    return _class(flavour)(advance)
+def create_monitor(variant: TensorRTVariant, progress: PhaseCallback) -> Any:
+    """Create a TensorRT progress monitor that reports to `progress`."""
+    return _monitor_class(variant)(progress)

@@ -1,11 +1,12 @@
-"""A bundle's graph as TensorRT wants it: what the stored one lacks for it is added in memory.
+"""Prepare a bundle's graph for TensorRT, by rewriting a copy in memory.
 
-- Bodies of ops that are no plugins are put in their nodes' places.
-- Pixels become floats at once: TensorRT casts bytes, and does nothing else with them.
-- Nodes say which of their inputs are counts, and get outputs whose sizes say what the counts are
-  worth, for our plugins (native/tensorrt/plugin.h).
-- Nodes are named by their op, so that layers can be told from each other.
-- A plan can be fixed, and float16 can become bfloat16.
+- Calls of functions that are not plugins are replaced by the functions' bodies.
+- A cast to floating point follows each uint8 input at once: TensorRT supports no other use of
+  uint8.
+- Plugin nodes get an attribute that lists which inputs are counts, and extra outputs whose sizes
+  encode the counts (see native/tensorrt/plugin.h).
+- Nodes are named by their op, so that layers can be told apart.
+- Optionally, the plan becomes a constant, and float16 becomes bfloat16.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _COUNTS = {
     "MatchPuMer": (3, 4),
     "Reduce": (3,),
 }
-"""Inputs that are counts."""
+"""Indices of the inputs that are counts, by op."""
 
-_NOTED = {
+_COUNT_OUTPUTS = {
     "Importance": 1,
     "MatchToMe": 1,
     "MatchPiToMe": 1,
@@ -42,119 +43,122 @@ _NOTED = {
     "MatchPiToMePacked": 1,
     "MatchPuMer": 4,
 }
-"""How many counts an op's outputs do not tell by their shapes."""
+"""Number of extra outputs by op: one per count that the shapes of the outputs do not reveal."""
 
 PLUGINS = frozenset({*_COUNTS, "Attend", "AttendPacked"})
-"""Ops that are plugins where their library is; the others' bodies are TensorRT's own layers."""
+"""Ops with a plugin. The bodies of other ops become TensorRT's own layers."""
 
 _MOVES = frozenset({"Transpose", "Reshape", "Slice", "Identity", "Squeeze", "Unsqueeze", "Pad"})
-"""Nodes that move elements, whatever their type."""
+"""Ops that move elements of any type."""
 
 
-def prepared(path: Path, *, plugins: bool, plan: Plan | None = None) -> ModelProto:
-    """A graph, ready to be parsed. Weights outside of its file stay there.
+def prepare(path: Path, *, plugins: bool, plan: Plan | None = None) -> ModelProto:
+    """Load a graph and prepare it for the parser. External weights are not loaded.
 
     Args:
-        plugins: whether the ops are plugins, rather than their bodies.
-        plan: to fix; None for a plan that is an input.
+        plugins: whether ops become plugins, rather than their portable bodies.
+        plan: the plan to fix; None to keep it as an input.
     """
     model = onnx.load(path, load_external_data=False)
-    kept = PLUGINS if plugins else frozenset[str]()
-    bodies = [(body.domain, body.name) for body in model.functions if body.name not in kept]
+    plugin_ops = PLUGINS if plugins else frozenset[str]()
+    bodies = [(body.domain, body.name) for body in model.functions if body.name not in plugin_ops]
     if bodies:
         model = onnx.inliner.inline_selected_functions(model, bodies)
-    # Types of what has moved in front of a cast are no longer true.
+    # Moving the cast changes the types of values between the input and the cast's old place.
     del model.graph.value_info[:]
     _cast_pixels(model)
     _name_nodes(model.graph.node)
     if plugins:
         for node in model.graph.node:
-            _tell_counts(node)
+            _mark_counts(node)
     if plan is not None:
-        _fix(model, plan)
+        _fix_plan(model, plan)
     return model
 
 
-def reducing(model: ModelProto) -> int:
-    """How many layers of a graph reduce."""
-    return sum(node.domain == DOMAIN and node.op_type == "Reduce" for node in model.graph.node)
-
-
 def to_bfloat16(model: ModelProto) -> None:
-    """Make bfloat16 of all that is float16: weights, constants, casts. Weights must be inside."""
+    """Convert all float16 weights, constants, casts, inputs and outputs to bfloat16.
+
+    External weights must have been loaded into the model.
+    """
     for function in model.functions:
         for node in function.node:
-            _widen(node)
+            _convert_node(node)
     for node in model.graph.node:
-        _widen(node)
+        _convert_node(node)
     for weight in model.graph.initializer:
-        _widen_tensor(weight)
+        _convert_tensor(weight)
     for value in (*model.graph.input, *model.graph.output):
-        kind = value.type.tensor_type
-        if kind.elem_type == TensorProto.FLOAT16:
-            kind.elem_type = TensorProto.BFLOAT16
+        tensor_type = value.type.tensor_type
+        if tensor_type.elem_type == TensorProto.FLOAT16:
+            tensor_type.elem_type = TensorProto.BFLOAT16
 
 
 def _cast_pixels(model: ModelProto) -> None:
+    """Cast each uint8 input at once, to the type that the graph casts it to later.
+
+    Raises:
+        ValueError: the graph never casts the input.
+    """
     graph = model.graph
-    for given in graph.input:
-        if given.type.tensor_type.elem_type != TensorProto.UINT8:
+    for value in graph.input:
+        if value.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
-        moved, target = {given.name}, None
+        moved, target = {value.name}, None
         for node in graph.node:
             if node.op_type == "Cast" and node.input[0] in moved:
-                target = _integer(node, "to")
+                target = _int_attribute(node, "to")
                 break
             if node.op_type in _MOVES and node.input[0] in moved:
                 moved.add(node.output[0])
         if target is None:
-            raise ValueError(f"{given.name} is of bytes, and nothing casts them")
-        cast = f"{given.name}_cast"
+            raise ValueError(f"the graph never casts its uint8 input {value.name!r}")
+        cast = f"{value.name}_cast"
         for node in graph.node:
-            node.input[:] = [cast if name == given.name else name for name in node.input]
-        graph.node.insert(0, helper.make_node("Cast", [given.name], [cast], to=target))
+            node.input[:] = [cast if name == value.name else name for name in node.input]
+        graph.node.insert(0, helper.make_node("Cast", [value.name], [cast], to=target))
 
 
 def _name_nodes(nodes: Iterable[NodeProto]) -> None:
-    for at, node in enumerate(nodes):
-        node.name = f"{node.op_type}_{at}"
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
 
 
-def _tell_counts(node: NodeProto) -> None:
+def _mark_counts(node: NodeProto) -> None:
     if node.domain != DOMAIN or node.op_type not in _COUNTS:
         return
     node.attribute.append(helper.make_attribute(SHAPE_INPUTS, list(_COUNTS[node.op_type])))
-    for at in range(_NOTED.get(node.op_type, 0)):
-        node.output.append(f"{node.output[0]}_count_{at}")
+    for index in range(_COUNT_OUTPUTS.get(node.op_type, 0)):
+        node.output.append(f"{node.output[0]}_count_{index}")
 
 
-def _fix(model: ModelProto, plan: Sequence[int]) -> None:
-    """Make a constant of the input `plan`."""
-    left = [given for given in model.graph.input if given.name != "plan"]
-    if len(left) == len(model.graph.input):
+def _fix_plan(model: ModelProto, plan: Sequence[int]) -> None:
+    """Replace the input `plan`, if there is one, by a constant."""
+    other_inputs = [value for value in model.graph.input if value.name != "plan"]
+    if len(other_inputs) == len(model.graph.input):
         return
     del model.graph.input[:]
-    model.graph.input.extend(left)
+    model.graph.input.extend(other_inputs)
     counts = np.asarray(plan, dtype=np.int64)
     model.graph.initializer.append(numpy_helper.from_array(counts, "plan"))
 
 
-def _integer(node: NodeProto, name: str) -> int:
-    (found,) = (one for one in node.attribute if one.name == name)
-    return int(found.i)
+def _int_attribute(node: NodeProto, name: str) -> int:
+    (attribute,) = (attribute for attribute in node.attribute if attribute.name == name)
+    return int(attribute.i)
 
 
-def _widen(node: NodeProto) -> None:
+def _convert_node(node: NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.BFLOAT16
         elif attribute.type == AttributeProto.TENSOR:
-            _widen_tensor(attribute.t)
+            _convert_tensor(attribute.t)
 
 
-def _widen_tensor(tensor: TensorProto) -> None:
+def _convert_tensor(tensor: TensorProto) -> None:
     if tensor.data_type != TensorProto.FLOAT16:
         return
     values = numpy_helper.to_array(tensor).astype(np.float32)
-    wide = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, values.ravel())
-    tensor.CopyFrom(wide)
+    converted = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, values.ravel())
+    tensor.CopyFrom(converted)

@@ -1,4 +1,4 @@
-"""The library of plugins, registered with TensorRT."""
+"""Register the plugin library with TensorRT."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenfold.runtime.native import tensorrt as library
-from tokenfold.runtime.tensorrt.flavour import Flavour, TensorRtError
+from tokenfold.runtime.tensorrt.variant import TensorRTError, TensorRTVariant
 
 
-class Plugins(NamedTuple):
-    """The ops as plugins, registered as long as the process lives.
+class PluginLibrary(NamedTuple):
+    """The ops as TensorRT plugins, registered until the process ends.
 
     Attributes:
-        fingerprint: of their library; see `library.fingerprint`.
+        fingerprint: identifies this build of the library; see `library.fingerprint`.
     """
 
     fingerprint: str
     handle: ctypes.CDLL
 
-    def problem(self) -> str:
-        """What one of them said last in this thread, or nothing: TensorRT only says that it did."""
-        said: bytes = self.handle.TokenfoldTensorRtProblem()
-        return said.decode()
+    def last_error(self) -> str:
+        """Return the last error message of a plugin in this thread, or an empty string.
+
+        TensorRT itself only reports that a plugin failed.
+        """
+        message: bytes = self.handle.TokenfoldTensorRtProblem()
+        return message.decode()
 
 
-def registered(flavour: Flavour, path: Path | None = None) -> Plugins | None:
-    """The plugins, or None where their library is not built.
+def register(variant: TensorRTVariant, path: Path | None = None) -> PluginLibrary | None:
+    """Register the plugin library; return None if it is not built.
 
     Args:
-        path: of the library; by default what `library.find` finds.
+        path: the library; None to use the one that `library.find` returns.
 
     Raises:
-        TensorRtError: TensorRT does not take the library.
+        TensorRTError: TensorRT does not accept the library.
         FileNotFoundError: see `library.find`.
     """
     path = path or library.find()
-    return None if path is None else _registered(flavour, path.resolve())
+    return None if path is None else _register(variant, path.resolve())
 
 
 @cache
-def _registered(flavour: Flavour, path: Path) -> Plugins:
+def _register(variant: TensorRTVariant, path: Path) -> PluginLibrary:
     try:
         handle = ctypes.CDLL(str(path))
         handle.TokenfoldTensorRtProblem.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
-        raise TensorRtError(f"{path} is no library of plugins: {error}") from error
-    if not flavour.api.get_plugin_registry().load_library(str(path)):
-        raise TensorRtError(f"{flavour.version} does not take the plugins of {path}")
-    return Plugins(library.fingerprint(path), handle)
+        raise TensorRTError(f"{path} is not a plugin library: {error}") from error
+    if not variant.api.get_plugin_registry().load_library(str(path)):
+        raise TensorRTError(f"{variant.version} does not accept the plugins in {path}")
+    return PluginLibrary(library.fingerprint(path), handle)

@@ -1,7 +1,6 @@
-"""Engines are built by a process of its own: a builder takes gigabytes, and where it fails badly it
-takes its process with it.
+"""Run engine builds in a child process, for servers and benchmarks.
 
-Servers and benches start it here.
+A builder takes gigabytes of memory, and some of its failures end its process.
 """
 
 from __future__ import annotations
@@ -19,30 +18,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-# It is `tokenfold build`, wherever that is installed, and says so where it fails.
+# The command `tokenfold build`, found without a search path. Its errors begin with `_PREFIX`.
 COMMAND = (sys.executable, "-m", "tokenfold.runtime.tensorrt.command")
-_NAME = "tokenfold build: "
+_PREFIX = "tokenfold build: "
 
-# Seconds between looks whether it is still wanted.
-_LOOK = 0.1
-# Of its processor time: requests that are answered meanwhile go first.
+# Seconds between two checks whether the build should stop.
+_POLL_SECONDS = 0.1
+# Niceness of a builder: requests that are answered meanwhile have priority.
 _NICENESS = 10
-# Of 1000: where memory runs out, for a container too, the kernel ends it, and not the server.
-_ENDED_FIRST = 800
-# What is kept of its last words: bytes, and characters of the last line.
-_TAIL = 4096
-_LINE = 500
-# Its exit code where it says in a line what is wrong.
-_SAID = 2
+# Out-of-memory score, of 1000: when memory runs out, in a container too, the kernel kills the
+# builder rather than the server.
+_OOM_SCORE = 800
+# How much of stderr is kept: bytes in total, and characters per line.
+_STDERR_TAIL_BYTES = 4096
+_MAX_LINE_LENGTH = 500
+# Exit code of a builder whose last line on stderr states the error.
+_EXIT_STATED_ERROR = 2
 
 
 class Progress(NamedTuple):
-    """How far a builder is.
+    """Progress of a builder.
 
     Attributes:
-        done: 0 to 1, over all that it builds.
-        engine: the one that it is at.
-        phase: what it does there.
+        done: completed fraction of all engines, 0 to 1.
+        engine: the engine that is being built.
+        phase: the phase of its build.
     """
 
     done: float
@@ -50,126 +50,129 @@ class Progress(NamedTuple):
     phase: str
 
 
-Told = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 class BuildError(RuntimeError):
-    """A builder has failed; the message has its last words."""
+    """A builder failed. The message has the last lines of its output."""
 
 
 class StoppedError(Exception):
-    """What is being built is not wanted any more."""
+    """A build was stopped, because its result is not needed any more."""
 
 
 def command_line(bundle: Path, engines: Path, *options: str) -> list[str]:
-    """What builds the engines of a bundle.
+    """Return the command that builds the engines of a bundle.
 
     Args:
-        bundle: its folder.
+        bundle: the bundle's folder.
         engines: the folder of the engines of all bundles.
-        options: more of `tokenfold build`.
+        options: further options of `tokenfold build`.
     """
-    # Absolute, and after "--": a name that begins with "-" is no option.
+    # Absolute paths, and "--": a path that begins with "-" must not be parsed as an option.
     folders = ["--engines", str(engines.absolute()), "--json", "--", str(bundle.absolute())]
     return [*COMMAND, *options, *folders]
 
 
-def build(command: Sequence[str], told: Told, stopping: threading.Event) -> None:
-    """Run a builder to its end.
+def build(command: Sequence[str], progress: ProgressCallback, stopping: threading.Event) -> None:
+    """Run a builder until it ends.
 
     Args:
-        command: writes an object of JSON per line to stdout, of `Progress`; and where it ends with
-            2, why, as the last line of stderr.
-        told: of its progress.
-        stopping: set when it is not wanted any more: it is killed then, with all it has started.
+        command: writes one JSON object with the fields of `Progress` per line to stdout. If it
+            exits with 2, the last line of stderr states the error.
+        progress: called for each line of progress.
+        stopping: set by another thread to stop the build. The builder and all processes that it
+            started are then killed.
 
     Raises:
-        BuildError: it failed.
-        StoppedError: it was not wanted any more.
-        OSError: it cannot be started.
+        BuildError: the builder failed.
+        StoppedError: `stopping` was set.
+        OSError: the builder cannot be started.
     """
     if stopping.is_set():
         raise StoppedError
-    # A file, which unlike a pipe is never full.
-    with tempfile.TemporaryFile() as words:
+    # A file, because unlike a pipe it never fills up and blocks the builder.
+    with tempfile.TemporaryFile() as stderr:
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=words,
-            process_group=0,  # so that no terminal's signal comes to it
+            stderr=stderr,
+            process_group=0,  # So that it gets no signals of the terminal.
         ) as builder:
             try:
-                _put_last(builder.pid)
-                _follow(builder, told, stopping)
+                _lower_priority(builder.pid)
+                _follow(builder, progress, stopping)
             finally:
                 if builder.poll() is None:
                     os.killpg(builder.pid, signal.SIGKILL)
         if builder.returncode:
-            raise _error(builder.returncode, words)
+            raise _error(builder.returncode, stderr)
 
 
-def _put_last(pid: int) -> None:
-    """Have others go before a process, where the system knows of that."""
+def _lower_priority(pid: int) -> None:
+    """Lower a process's CPU priority and raise its OOM score, where the system supports it."""
     with contextlib.suppress(OSError):
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, pid, max(own, _NICENESS))
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, pid, max(niceness, _NICENESS))
     with contextlib.suppress(OSError, ValueError):
-        likelihood = Path(f"/proc/{pid}/oom_score_adj")
-        likelihood.write_text(str(max(int(likelihood.read_text()), _ENDED_FIRST)))
+        oom_score = Path(f"/proc/{pid}/oom_score_adj")
+        oom_score.write_text(str(max(int(oom_score.read_text()), _OOM_SCORE)))
 
 
-def _follow(builder: subprocess.Popen[bytes], told: Told, stopping: threading.Event) -> None:
-    """Tell what it says, until it has ended.
+def _follow(
+    builder: subprocess.Popen[bytes], progress: ProgressCallback, stopping: threading.Event
+) -> None:
+    """Report a builder's progress until it has ended.
 
     Raises:
-        StoppedError: it is not wanted any more.
+        StoppedError: `stopping` was set.
     """
     assert builder.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(builder.stdout, selectors.EVENT_READ)
-        begun = b""
+        partial_line = b""
         ended = False
         while not ended:
             if stopping.is_set():
                 raise StoppedError
-            if not selector.select(_LOOK):
-                # What it has started may hold the pipe open for longer than it lives.
+            if not selector.select(_POLL_SECONDS):
+                # A process that the builder started may keep the pipe open after the builder ended.
                 ended = builder.poll() is not None
                 continue
-            piece = os.read(builder.stdout.fileno(), 1 << 16)
-            ended = not piece
-            *lines, begun = (begun + piece).split(b"\n")
+            chunk = os.read(builder.stdout.fileno(), 1 << 16)
+            ended = not chunk
+            *lines, partial_line = (partial_line + chunk).split(b"\n")
             for line in lines:
-                if (progress := _progress(line)) is not None:
-                    told(progress)
+                if (report := _parse_progress(line)) is not None:
+                    progress(report)
     while builder.poll() is None:
-        if stopping.wait(_LOOK):
+        if stopping.wait(_POLL_SECONDS):
             raise StoppedError
 
 
-def _progress(line: bytes) -> Progress | None:
-    """None where it says nothing of it: libraries print what they like."""
+def _parse_progress(line: bytes) -> Progress | None:
+    """Parse a line of progress; return None for other output, which libraries may print."""
     try:
-        found = json.loads(line)
-        done = min(1.0, max(0.0, float(found["done"])))
-        return Progress(done, str(found["engine"]), str(found["phase"]))
+        fields = json.loads(line)
+        done = min(1.0, max(0.0, float(fields["done"])))
+        return Progress(done, str(fields["engine"]), str(fields["phase"]))
     except (ValueError, TypeError, LookupError):
         return None
 
 
-def _error(code: int, words: IO[bytes]) -> BuildError:
-    end = words.seek(0, os.SEEK_END)
-    words.seek(max(0, end - _TAIL))
-    lines = [line.strip() for line in words.read().decode(errors="replace").splitlines()]
-    said = [line.removeprefix(_NAME)[:_LINE] for line in lines if line]
-    if code == _SAID and said:
-        error = BuildError(said[-1])
+def _error(code: int, stderr: IO[bytes]) -> BuildError:
+    end = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, end - _STDERR_TAIL_BYTES))
+    lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines()]
+    messages = [line.removeprefix(_PREFIX)[:_MAX_LINE_LENGTH] for line in lines if line]
+    if code == _EXIT_STATED_ERROR and messages:
+        error = BuildError(messages[-1])
     else:
-        how = f"was ended by {_signal(-code)}" if code < 0 else f"ended with {code}"
-        error = BuildError(": ".join([f"its builder {how}", *said[-1:]]))
-    # Of a library that ended the process it is the lines before the last that say why.
-    for line in said[:-1]:
+        ending = f"was killed by {_signal(-code)}" if code < 0 else f"exited with {code}"
+        error = BuildError(": ".join([f"the builder {ending}", *messages[-1:]]))
+    # When a library ended the process, the reason is in the lines before the last one.
+    for line in messages[:-1]:
         error.add_note(line)
     return error
 

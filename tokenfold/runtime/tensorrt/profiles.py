@@ -1,7 +1,7 @@
-"""For which sizes an engine is built: batches, images, texts and plans, of each graph of a bundle.
+"""Optimization profiles: the input sizes that an engine of each graph is built for.
 
-Of a batch there are a few ranges, since what is fastest for one image is not for a hundred. All
-else varies within each of them.
+There are a few ranges of batch sizes, because the kernels that are fastest for one image are not
+the fastest for a hundred. All other sizes vary freely within each profile.
 """
 
 from __future__ import annotations
@@ -13,65 +13,69 @@ from typing import Self
 from tokenfold.bundle.document import Document
 from tokenfold.bundle.manifest import IMAGE, JOINT, MODEL, TEXT, VISION, Manifest
 from tokenfold.bundle.pair_workload import PairWorkload
-from tokenfold.runtime.cuda.buckets import MOST
+from tokenfold.runtime.cuda.buckets import MAX_BATCH
 
 
-class Range(Document):
-    """A size: the least, the one to be fast at, and the most."""
+class SizeRange(Document):
+    """A range of sizes: minimum, the size to optimise for, and maximum."""
 
-    least: int
-    usual: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
     @classmethod
-    def of(cls, size: int) -> Self:
-        """One that does not vary."""
-        return cls(least=size, usual=size, most=size)
+    def fixed(cls, size: int) -> Self:
+        """Return the range of a size that does not vary."""
+        return cls(min=size, opt=size, max=size)
 
 
-BATCHES = (
-    Range.of(1),
-    Range(least=2, usual=8, most=32),
-    Range(least=33, usual=MOST, most=MOST),
+BATCH_RANGES = (
+    SizeRange.fixed(1),
+    SizeRange(min=2, opt=8, max=32),
+    SizeRange(min=33, opt=MAX_BATCH, max=MAX_BATCH),
 )
-"""Items of a run."""
+"""Ranges of the number of items in a run."""
 
 
-class Profile(Document):
-    """One range of batches.
+class OptimizationProfile(Document):
+    """The sizes for one range of batch sizes.
 
     Attributes:
-        batch: the first size of every input that varies at all.
-        sizes: the others that may vary, of each input in their order.
-        plan: of each count; empty where the graph has no plan, or a fixed one.
+        batch: range of the first dimension of every input with dynamic sizes.
+        sizes: ranges of the other dynamic dimensions of each input, in order.
+        plan: range of each count of the plan; empty if the graph has no plan or a fixed one.
     """
 
-    batch: Range
-    sizes: dict[str, tuple[Range, ...]]
-    plan: tuple[Range, ...] = ()
+    batch: SizeRange
+    sizes: dict[str, tuple[SizeRange, ...]]
+    plan: tuple[SizeRange, ...] = ()
 
-    def shape(self, name: str, shape: Sequence[int]) -> tuple[Range, ...]:
-        """The range of each size of an input.
+    def shape(self, name: str, shape: Sequence[int]) -> tuple[SizeRange, ...]:
+        """Return the range of each dimension of an input.
 
         Args:
-            shape: with -1 for what varies.
+            shape: the input's shape, with -1 for dynamic sizes.
         """
-        free = iter((self.batch, *self.sizes.get(name, ())))
-        return tuple(next(free) if size < 0 else Range.of(size) for size in shape)
+        dynamic = iter((self.batch, *self.sizes.get(name, ())))
+        return tuple(next(dynamic) if size < 0 else SizeRange.fixed(size) for size in shape)
 
 
-def profiles(
-    manifest: Manifest, graph: str, *, batches: Sequence[Range] = BATCHES, plan: bool = True
-) -> tuple[Profile, ...]:
-    """The profiles of a graph, by rising batches.
+def optimization_profiles(
+    manifest: Manifest,
+    graph: str,
+    *,
+    batches: Sequence[SizeRange] = BATCH_RANGES,
+    plan: bool = True,
+) -> tuple[OptimizationProfile, ...]:
+    """Return the profiles of a graph, in order of batch size.
 
     Args:
         graph: one of `tokenfold.bundle.manifest.GRAPHS`.
-        plan: whether a plan is an input, rather than fixed.
+        plan: whether the plan is an input, rather than fixed.
     """
-    sizes = _sizes(manifest, graph)
-    counts = _plan(manifest) if plan and takes_plan(graph) else ()
-    return tuple(Profile(batch=batch, sizes=sizes, plan=counts) for batch in batches)
+    sizes = _dynamic_sizes(manifest, graph)
+    counts = _plan_counts(manifest) if plan and takes_plan(graph) else ()
+    return tuple(OptimizationProfile(batch=batch, sizes=sizes, plan=counts) for batch in batches)
 
 
 def takes_plan(graph: str) -> bool:
@@ -79,58 +83,64 @@ def takes_plan(graph: str) -> bool:
     return graph in (MODEL, IMAGE, JOINT)
 
 
-def _sizes(manifest: Manifest, graph: str) -> dict[str, tuple[Range, ...]]:
+def _dynamic_sizes(manifest: Manifest, graph: str) -> dict[str, tuple[SizeRange, ...]]:
     if graph in (MODEL, IMAGE, VISION):
-        return {"image": _sides(manifest)}
-    text = (_text(manifest),)
-    found: dict[str, tuple[Range, ...]] = {"input_ids": text, "text_size": text}
+        return {"image": _image_sides(manifest)}
+    text = (_text_tokens(manifest),)
+    sizes: dict[str, tuple[SizeRange, ...]] = {"input_ids": text, "text_size": text}
     if graph == JOINT:
-        found["image_tokens"] = (_image(manifest),)
+        sizes["image_tokens"] = (_image_tokens(manifest),)
     else:
         assert graph == TEXT
-    return found
+    return sizes
 
 
-def _sides(manifest: Manifest) -> tuple[Range, ...]:
-    """Height and width of images in pixels."""
-    ready = manifest.preprocess
-    if ready.resize != "bounded":
-        return tuple(map(Range.of, ready.size))
-    assert ready.multiple is not None
-    assert ready.longest is not None
-    longest = ready.longest // ready.multiple * ready.multiple
+def _image_sides(manifest: Manifest) -> tuple[SizeRange, ...]:
+    """Return the ranges of image height and width, in pixels."""
+    preprocess = manifest.preprocess
+    if preprocess.resize != "bounded":
+        return tuple(map(SizeRange.fixed, preprocess.size))
+    assert preprocess.multiple is not None
+    assert preprocess.longest is not None
+    longest = preprocess.longest // preprocess.multiple * preprocess.multiple
     return tuple(
-        Range(least=ready.multiple, usual=min(side, longest), most=longest) for side in ready.size
+        SizeRange(min=preprocess.multiple, opt=min(side, longest), max=longest)
+        for side in preprocess.size
     )
 
 
-def _image(manifest: Manifest) -> Range:
-    """Tokens of an image, where it meets a text."""
-    workload, ready = manifest.workload, manifest.preprocess
+def _image_tokens(manifest: Manifest) -> SizeRange:
+    """Return the range of an image's number of tokens in the joint graph."""
+    workload, preprocess = manifest.workload, manifest.preprocess
     assert isinstance(workload, PairWorkload)
-    usual = workload.image
-    if ready.resize != "bounded":
-        return Range.of(usual)
-    assert ready.shorter_side is not None
-    assert ready.longest is not None
-    # One of its tokens is no patch.
-    most = 1 + ceil((usual - 1) * ready.shorter_side * ready.longest / prod(ready.size))
-    return Range(least=2, usual=usual, most=max(usual, most))
+    tokens = workload.image
+    if preprocess.resize != "bounded":
+        return SizeRange.fixed(tokens)
+    assert preprocess.shorter_side is not None
+    assert preprocess.longest is not None
+    # One token is the class token; the others are patches.
+    max_area = preprocess.shorter_side * preprocess.longest
+    max_tokens = 1 + ceil((tokens - 1) * max_area / prod(preprocess.size))
+    return SizeRange(min=2, opt=tokens, max=max(tokens, max_tokens))
 
 
-def _text(manifest: Manifest) -> Range:
-    """Tokens of a text."""
+def _text_tokens(manifest: Manifest) -> SizeRange:
+    """Return the range of a text's number of tokens."""
     assert manifest.text is not None
-    most = manifest.text.most_tokens
-    return Range(least=1 if manifest.text.padding is None else most, usual=most, most=most)
+    max_tokens = manifest.text.most_tokens
+    min_tokens = 1 if manifest.text.padding is None else max_tokens
+    return SizeRange(min=min_tokens, opt=max_tokens, max=max_tokens)
 
 
-def _plan(manifest: Manifest) -> tuple[Range, ...]:
-    """Counts: what there are no tokens for is not removed, so tokens are the limit."""
+def _plan_counts(manifest: Manifest) -> tuple[SizeRange, ...]:
+    """Return the range of each count of a plan.
+
+    A larger count than the number of tokens removes no more tokens, so that number is the maximum.
+    """
     workload = manifest.workload
     tokens = workload.tokens
     if isinstance(workload, PairWorkload):
-        tokens = _image(manifest).most + workload.most_text
-    usual = manifest.levels[manifest.default_level].plan
-    most = max(tokens, *usual)
-    return tuple(Range(least=0, usual=count, most=most) for count in usual)
+        tokens = _image_tokens(manifest).max + workload.most_text
+    default_plan = manifest.levels[manifest.default_level].plan
+    max_count = max(tokens, *default_plan)
+    return tuple(SizeRange(min=0, opt=count, max=max_count) for count in default_plan)

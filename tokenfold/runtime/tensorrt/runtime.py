@@ -1,149 +1,181 @@
-"""A bundle's engines in this process: whether they can run, which are there, and opening them."""
+"""Select and open the engines of a bundle for the GPU of this process."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.cuda.device import CudaError, Stream, kept
-from tokenfold.runtime.tensorrt import flavour, plugins, target
-from tokenfold.runtime.tensorrt.engine import Engine, RefusedError
-from tokenfold.runtime.tensorrt.engines import Engines
-from tokenfold.runtime.tensorrt.flavour import Flavour, TensorRtError
-from tokenfold.runtime.tensorrt.origin import EngineError, Origin, Target, origins
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.cuda.device import CudaError, Stream, free_on_exit
+from tokenfold.runtime.tensorrt import plugins, target, variant
+from tokenfold.runtime.tensorrt.engine import Engine, EngineRejectedError
 from tokenfold.runtime.tensorrt.runner import EngineRunner
+from tokenfold.runtime.tensorrt.spec import EngineError, EngineSpec, engine_specs
+from tokenfold.runtime.tensorrt.store import EngineStore
+from tokenfold.runtime.tensorrt.target import BuildTarget
+from tokenfold.runtime.tensorrt.variant import TensorRTError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 def missing() -> str | None:
-    """Why this process cannot run engines, or None where it can."""
-    if (why := device.missing()) is not None:
-        return why
+    """Return the reason why this process cannot run engines; None if it can."""
+    if (reason := device.missing()) is not None:
+        return reason
     try:
-        own = flavour.load()
-        registered = plugins.registered(own)
-        if registered is None:
-            return "the plugins for TensorRT are not compiled: make plugins-tensorrt"
-        target.here(own, registered)
-    except (TensorRtError, CudaError, OSError) as error:
+        loaded_variant = variant.load()
+        plugin_library = plugins.register(loaded_variant)
+        if plugin_library is None:
+            return "the TensorRT plugins are not compiled: run make plugins-tensorrt"
+        target.current_target(loaded_variant, plugin_library)
+    except (TensorRTError, CudaError, OSError) as error:
         return str(error)
     return None
 
 
-def unbuilt(bundle: Bundle, folder: Path) -> list[str]:
-    """The files of engines that are still to be built for this GPU, TensorRT and these plugins.
+def missing_engines(bundle: Bundle, folder: Path) -> list[str]:
+    """Return the file names of engines that must be built for this GPU, TensorRT and plugins.
 
     Args:
-        folder: of the engines of all bundles.
+        folder: the folder of the engines of all bundles.
 
     Raises:
-        TensorRtError: see `missing`.
-        EngineError: TensorRT cannot run such a bundle.
+        TensorRTError: see `missing`.
+        EngineError: TensorRT cannot run the bundle.
     """
-    engines, here = Engines(folder, bundle), _here()
+    store, build_target = EngineStore(folder, bundle), _current_target()
     return [
-        wanted[-1].file  # which is built where nobody asks for another precision
-        for wanted in _wanted(bundle, here).values()
-        if not any(_is_whole(engines, origin) for origin in wanted)
+        # The last candidate has the bundle's precision, which is the default of a build.
+        candidates[-1].file
+        for candidates in _candidates(bundle, build_target).values()
+        if all(_read_intact(store, store.verify, spec) is None for spec in candidates)
     ]
 
 
-def chosen(bundle: Bundle, graph: str, folder: Path, *, static: bool = True) -> list[Origin]:
-    """The engines that are taken for a graph: first that of all plans, whether it is there or not.
+def select_engines(
+    bundle: Bundle, graph: str, folder: Path, *, static: bool = True
+) -> list[EngineSpec]:
+    """Select the engines to run a graph with.
 
-    An engine in bfloat16 is taken before one in the bundle's own precision, and one of a single
-    plan for that plan: both are there only where somebody had them built. Where one of them is
-    damaged, others do without it.
+    The first is the engine for all plans, whether it exists or not; engines for single plans
+    follow. An engine in bfloat16 is preferred over one in the bundle's precision, and an engine for
+    a single plan is preferred for that plan: both exist only if a user had them built. A damaged
+    engine is replaced by the next one that fits.
 
     Args:
-        folder: of the engines of all bundles.
-        static: whether those of single plans are taken.
+        folder: the folder of the engines of all bundles.
+        static: whether to select engines for single plans.
 
     Raises:
-        TensorRtError: see `missing`.
-        EngineError: TensorRT cannot run such a bundle.
+        TensorRTError: see `missing`.
+        EngineError: TensorRT cannot run the bundle.
     """
-    engines, here = Engines(folder, bundle), _here()
-    wanted = _wanted(bundle, here)[graph]
-    # The last one, if none is there: what is wrong with it is what to say.
-    first = next((one for one in wanted if _is_whole(engines, one)), wanted[-1])
-    bfloat16 = first.precision == "bf16"
-    fixed = [
-        one
-        for one in origins(bundle, here, precision="bf16" if bfloat16 else None, static=static)
-        if one.graph == graph and one.plan is not None and _is_whole(engines, one)
-    ]
-    return [first, *fixed]
+    store = EngineStore(folder, bundle)
+    return [spec for spec, _ in _select(bundle, graph, store, store.verify, static=static)]
 
 
-def opener(
+def engine_opener(
     bundle: Bundle, graph: str, folder: Path, *, static: bool = True
 ) -> Callable[[Stream], EngineRunner]:
-    """What opens the engines of a graph, in the stream that it is given; see `chosen`.
+    """Return a function that opens the selected engines of a graph in a given stream.
+
+    The arguments are those of `select_engines`. The returned function may raise:
 
     Raises:
-        TensorRtError: see `missing`.
+        TensorRTError: see `missing`.
         EngineError: the engine is missing, damaged, or was built from something else.
     """
 
-    def opened(stream: Stream) -> EngineRunner:
-        own = flavour.load()
-        registered = plugins.registered(own)
-        engines = Engines(folder, bundle)
-        wanted = chosen(bundle, graph, folder, static=static)
+    def open_runner(stream: Stream) -> EngineRunner:
+        store = EngineStore(folder, bundle)
         with ExitStack() as undo:
-            loaded = [kept(_loaded(engines, one, own, registered), undo) for one in wanted]
-            runner = EngineRunner(loaded, stream)
+            engines = []
+            # Engines are loaded as they are read, so that host memory holds one at a time.
+            for spec, intact in _select(bundle, graph, store, store.read, static=static):
+                # If no engine is intact, reading the last candidate again raises the reason.
+                content = store.read(spec) if intact is None else intact
+                engines.append(free_on_exit(_load(store, spec, content), undo))
+            runner = EngineRunner(engines, stream)
             undo.pop_all()
         return runner
 
-    return opened
+    return open_runner
 
 
-def _loaded(engines: Engines, origin: Origin, own: Flavour, registered: Plugins | None) -> Engine:
-    content = engines.read(origin)
+def _select(
+    bundle: Bundle,
+    graph: str,
+    store: EngineStore,
+    read: Callable[[EngineSpec], T],
+    *,
+    static: bool,
+) -> Iterator[tuple[EngineSpec, T | None]]:
+    """Yield the engines to run a graph with, each read once; see `select_engines`.
+
+    Args:
+        read: `EngineStore.read` or `EngineStore.verify`, of `store`.
+
+    Yields:
+        The engine for all plans, with the result of `read` or None if no such engine is intact;
+        then the intact engines for single plans.
+    """
+    build_target = _current_target()
+    for spec in _candidates(bundle, build_target)[graph]:
+        if (result := _read_intact(store, read, spec)) is not None:
+            break
+    yield spec, result
+    precision: Literal["bf16"] | None = "bf16" if spec.precision == "bf16" else None
+    for static_spec in engine_specs(bundle, build_target, precision=precision, static=static):
+        if static_spec.graph != graph or static_spec.plan is None:
+            continue
+        if (result := _read_intact(store, read, static_spec)) is not None:
+            yield static_spec, result
+
+
+def _read_intact(store: EngineStore, read: Callable[[EngineSpec], T], spec: EngineSpec) -> T | None:
+    """Return the result of `read`; None if the engine is missing or damaged."""
     try:
-        return Engine(own, registered, origin, content)
-    except RefusedError:
-        # It will not be taken the next time either, so it is to be built anew.
-        engines.discard(origin)
+        store.find(spec)
+    except EngineError:
+        return None
+    try:
+        return read(spec)
+    except EngineError as error:
+        logger.warning("ignoring a damaged engine: %s", error)
+        return None
+
+
+def _load(store: EngineStore, spec: EngineSpec, content: bytes) -> Engine:
+    loaded_variant = variant.load()
+    plugin_library = plugins.register(loaded_variant)
+    try:
+        return Engine(loaded_variant, plugin_library, spec, content)
+    except EngineRejectedError:
+        # TensorRT would reject the file again, so delete it: then it is built again.
+        store.discard(spec)
         raise
 
 
-def _here() -> Target:
-    own = flavour.load()
-    return target.here(own, plugins.registered(own))
+def _current_target() -> BuildTarget:
+    loaded_variant = variant.load()
+    return target.current_target(loaded_variant, plugins.register(loaded_variant))
 
 
-def _wanted(bundle: Bundle, here: Target) -> dict[str, list[Origin]]:
-    """By graph, the engines of all plans that would do, the preferred first."""
-    found: dict[str, list[Origin]] = {}
-    for one in _both(bundle, here):
-        found.setdefault(one.graph, []).append(one)
-    return found
+def _candidates(bundle: Bundle, build_target: BuildTarget) -> dict[str, list[EngineSpec]]:
+    """Return, by graph, the usable engines for all plans, the preferred one first."""
+    candidates: dict[str, list[EngineSpec]] = {}
+    for spec in _all_precisions(bundle, build_target):
+        candidates.setdefault(spec.graph, []).append(spec)
+    return candidates
 
 
-def _both(bundle: Bundle, here: Target) -> Iterable[Origin]:
+def _all_precisions(bundle: Bundle, build_target: BuildTarget) -> Iterable[EngineSpec]:
     with suppress(EngineError):
-        yield from origins(bundle, here, precision="bf16")
-    yield from origins(bundle, here)
-
-
-def _is_whole(engines: Engines, origin: Origin) -> bool:
-    """Whether it is there, and is what was written."""
-    try:
-        engines.find(origin)
-    except EngineError:
-        return False
-    try:
-        engines.read(origin)
-    except EngineError as error:
-        logger.warning("an engine is left out: %s", error)
-        return False
-    return True
+        yield from engine_specs(bundle, build_target, precision="bf16")
+    yield from engine_specs(bundle, build_target)

@@ -1,49 +1,76 @@
-"""What engines are built for: the GPU that is here, or one that need not be."""
+"""Build targets: the TensorRT version, the GPU and the plugins that an engine is built for."""
 
 from __future__ import annotations
 
+import re
+
+from tokenfold.bundle.document import Document
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.tensorrt.flavour import Flavour, TensorRtError
-from tokenfold.runtime.tensorrt.origin import Target
-from tokenfold.runtime.tensorrt.plugins import Plugins
+from tokenfold.runtime.tensorrt.plugins import PluginLibrary
+from tokenfold.runtime.tensorrt.variant import TensorRTError, TensorRTVariant
 
 
-def here(flavour: Flavour, plugins: Plugins | None) -> Target:
-    """The first GPU that the process sees.
+class BuildTarget(Document):
+    """The TensorRT version, GPU and plugins that an engine is built for.
 
-    TensorRT for RTX has one engine for all of a compute capability; full TensorRT times kernels on
-    the one that is there, and its engine is of that GPU's name.
+    Attributes:
+        tensorrt: name and version; see `TensorRTVariant.version`.
+        gpu: such as "NVIDIA H200 sm_90"; or "sm_89" for all GPUs of that architecture.
+        plugins: fingerprint of the plugin library; None for the portable bodies of the ops.
+    """
+
+    tensorrt: str
+    gpu: str
+    plugins: str | None
+
+    @property
+    def timing_cache_file(self) -> str:
+        """File name of the timing cache of this target's builds."""
+        return file_name(self.tensorrt, self.gpu) + ".timings"
+
+
+def current_target(variant: TensorRTVariant, plugins: PluginLibrary | None) -> BuildTarget:
+    """Return the target for the first GPU that the process sees.
+
+    An engine of TensorRT for RTX fits all GPUs of one architecture. An engine of the full TensorRT
+    fits GPUs of one name, because its build measures kernels on the GPU.
 
     Raises:
-        TensorRtError: there is none, or this TensorRT does not know it.
+        TensorRTError: there is no GPU, or this TensorRT does not support it.
     """
-    if (why := device.missing()) is not None:
-        raise TensorRtError(why)
-    kind = device.architecture()
-    if not flavour.ahead:
-        return _target(flavour, plugins, f"{device.name()} {kind}")
-    return ahead(flavour, plugins, kind)
+    if (reason := device.missing()) is not None:
+        raise TensorRTError(reason)
+    architecture = device.architecture()
+    if not variant.aot_architectures:
+        return _target(variant, plugins, f"{device.name()} {architecture}")
+    return aot_target(variant, plugins, architecture)
 
 
-def ahead(flavour: Flavour, plugins: Plugins | None, gpu: str) -> Target:
-    """A GPU that need not be here, such as "sm_89" or "sm89".
+def aot_target(variant: TensorRTVariant, plugins: PluginLibrary | None, gpu: str) -> BuildTarget:
+    """Return the target for a GPU architecture, such as "sm_89" or "sm89", present or not.
 
     Raises:
-        TensorRtError: this TensorRT does not build for it, or for none that is not here.
+        TensorRTError: this TensorRT does not build for `gpu`, or only for a GPU that is present.
     """
-    kind = f"sm_{gpu.removeprefix('sm').removeprefix('_')}"
-    if kind in flavour.ahead:
-        return _target(flavour, plugins, kind)
-    if not flavour.ahead:
-        raise TensorRtError(
-            f"{flavour.version} builds for the GPU that is here, not for {gpu}; tensorrt-rtx "
-            "builds for others"
+    architecture = f"sm_{gpu.removeprefix('sm').removeprefix('_')}"
+    if architecture in variant.aot_architectures:
+        return _target(variant, plugins, architecture)
+    if not variant.aot_architectures:
+        raise TensorRTError(
+            f"{variant.version} builds only for the GPU of this machine, not for {gpu}; "
+            "tensorrt-rtx builds for others"
         )
-    raise TensorRtError(
-        f"{flavour.version} does not build for {gpu}; it does for {', '.join(flavour.ahead)}"
+    raise TensorRTError(
+        f"{variant.version} does not build for {gpu}; "
+        f"supported: {', '.join(variant.aot_architectures)}"
     )
 
 
-def _target(flavour: Flavour, plugins: Plugins | None, gpu: str) -> Target:
+def file_name(*parts: str) -> str:
+    """Join parts to a portable file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", "--".join(parts))
+
+
+def _target(variant: TensorRTVariant, plugins: PluginLibrary | None, gpu: str) -> BuildTarget:
     fingerprint = None if plugins is None else plugins.fingerprint
-    return Target(tensorrt=flavour.version, gpu=gpu, plugins=fingerprint)
+    return BuildTarget(tensorrt=variant.version, gpu=gpu, plugins=fingerprint)

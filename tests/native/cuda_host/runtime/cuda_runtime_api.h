@@ -1,4 +1,4 @@
-// The part of the CUDA runtime that our ops for ONNX Runtime use, on the host's memory.
+// Fake of the part of the CUDA runtime that our ONNX Runtime ops use, for host memory.
 #pragma once
 
 #include <cstddef>

@@ -8,11 +8,11 @@ from typing import Literal
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference.backend import Backend
-from tokenfold.runtime.tensorrt.process import Told
+from tokenfold.runtime.tensorrt.process import ProgressCallback
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 
 
-def _nothing(_: Bundle, __: Told, ___: threading.Event) -> None:
+def _nothing(_: Bundle, __: ProgressCallback, ___: threading.Event) -> None:
     return
 
 
@@ -28,7 +28,7 @@ class StubKind(BackendKind):
         unfit: str | None = None,
         *,
         unprepared: Callable[[Bundle], Sequence[str]] = lambda _: (),
-        prepare: Callable[[Bundle, Told, threading.Event], None] = _nothing,
+        prepare: Callable[[Bundle, ProgressCallback, threading.Event], None] = _nothing,
     ) -> None:
         self.name = name
         self.device = device
@@ -50,5 +50,7 @@ class StubKind(BackendKind):
     def unprepared(self, bundle: Bundle) -> Sequence[str]:
         return self._unprepared(bundle)
 
-    def prepare(self, bundle: Bundle, on_progress: Told, stopping: threading.Event) -> None:
+    def prepare(
+        self, bundle: Bundle, on_progress: ProgressCallback, stopping: threading.Event
+    ) -> None:
         self._prepare(bundle, on_progress, stopping)

@@ -70,7 +70,7 @@ def test_engines_are_looked_for_in_the_folder(
         assert (asked, folder) == (found, tmp_path / "engines")
         return ["one.engine"]
 
-    monkeypatch.setattr(runtime, "unbuilt", unbuilt)
+    monkeypatch.setattr(runtime, "missing_engines", unbuilt)
     assert TensorRTKind(tmp_path / "engines").unprepared(found) == ["one.engine"]
 
 

@@ -1,4 +1,4 @@
-"""Engines that are built while another backend serves, or before the start where none may."""
+"""EngineStore that are built while another backend serves, or before the start where none may."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.service.scheduling.backends.stub_kind import StubKind
 from tests.service.second import Seconds
 from tests.service.standin import Remote, bundle, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.tensorrt.process import BuildError, Progress, StoppedError, Told
+from tokenfold.runtime.tensorrt.process import BuildError, Progress, ProgressCallback, StoppedError
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
 from tokenfold.service.scheduling.backends.kinds import CPU, BackendKind
@@ -268,7 +268,7 @@ class TestFailures:
         ("mode", "why"),
         [
             ("fails", "no kernel fits"),
-            ("aborts", "its builder was ended by SIGABRT: what():  bad luck"),
+            ("aborts", "the builder was killed by SIGABRT: what():  bad luck"),
         ],
     )
     def test_a_build_that_fails(
@@ -305,7 +305,7 @@ class TestFailures:
             (pid,) = engined.processes()
             os.kill(pid, signal.SIGKILL)
             until(lambda: states(remote) == ["failed"])
-            assert engines(remote)[0]["why"].startswith("its builder was ended by SIGKILL")
+            assert engines(remote)[0]["why"].startswith("the builder was killed by SIGKILL")
             assert backend(remote) == "cpu"
             assert remote.classify(picture()).status_code == 200
 
@@ -598,7 +598,7 @@ class TestAlone:
         found = Bundle.open(one / "a")
         seen: list[tuple[float, str | None]] = []
 
-        def prepare(_: Bundle, told: Told, __: threading.Event) -> None:
+        def prepare(_: Bundle, told: ProgressCallback, __: threading.Event) -> None:
             for done, engine in ((0.5, "a"), (0.1, "b"), (0.7, "b")):
                 told(Progress(done, engine, "working"))
                 (status,) = preparation.statuses
