@@ -30,7 +30,7 @@ def browsing(*flags: str) -> Iterator[Browser]:
     """Start a headless browser with further flags, and close it at the end of the block."""
     if CHROMIUM is None:
         raise RuntimeError("chromium is not installed: apt-get install chromium")
-    environment = {**os.environ, "XDG_CONFIG_HOME": os.devnull}
+    environment: dict[str, str | float | bool] = {**os.environ, "XDG_CONFIG_HOME": os.devnull}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=[*FLAGS, *flags], env=environment
