@@ -259,7 +259,7 @@ $(tools)/bin/cmake:
 
 .PHONY: docs
 docs: .venv-test/.installed  ## build the documentation into build/site
-	.venv-test/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
 .PHONY: screenshots
 screenshots: .venv-test/.installed optional-plugins  ## take the pictures of README and docs anew, with Chromium

@@ -66,13 +66,12 @@ def rewritten(text: str) -> str:
 
 
 def settings() -> str:
-    """Every field of `Settings`: flag, environment variable, default, description."""
+    """Every field of `Settings`: flag, default, description."""
     rows = [
-        (f"`--{name.replace('_', '-')}`", f"`TOKENFOLD_{name.upper()}`", _default(name, field),
-         field.description or "")
+        (f"`--{name.replace('_', '-')}`", _default(name, field), field.description or "")
         for name, field in Settings.model_fields.items()
-    ]  # fmt: skip
-    return markdown(("Flag", "Environment variable", "Default", "Meaning"), rows)
+    ]
+    return markdown(("Flag", "Default", "Meaning"), rows)
 
 
 def _default(name: str, field: FieldInfo) -> str:

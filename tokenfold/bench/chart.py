@@ -173,7 +173,8 @@ def _drawn(line: Line, x: Scale, y: Scale, colour: str, *, above: bool) -> list[
         parts.append(f'<path d="{interval}" stroke="{colour}" stroke-opacity=".5"/>')
         parts.append(
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{colour}"><title>'
-            f"{escape(point.level)}: {point.speedup:.2f}{TIMES}, {point.quality:.1f} %</title></circle>"
+            f"{escape(point.level)}: {point.speedup:.2f}{TIMES}, {point.quality:.1f} %"
+            "</title></circle>"
         )
         beside = y.pixel(point.high) - 5 if above else y.pixel(point.low) + 12
         parts.append(
