@@ -11,6 +11,7 @@ from PIL import Image
 from tests.docs import tables
 from tests.docs.commands import OPTION, options
 from tests.docs.pages import PAGES, TOP, anchors, links, name, prose
+from tokenfold.export.ops.functions import functions
 from tokenfold.scenes import pair, png, scene
 from tokenfold.service.settings import Settings
 
@@ -110,3 +111,13 @@ def test_scenes_are_those_of_their_seeds() -> None:
     left, right = pair(PAIR)
     assert (folder / "left.png").read_bytes() == png(left)
     assert (folder / "right.png").read_bytes() == png(right)
+
+
+@pytest.mark.parametrize("op", sorted(functions()))
+def test_every_op_is_documented(op: str) -> None:
+    page = (TOP / "docs" / "ops.md").read_text()
+    body = functions()[op]
+    signature = f"{op}({', '.join(body.input)}) -> {', '.join(body.output)}"
+    assert f"`{signature}`" in page.replace("\n", " ")
+    for attribute in (*body.attribute, *(proto.name for proto in body.attribute_proto)):
+        assert f"`{attribute}`" in page, attribute
