@@ -254,3 +254,18 @@ endif
 $(tools)/bin/cmake:
 	$(call make_venv,$(tools))
 	$(call pip_install,$(tools)) cmake
+
+# Documentation: the site in build/site, and the pictures in docs/images.
+
+.PHONY: docs
+docs: .venv-test/.installed  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
+
+.PHONY: screenshots
+screenshots: .venv-test/.installed optional-plugins  ## take the pictures of README and docs anew, with Chromium
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
+		{ echo 'chromium is not installed: apt-get install chromium' >&2; exit 1; }
+	.venv-test/bin/python -m tests.browser.screenshots
+	.venv-test/bin/python -m tokenfold.bench.chart $(demo)/bundles/cifar10-int8 $(demo)/bundles/scenes-int8:vqa \
+		$(demo)/bundles/scenes-retrieval --out docs/images/levels.svg

@@ -1,16 +1,16 @@
-// What is shown as a command, so that a shell and curl read it as it was meant.
+// Quoting for the curl command that the page shows.
 
 // A word of a POSIX shell.
 export function shell(text) {
   return /^[\w@=.,:/+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-// A value of curl's -F, in which some characters mean something.
+// A value of curl's -F, which gives some characters a meaning.
 export function field(text) {
   return /^[\w.:/+-]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`;
 }
 
-// A form with files ({name, file}) and fields ([name, value]), posted to a path of this server.
+// The curl command that posts files ({name, file}) and fields ([name, value]) to a path of this server.
 export function curl(path, files, fields) {
   return [
     "curl",

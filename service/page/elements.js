@@ -1,7 +1,8 @@
-// What the parts of the page share.
+// Functions that the modules of the page share.
 
 export const $ = (id) => document.getElementById(id);
-export const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)} %`;
+export const percent = (ratio, digits = 0) => `${(ratio * 100).toFixed(digits)} %`;
+export const signed = (number) => (number < 0 ? "−" : "+") + Math.abs(number).toFixed(1);
 
 export function element(tag, text, properties = {}) {
   return Object.assign(document.createElement(tag), { textContent: text, ...properties });

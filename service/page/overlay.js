@@ -1,9 +1,9 @@
-// Which tokens became one: of an image as patches, of a text as words.
+// Draw merged tokens: patches of an image, words of a text.
 
-const WIDTH = 448; // of a canvas, in its own pixels
+const WIDTH = 448; // canvas pixels
 
-// The part of an image that the network sees, in the image's pixels: as service/images.py cuts it.
-function seen({ width, height }, { input_size, resize, shorter_side: shorter }) {
+// The part of an image that the network sees, in image pixels; the server crops the same way.
+function crop({ width, height }, { input_size, resize, shorter_side: shorter }) {
   const [rows, columns] = input_size;
   if (resize !== "shorter") return [0, 0, width, height];
   const scale = Math.min(width, height) / (shorter ?? Math.min(rows, columns));
@@ -11,7 +11,7 @@ function seen({ width, height }, { input_size, resize, shorter_side: shorter }) 
   return [(width - w) / 2, (height - h) / 2, w, h];
 }
 
-// Each group of merged patches in its mean colour, with a line where one group meets another.
+// Fill each group of merged patches with its mean colour, and outline the groups.
 export function drawImage(bitmap, model, { slots, grid: [rows, columns], protected: kept }) {
   const canvas = document.createElement("canvas");
   canvas.width = WIDTH;
@@ -21,7 +21,7 @@ export function drawImage(bitmap, model, { slots, grid: [rows, columns], protect
   const [across, down] = [canvas.width / columns, canvas.height / rows];
   context.imageSmoothingQuality = "high";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(bitmap, ...seen(bitmap, model), 0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, ...crop(bitmap, model), 0, 0, canvas.width, canvas.height);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
   const groups = new Map();
   const slot = (row, column) => slots[kept + row * columns + column];
@@ -35,8 +35,10 @@ export function drawImage(bitmap, model, { slots, grid: [rows, columns], protect
       sums[3]++;
     }
   }
-  const alone = new Map();
-  for (const one of slots.slice(kept)) alone.set(one, (alone.get(one) ?? 0) + 1);
+  const patchCounts = new Map();
+  for (const group of slots.slice(kept)) {
+    patchCounts.set(group, (patchCounts.get(group) ?? 0) + 1);
+  }
   context.lineWidth = 1.5;
   context.strokeStyle = "#fffc";
   for (let row = 0; row < rows; row++) {
@@ -46,7 +48,7 @@ export function drawImage(bitmap, model, { slots, grid: [rows, columns], protect
       if (group < 0) {
         context.fillStyle = "#000c"; // dropped
         context.fillRect(x, y, across, down);
-      } else if (alone.get(group) > 1) {
+      } else if (patchCounts.get(group) > 1) {
         const [r, g, b, n] = groups.get(group);
         context.fillStyle = `rgb(${r / n} ${g / n} ${b / n} / 80%)`;
         context.fillRect(x, y, across, down);
@@ -62,18 +64,18 @@ export function drawImage(bitmap, model, { slots, grid: [rows, columns], protect
   return canvas;
 }
 
-// Words that became one token have one colour; dropped ones are struck out.
+// Merged words share a colour; dropped words are struck out.
 export function drawText(pieces, textSlots) {
   const members = Map.groupBy(pieces.keys(), (at) => textSlots[at]);
   const merged = [...members.keys()].filter((slot) => members.get(slot).length > 1);
   return pieces.map((piece, at) => {
     const slot = textSlots[at];
-    const others = members.get(slot).filter((one) => one !== at);
+    const others = members.get(slot).filter((index) => index !== at);
     const tag = slot < 0 ? "del" : "span";
     const shown = Object.assign(document.createElement(tag), { textContent: piece });
     if (slot < 0) shown.title = "dropped";
     else if (others.length) {
-      shown.title = `token ${slot}, with ${others.map((one) => pieces[one]).join(", ")}`;
+      shown.title = `token ${slot}, merged with ${others.map((index) => pieces[index]).join(", ")}`;
       shown.style.setProperty("--hue", (merged.indexOf(slot) * 137) % 360);
       shown.className = "merged";
     } else shown.title = `token ${slot}`;

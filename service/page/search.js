@@ -1,147 +1,147 @@
-// The search of a gallery: by a text, by an image, or for more like one of its own.
+// Gallery search: by text, by an image, or by an image of the gallery.
 
 import { curl } from "./curl.js";
 import { $, element, fail, fetchJson, percent } from "./elements.js";
 
-const TYPING = 400; // ms after the last key
-const SLIDING = 150; // ms after the last move of the slider
-// What the sample gallery is first searched for.
+const TYPING = 400; // ms after the last key press before a request is sent
+const SLIDING = 150; // ms after the last slider move before a request is sent
+// First query of the sample gallery.
 const EXAMPLES = { scenes: "a red star and a blue circle" };
 
 let galleries = [];
-let models = []; // of /v1/models
-let sought = { by: "text" }; // or {by: "image", blob, name}, or {by: "id", id}
-let asked = 0; // of the answers only the last one counts
+let models = []; // as /v1/models lists them
+let query = { by: "text" }; // or {by: "image", blob, name}, or {by: "id", id}
+let latestTurn = 0; // answers to older requests are ignored
 let timer = 0;
 
-const gallery = () => galleries.find((one) => one.name === $("gallery").value);
-const able = (task) => models.filter((one) => one.tasks.some(({ name }) => name === task));
+const gallery = () => galleries.find((entry) => entry.name === $("gallery").value);
+const modelsFor = (task) => models.filter((entry) => entry.tasks.some(({ name }) => name === task));
 
-// Shows what can be searched, as it is now.
-export async function open(listed) {
-  models = listed.models;
+// Show the galleries as they are now.
+export async function open(catalog) {
+  models = catalog.models;
   const chosen = $("gallery").value;
   galleries = (await fetchJson("/v1/galleries")).galleries;
-  const complete = galleries.length > 0;
-  $("none").hidden = complete;
-  $("searching").hidden = !complete;
-  if (!complete) return;
+  const any = galleries.length > 0;
+  $("nogallery").hidden = any;
+  $("searchform").hidden = !any;
+  if (!any) return;
   $("gallery").replaceChildren(...galleries.map(({ name }) => element("option", name)));
   if (galleries.some(({ name }) => name === chosen)) $("gallery").value = chosen;
-  $("again").disabled = !able("match").length;
+  $("rerank").disabled = !modelsFor("match").length;
   showGallery();
 }
 
-// What was dropped on the page, or pasted.
-export function take(blob, name) {
-  seek({ by: "image", blob, name: name || "image" });
+// Search by an image that was chosen, dropped or pasted.
+export function acceptImage(blob, name) {
+  searchFor({ by: "image", blob, name: name || "image" });
 }
 
 function showGallery() {
   const { images, model, level, reduction, served, indexed } = gallery();
-  $("holds").textContent = [
+  $("galleryinfo").textContent = [
     `${images.toLocaleString()} images`,
-    `vectors of ${model} at ${level} (${percent(reduction)} of the FLOPs removed)`,
-    indexed ? `${indexed.toLocaleString()} in the index` : "searched exactly",
-    ...(served ? [] : ["this model is not served: only more like an image can be found"]),
+    `embedded by ${model} at level ${level} (${percent(reduction)} of the FLOPs removed)`,
+    indexed ? `${indexed.toLocaleString()} indexed` : "exact search",
+    ...(served ? [] : ['its model is not served: only "More like this" works']),
   ].join(" · ");
   $("query").disabled = $("file3").disabled = !served;
   const example = EXAMPLES[gallery().name];
   if (example && !$("query").value) $("query").value = example;
-  const own = models.find(({ name }) => name === model);
-  $("steps").replaceChildren(
-    ...(own?.levels ?? []).map((one) => element("option", "", { value: one.reduction })),
+  const embedder = models.find(({ name }) => name === model);
+  $("searchlevels").replaceChildren(
+    ...(embedder?.levels ?? []).map((level) => element("option", "", { value: level.reduction })),
   );
-  $("share").value = reduction;
-  if (sought.by === "id") sought = { by: "text" }; // of another gallery
-  seek(sought);
+  $("searchreduction").value = reduction;
+  if (query.by === "id") query = { by: "text" }; // the id belongs to another gallery
+  searchFor(query);
 }
 
-function showShare() {
-  $("again").closest("label").classList.toggle("off", sought.by !== "text");
-  $("spend").hidden = sought.by !== "image" && !looksAgain();
-  $("spender").textContent = sought.by === "image" ? "your image" : "the second look";
-  const share = Number($("share").value);
-  $("shared").textContent = percent(share);
-  const own = models.find(({ name }) => name === gallery().model);
-  const level = own?.levels.find((one) => Math.abs(one.reduction - share) < 0.005);
+function showReduction() {
+  $("rerank").closest("label").classList.toggle("disabled", query.by !== "text");
+  $("cost").hidden = query.by !== "image" && !reranks();
+  $("costlabel").textContent = query.by === "image" ? "the query image" : "reranking";
+  const target = Number($("searchreduction").value);
+  $("searchamount").textContent = percent(target);
+  const embedder = models.find(({ name }) => name === gallery().model);
+  const level = embedder?.levels.find((entry) => Math.abs(entry.reduction - target) < 0.005);
   const quality = level?.quality.embed;
-  $("cost").textContent = level && sought.by === "image"
+  $("costinfo").textContent = level && query.by === "image"
     ? [
-        `${level.name}: ${level.tokens_out} of ${level.tokens_in} tokens of an image left`,
+        `${level.name}: ${level.tokens_out} of ${level.tokens_in} image tokens left`,
         ...(quality?.metric === "recall" ? [`recall@1 ${percent(quality.value, 1)}`] : []),
       ].join(" · ")
     : "";
 }
 
-function seek(what) {
-  sought = what;
-  $("like").hidden = what.by === "text";
-  if (what.by !== "text") {
-    $("liked").textContent = what.by === "id" ? `More like ${what.id}` : `Like ${what.name}`;
-    URL.revokeObjectURL($("likeness").src); // of the one before, if it was a blob
-    $("likeness").src = what.by === "id" ? what.thumbnail : URL.createObjectURL(what.blob);
+function searchFor(request) {
+  query = request;
+  $("queryimage").hidden = request.by === "text";
+  if (request.by !== "text") {
+    $("queryname").textContent = request.by === "id" ? `More like ${request.id}` : `Similar to ${request.name}`;
+    URL.revokeObjectURL($("querythumb").src); // releases the previous blob
+    $("querythumb").src = request.by === "id" ? request.thumbnail : URL.createObjectURL(request.blob);
   }
-  showShare();
+  showReduction();
   searchIn(0);
 }
 
-// A second look needs a text.
-const looksAgain = () => sought.by === "text" && $("again").checked;
+// Reranking needs a text.
+const reranks = () => query.by === "text" && $("rerank").checked;
 
 function searchIn(wait) {
   clearTimeout(timer);
   timer = setTimeout(search, wait);
 }
 
-// The fields of a form, in order.
+// The form fields, in order.
 function fields() {
-  const again = looksAgain();
+  const again = reranks();
   return [
-    ...(sought.by === "text" ? [["text", $("query").value]] : []),
-    ...(sought.by === "id" ? [["id", sought.id]] : []),
-    ["top_k", $("most").value],
-    ...(sought.by === "image" || again ? [["reduction", Number($("share").value)]] : []),
+    ...(query.by === "text" ? [["text", $("query").value]] : []),
+    ...(query.by === "id" ? [["id", query.id]] : []),
+    ["top_k", $("topk").value],
+    ...(query.by === "image" || again ? [["reduction", Number($("searchreduction").value)]] : []),
     ...(again ? [["rerank", $("candidates").value]] : []),
   ];
 }
 
 async function search() {
-  const turn = ++asked;
-  if (sought.by === "text" && !$("query").value.trim()) {
-    $("found").replaceChildren();
-    $("took").textContent = "";
-    $("copy").hidden = true;
+  const turn = ++latestTurn;
+  if (query.by === "text" && !$("query").value.trim()) {
+    $("results").replaceChildren();
+    $("searchinfo").textContent = "";
+    $("command").hidden = true;
     return fail("");
   }
-  $("found").classList.add("waiting");
+  $("results").classList.add("waiting");
   try {
     const path = `/v1/galleries/${gallery().name}/search`;
     const form = new FormData();
-    if (sought.by === "image") form.append("image", sought.blob, sought.name);
+    if (query.by === "image") form.append("image", query.blob, query.name);
     for (const [name, value] of fields()) form.append(name, value);
     const answer = await fetchJson(path, { method: "POST", body: form });
-    if (turn !== asked) return;
+    if (turn !== latestTurn) return;
     fail("");
     show(answer);
-    const files = sought.by === "image" ? [{ name: "image", file: sought.name }] : [];
+    const files = query.by === "image" ? [{ name: "image", file: query.name }] : [];
     $("curl").textContent = curl(path, files, fields());
-    $("copy").hidden = false;
+    $("command").hidden = false;
   } catch (error) {
-    if (turn === asked) fail(error.message);
+    if (turn === latestTurn) fail(error.message);
   } finally {
-    if (turn === asked) $("found").classList.remove("waiting");
+    if (turn === latestTurn) $("results").classList.remove("waiting");
   }
 }
 
 function show({ results, reduction, rerank, timings_ms: times }) {
-  $("found").replaceChildren(...results.map(hit));
+  $("results").replaceChildren(...results.map(hit));
   const spent = ({ level, flops_ratio: ratio, tokens_in: before, tokens_out: after }) =>
     `${level}, ${percent(ratio)} of the FLOPs, ${before} → ${after} tokens`;
-  $("took").textContent = [
-    results.length ? "" : "Nothing was found.",
-    reduction ? `Your image: ${spent(reduction)}.` : "",
-    rerank ? `${rerank.candidates} looked at again by ${rerank.model}: ${spent(rerank.reduction)}.` : "",
+  $("searchinfo").textContent = [
+    results.length ? "" : "No images match.",
+    reduction ? `Query image: ${spent(reduction)}.` : "",
+    rerank ? `${rerank.candidates} reranked by ${rerank.model}: ${spent(rerank.reduction)}.` : "",
     Object.entries(times)
       .map(([stage, ms]) => `${stage} ${ms.toFixed(1)} ms`)
       .join(" · "),
@@ -156,33 +156,33 @@ function hit({ id, score, similarity, match, metadata, width, height, thumbnail 
   picture.title = `${id}, ${width} × ${height} pixels`;
   const more = element("button", "More like this", { type: "button" });
   more.onclick = () => {
-    seek({ by: "id", id, thumbnail });
+    searchFor({ by: "id", id, thumbnail });
     $("search").scrollIntoView({ behavior: "smooth" });
   };
   const scored =
     match === undefined
       ? `similarity ${score.toFixed(3)}`
-      : `fits ${percent(match, 1)} · similarity ${similarity.toFixed(3)}`;
-  const said = Object.entries(metadata).map(([name, value]) => {
-    const shown = Array.isArray(value) ? value.join(", ") : value;
-    return `${name}: ${typeof shown === "object" ? JSON.stringify(shown) : shown}`;
+      : `match ${percent(match, 1)} · similarity ${similarity.toFixed(3)}`;
+  const lines = Object.entries(metadata).map(([name, value]) => {
+    const text = Array.isArray(value) ? value.join(", ") : value;
+    return `${name}: ${typeof text === "object" ? JSON.stringify(text) : text}`;
   });
-  item.append(picture, element("b", scored), element("small", said.join(" · ")), more);
+  item.append(picture, element("b", scored), element("small", lines.join(" · ")), more);
   return item;
 }
 
 $("gallery").onchange = showGallery;
 $("query").oninput = () => {
-  sought = { by: "text" };
-  $("like").hidden = true;
-  showShare();
+  query = { by: "text" };
+  $("queryimage").hidden = true;
+  showReduction();
   searchIn(TYPING);
 };
-$("file3").onchange = ({ target }) => target.files[0] && take(target.files[0], target.files[0].name);
-$("share").oninput = () => {
-  showShare();
+$("file3").onchange = ({ target }) => target.files[0] && acceptImage(target.files[0], target.files[0].name);
+$("searchreduction").oninput = () => {
+  showReduction();
   searchIn(SLIDING);
 };
-$("again").onchange = () => seek(sought);
-for (const id of ["candidates", "most"]) $(id).onchange = () => searchIn(0);
-$("unlike").onclick = () => seek({ by: "text" });
+$("rerank").onchange = () => searchFor(query);
+for (const id of ["candidates", "topk"]) $(id).onchange = () => searchIn(0);
+$("usetext").onclick = () => searchFor({ by: "text" });

@@ -1,11 +1,11 @@
-// What can be asked, and how each answer is shown: as bars, and as tokens of images and of a text.
+// The tasks: their form fields, and how to show an answer as bars and as merged tokens.
 
 const bars = (pairs) => pairs.map(([label, score]) => ({ label, score }));
 
-// Of a text that is read with images: where its tokens and theirs ended up.
+// Slots of a text and of each image that it is read with.
 const views = (slots) =>
   slots.map(({ image_slots, text_slots, grid, protected: kept }) =>
-    // Without a grid the image's tokens are no patches: the image is shown as it is.
+    // Without a grid, image tokens are not patches: show the image unchanged.
     grid
       ? { slots: image_slots, grid, protected: kept, textSlots: text_slots }
       : { slots: [0], grid: [1, 1], protected: 0, textSlots: text_slots },
@@ -30,7 +30,7 @@ export const TASKS = {
   entail: {
     title: "Entail",
     field: "hypothesis",
-    kind: "Does this follow from the image?",
+    kind: "Hypothesis",
     example: "There is a red circle.",
     bars: ({ scores }) => bars(Object.entries(scores).sort(([, a], [, b]) => b - a)),
     views: ({ slots }) => views(slots),
@@ -39,7 +39,7 @@ export const TASKS = {
   reason: {
     title: "Reason",
     field: "statement",
-    kind: "Is this true of the two images?",
+    kind: "Statement about both images",
     example: "There are more circles on the left.",
     images: 2,
     bars: ({ score }) => bars([["true", score], ["false", 1 - score]]),
@@ -49,11 +49,11 @@ export const TASKS = {
   match: {
     title: "Match",
     field: "text",
-    kind: "Which of these fits the image? One text a line",
+    kind: "Texts, one per line",
     example: "a red circle\ntwo blue squares",
     several: true,
-    bars: ({ scores }, { asked }) => bars(scores.map((score, at) => [asked[at], score])),
-    // Of the text that fits best.
+    bars: ({ scores }, { texts_sent: texts }) => bars(scores.map((score, at) => [texts[at], score])),
+    // Slots of the best matching text.
     views: ({ slots, scores }) => views([slots[best(scores)]]),
     pieces: ({ scores }, { texts }) => texts[best(scores)].pieces,
   },
