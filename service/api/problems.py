@@ -90,9 +90,9 @@ class ItemProblem(BaseModel):
     problem: Problem
 
 
-def status_of(error: RequestError) -> int:
-    """Return the HTTP status of an error."""
-    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+def status_of(kind: type[RequestError]) -> int:
+    """Return the HTTP status of a kind of error."""
+    return next(_STATUS[base] for base in kind.__mro__ if base in _STATUS)
 
 
 def problem_of(error: RequestError) -> Problem:
@@ -102,7 +102,7 @@ def problem_of(error: RequestError) -> Problem:
     return Problem(
         type=PREFIX + error.slug,
         title=error.title,
-        status=status_of(error),
+        status=status_of(type(error)),
         detail=error.detail,
         errors=listed or None,
         engines=engines or None,

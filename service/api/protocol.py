@@ -68,7 +68,7 @@ class BoundedHead(HttpToolsProtocol):
         error = HeadTooLarge(f"The first line and the headers may have at most {MAX_HEAD:,} bytes.")
         body = problem_of(error).model_dump_json(exclude_none=True).encode()
         head = (
-            f"HTTP/1.1 {status_of(error)} Request Header Fields Too Large\r\n"
+            f"HTTP/1.1 {status_of(HeadTooLarge)} Request Header Fields Too Large\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
             "connection: close\r\n\r\n"
         )

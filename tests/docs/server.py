@@ -22,7 +22,7 @@ def sample_server() -> Iterator[str]:
         tempfile.TemporaryDirectory() as data,
         serving([*ARGUMENTS, "--data-dir", data]) as service,
     ):
-        address = f"{service.target.host}:{service.target.port}"
+        address = f"{service.address.host}:{service.address.port}"
         _wait_for_gallery(f"http://{address}/v1/galleries/scenes")
         yield address
 

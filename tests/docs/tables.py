@@ -19,8 +19,10 @@ from fastapi import FastAPI
 from prometheus_client import Metric
 from pydantic.fields import FieldInfo
 
-from tokenfold.service import errors
+from tokenfold.inference.errors import InternalError, RequestError
+from tokenfold.service.api.problems import PREFIX, status_of
 from tokenfold.service.app import create_app
+from tokenfold.service.errors import Abandoned
 from tokenfold.service.settings import DEMO, Settings
 
 TOP = Path(__file__).parents[2]
@@ -122,18 +124,18 @@ def routes() -> str:
 def problems() -> str:
     """Every error that a client can receive: type, status, title."""
     rows = sorted(
-        (kind.status, f"`{errors.PREFIX}{kind.slug}`", kind.title)
-        for kind in _kinds(errors.ApiError)
-        if kind.status != errors.Abandoned.status  # nobody is left to receive it
+        (status_of(kind), f"`{PREFIX}{kind.slug}`", kind.title)
+        for kind in _kinds(RequestError)
+        if kind is not Abandoned  # nobody is left to receive it
     )
     distinct = dict.fromkeys((f"{status}", slug, title) for status, slug, title in rows)
     return markdown(("Status", "Type", "Title"), list(distinct))
 
 
-def _kinds(kind: type[errors.ApiError]) -> Iterator[type[errors.ApiError]]:
+def _kinds(kind: type[RequestError]) -> Iterator[type[RequestError]]:
     """Every class below `kind` that names a problem of its own."""
     for below in kind.__subclasses__():
-        if "slug" in vars(below) or below is errors.InternalError:
+        if "slug" in vars(below) or below is InternalError:
             yield below
         yield from _kinds(below)
 
