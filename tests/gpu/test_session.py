@@ -28,13 +28,14 @@ from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
 from tokenfold.export.verify import judge, random_images
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
-from tokenfold.models.pair import images as images_of
+from tokenfold.models.networks.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.buckets import up_to
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import Array, Device
 from tokenfold.runtime.pair import PairSession, ask
-from tokenfold.runtime.session import Array, BaseSession, Device, Session
+from tokenfold.runtime.session import BaseSession, Session
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -239,7 +240,7 @@ def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
-    assert fresh.graph.recorded == 3 * len(up_to(fresh.most))
+    assert fresh.graph.recorded == 3 * len(up_to(fresh.max_batch_size))
     for _ in range(2):
         for (plan, count), wanted in zip(jobs, plain, strict=True):
             found = opened.kind.run(fresh, images[-count:], plan)
@@ -301,7 +302,7 @@ def test_answers_about_images_are_the_cpus(
     given = cases(text, tiny.SIZE, patch=8 if free else None)
     verify(manifest, cpu, [gpu], given)
     gpu.warm([])
-    assert gpu.graph.recorded == len(up_to(gpu.most))
+    assert gpu.graph.recorded == len(up_to(gpu.max_batch_size))
     verify(manifest, cpu, [gpu], given)
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:
