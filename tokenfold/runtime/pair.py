@@ -93,7 +93,7 @@ class PairRunner(ABC):
         """
         if second != (other is not None):
             raise ValueError(
-                "a second image needs the pooled output of the first, and only it does"
+                "second and other go together: a second image needs the first one's pooled output"
             )
         inputs = FusionInputs(image_tokens, input_ids, text_size, plan, task, other)
         return self._fuse(inputs, slots)

@@ -186,7 +186,10 @@ def test_positions_are_resized_to_larger_images(write: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["CLIPVisionModel"]}, "architecture is CLIPVisionModel; supported of"),
+        (
+            {"architectures": ["CLIPVisionModel"]},
+            "architecture is CLIPVisionModel; supported dual encoders are",
+        ),
         ({"model_type": "siglip2"}, "NaFlex"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"vision_config": 3}, "vision_config is not an object"),

@@ -131,9 +131,9 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3}, "holds no state dict"),
-        ([torch.ones(1)], "holds no state dict"),
-        ({}, "holds no state dict"),
+        ({"epoch": 3}, "contains no state dict"),
+        ([torch.ones(1)], "contains no state dict"),
+        ({}, "contains no state dict"),
         ({"model": {"a": torch.ones(1)}, "model_ema": {}}, "both 'model' and 'model_ema'"),
     ],
 )
@@ -166,10 +166,10 @@ def test_sharded_weights(vit: Path, tmp_path: Path) -> None:
     content = json.loads(index.read_text())
     outside = dict.fromkeys(content["weight_map"], "../vit/model.safetensors")
     for weight_map, message in (
-        (outside, "is not a file beside it"),
-        ({**content["weight_map"], "ghost": shards[0].name}, "ghost is missing from it"),
-        (dict(list(content["weight_map"].items())[1:]), "is not in it by"),
-        ([], "no weight_map"),
+        (outside, "is not a file in the same folder"),
+        ({**content["weight_map"], "ghost": shards[0].name}, "ghost is missing"),
+        (dict(list(content["weight_map"].items())[1:]), "does not list"),
+        ([], "weight_map does not map keys to files"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(CheckpointError, match=message):
@@ -218,7 +218,7 @@ def test_labels(vit: Path) -> None:
         ({"architectures": None}, "architecture is none; supported are"),
         ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; supported are gelu, "),
         ({"num_channels": 1}, "num_channels is 1"),
-        ({"patch_size": [8, 4]}, r"patches are square, not \(8, 4\)"),
+        ({"patch_size": [8, 4]}, r"patch_size is \(8, 4\); supported are square"),
         ({"num_attention_heads": 3}, "width 16 does not divide into 3 heads"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers: .*valid integer"),
         ({"layer_norm_eps": -1}, "layer_norm_eps: .*greater than 0"),
@@ -252,7 +252,7 @@ def test_a_configuration_that_does_not_fit_is_rejected(
             lambda w: w.update(
                 {"vit.encoder.layer.0.attention.attention.key.weight": torch.ones(4, 16)}
             ),
-            r"attention\.key\.weight \(4, 16\).* are not of one shape",
+            r"attention\.key\.weight \(4, 16\).* differ, so they cannot be joined",
         ),
         (
             lambda w: w.update({"vit.embeddings.cls_token": torch.ones(1, 1, 4)}),
@@ -407,7 +407,7 @@ def test_a_hub_id_is_downloaded(vit: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("error", "message"),
     [
         (errors.RepositoryNotFoundError, "owner/name: no such repository on the hub"),
-        (errors.GatedRepoError, "owner/name: the hub gives it only to accounts"),
+        (errors.GatedRepoError, "owner/name: access is restricted"),
         (errors.LocalEntryNotFoundError, "owner/name: the hub cannot be reached"),
         (errors.OfflineModeIsEnabled, "owner/name: the hub cannot be reached"),
         (errors.HfHubHTTPError, "owner/name: "),

@@ -270,9 +270,12 @@ def test_open_clip_siglip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_cfg": {"timm_model_name": "vit_medium_patch16_gap_256"}}, "supported are SigLIP"),
-        ({"vision_cfg": {"timm_proj": "linear"}}, "supported are SigLIP"),
-        ({"text_cfg": {"no_causal_mask": False}}, "is causal"),
+        (
+            {"vision_cfg": {"timm_model_name": "vit_medium_patch16_gap_256"}},
+            "supported is vit_SIZE_patchN_siglip_N",
+        ),
+        ({"vision_cfg": {"timm_proj": "linear"}}, "supported is vit_SIZE_patchN_siglip_N"),
+        ({"text_cfg": {"no_causal_mask": False}}, "must have no_causal_mask"),
         ({"text_cfg": {"pool_type": "mean"}}, r"text_cfg\.pool_type: Input should be"),
         ({"text_cfg": {"embed_cls": True}}, r"text_cfg\.embed_cls = True is not supported"),
         ({"vision_cfg": {"attentional_pool": True}}, r"vision_cfg\.attentional_pool"),
@@ -298,10 +301,14 @@ def test_siglip_needs_its_configuration(tmp_path: Path) -> None:
     ("key", "tensor", "message"),
     [
         ("visual.conv1.weight", torch.ones(64, 1, 8, 8), "square patches of 3 channels"),
-        ("visual.positional_embedding", torch.ones(16, 64), "15 patches, which form no square"),
+        (
+            "visual.positional_embedding",
+            torch.ones(16, 64),
+            "15 patches, which do not form a square",
+        ),
         ("positional_embedding", torch.ones(16), "1 dimensions instead of 2"),
         ("odd", torch.ones(1), "unknown: odd"),
-        ("visual.layer1.0.conv1.weight", None, "ResNets, are not supported"),
+        ("visual.layer1.0.conv1.weight", None, "not ResNets"),
         ("visual.proj", None, r"missing: visual\.proj"),
         ("ln_final.bias", None, r"missing: ln_final\.bias"),
     ],

@@ -237,9 +237,9 @@ def test_a_folder_tells_its_answers_and_preprocessing(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, r"missing: vilt\.encoder\.layer\.2"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"architectures": ["ViltForMaskedLM"]}, "the architecture is ViltForMaskedLM"),
-        ({"architectures": ["ViltForImagesAndTextClassification"]}, "a classifier of -1 images"),
+        ({"architectures": ["ViltForImagesAndTextClassification"]}, "num_images is -1"),
         ({"id2label": {"0": "a", "1": "b"}}, "has 2 answers, not 4"),
-        ({"id2label": ["a"]}, "id2label is no object"),
+        ({"id2label": ["a"]}, "id2label is not an object"),
         ({"id2label": {"0": "a", "1": "b", "2": "b", "3": "c"}}, "duplicate answers"),
     ],
 )
@@ -349,8 +349,11 @@ def test_retrieval_uses_the_ranking_head(tmp_path: Path) -> None:
     [
         (lambda w: w.pop("pooler.dense.bias"), r"missing: pooler\.dense\.bias"),
         (lambda w: w.update(odd=torch.ones(1)), "unknown: odd"),
-        (lambda w: w.pop("vqa_classifier.3.weight"), "no head of a task: vqa_classifier"),
-        (lambda w: w.update({"transformer.pos_embed": torch.ones(1, 16, 64)}), "no square"),
+        (lambda w: w.pop("vqa_classifier.3.weight"), "no head of a task, vqa_classifier"),
+        (
+            lambda w: w.update({"transformer.pos_embed": torch.ones(1, 16, 64)}),
+            "do not form a square",
+        ),
         (lambda w: w.update({"transformer.pos_embed": torch.ones(17, 64)}), "2 dimensions instead"),
         (lambda w: w.pop("transformer.pos_embed"), r"missing: transformer\.pos_embed"),
         (
@@ -359,11 +362,11 @@ def test_retrieval_uses_the_ranking_head(tmp_path: Path) -> None:
         ),
         (
             lambda w: w.update({"transformer.patch_embed.proj.weight": torch.ones(60, 3, 8, 8)}),
-            "how many heads share a width of 60",
+            "number of heads of a network of width 60",
         ),
         (
             lambda w: w.update({"text_embeddings.token_type_embeddings.weight": torch.ones(2, 6)}),
-            "not of one width",
+            "differ in width",
         ),
         (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), r"wrong shape: pooler"),
     ],
@@ -446,7 +449,7 @@ def test_published_names(name: str, layers: tuple[int, ...]) -> None:
     [
         ({"prune_layers": [1]}, "learned pruning is not supported"),
         ({"reduce_layers": None}, "without reduce_layers"),
-        ({"prune_r": 0}, "supported are shares up to 1, with pruning"),
+        ({"prune_r": 0}, "supported are shares up to 1 with pruning"),
         ({"merge_r": 8}, "supported are shares up to 1"),
         ({"merge_style": "tip"}, "merge_style is 'tip'"),
         ({"sim_method": "k_metric"}, "sim_method is 'k_metric'"),
@@ -556,7 +559,7 @@ def test_without_a_file_answers_are_numbered(
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert pair(many(tmp_path, "official")).labels["vqa"][39] == "LABEL_39"
-    assert "called by their numbers" in caplog.text
+    assert "the labels are LABEL_0 to" in caplog.text
     assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
@@ -569,7 +572,7 @@ def test_without_a_file_answers_are_numbered(
         (json.dumps(MANY[:39]), "has 39 answers, not 40"),
         (json.dumps([*MANY, "more"]), "has 41 answers, not 40"),
         (json.dumps([*MANY[:39], MANY[0]]), "duplicate answers"),
-        (json.dumps({**SPARSE, "7": 7}), "an answer is no text"),
+        (json.dumps({**SPARSE, "7": 7}), "an answer is not a string"),
         (json.dumps({at: name for at, name in SPARSE.items() if at != "9"}), "missing id is 5"),
         (json.dumps({"red": 0, "blue": 0}), "the same id"),
         ("{}", "has 0 answers"),
@@ -631,7 +634,7 @@ def test_native_folder_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "other"}, "kind is 'other'; there are image, vilt, meter"),
+        ({"kind": "other"}, "kind is 'other'; allowed are image, vilt, meter"),
         ({"kind": None}, "validation error"),
         ({"weighted": None}, "weighted"),
         ({"labels": {"vqa": ANSWERS}}, "labels for vqa, but heads for vqa, entail"),

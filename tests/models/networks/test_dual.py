@@ -91,7 +91,7 @@ def test_reduction_applies_to_the_image_tower() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": {"classes": 39}}, "images become vectors of 40 numbers, texts of 39"),
+        ({"text": {"classes": 39}}, "image vectors have 40 numbers, text vectors 39"),
         (
             {"image": {"pool": "class+distill", "distill_token": True, "final_norm": "before"}},
             "class token, mean or attention",

@@ -409,7 +409,7 @@ def test_invalid_arguments_are_rejected() -> None:
         ({"image_size": (30, 40)}, "do not tile"),
         ({"heads_per_layer": 5}, "does not divide"),
         ({"layers": (3,)}, "reducing layers are 0 to 2"),
-        ({"modalities": 2}, "three modality embeddings"),
+        ({"modalities": 2}, "needs 3 modality embeddings"),
     ):
         with pytest.raises(ValidationError, match=message):
             MeterConfig.model_validate({**TINY.model_dump(), **changes})

@@ -239,7 +239,7 @@ def test_every_kth_token_is_a_destination(layer: Tokens, k: int) -> None:
 
 
 def test_kth_needs_a_positive_k() -> None:
-    with pytest.raises(ValueError, match="1 or more, not 0"):
+    with pytest.raises(ValueError, match="k is 0; it must be 1 or more"):
         KthToMe(0)
 
 
