@@ -9,7 +9,7 @@ from tokenfold.bundle.preprocess import Pixels
 from tokenfold.export.pair_graph import counts, pair_matchers
 from tokenfold.export.verify import normalised
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.runtime.pair import Float, FusionInputs, PairOutput, PairRunner
+from tokenfold.runtime.pair import Float, PairInputs, PairOutput, PairRunner
 
 
 class Reference(PairRunner):
@@ -39,7 +39,7 @@ class Reference(PairRunner):
         patches = self._model.patch_embed(images)
         return self._model.embed_image(patches, (height // side, width // side))
 
-    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+    def _fuse(self, inputs: PairInputs, slots: bool) -> PairOutput:
         plan, other = inputs.plan, inputs.other
         # PuMer's layers would ask which tokens matter even where none is to go.
         plain = self._workload.method == "pumer" and not any(plan)

@@ -36,7 +36,7 @@ class PairOutput(NamedTuple):
     image_slots: Int | None
 
 
-class FusionInputs(NamedTuple):
+class PairInputs(NamedTuple):
     """Inputs of `PairRunner.fuse`.
 
     Attributes:
@@ -84,7 +84,7 @@ class PairRunner(ABC):
         """Run a batch of image tokens with texts.
 
         Args:
-            image_tokens, input_ids, text_size, plan, task, other: see `FusionInputs`.
+            image_tokens, input_ids, text_size, plan, task, other: see `PairInputs`.
             second: whether the images are the second ones of `reason`.
             slots: whether to return the composed slots too.
 
@@ -95,11 +95,11 @@ class PairRunner(ABC):
             raise ValueError(
                 "second and other go together: a second image needs the first one's pooled output"
             )
-        inputs = FusionInputs(image_tokens, input_ids, text_size, plan, task, other)
+        inputs = PairInputs(image_tokens, input_ids, text_size, plan, task, other)
         return self._fuse(inputs, slots)
 
     @abstractmethod
-    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+    def _fuse(self, inputs: PairInputs, slots: bool) -> PairOutput:
         """Implement `fuse`, whose arguments have been checked."""
 
 
@@ -147,7 +147,7 @@ class PairSession(BaseSession, PairRunner):
         tokens: Float = self.graph.run(["image_tokens"], {"image": images})[0]
         return tokens
 
-    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+    def _fuse(self, inputs: PairInputs, slots: bool) -> PairOutput:
         joint, task = self._graphs[1], inputs.task
         feeds: dict[str, Any] = {
             "image_tokens": inputs.image_tokens,
