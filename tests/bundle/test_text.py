@@ -245,7 +245,7 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"vocab\.txt: missing tokens: \[SEP\]"):
         tokenizer.read(tmp_path, 40)
     (tmp_path / "tokenizer_config.json").write_text('{"sep_token": 5}')
-    with pytest.raises(CheckpointError, match="sep_token is no text"):
+    with pytest.raises(CheckpointError, match="sep_token is not a string"):
         tokenizer.read(tmp_path, 40)
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.json").write_text('{"<s>": 0}')
