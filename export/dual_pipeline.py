@@ -21,7 +21,7 @@ from tokenfold.export.recipe import Recipe, Stage, plan_levels
 from tokenfold.export.verify import verified_images
 from tokenfold.export.versions import versions
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
-from tokenfold.models.dual import DualEncoder
+from tokenfold.models.networks.dual import DualEncoder
 from tokenfold.runtime.dual import DualSession
 
 

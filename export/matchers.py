@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tokenfold.bundle.workload import Method
+from tokenfold.models.networks.vit import VisionConfig
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe, margin
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vit import VisionConfig
 
 
 def matchers(method: Method, config: VisionConfig) -> list[Matcher] | None:

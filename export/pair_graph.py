@@ -21,11 +21,11 @@ from tokenfold.bundle.workload import Plan
 from tokenfold.export import onnx_file
 from tokenfold.export.stems import stem
 from tokenfold.export.symbolic import Symbolic, on_host
-from tokenfold.models.meter import Meter
+from tokenfold.models.networks.meter import Meter
+from tokenfold.models.networks.vilt import Vilt
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vilt import Vilt
 
 MOST_SIDE = 64
 """Rows or columns of patches that an image of another grid than the network's may have."""
@@ -66,7 +66,7 @@ class VisionGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         _, height, width, _ = image.shape
         grid = (height // self.side, width // self.side)
-        tokens: Tensor = self.model.embed_image(self.stem(image), grid, run=Symbolic())
+        tokens: Tensor = self.model.embed_image(self.stem(image), grid, ops=Symbolic())
         return tokens.float()
 
     def write(self, path: Path) -> None:
@@ -139,7 +139,7 @@ class JointGraph(nn.Module):
             plan=amounts,
             matchers=self.matchers,
             weighted=self.weighted,
-            run=Symbolic(),
+            ops=Symbolic(),
         )
         answers = []
         for task in self.tasks:

@@ -21,8 +21,8 @@ from tokenfold.export.quantise import replace
 from tokenfold.export.recipe import Recipe, RecipeError, Stage, plan_levels
 from tokenfold.export.versions import versions
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.models.meter import Meter, merging_tower
-from tokenfold.models.vilt import Vilt
+from tokenfold.models.networks.meter import Meter, merging_tower
+from tokenfold.models.networks.vilt import Vilt
 from tokenfold.runtime.pair import PairSession
 
 

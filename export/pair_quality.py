@@ -26,8 +26,8 @@ from tokenfold.bundle.tasks import PairTask, Task
 from tokenfold.bundle.text import EmptyTextError, TextEncoder
 from tokenfold.export.items import Line, read_items
 from tokenfold.export.quality import DataError, Photos, quality
-from tokenfold.models.pair import images as images_of
-from tokenfold.runtime.pair import Asked, Float, ask
+from tokenfold.models.networks.pair import images as images_of
+from tokenfold.runtime.pair import Float, PairRunner, ask
 
 GENERIC: dict[PairTask, tuple[str, ...]] = {
     "vqa": ("What is this?", "What colour is it?", "How many are there?", "Is it outside?"),
@@ -108,11 +108,11 @@ def _answered(lines: Iterable[Line], tasks: Mapping[PairTask, tuple[str, ...]]) 
 
 def measure(
     manifest: Manifest,
-    session: Asked,
+    session: PairRunner,
     items: Items,
     text: TextEncoder,
     *,
-    unreduced: Asked,
+    unreduced: PairRunner,
     threads: int,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[Task, Quality]]:
@@ -134,7 +134,7 @@ def measure(
             raise DataError(f"{items.photos.source}: {error}") from error
         size = np.ones(ids.shape, dtype=np.float32)
 
-        def answer(network: Asked, images: list[Float], plans: list[tuple[int, ...]]) -> int:
+        def answer(network: PairRunner, images: list[Float], plans: list[tuple[int, ...]]) -> int:
             logits = ask(network, images, ids, size, plans, task=item.task)[-1].logits
             assert logits is not None
             return int(logits[0].argmax())

@@ -6,15 +6,13 @@ import torch
 
 from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.preprocess import Pixels
-from tokenfold.bundle.tasks import PairTask
-from tokenfold.bundle.workload import Plan
 from tokenfold.export.pair_graph import counts, pair_matchers
 from tokenfold.export.verify import normalised
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.runtime.pair import Float, Int, PairOutput
+from tokenfold.runtime.pair import Float, PairInputs, PairOutput, PairRunner
 
 
-class Reference:
+class Reference(PairRunner):
     """The network of a checkpoint; see `tokenfold.runtime.pair.PairSession` for its methods."""
 
     def __init__(
@@ -41,26 +39,16 @@ class Reference:
         patches = self._model.patch_embed(images)
         return self._model.embed_image(patches, (height // side, width // side))
 
-    def fuse(
-        self,
-        image_tokens: Float,
-        input_ids: Int,
-        text_size: Float,
-        plan: Plan,
-        *,
-        task: PairTask,
-        second: bool = False,
-        other: Float | None = None,
-        slots: bool = False,
-    ) -> PairOutput:
+    def _fuse(self, inputs: PairInputs, slots: bool) -> PairOutput:
+        plan, other = inputs.plan, inputs.other
         # PuMer's layers would ask which tokens matter even where none is to go.
         plain = self._workload.method == "pumer" and not any(plan)
         with torch.inference_mode():
             fused = self._model.fuse(
-                torch.from_numpy(image_tokens),
-                torch.from_numpy(input_ids),
-                torch.from_numpy(text_size),
-                second=second,
+                torch.from_numpy(inputs.image_tokens),
+                torch.from_numpy(inputs.input_ids),
+                torch.from_numpy(inputs.text_size),
+                second=other is not None,
                 plan=None if plain else counts(self._workload, plan),
                 matchers=self._matchers,
                 weighted=self._weighted,
@@ -68,8 +56,9 @@ class Reference:
             seen = fused.pooled
             if other is not None:
                 seen = torch.cat([torch.from_numpy(other), seen], dim=-1)
-            answered = task != "reason" or second
-            logits = self._model.heads.logits(seen, task).numpy() if answered else None
+            logits = None
+            if inputs.has_logits:
+                logits = self._model.heads.logits(seen, inputs.task).numpy()
         return PairOutput(
             logits,
             fused.pooled.numpy(),

@@ -19,8 +19,8 @@ from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import TextEncoder
 from tokenfold.bundle.workload import Plan
 from tokenfold.export.verify import VerificationError, judge, random_images
-from tokenfold.models.pair import images as images_of
-from tokenfold.runtime.pair import Asked, Float, Int, PairOutput, ask
+from tokenfold.models.networks.pair import images as images_of
+from tokenfold.runtime.pair import Float, Int, PairOutput, PairRunner, ask
 
 LEAST_WORDS = 3
 """Tokens of a text of one word."""
@@ -68,8 +68,8 @@ def cases(
 
 def verify(
     manifest: Manifest,
-    reference: Asked,
-    sessions: Sequence[Asked],
+    reference: PairRunner,
+    sessions: Sequence[PairRunner],
     given: Sequence[Case],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -123,7 +123,7 @@ class _Answer(NamedTuple):
 
 
 def _answer(
-    network: Asked, images: Sequence[Float], case: Case, plan: Plan, task: PairTask
+    network: PairRunner, images: Sequence[Float], case: Case, plan: Plan, task: PairTask
 ) -> _Answer:
     found = ask(network, images, case.ids, case.size, [plan] * len(images), task=task, slots=True)
     logits = found[-1].logits

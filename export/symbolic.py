@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES, VERSION
-from tokenfold.models.operators import Count, Tokens
+from tokenfold.models.networks.operators import Count, Tokens
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.pumer import PuMer
@@ -44,7 +44,7 @@ class Symbolic:
     def importance(
         self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
-        """As `tokenfold.models.operators.Operators.importance`."""
+        """As `tokenfold.models.networks.operators.Operators.importance`."""
         return _emit(
             "Importance",
             [q, k, size, query_size, _tensor(queries)],
@@ -61,7 +61,7 @@ class Symbolic:
         amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
-        """As `tokenfold.models.operators.Operators.reduce`, with counts that are tensors."""
+        """Reduce with counts that are tensors; see `Operators.reduce`."""
         x, size, trace, text = tokens
         batch, before, dim = x.shape
         kind, attributes = _node(matcher)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenfold.inference.predictor import Predictor
-    from tokenfold.runtime.session import Device
+    from tokenfold.runtime.graph import Device
 
 __all__ = ["open"]
 

@@ -30,7 +30,7 @@ from tokenfold.export.recipe import Recipe
 from tokenfold.models.checkpoints import native
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.pair import Float
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 from tokenfold.runtime.tensorrt import plugins, process, runtime, target, variant
 from tokenfold.runtime.tensorrt.spec import EngineError, engine_specs
 from tokenfold.runtime.tensorrt.store import EngineStore
@@ -71,11 +71,11 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """Run on the CPU instead of a GPU with TensorRT; returns the options of each opened bundle."""
-    opened: list[Opening] = []
+    opened: list[SessionOptions] = []
 
-    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+    def on_cpu(bundle: Bundle, opening: SessionOptions) -> Graphs:
         opened.append(opening)
         return open_graphs(bundle)
 
@@ -126,12 +126,12 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
 
 
 def test_engines_are_built_and_measured(
-    exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
+    exported: Path, root: Path, openings: list[SessionOptions], run: Callable[..., dict[str, Any]]
 ) -> None:
     report = run(exported, "--r", "2", "--no-memory")
     rows = [(row["batch"], row["level"]) for row in report["rows"]]
     assert rows == [(batch, level) for batch in (1, 2) for level in ("exact", "most", "r=2")]
-    assert openings == [Opening("tensorrt", engines=root, static=False)]
+    assert openings == [SessionOptions("tensorrt", engines=root, static=False)]
     assert report["tensorrt"] == {
         "version": "tensorrt 11.4.0",
         "gpu": TARGET.gpu,
@@ -146,12 +146,12 @@ def test_engines_are_built_and_measured(
 
 
 def test_onnx_runtime_and_single_plan_engines_are_compared(
-    exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
+    exported: Path, root: Path, openings: list[SessionOptions], run: Callable[..., dict[str, Any]]
 ) -> None:
     out = root.parent / "found.json"
     report = run(exported, "--r", "2", "--beside", "cuda", "--static-levels", "--out", out)
-    engine = Opening("tensorrt", engines=root, static=False)
-    assert openings == [engine, Opening("cuda"), engine._replace(static=True)]
+    engine = SessionOptions("tensorrt", engines=root, static=False)
+    assert openings == [engine, SessionOptions("cuda"), engine._replace(static=True)]
     tensorrt = report["tensorrt"]
     assert [
         (engine_file.get("level"), engine_file["bytes"]) for engine_file in tensorrt["engines"]
@@ -249,7 +249,7 @@ def test_runs_with_different_logits_are_not_compared(
     run: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+    def on_cpu(bundle: Bundle, opening: SessionOptions) -> Graphs:
         graphs = open_graphs(bundle)
         correct_run = graphs.run
 

@@ -22,7 +22,7 @@ from tokenfold.export.pair_graph import JointGraph, VisionGraph, counts, pair_ma
 from tokenfold.export.pair_reference import Reference
 from tokenfold.export.verify import random_images
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.models.pair import images as images_of
+from tokenfold.models.networks.pair import images as images_of
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.runtime.native import DOMAIN
 from tokenfold.runtime.native import onnxruntime as library

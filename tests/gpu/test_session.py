@@ -28,13 +28,14 @@ from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
 from tokenfold.export.verify import judge, random_images
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
-from tokenfold.models.pair import images as images_of
+from tokenfold.models.networks.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.buckets import buckets_up_to
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import Array, Device
 from tokenfold.runtime.pair import PairSession, ask
-from tokenfold.runtime.session import Array, BaseSession, Device, Session
+from tokenfold.runtime.session import BaseSession, Session
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

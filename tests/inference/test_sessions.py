@@ -22,7 +22,7 @@ from tokenfold.inference import sessions
 from tokenfold.inference.backend import PIXELS, TOKENS, Backend, Call, Sample
 from tokenfold.inference.sessions import SessionBackend
 from tokenfold.runtime.cuda.buckets import BUCKETS
-from tokenfold.runtime.session import Device
+from tokenfold.runtime.graph import Device
 from tokenfold.service.settings import DEMO
 
 PLAN = (2, 4, 1, 1, 2, 1)

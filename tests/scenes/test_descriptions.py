@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tokenfold import scenes
-from tokenfold.models.training.retrieval_data import MOST_TEXT, TEXT
+from tokenfold.models.training.retrieval_data import MAX_TEXT, TEXT
 from tokenfold.scenes.descriptions import DESCRIPTION_WORDS, ROWS, description, query
 from tokenfold.scenes.phrases import plural_of
 from tokenfold.scenes.world import SIZE
@@ -23,7 +23,7 @@ def test_every_word_is_known_and_no_text_is_truncated(describe: Describe) -> Non
         encoding = TEXT.encode(describe(scenes.scene(seed), np.random.default_rng(seed)))
         assert "[UNK]" not in encoding.tokens
         assert not encoding.cut
-        assert len(encoding.ids) < MOST_TEXT
+        assert len(encoding.ids) < MAX_TEXT
 
 
 def test_a_description_names_every_thing() -> None:

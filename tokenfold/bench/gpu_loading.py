@@ -27,7 +27,7 @@ from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.machine import machine
 from tokenfold.runtime.pair import Float
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 
 TOLERANCE, REDUCED_TOLERANCE = 0.05, 0.5
 """Largest relative error of logits, norm over norm, at which two runs count as the same network.
@@ -79,7 +79,7 @@ def load(
     manifest = bundle.manifest
 
     def graphs_of(
-        opened_bundle: Bundle, opening: Opening, plans: Sequence[Plan], suffix: str = ""
+        opened_bundle: Bundle, opening: SessionOptions, plans: Sequence[Plan], suffix: str = ""
     ) -> Graphs:
         graphs = open_graphs(opened_bundle, opening)
         stack.callback(graphs.close)
@@ -92,7 +92,7 @@ def load(
             notice("runs that could not be recorded are launched kernel by kernel")
         return graphs
 
-    opening = Opening(options.backend, engines=root, static=False)
+    opening = SessionOptions(options.backend, engines=root, static=False)
     graphs = graphs_of(bundle, opening, _plans(targets))
     if not graphs.native:
         notice("the ops are not compiled for CUDA, so portable ops run")
@@ -101,7 +101,9 @@ def load(
         other_graphs = graphs_of(other.bundle, opening, _plans(other.targets))
         contenders.append(Contender("other", other_graphs, other.targets))
     if options.beside is not None:
-        cuda = graphs_of(bundle, Opening(options.beside), _plans(targets), " in ONNX Runtime")
+        cuda = graphs_of(
+            bundle, SessionOptions(options.beside), _plans(targets), " in ONNX Runtime"
+        )
         contenders.append(Contender("cuda", cuda, targets))
     if root is not None and options.static_levels:
         fixed = engines.fixed_plans(bundle, root)

@@ -21,13 +21,13 @@ from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import TextEncoder
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.dual import DualSession
-from tokenfold.runtime.pair import Asked, Float, Int, PairSession, ask
-from tokenfold.runtime.session import BaseSession, Opening, Session
+from tokenfold.runtime.pair import Float, Int, PairRunner, PairSession, ask
+from tokenfold.runtime.session import BaseSession, Session, SessionOptions
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 DISTINCT_BATCHES = 16
 SEED = 0
-ON_CPU = Opening()
+ON_CPU = SessionOptions()
 
 
 class Questions(NamedTuple):
@@ -87,7 +87,7 @@ class Graphs(ABC):
 class ImageGraphs(Graphs):
     """Graphs of a bundle that classifies images."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: Session = Session(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -99,7 +99,7 @@ class ImageGraphs(Graphs):
 class PairGraphs(Graphs):
     """Graphs of a bundle that takes images with texts."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: PairSession = PairSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -119,7 +119,7 @@ class PairGraphs(Graphs):
 class DualGraphs(Graphs):
     """Graphs of a dual encoder's bundle."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: DualSession = DualSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -128,7 +128,9 @@ class DualGraphs(Graphs):
         return self.session.embed_images(inputs, plan).vectors
 
 
-def open_graphs(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
+def open_graphs(
+    bundle: Bundle, opening: SessionOptions = ON_CPU
+) -> ImageGraphs | PairGraphs | DualGraphs:
     """Load the graphs of a bundle.
 
     Raises:
@@ -141,7 +143,7 @@ def open_graphs(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | Pair
     return ImageGraphs(bundle, opening)
 
 
-def pair_logits(network: Asked, inputs: Questions, plan: Plan) -> Float:
+def pair_logits(network: PairRunner, inputs: Questions, plan: Plan) -> Float:
     """Embed the images, answer the questions and return the logits (B, classes)."""
     images = [network.embed(side) for side in inputs.images]
     plans = [plan] * len(images)

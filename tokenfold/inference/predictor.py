@@ -30,8 +30,8 @@ from tokenfold.inference.outputs import Vectors, similarity_of, vector
 from tokenfold.inference.prepared import Prepared
 from tokenfold.inference.request import Item, ItemResult, Request, Result, matrix, one_by_one
 from tokenfold.inference.texts import readable
+from tokenfold.runtime.graph import Device
 from tokenfold.runtime.machine import cores
-from tokenfold.runtime.session import Device
 
 ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, the bytes of an image file, a Pillow image, or an array (H, W, 3) uint8 in RGB."""

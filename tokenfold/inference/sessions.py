@@ -20,8 +20,9 @@ from tokenfold.inference.backend import PIXELS, TOKENS, Backend, Call, Sample
 from tokenfold.runtime.cuda import buckets
 from tokenfold.runtime.cuda.buffers import RUNS_IN_FLIGHT
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import Device
 from tokenfold.runtime.pair import Float, PairOutput, PairSession, ask
-from tokenfold.runtime.session import BaseSession, Device, Session
+from tokenfold.runtime.session import BaseSession, Session
 
 # A run over a few tokens takes as long as it takes to read the weights, so texts share runs on a
 # CPU: 16 texts of 8 tokens take 6.9 ms each with matrices of CLIP-B/16's sizes, one alone 22 ms.
