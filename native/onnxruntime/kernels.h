@@ -1,6 +1,7 @@
-// The kernels behind the ops, for one image each. Built once per instruction set; `best` picks.
+// The kernels behind the ops, for one image each. They are compiled once per instruction set; `best`
+// returns the fastest that the processor supports.
 //
-// All are deterministic, and equal to the function bodies in native/functions.py.
+// All are deterministic, and agree with the function bodies of export/ops/functions.py.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +9,13 @@
 
 namespace tokenfold {
 
-// IEEE half precision: storage only, all arithmetic is float32.
+// IEEE half precision, for storage only: all arithmetic is float32. GCC before 13 has _Float16 in C++ for
+// x86 alone.
+#ifdef __aarch64__
+using half = __fp16;
+#else
 using half = _Float16;
+#endif
 
 // q, k, v are rows of `stride` elements that start at the head's first channel; out likewise.
 // log_size (tokens) is added to every row of scores.

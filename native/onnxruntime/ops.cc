@@ -57,7 +57,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
 #ifdef TOKENFOLD_WITH_CUDA
       tokenfold::add_cuda_ops(made);
       tokenfold::add_linear_ops(made);
-      tokenfold::add_packed_ops(made);
 #endif
       return made;
     }();

@@ -16,7 +16,7 @@ from tokenfold.export.matchers import matchers
 from tokenfold.export.verify import normalised, random_images
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
 from tokenfold.models.dual import DualEncoder
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.session import Feeds, Graph, open_graph
 
 CHECKPOINTS = {"clip": tiny.dual_checkpoint(), "siglip": tiny.dual_checkpoint(siglip=True)}

@@ -24,8 +24,8 @@ from tokenfold.export.ops.functions import functions
 from tokenfold.export.pair_graph import JointGraph, VisionGraph
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
+from tokenfold.runtime.libraries import DOMAIN
 
 GRAPHS: dict[str, Callable[[Path], None]] = {}
 """Each writes one graph, of tiny networks of every kind."""
@@ -131,7 +131,7 @@ def test_no_graph_copies(name: str, tmp_path: Path) -> None:
     GRAPHS[name](path)
     model = onnx.load(path)
     assert placement.copies(model) == []
-    if compiler() is not None and library.find() is not None:
+    if compiler() is not None and libraries.find() is not None:
         # A session decides on what its first, general optimisations left.
         simplified = optimised(path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
         assert placement.copies(simplified) == []
@@ -190,7 +190,7 @@ def test_an_input_that_both_sides_want_is_copied() -> None:
 
 
 def test_the_rule_knows_what_our_ops_want_on_the_host() -> None:
-    folder = TOP / "export" / "plugins" / "onnxruntime"
+    folder = TOP / "native" / "onnxruntime"
     source = "".join(path.read_text() for path in sorted(folder.glob("cuda_*.cc")))
     declared = re.findall(r'"(\w+)", \{x,[^;]*?cuda\((?:\{([\d, ]+)\})?\)', source)
     assert {kind for kind, _ in declared} == set(functions())

@@ -14,9 +14,8 @@ import onnxruntime as ort
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime import hugepages
+from tokenfold.runtime import hugepages, libraries
 from tokenfold.runtime.machine import saturates
-from tokenfold.runtime.native import onnxruntime as library
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 """What runs a graph: ONNX Runtime on the CPU or on the GPU, or an engine of TensorRT there."""
@@ -84,10 +83,10 @@ class CpuGraph:
         if saturates():
             # Unsigned weights then; nearly half as fast, so not where it is not needed.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        plugin = library.find() if native else None
-        if plugin is not None:
-            options.register_custom_ops_library(str(plugin))
-        self.native = plugin is not None
+        library = libraries.native_ops().path if native else None
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        self.native = library is not None
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs: Mapping[str, Sequence[int | str]] = {
             given.name: tuple(given.shape) for given in self._session.get_inputs()
@@ -123,7 +122,7 @@ class CpuGraph:
 def open_graph(
     path: Path,
     *,
-    device: library.Device = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     size: tuple[int, int] | None = None,
     threads: int = 1,
     native: bool = True,
@@ -133,7 +132,7 @@ def open_graph(
     Args:
         size: (height, width) of most images, in pixels, for a graph that takes several.
         threads: inside one run. On a CPU, one-thread runs side by side beat wider ones.
-        native: whether to use the compiled ops where they are built.
+        native: whether to use the compiled ops where they are built and can be loaded.
 
     Raises:
         RuntimeError: there is no such device; see `tokenfold.runtime.cuda.session.missing`.

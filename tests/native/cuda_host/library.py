@@ -17,8 +17,8 @@ import pytest
 from tests.native.cuda_host import interface
 
 HERE = Path(__file__).parent
-TOP = HERE.parent.parent
-KERNELS = TOP / "export" / "plugins" / "kernels"
+TOP = HERE.parents[2]
+KERNELS = TOP / "native" / "kernels"
 SOURCES = [
     *sorted(KERNELS.glob("*.cu")),
     *sorted(KERNELS.glob("*.cc")),

@@ -8,7 +8,6 @@ extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* raw_options, const Or
   static Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain made{"tokenfold"};
     tokenfold::add_cuda_ops(made);
-    tokenfold::add_packed_ops(made);
     tokenfold::add_linear_ops(made);
     return made;
   }();

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.native.cuda_host import library
 from tests.native.cuda_host.library import FLAGS, HERE, KERNELS, TOP
 
-PLUGINS = TOP / "export" / "plugins" / "tensorrt"
+PLUGINS = TOP / "native" / "tensorrt"
 
 
 RUNTIME = HERE / "runtime"

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from tests.runtime.cuda.fake_runtime import FakeRuntime
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.device import Stream
-from tokenfold.runtime.native import onnxruntime as library
 from tokenfold.runtime.session import open_graph
 
 
@@ -39,18 +39,18 @@ def test_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu", "provider")
 def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(library.CUDA_VARIABLE, "none")
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], "none")
     assert "make plugins-cuda" in str(session.missing())
     built = tmp_path / "library.so"
     built.touch()
-    monkeypatch.setenv(library.CUDA_VARIABLE, str(built))
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], str(built))
     assert session.missing() is None
 
 
 @pytest.mark.usefixtures("gpu", "provider")
 def test_a_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """ONNX Runtime then opens the graph on the CPU, and only its log says so."""
-    monkeypatch.setenv(library.CUDA_VARIABLE, "none")
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], "none")
     given: dict[str, object] = {}
 
     class OnTheCpu:

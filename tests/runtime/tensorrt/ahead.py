@@ -15,7 +15,7 @@ from tests.runtime.tensorrt.bundles import bundle as exported
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS, Precision
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.tensorrt import flavour, network, plugins, target
 from tokenfold.runtime.tensorrt.builder import Builder, Layer
 from tokenfold.runtime.tensorrt.flavour import Flavour

@@ -19,7 +19,7 @@ from tests.runtime.tensorrt.ahead import GPU, RTX, needs_rtx
 from tests.runtime.tensorrt.bundles import bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
-from tokenfold.runtime.native import tensorrt as library
+from tokenfold.runtime import libraries
 from tokenfold.runtime.tensorrt import flavour, process, runtime, target
 from tokenfold.runtime.tensorrt.engine import Engine
 from tokenfold.runtime.tensorrt.engines import Engines
@@ -35,7 +35,7 @@ pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 @pytest.fixture
 def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BackendKind:
     """As on a machine with that GPU."""
-    monkeypatch.setenv(library.VARIABLE, str(plugins.build()))
+    monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(plugins.build()))
     own = ahead.rtx()
     monkeypatch.setattr(flavour, "load", lambda: own)
     monkeypatch.setattr(target, "here", lambda own, found: target.ahead(own, found, GPU))

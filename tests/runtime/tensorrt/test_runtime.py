@@ -20,11 +20,11 @@ from tests.runtime.tensorrt.bundles import bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import CudaError
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
-from tokenfold.runtime.native import tensorrt as library
 from tokenfold.runtime.pair import PairSession
 from tokenfold.runtime.session import Session
 from tokenfold.runtime.tensorrt import flavour, plugins, runtime, target
@@ -385,9 +385,9 @@ class TestMissing:
         self, tensorrt: EngineStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(flavour, "load", lambda: tensorrt.flavour)
-        monkeypatch.setenv(library.VARIABLE, "none")
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], "none")
         assert "make plugins-tensorrt" in str(runtime.missing())
-        monkeypatch.setenv(library.VARIABLE, str(tmp_path / "library.so"))
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(tmp_path / "library.so"))
         assert "which is no file" in str(runtime.missing())
         (tmp_path / "library.so").write_bytes(b"nothing")
         assert "is no library of plugins" in str(runtime.missing())
@@ -397,7 +397,7 @@ class TestMissing:
     ) -> None:
         path = tmp_path / "library.so"
         path.write_bytes(b"a library")
-        monkeypatch.setenv(library.VARIABLE, str(path))
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(path))
         monkeypatch.setattr(flavour, "load", lambda: tensorrt.flavour)
         monkeypatch.setattr(
             ctypes, "CDLL", lambda _: SimpleNamespace(TokenfoldTensorRtProblem=SimpleNamespace())

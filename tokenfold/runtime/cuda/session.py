@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime as ort
 
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import Stream
 from tokenfold.runtime.cuda.lanes import Array
 from tokenfold.runtime.cuda.runner import Feeds, Place
-from tokenfold.runtime.native import onnxruntime as library
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -25,7 +25,7 @@ def missing() -> str | None:
         return why
     if (why := _without_provider()) is not None:
         return why
-    if library.find("cuda") is None:
+    if libraries.find("cuda") is None:
         return "the ops are not compiled for CUDA: make plugins-cuda"
     return None
 
@@ -64,9 +64,9 @@ def opened(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    plugin = library.find("cuda") if native else None
-    if plugin is not None:
-        options.register_custom_ops_library(str(plugin))
+    library = libraries.find("cuda") if native else None
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     choices: dict[str, Any] = {
         "device_id": "0",
         "user_compute_stream": str(int(stream.handle)),
@@ -81,7 +81,7 @@ def opened(
     if session.get_providers()[0] != PROVIDER:
         raise RuntimeError(f"ONNX Runtime could not load its {PROVIDER}; its log says why")
     session.disable_fallback()
-    return session, plugin is not None
+    return session, library is not None
 
 
 class OnnxRunner:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenfold.runtime.native import tensorrt as library
+from tokenfold.runtime import libraries
 from tokenfold.runtime.tensorrt.flavour import Flavour, TensorRtError
 
 
@@ -15,7 +15,7 @@ class Plugins(NamedTuple):
     """The ops as plugins, registered as long as the process lives.
 
     Attributes:
-        fingerprint: of their library; see `library.fingerprint`.
+        fingerprint: of their library; see `libraries.fingerprint`.
     """
 
     fingerprint: str
@@ -31,13 +31,13 @@ def registered(flavour: Flavour, path: Path | None = None) -> Plugins | None:
     """The plugins, or None where their library is not built.
 
     Args:
-        path: of the library; by default what `library.find` finds.
+        path: of the library; by default what `libraries.find` finds.
 
     Raises:
         TensorRtError: TensorRT does not take the library.
-        FileNotFoundError: see `library.find`.
+        FileNotFoundError: see `libraries.find`.
     """
-    path = path or library.find()
+    path = path or libraries.find("tensorrt")
     return None if path is None else _registered(flavour, path.resolve())
 
 
@@ -50,4 +50,4 @@ def _registered(flavour: Flavour, path: Path) -> Plugins:
         raise TensorRtError(f"{path} is no library of plugins: {error}") from error
     if not flavour.api.get_plugin_registry().load_library(str(path)):
         raise TensorRtError(f"{flavour.version} does not take the plugins of {path}")
-    return Plugins(library.fingerprint(path), handle)
+    return Plugins(libraries.fingerprint(path), handle)
