@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import struct
 import subprocess
 import threading
@@ -21,7 +20,7 @@ import onnxruntime as ort
 Array = npt.NDArray[Any]
 
 VARIABLE = "TOKENFOLD_TEST_AARCH64"
-"""Names the folder that `make plugins-aarch64` fills; tests of the ops then run on aarch64."""
+"""Names the folder that `make test-aarch64` fills; the tests of the ops then run on aarch64."""
 
 SYSTEM = Path("/usr/aarch64-linux-gnu")
 """Debian's libraries for aarch64, which come with its cross compiler."""
@@ -47,14 +46,6 @@ _DTYPES: dict[int, type[np.generic]] = {
 }
 _KINDS = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
 _INVALID_ARGUMENT = 2
-
-
-def missing() -> str | None:
-    """Return which program for building or emulating aarch64 is missing, or None."""
-    for program in ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake"):
-        if shutil.which(program) is None:
-            return f"found no {program}: run `make plugins-aarch64` as root on Debian"
-    return None
 
 
 def enabled() -> bool:
@@ -150,10 +141,10 @@ class _Driver:
 @cache
 def _driver() -> _Driver:
     folder = Path(os.environ[VARIABLE])
-    (runtime,) = folder.glob("libonnxruntime.so.*")
+    (runtime,) = folder.glob("onnxruntime-*/onnxruntime/capi/libonnxruntime.so.*")
     library = folder / "libtokenfold_ort.so"
     emulator: list[str | Path] = ["qemu-aarch64", "-cpu", PROCESSOR, "-L", _root(folder)]
-    driver = _Driver([*emulator, folder / "driver", runtime, library])
+    driver = _Driver([*emulator, folder / "driver" / "driver", runtime, library])
     atexit.register(driver.close)
     return driver
 

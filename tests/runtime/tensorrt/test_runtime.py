@@ -388,7 +388,7 @@ class TestMissing:
         monkeypatch.setenv(libraries.VARIABLES["tensorrt"], "none")
         assert "make plugins-tensorrt" in str(runtime.missing())
         monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(tmp_path / "library.so"))
-        assert "which is no file" in str(runtime.missing())
+        assert "which is not a file" in str(runtime.missing())
         (tmp_path / "library.so").write_bytes(b"nothing")
         assert "is no library of plugins" in str(runtime.missing())
 
