@@ -87,7 +87,8 @@ def native_ops() -> NativeOps:
     variable = VARIABLES["cpu"]
     if os.environ.get(variable) == "none":
         return NativeOps(reason=f"{variable} is none")
-    return NativeOps(reason=f"{FOLDER / FILES['cpu']} does not exist: build it with `make plugins`")
+    missing = FOLDER / FILES["cpu"]
+    return NativeOps(reason=f"{missing} does not exist; in a checkout, `make plugins` builds it")
 
 
 def fingerprint(path: Path) -> str:
