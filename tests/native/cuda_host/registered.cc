@@ -1,4 +1,4 @@
-// The ops for CUDA, which ONNX Runtime is told are ops for the CPU.
+// Registers the ops for CUDA with ONNX Runtime as ops for the CPU.
 
 #include "cuda_ops.h"
 #include "onnxruntime_cxx_api.h"

@@ -1,4 +1,4 @@
-"""The ops that ONNX Runtime runs on CUDA, built to run on this machine's processor."""
+"""The ops for CUDA of the op library, compiled for this machine's processor."""
 
 from __future__ import annotations
 
