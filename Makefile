@@ -1,10 +1,13 @@
-# `make serve` and `make test` need nothing but python3 with venv: they install the rest here.
+# Everything this project builds, runs and checks. `make help` lists the targets.
 #
-#   .venv        what the service needs: no torch
-#   .venv-test   that, and what export, training and the tests need
-#   .venv-gpu    the same with ONNX Runtime for GPUs, which excludes the other: for `make test-gpu`
+# `make serve` and `make test` need nothing but python3 with venv. They install the rest here:
 #
-# All hold this checkout in editable form, and are brought up to date when pyproject.toml changes.
+#   .venv        what the service needs; no torch
+#   .venv-test   the same, and what export, training and the tests need
+#   .venv-gpu    the same with ONNX Runtime for GPUs, which excludes the one for CPUs: for `make test-gpu`
+#
+# Each environment installs this checkout in editable form, in the versions of requirements/constraints.txt.
+# It is updated when that file or pyproject.toml changes.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,102 +15,204 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# ---------------------------------------------------------------------------------------------- settings
+
 PYTHON ?= python3
-# The exact version is installed before anything that names a range: a range would bring the newest build,
-# and gigabytes of CUDA libraries with it.
+# The exact version is installed before any package that accepts a range of versions: a range would bring
+# the newest build, and with it gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
-# For every pip install, such as: --extra-index-url https://download.pytorch.org/whl/cpu
+# Added to every pip install, e.g. an index of CPU builds of torch.
 PIP_ARGS ?=
+# Port of `make serve`.
 PORT ?= 8000
-# What `make bench` and `make load` measure.
+# Bundle that `make bench` and `make load` measure.
 BUNDLE ?= models/demo/bundles/cifar10
-# Further arguments for what serve, bench or load runs, and for pytest.
+# Added to the command line of serve, bench and load, and to that of pytest.
 ARGS ?=
 PYTEST_ARGS ?=
-
-# What `make demo` trains on.
+# Data set that `make demo` trains on.
 DATA ?= ../shared/data/cifar10-train.zip
+# CUDA architectures of the GPU libraries, e.g. 90 for an H100 alone, which compiles much sooner. By
+# default all of native/kernels/architectures.txt. After a change run `make -B plugins-cuda plugins-tensorrt`.
+CUDA_ARCHITECTURES ?=
+# Folder of NvInferRuntime.h, to compile the plugins with NVIDIA's declarations instead of this project's.
+# After a change run `make -B plugins-tensorrt`.
+TENSORRT_INCLUDE_DIR ?=
 
 build := build
+dist := dist
 demo := models/demo
 comma := ,
-# The compiled libraries lie in the package, so that a wheel holds them.
+constraints := requirements/constraints.txt
+test_bin := .venv-test/bin
+
+# The compiled libraries lie in the package, where tokenfold/runtime/libraries.py looks for them.
 libraries := tokenfold/runtime/native
-plugins := native/onnxruntime
 library := $(libraries)/libtokenfold_ort.so
-sources := $(shell find $(plugins) -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
-kernels := native/kernels
 cuda_library := $(libraries)/libtokenfold_ort_cuda.so
-cuda_sources := native/CMakeLists.txt $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
-tensorrt := native/tensorrt
 tensorrt_library := $(libraries)/libtokenfold_tensorrt.so
+
+plugins := native/onnxruntime
+kernels := native/kernels
+tensorrt := native/tensorrt
+sources := $(wildcard $(addprefix $(plugins)/,*.cc *.h *.txt) native/third_party/onnxruntime/include/*.h)
+cuda_sources := native/CMakeLists.txt $(wildcard $(addprefix $(kernels)/,*.cu *.cuh *.cc *.h *.txt))
 tensorrt_sources := $(wildcard $(addprefix $(tensorrt)/,*.cc *.h *.txt))
-# Such as 90 for an H100: the libraries are built for this alone then, and much sooner. After another value,
-# `make -B plugins-cuda plugins-tensorrt`.
-CUDA_ARCHITECTURES ?=
-# Folder of NvInferRuntime.h, to compile with NVIDIA's declarations and not with ours. After another value,
-# `make -B plugins-tensorrt`.
-TENSORRT_INCLUDE_DIR ?=
+
 tools := $(build)/tools
 cmake := $(or $(shell command -v cmake),$(tools)/bin/cmake)
 
-# Recipes use these for the virtual environment their target lies in: $(@D), or what it is given.
-new_enough := import sys; sys.exit(sys.version_info < (3, 11) and "Tokenfold needs Python 3.11 or newer")
-define make_venv
-	@echo 'Installing into $(or $(1),$(@D)); the first time takes a while'
-	@$(PYTHON) -c '$(new_enough)'
-	@test -x $(or $(1),$(@D))/bin/pip || $(PYTHON) -m venv --clear $(or $(1),$(@D))
-endef
-pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
-
-# Compiles a library: its target, CMake's project, the build folder and the library's in there, options
-# for CMake, and a command for $headers in them.
-define build_library
-	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
-	@headers=$$($(6)) && \
-	$(cmake) -S $(2) -B $(3) $(5) && \
-	$(cmake) --build $(3) --target $(1) --parallel && \
-	$(cmake) --install $(4) --prefix $(@D)
-	@touch $@
-endef
-# One for GPUs: its target, its folder in the build, options, command. They share a build, for kernels take
-# minutes to compile.
-define build_gpu_library
-	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
-	$(call build_library,$(1),native,$(build)/plugins-gpu,$(build)/plugins-gpu/$(2),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(3),$(4))
-endef
-ort_option := -DORT_INCLUDE_DIR="$$headers"
-ort_headers := $(plugins)/headers.sh $(build)
-
-# A trained network in fp32 and int8: its name, further arguments for export.
-define export_demo
-	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1) $(2)
-	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1) --save
-	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --precision int8 --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1)-int8 $(2)
-	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1)-int8 --save
-endef
-
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------------------------------------- serve
 
 .PHONY: serve
 serve:  ## serve the built-in models on PORT, 8000 by default
-	@# At the same time: one waits for the network while the other compiles.
+	@# In parallel: the installation waits for the network while the compiler runs.
 	@$(MAKE) -s -j2 .venv/.installed optional-plugins
 	export TOKENFOLD_DATA_DIR="$${TOKENFOLD_DATA_DIR:-$(build)/data}"; \
 	exec .venv/bin/tokenfold serve --port $(PORT) --sample-gallery $(ARGS)
 
+.PHONY: bench
+bench: .venv/.installed optional-plugins  ## measure every level of BUNDLE
+	.venv/bin/tokenfold bench $(BUNDLE) $(ARGS)
+
+.PHONY: load
+load: .venv/.installed optional-plugins  ## compare the served throughput of BUNDLE with the bare session's
+	.venv/bin/python -m load_tests.served_vs_bare $(BUNDLE) $(ARGS)
+
+# ------------------------------------------------------------------------------------------------- check
+
 .PHONY: test
 test: .venv-test/.installed optional-plugins  ## check the style, the types, and that all tests pass
-	.venv-test/bin/ruff check .
-	.venv-test/bin/ruff format --check .
-	.venv-test/bin/mypy
-	@# A file's tests stay together: they share servers and exports.
-	.venv-test/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(test_bin)/ruff check .
+	$(test_bin)/ruff format --check .
+	$(test_bin)/mypy
+	@# The tests of a file stay in one process, because they share servers and exports.
+	$(test_bin)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
-# compute-sanitizer comes with the CUDA toolkit. The large shapes take it too long, and no test of the
-# others is late because of it.
+.PHONY: test-more
+test-more: .venv-test/.installed chromium  ## test the wheel, the page in a browser, and the ops for aarch64
+	$(test_bin)/python -m pytest -m more -rs $(PYTEST_ARGS)
+	@if $(MAKE) aarch64-tools; then $(MAKE) test-aarch64; else \
+		echo 'NOTICE: the ops for aarch64 are not tested, for the reason above.'; \
+	fi
+
+.PHONY: format
+format: .venv-test/.installed  ## rewrite the Python code in the project's style
+	$(test_bin)/ruff check --fix .
+	$(test_bin)/ruff format .
+
+.PHONY: lock
+lock:  ## resolve the newest versions that pyproject.toml allows, into requirements/constraints.txt
+	rm -rf $(build)/lock
+	$(PYTHON) -m venv $(build)/lock
+	$(call pip_install,$(build)/lock) '$(TORCH)'
+	$(call pip_install,$(build)/lock) '$(TORCH)' -e '.[cpu,export,test]'
+	$(build)/lock/bin/python requirements/freeze.py > $(constraints)
+
+# ----------------------------------------------------------------------------------------------- package
+
+.PHONY: wheel
+wheel: .venv-test/.installed  ## build the sdist, and from it the wheel for this processor, into dist/
+	rm -rf $(build)/dist
+	$(test_bin)/python -m build --outdir $(build)/dist
+	@# Names the oldest glibc that the library runs with, or fails where it needs what no tag promises.
+	PATH="$(abspath $(test_bin)):$$PATH" $(test_bin)/python -m auditwheel repair --wheel-dir $(dist) $(build)/dist/*.whl
+	cp $(build)/dist/*.tar.gz $(dist)
+
+# ------------------------------------------------------------------------------------------- native code
+
+# Without a compiler the same graphs run on their portable bodies, with the same results but slower.
+.PHONY: optional-plugins
+optional-plugins:
+	@$(MAKE) plugins || printf '%s\n' '' \
+		'NOTICE: the native ops could not be built, for the reason above.' \
+		'NOTICE: everything works without them, on portable ops that give the same results more slowly.' ''
+
+.PHONY: plugins
+plugins: $(library)  ## compile the native ops for ONNX Runtime
+	@:
+
+.PHONY: plugins-cuda
+plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc and no GPU
+	@:
+
+.PHONY: plugins-tensorrt
+plugins-tensorrt: $(tensorrt_library)  ## compile them as plugins of TensorRT, which needs nvcc, no GPU and no TensorRT
+	@:
+
+# Compiles a library into the folder of the target. Arguments: CMake's target, its project, the build
+# folder, the library's folder in the build, options for CMake.
+define build_library
+	@command -v "$${CXX:-c++}" >/dev/null || { echo 'found no C++ compiler' >&2; exit 1; }
+	@$(cmake) -S $(2) -B $(3) $(5)
+	@$(cmake) --build $(3) --target $(1) --parallel
+	@$(cmake) --install $(4) --prefix $(@D)
+	@touch $@
+endef
+# The same for a library for GPUs. Arguments: CMake's target, its folder in the build, options. The libraries
+# share a build, because the kernels take minutes to compile.
+define build_gpu_library
+	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo 'found no nvcc, which comes with the CUDA toolkit' >&2; exit 1; }
+	$(call build_library,$(1),native,$(build)/plugins-gpu,$(build)/plugins-gpu/$(2),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(3))
+endef
+
+$(library): $(sources) $(filter $(tools)/%,$(cmake))
+	$(call build_library,tokenfold_ort,$(plugins),$(build)/plugins,$(build)/plugins)
+
+$(cuda_library): $(sources) $(cuda_sources) $(filter $(tools)/%,$(cmake))
+	$(call build_gpu_library,tokenfold_ort,onnxruntime)
+
+$(tensorrt_library): $(cuda_sources) $(tensorrt_sources) $(filter $(tools)/%,$(cmake))
+	$(call build_gpu_library,tokenfold_tensorrt,tensorrt,-DTENSORRT_INCLUDE_DIR='$(TENSORRT_INCLUDE_DIR)')
+
+# They share a build folder, so they are built one after the other.
+ifneq ($(filter plugins-cuda,$(MAKECMDGOALS)),)
+$(tensorrt_library): | $(cuda_library)
+endif
+
+# For 64-bit ARM: the op library, a program that runs graphs there, and the ONNX Runtime that it loads.
+aarch64 := $(build)/aarch64
+aarch64_toolchain := -DCMAKE_TOOLCHAIN_FILE='$(abspath native/aarch64-linux-gnu.cmake)'
+emulated := tests/native/emulated
+onnxruntime := $(shell sed -n 's/^onnxruntime==/onnxruntime-/p' $(constraints) 2>/dev/null)
+
+.PHONY: aarch64-tools
+aarch64-tools:
+	@if ! command -v aarch64-linux-gnu-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || \
+			{ echo 'found no cross compiler or no qemu: install g++-aarch64-linux-gnu and qemu-user' >&2; exit 1; }; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq g++-aarch64-linux-gnu qemu-user >/dev/null; \
+	fi
+
+.PHONY: plugins-aarch64
+plugins-aarch64: aarch64-tools $(filter $(tools)/%,$(cmake))  ## compile the native ops for 64-bit ARM, with a cross compiler
+	@$(cmake) -S $(plugins) -B $(aarch64)/ops $(aarch64_toolchain)
+	@$(cmake) --build $(aarch64)/ops --target tokenfold_ort --parallel
+	@$(cmake) --install $(aarch64)/ops --prefix $(aarch64)
+
+.PHONY: test-aarch64
+test-aarch64: .venv-test/.installed plugins-aarch64 $(aarch64)/$(onnxruntime)  ## run the tests of the ops in ONNX Runtime for 64-bit ARM, emulated
+	@$(cmake) -S $(emulated) -B $(aarch64)/driver $(aarch64_toolchain)
+	@$(cmake) --build $(aarch64)/driver
+	TOKENFOLD_TEST_AARCH64='$(abspath $(aarch64))' $(test_bin)/python -m pytest -k 'not portable' \
+		tests/native/test_ops.py tests/native/test_pumer_ops.py
+
+$(aarch64)/$(onnxruntime): .venv-test/.installed
+	@rm -rf $(aarch64)/onnxruntime*
+	@$(test_bin)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--platform manylinux_2_28_aarch64 --python-version 3.11 --dest $@.part $(subst -,==,$(onnxruntime))
+	@$(PYTHON) -m zipfile -e $@.part/*.whl $@.part
+	@mv $@.part $@
+
+# -------------------------------------------------------------------------------------------------- GPU
+
+# compute-sanitizer comes with the CUDA toolkit. It takes too long for large shapes, and needs no time limit
+# for the others.
 without_engines := import sys; from tokenfold.runtime.tensorrt.runtime import missing; sys.exit(missing())
 has_gpu := import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 gpu_tests := .venv-gpu/bin/python -m pytest $(PYTEST_ARGS) tests/gpu
@@ -143,7 +248,7 @@ run-test-gpu: .venv-gpu/.installed
 	$(gpu_times)
 	@if why=$$(.venv-gpu/bin/python -c '$(without_engines)' 2>&1); then $(MAKE) bench-gpu; else echo "NOTICE: no bench of TensorRT: $$why"; fi
 
-# ViT's levels are those of the tables of CUDA; PuMer's are the usual ones.
+# ViT's levels are those of the tables for CUDA; PuMer's are the default ones.
 gpu_levels := --levels exact=0$(comma)r8=r8$(comma)r13=r13$(comma)r16=r16 --default-level r8
 gpu_reports := $(patsubst %,$(build)/gpu/%.json,vit-b16 vit-l16 vilt-b32)
 
@@ -155,18 +260,15 @@ $(build)/gpu/%.json: .venv-gpu/.installed
 	.venv-gpu/bin/tokenfold export random:$* --precision fp16 $(if $(filter vit-%,$*),$(gpu_levels)) --out $(build)/gpu/$*
 	.venv-gpu/bin/tokenfold bench $(build)/gpu/$* --backend tensorrt --beside cuda --static-levels --engines $(build)/gpu/engines --out $@
 
-.PHONY: format
-format: .venv-test/.installed  ## rewrite the Python code in the house's style
-	.venv-test/bin/ruff check --fix .
-	.venv-test/bin/ruff format .
+# ----------------------------------------------------------------------------------------- built-in models
 
-.PHONY: bench
-bench: .venv/.installed optional-plugins  ## measure every level of BUNDLE
-	.venv/bin/tokenfold bench $(BUNDLE) $(ARGS)
-
-.PHONY: load
-load: .venv/.installed optional-plugins  ## compare the served throughput of BUNDLE with the bare session's
-	.venv/bin/python -m load_tests.served_vs_bare $(BUNDLE) $(ARGS)
+# Exports a trained network in fp32 and int8. Arguments: its name, further arguments for export.
+define export_demo
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1) $(2)
+	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1) --save
+	.venv-test/bin/tokenfold export $(demo)/checkpoints/$(1) --precision int8 --images $(build)/$(1)/held-out.zip --out $(demo)/bundles/$(1)-int8 $(2)
+	.venv-test/bin/tokenfold bench $(demo)/bundles/$(1)-int8 --save
+endef
 
 .PHONY: demo
 demo: .venv-test/.installed optional-plugins  ## train the built-in classifier on DATA, about an hour, and export it
@@ -194,78 +296,61 @@ demo-retrieval: .venv-test/.installed optional-plugins  ## train the built-in ne
 	.venv-test/bin/tokenfold export $(demo)/checkpoints/scenes-retrieval --precision int8 --images $(build)/scenes/retrieval-held-out.zip --out $(demo)/bundles/scenes-retrieval
 	.venv-test/bin/tokenfold bench $(demo)/bundles/scenes-retrieval --save
 
-.PHONY: plugins
-plugins: $(library)  ## compile the native ops for ONNX Runtime
-	@:
+# ------------------------------------------------------------------------------------------ environments
 
-.PHONY: plugins-cuda
-plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc and no GPU
-	@:
+# Recipes use these for a virtual environment: the folder that is passed, by default that of the target.
+new_enough := import sys; sys.exit(sys.version_info < (3, 11) and "Tokenfold needs Python 3.11 or newer")
+define make_venv
+	@echo 'Installing into $(or $(1),$(@D)); the first time takes a while'
+	@$(PYTHON) -c '$(new_enough)'
+	@test -x $(or $(1),$(@D))/bin/pip || $(PYTHON) -m venv --clear $(or $(1),$(@D))
+endef
+pip_install = $(or $(1),$(@D))/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: plugins-tensorrt
-plugins-tensorrt: $(tensorrt_library)  ## compile them as plugins of TensorRT, which needs nvcc, no GPU and no TensorRT
-	@:
-
-.PHONY: clean
-clean:  ## remove what make made
-	rm -rf $(build)/gpu .venv .venv-test .venv-gpu $(build)/plugins $(build)/plugins-gpu $(build)/plugins-gpu-test $(build)/cuda_host $(tools) $(build)/onnxruntime-headers
-	rm -f $(library) $(cuda_library) $(tensorrt_library)
-
-# Without a compiler or headers the same graphs run on their portable bodies: the same results, more slowly.
-.PHONY: optional-plugins
-optional-plugins:
-	@$(MAKE) plugins || printf '%s\n' '' \
-		'NOTICE: the native ops could not be built, for the reason above.' \
-		'NOTICE: everything works without them, on portable ops that give the same results more slowly.' ''
-
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml $(constraints)
 	$(make_venv)
-	$(pip_install) -e '.[cpu]'
+	$(pip_install) -c $(constraints) -e '.[cpu]'
 	@touch $@
 
-.venv-test/.installed: pyproject.toml
+.venv-test/.installed: pyproject.toml $(constraints)
 	$(make_venv)
 	$(pip_install) '$(TORCH)'
-	$(pip_install) '$(TORCH)' -e '.[cpu,export,test]'
+	$(pip_install) '$(TORCH)' -c $(constraints) -e '.[cpu,export,test]'
 	@touch $@
 
-.venv-gpu/.installed: pyproject.toml
+.venv-gpu/.installed: pyproject.toml $(constraints)
 	$(make_venv)
 	$(pip_install) '$(TORCH)'
-	$(pip_install) '$(TORCH)' -e '.[gpu,export,test]'
-	@# From NVIDIA's own index. Without it there is TensorRT for RTX, which the tests bring, for the GPUs that it knows.
-	$(pip_install) -e '.[tensorrt]' && touch $@ || \
+	$(pip_install) '$(TORCH)' -c $(constraints) -e '.[gpu,export,test]'
+	@# It comes from NVIDIA's package index. Without it, GPUs that TensorRT for RTX supports use that one.
+	$(pip_install) -c $(constraints) -e '.[tensorrt]' && touch $@ || \
 		printf '%s\n' '' 'NOTICE: TensorRT could not be installed, for the reason above; it is tried again the next time.' ''
-
-$(library): $(plugins)/CMakeLists.txt $(sources) $(filter $(tools)/%,$(cmake))
-	$(call build_library,tokenfold_ort,$(plugins),$(build)/plugins,$(build)/plugins,$(ort_option),$(ort_headers))
-
-$(cuda_library): $(plugins)/CMakeLists.txt $(kernels)/CMakeLists.txt $(sources) $(cuda_sources) $(filter $(tools)/%,$(cmake))
-	$(call build_gpu_library,tokenfold_ort,onnxruntime,$(ort_option),$(ort_headers))
-
-$(tensorrt_library): $(cuda_sources) $(tensorrt_sources) $(filter $(tools)/%,$(cmake))
-	$(call build_gpu_library,tokenfold_tensorrt,tensorrt,-DTENSORRT_INCLUDE_DIR='$(TENSORRT_INCLUDE_DIR)')
-
-# One after the other, where both are asked for.
-ifneq ($(filter plugins-cuda,$(MAKECMDGOALS)),)
-$(tensorrt_library): | $(cuda_library)
-endif
 
 $(tools)/bin/cmake:
 	$(call make_venv,$(tools))
 	$(call pip_install,$(tools)) cmake
 
-# Documentation: the site in build/site, and the pictures in docs/images.
+# ----------------------------------------------------------------------------------------- documentation
 
 .PHONY: docs
 docs: .venv-test/.installed  ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
+# Debian's Chromium. Without it, the tests in a browser are skipped.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
+		echo 'NOTICE: chromium is not installed: apt-get install chromium'
+
 .PHONY: screenshots
-screenshots: .venv-test/.installed optional-plugins  ## take the pictures of README and docs anew, with Chromium
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
-		{ echo 'chromium is not installed: apt-get install chromium' >&2; exit 1; }
+screenshots: .venv-test/.installed optional-plugins chromium  ## take the pictures of README and docs anew, with Chromium
 	.venv-test/bin/python -m tests.browser.screenshots
 	.venv-test/bin/python -m tokenfold.bench.chart $(demo)/bundles/cifar10-int8 $(demo)/bundles/scenes-int8:vqa \
 		$(demo)/bundles/scenes-retrieval --out docs/images/levels.svg
+
+.PHONY: clean
+clean:  ## remove what make built and installed
+	rm -rf .venv .venv-test .venv-gpu $(dist)
+	rm -rf $(addprefix $(build)/,aarch64 cuda_host dist gpu lock plugins plugins-gpu plugins-gpu-test sdist tools wheel)
+	rm -f $(library) $(cuda_library) $(tensorrt_library)

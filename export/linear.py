@@ -16,7 +16,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tokenfold.export.ops.functions import PLUGIN_ATTRIBUTES
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 MATCHERS = ("MatchToMe", "MatchPiToMe")
 """Ops that look at keys alone."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenfold.export import linear
 from tokenfold.export.ops.functions import OPSET, functions
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights from which on they are kept outside the graph's file."""

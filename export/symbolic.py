@@ -19,7 +19,7 @@ from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 
 class Symbolic:

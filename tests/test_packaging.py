@@ -1,4 +1,4 @@
-"""What a user runs first: the make targets, the environments, the image. No network."""
+"""The make targets, the environments, the images and the locked versions. No network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from packaging.utils import canonicalize_name
 from load_tests.client import Client, post
 from load_tests.images import jpeg, synthetic
 from load_tests.server import serving
+from tokenfold.runtime import libraries
 
 TOP = Path(__file__).parent.parent
 DOCKERFILE = TOP / "Dockerfile"
 DOCKER = TOP / "docker"
-HEADERS = TOP / "native" / "onnxruntime" / "headers.sh"
+CONSTRAINTS = TOP / "requirements" / "constraints.txt"
 
 # Distributions that only the exporter needs, or that exclude each other.
 HEAVY = {
@@ -42,8 +43,12 @@ HEAVY = {
     "transformers",
 }
 
-# The Dockerfile's targets: what make compiles for each, the extras in it, its Compose file.
-PLUGINS = {"cpu": ["plugins"], "gpu": ["plugins", "plugins-cuda", "plugins-tensorrt"]}
+# Packages that only GPUs need, which are not locked.
+FOR_GPUS = re.compile("(onnxruntime-gpu)$|(nvidia|cuda|tensorrt)-")
+
+# The Dockerfile's targets: what make compiles for each besides the wheel's ops for CPUs, the extras
+# in it, its Compose file.
+PLUGINS = {"cpu": [], "gpu": ["plugins-cuda", "plugins-tensorrt"]}
 EXTRAS = {"cpu": ["cpu"], "gpu": ["gpu", "tensorrt"]}
 COMPOSE = {"cpu": DOCKER / "compose.yaml", "gpu": DOCKER / "compose.gpu.yaml"}
 
@@ -136,6 +141,22 @@ def stages() -> dict[str, Stage]:
     return found
 
 
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a path out of the build context: the last matching rule wins."""
+    rules = [
+        line.strip()
+        for line in (TOP / ".dockerignore").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    candidates = [str(folder) for folder in (Path(path), *Path(path).parents)][:-1]
+    answer = False
+    for rule in rules:
+        pattern = rule.removeprefix("!").removeprefix("**/")
+        if any(fnmatch(candidate, pattern) for candidate in candidates):
+            answer = not rule.startswith("!")
+    return answer
+
+
 def merged(base: Any, over: Any) -> Any:
     """What Compose makes of a value and one that extends it: mappings and lists grow."""
     if isinstance(base, dict) and isinstance(over, dict):
@@ -191,6 +212,12 @@ class TestDependencies:
         assert len(brought & {"onnxruntime", "onnxruntime-gpu"}) == 1
         assert not brought & {"onnxscript", "torch", "transformers", "pytest"}
 
+    @each_target
+    def test_an_image_installs_the_locked_versions(self, target: str) -> None:
+        install = re.findall(r"pip install .*'\.\[", stages()[f"{target}-build"].script())
+        assert len(install) == 1
+        assert f" -c {CONSTRAINTS.relative_to(TOP)} " in install[0]
+
     def test_make_installs_a_torch_that_export_admits(self) -> None:
         shown = run("make", "-n", "--always-make", ".venv-test/.installed").stdout
         torch = next(
@@ -204,6 +231,40 @@ class TestDependencies:
         assert first is not None
         assert torch.specifier.contains(first[1])
         assert all(f"'torch=={first[1]}'" in line for line in installs)
+
+
+class TestLock:
+    """requirements/constraints.txt, which `make lock` writes."""
+
+    @staticmethod
+    def locked() -> dict[str, str]:
+        lines = CONSTRAINTS.read_text().splitlines()
+        return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+    def test_versions_are_exact_and_public(self) -> None:
+        for name, version in self.locked().items():
+            assert name == canonicalize_name(name)
+            # No local version such as 2.13.0+cpu, no path, no address.
+            assert re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version), (name, version)
+            assert not FOR_GPUS.match(name), name
+
+    @pytest.mark.parametrize("extra", [None, "cpu", "export", "test"])
+    def test_the_ranges_of_the_project_admit_them(self, extra: str | None) -> None:
+        table = project()
+        required = table["optional-dependencies"][extra] if extra else table["dependencies"]
+        locked = self.locked()
+        for requirement in map(Requirement, required):
+            # The Makefile says which torch.
+            if requirement.name != "torch" and not FOR_GPUS.match(requirement.name):
+                version = locked[canonicalize_name(requirement.name)]
+                assert requirement.specifier.contains(version), (requirement, version)
+
+    @pytest.mark.parametrize("environment", [".venv", ".venv-test", ".venv-gpu"])
+    def test_make_installs_the_locked_versions(self, environment: str) -> None:
+        shown = run("make", "-n", "--always-make", f"{environment}/.installed").stdout
+        installs = [line for line in shown.splitlines() if " -e '" in line]
+        assert installs
+        assert all(f" -c {CONSTRAINTS.relative_to(TOP)} " in line for line in installs)
 
 
 def closure(name: str, extras: frozenset[str]) -> set[str]:
@@ -248,7 +309,11 @@ def test_the_service_needs_no_more_than_base_and_cpu() -> None:
 
 class TestMake:
     @pytest.mark.parametrize(
-        "target", ["serve", "test", "plugins", "bench", "load", "format", "clean", "help"]
+        "target",
+        [
+            *("serve", "test", "test-more", "test-aarch64", "plugins", "plugins-aarch64"),
+            *("wheel", "lock", "bench", "load", "format", "clean", "help"),
+        ],
     )
     def test_every_target_is_listed(self, target: str) -> None:
         assert re.search(rf"^  make {target} +\w", run("make", "help").stdout, re.MULTILINE)
@@ -266,39 +331,29 @@ class TestMake:
         assert "found no C++ compiler" in found.stderr
         assert "NOTICE: everything works without them" in found.stdout
 
-    def test_ci_runs_the_tests(self) -> None:
+    def test_ci_runs_all_tests(self) -> None:
         script = TOP / ".ci" / "run"
         assert os.access(script, os.X_OK)
-        assert script.read_text().startswith("#!")
-        assert script.read_text().rstrip().endswith("make test")
+        first, *_, test, more = script.read_text().splitlines()
+        assert first.startswith("#!")
+        assert (test, more) == ("make test", "make test-more")
 
+    def test_the_workflow_runs_what_ci_runs(self) -> None:
+        (job,) = load_yaml(TOP / ".github" / "workflows" / "ci.yml")["jobs"].values()
+        commands = [step.get("run", "") for step in job["steps"]]
+        assert ".ci/run" in commands
 
-class TestHeaders:
-    """native/onnxruntime/headers.sh, as far as it needs no network."""
+    def test_hooks_run_the_checks_of_make_test(self) -> None:
+        (repository,) = load_yaml(TOP / ".pre-commit-config.yaml")["repos"]
+        hooks = [hook["entry"].split()[:2] for hook in repository["hooks"]]
+        shown = run("make", "-n", "--assume-old", ".venv-test/.installed", "test").stdout
+        for hook in hooks:
+            assert " ".join(hook) in shown
 
-    def test_it_takes_the_folder_it_is_given(self, tmp_path: Path) -> None:
-        nested = tmp_path / "include" / "onnxruntime"
-        nested.mkdir(parents=True)
-        (nested / "onnxruntime_cxx_api.h").touch()
-        found = run(HEADERS, tmp_path / "build", env={"ORT_INCLUDE_DIR": str(tmp_path)})
-        assert (found.returncode, found.stdout) == (0, f"{nested}\n")
-
-    def test_it_says_what_a_wrong_folder_lacks(self, tmp_path: Path) -> None:
-        found = run(HEADERS, tmp_path / "build", env={"ORT_INCLUDE_DIR": str(tmp_path)})
-        assert (found.returncode, found.stdout) == (1, "")
-        assert f"ORT_INCLUDE_DIR={tmp_path} holds no onnxruntime_cxx_api.h" in found.stderr
-
-    def test_without_a_network_it_says_so_and_leaves_nothing(self, tmp_path: Path) -> None:
-        found = run(
-            HEADERS,
-            tmp_path / "build",
-            env={"ORT_INCLUDE_DIR": "", "TOKENFOLD_DEBIAN_MIRROR": "http://127.0.0.1:9/debian"},
-        )
-        if found.returncode == 0:
-            pytest.skip("this system has the headers installed")
-        assert "set ORT_INCLUDE_DIR" in found.stderr
-        assert not list(tmp_path.rglob("*.h"))
-        assert not (tmp_path / "build").exists() or not any((tmp_path / "build").iterdir())
+    def test_more_tests_run_on_request_alone(self) -> None:
+        options = ("--assume-old", ".venv-test/.installed", "-n")
+        assert "-m more" not in run("make", *options, "test").stdout
+        assert "-m more" in run("make", *options, "test-more").stdout
 
 
 class TestImage:
@@ -323,11 +378,17 @@ class TestImage:
     @each_target
     def test_its_plugins_are_what_make_builds(self, target: str) -> None:
         script = stages()[f"{target}-build"].script()
-        (made,) = re.findall(r"^make (.+)$", script, re.MULTILINE)
+        made = " ".join(re.findall(r"^make (.+)$", script, re.MULTILINE))
         assert [word for word in made.split() if "=" not in word] == PLUGINS[target]
         shown = run("make", "help").stdout
         for name in PLUGINS[target]:
             assert re.search(rf"^  make {name} +\w", shown, re.MULTILINE), name
+
+    def test_libraries_for_gpus_lie_where_they_are_looked_for(self) -> None:
+        script = stages()["gpu-build"].script()
+        (folder,) = re.findall(r"libraries=(\S+)", script)
+        (site,) = re.findall(rf"cp {folder}/\*\.so \S+/site-packages/(\S+)", script)
+        assert TOP / site == libraries.FOLDER
 
     @each_target
     def test_it_is_small_and_not_root(self, target: str) -> None:
@@ -355,22 +416,27 @@ class TestImage:
             assert stages()["cpu"].of(name) == stages()["gpu"].of(name)
 
     def test_all_that_is_copied_is_there_and_not_ignored(self) -> None:
-        rules = [
-            line
-            for line in (TOP / ".dockerignore").read_text().splitlines()
-            if line and not line.startswith("#")
-        ]
-        assert rules[0] == "*"
-        allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
         copied = [rest for stage in stages().values() for rest in stage.of("COPY")]
         for rest in copied:
             if rest.startswith("--from"):
                 continue
             for source in rest.split()[:-1]:
                 assert (TOP / source).exists(), source
-                assert Path(source).parts[0] in allowed, source
-        for private in (".git", ".venv", ".venv-test", "build", "tests"):
-            assert not any(fnmatch(private, pattern) for pattern in allowed)
+                assert not ignored(source), source
+        for private in (".git", ".venv", ".venv-test", "build", "tests", "models/demo/checkpoints"):
+            assert ignored(private), private
+
+    def test_all_that_a_wheel_needs_is_copied(self) -> None:
+        table = project()
+        files = [table["readme"], *table["license-files"], str(CONSTRAINTS.relative_to(TOP))]
+        links = [path.resolve() for path in (TOP / "tokenfold").iterdir() if path.is_symlink()]
+        folders = ["tokenfold", "native", *(str(link.relative_to(TOP)) for link in links)]
+        assert len(folders) == 5
+        for target in COMPOSE:
+            rests = [rest.split()[:-1] for rest in stages()[f"{target}-build"].of("COPY")]
+            copied = {source.rstrip("/") for sources in rests for source in sources}
+            for path in ("pyproject.toml", *files, *folders):
+                assert {path, *map(str, Path(path).parents)} & copied, path
 
     def test_hadolint_finds_nothing(self) -> None:
         hadolint = Path(sys.executable).with_name("hadolint")

@@ -57,7 +57,7 @@ from tokenfold.export.ops.matching import (
     PUMER_SLOTS,
     UNIT,
 )
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 VERSION = 1
 OPSET = 20

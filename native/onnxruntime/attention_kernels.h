@@ -1,4 +1,4 @@
-// Attention, and how important the first queries find each token.
+// Attention, and the importance of each token to the first queries.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,14 @@
 namespace tokenfold {
 namespace TOKENFOLD_ISA {
 
-// The bias of every token; -inf in the lanes past them.
+// The bias of each token, and -inf in the lanes after the last token.
 static void pad_bias(const AttendHead& h, float* bias) {
   std::memcpy(bias, h.log_size, h.tokens * sizeof(float));
   for (int64_t j = h.tokens; j < round_up(h.tokens); ++j)
     bias[j] = -std::numeric_limits<float>::infinity();
 }
 
-// scores (rows, padded) of up to kRows queries with all keys (d, padded). `room` is for kRows queries.
+// scores (rows, padded) of up to kRows queries with all keys (d, padded). `room` holds kRows queries.
 template <typename T>
 static void score_rows(const AttendHead& h, int64_t rows, const T* q, const float* keys, float* room,
                        float* scores) {
@@ -47,7 +47,7 @@ static void attend(const AttendHead& h, const T* q, const T* k, const T* v, T* o
   float* result = queries + kRows * dim;     // (kRows, dim)
 
   transpose(n, d, k, h.stride, keys, padded);
-  // Rows of whole vectors are read where they lie.
+  // Rows that consist of whole vectors are read in place.
   const float* value = values;
   int64_t value_stride = dim;
   if constexpr (sizeof(T) == 4) {
@@ -94,7 +94,7 @@ static void importance(const AttendHead& h, const T* q, const T* k, const float*
   std::fill(total, total + padded, 0.0f);
   for (int64_t at = 0; at < h.queries; at += kRows) {
     const int64_t rows = std::min<int64_t>(kRows, h.queries - at);
-    // Padding is at the end, so that whole blocks of it are common.
+    // Padding is at the end, so whole blocks of queries are often padding.
     if (std::all_of(weight + at, weight + at + rows, [](float w) { return w == 0.0f; })) continue;
     score_rows(h, rows, q + at * h.stride, keys, queries, scores);
     for (int64_t i = 0; i < rows; ++i) {

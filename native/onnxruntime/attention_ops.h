@@ -56,7 +56,7 @@ struct ImportanceKernel : AttentionAttributes {
     const float *size_data = data<float>(in.size), *weights = data<float>(in.query_size);
     const Kernels& run = best();
 
-    // Of each image and head; added up afterwards, so that threads change no bit.
+    // One row per image and head. They are added up afterwards, in one order for any number of threads.
     std::vector<float> sums(batch * heads * n);
     for_each(context, batch * heads, [&](size_t job) {
       const int64_t image = job / heads, head = job % heads, d = dim / heads;

@@ -1,4 +1,4 @@
-// The attributes of the ops, checked: what their kernels keep, on any device.
+// The checked attributes of the ops, which their kernels keep on every device.
 #pragma once
 
 #include "op.h"
@@ -6,7 +6,7 @@
 namespace tokenfold {
 namespace {
 
-// Of Attend and Importance.
+// Attributes of Attend and Importance.
 struct AttentionAttributes {
   explicit AttentionAttributes(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info{raw};
@@ -19,7 +19,7 @@ struct AttentionAttributes {
   float scale;
 };
 
-// Of MatchToMe and MatchPiToMe.
+// Attributes of MatchToMe and MatchPiToMe, packed or not.
 struct MatchAttributes {
   MatchAttributes(const OrtKernelInfo* raw, bool pitome) {
     const Ort::ConstKernelInfo info{raw};
@@ -45,7 +45,7 @@ struct MatchPuMerAttributes {
   int64_t heads;
 };
 
-// As `protected` of Reduce: r is how many tokens go.
+// Value of Reduce's `protected` that makes r the exact number of tokens to remove.
 constexpr int64_t kExact = -1;
 
 struct ReduceAttributes {

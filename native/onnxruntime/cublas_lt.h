@@ -1,6 +1,6 @@
-// What is used of cuBLASLt, by its binary interface, which is the same in CUDA 12 and 13. The library is
-// the one that ONNX Runtime has loaded: a custom op links none, so it is built without cuBLAS, and
-// loaded without it too.
+// The part of cuBLASLt's binary interface that is used here; it is the same in CUDA 12 and 13. The library is
+// the one that ONNX Runtime has loaded. The op library does not link cuBLAS, so it builds and loads
+// without it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -50,7 +50,7 @@ struct Library {
                   const void* beta, const void* c, Layout, void* d, Layout, const Algorithm*,
                   void* workspace, size_t bytes, cudaStream_t) = nullptr;
 
-  // Null where the process has none.
+  // Null if the process has no cuBLASLt.
   static const Library* find() {
     static const Library* const found = open();
     return found;
@@ -65,7 +65,7 @@ struct Library {
 
   static const Library* open() {
     void* file = nullptr;
-    // First the one that is there already.
+    // Prefers the library that is already loaded.
     for (const int mode : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW})
       for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"})
         if (!file) file = dlopen(name, mode);

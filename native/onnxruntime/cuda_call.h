@@ -1,4 +1,4 @@
-// What every op on CUDA needs: where it runs, its tensors, its stream, its workspace, its errors.
+// Common ground of the ops on CUDA: provider, tensors, stream, workspace, errors.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include "tokenfold_cuda.h"
 #include "workspace.h"
 
-// Another one for the tests that have no GPU.
+// Tests without a GPU define another provider.
 #ifndef TOKENFOLD_CUDA_PROVIDER
 #define TOKENFOLD_CUDA_PROVIDER "CUDAExecutionProvider"
 #endif
@@ -19,7 +19,7 @@
 namespace tokenfold {
 namespace {
 
-// counts: inputs that stay on the host.
+// counts: indices of the inputs that stay on the host.
 inline Place cuda(std::vector<size_t> counts = {}) {
   return {TOKENFOLD_CUDA_PROVIDER, std::move(counts)};
 }

@@ -1,4 +1,5 @@
-// Linear, LinearGelu and LinearAdd on CUDA. They are in no other library: elsewhere their bodies run.
+// Linear, LinearGelu and LinearAdd on CUDA. Other libraries do not have them: elsewhere their function bodies
+// run.
 
 #include "cuda_ops.h"
 

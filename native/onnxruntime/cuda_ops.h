@@ -5,11 +5,10 @@
 
 namespace tokenfold {
 
-// For float32, float16 and bfloat16.
+// Attention, matchers and Reduce for float32, float16 and bfloat16; the packed ones for half precision.
 void add_cuda_ops(Ort::CustomOpDomain& domain);
 
-// Those that are in half precision only: for float16 and bfloat16.
+// Linear layers for float16 and bfloat16.
 void add_linear_ops(Ort::CustomOpDomain& domain);
-void add_packed_ops(Ort::CustomOpDomain& domain);
 
 }  // namespace tokenfold

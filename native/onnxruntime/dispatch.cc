@@ -17,7 +17,7 @@ extern const Kernels kernels;
 }
 #endif
 
-// TOKENFOLD_KERNELS asks for slower ones than the processor could run: for tests and comparisons.
+// The environment variable TOKENFOLD_KERNELS can name a slower instruction set, for tests and comparisons.
 static const Kernels& choose() {
 #ifdef TOKENFOLD_X86
   const char* asked = std::getenv("TOKENFOLD_KERNELS");

@@ -1,5 +1,5 @@
-// What the ops take, checked, wherever the tensors lie: of their values only counts are read, which are
-// on the host on every device.
+// The checked inputs of the ops, on every device. Only counts are read here, and they are always on the
+// host; other tensors may be on a GPU.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +33,8 @@ struct AttendInputs {
   int64_t batch, queries, tokens, dim;
 };
 
-// q (B, Q, heads * d), k (B, N, heads * d), size (B, N), query_size (B, Q); the first `counted` queries
-// count.
+// q (B, Q, heads * d), k (B, N, heads * d), size (B, N), query_size (B, Q); the first `counted`
+// queries are used.
 struct ImportanceInputs {
   ImportanceInputs(const Ort::KernelContext& context, const AttentionAttributes& of)
       : q(context.GetInput(0)), k(context.GetInput(1)), size(context.GetInput(2)),
@@ -77,8 +77,8 @@ struct MatchInputs {
   int64_t batch, tokens, dim, count;
 };
 
-// keys (B, N, heads * d), size and importance (B, N). The first `text` tokens are text: text_count of
-// them merge; `pruned` of the others are dropped and `count` of those that stay merge.
+// keys (B, N, heads * d), size and importance (B, N). The first `text` tokens are text, of which text_count
+// merge. `pruned` of the other tokens are dropped, and `count` of the remaining ones merge.
 struct MatchPuMerInputs {
   MatchPuMerInputs(const Ort::KernelContext& context, const MatchPuMerAttributes& of)
       : keys(context.GetInput(0)), size(context.GetInput(1)), importance(context.GetInput(2)) {
@@ -108,7 +108,7 @@ struct MatchPuMerInputs {
   bool moves;
 };
 
-// x (B, N, D), size and slots (B, N), trace (B, P); `width` tokens are left.
+// x (B, N, D), size and slots (B, N), trace (B, P); `width` tokens remain.
 struct ReduceInputs {
   ReduceInputs(const Ort::KernelContext& context, const ReduceAttributes& of)
       : x(context.GetInput(0)), size(context.GetInput(1)), slots(context.GetInput(2)),

@@ -1,5 +1,5 @@
-// One instruction set's kernels. CMake builds this file several times: TOKENFOLD_ISA names the copy,
-// TOKENFOLD_LANES says how many floats its vectors hold.
+// The kernels for one instruction set. CMake compiles this file several times: TOKENFOLD_ISA is the
+// namespace of the copy, TOKENFOLD_LANES the number of floats in its vectors.
 
 #include "kernels.h"
 

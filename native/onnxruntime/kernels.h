@@ -1,6 +1,7 @@
-// The kernels behind the ops, for one image each. Built once per instruction set; `best` picks.
+// The kernels behind the ops, for one image each. They are compiled once per instruction set; `best`
+// returns the fastest that the processor supports.
 //
-// All are deterministic, and equal to the function bodies in native/functions.py.
+// All are deterministic, and agree with the function bodies of export/ops/functions.py.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +9,13 @@
 
 namespace tokenfold {
 
-// IEEE half precision: storage only, all arithmetic is float32.
+// IEEE half precision, for storage only: all arithmetic is float32. GCC before 13 has _Float16 in C++ for
+// x86 alone.
+#ifdef __aarch64__
+using half = __fp16;
+#else
 using half = _Float16;
+#endif
 
 // q, k, v are rows of `stride` elements that start at the head's first channel; out likewise.
 // log_size (tokens) is added to every row of scores.
@@ -23,8 +29,7 @@ struct AttendHead {
 };
 
 // keys (.., heads * head_dim), size (tokens) -> slots (tokens); count tokens merge, count <=
-// (tokens - protected) / 2. Scratch is the caller's, of
-// `match_..._scratch(tokens, head_dim)` floats.
+// (tokens - protected) / 2. The caller provides `match_..._scratch(tokens, head_dim)` floats of scratch.
 struct Match {
   int64_t tokens;
   int64_t heads;
@@ -33,13 +38,13 @@ struct Match {
   int64_t count;
   float margin;
   const float* size;
-  const int32_t* order;  // (tokens), the row of keys that each token is; null for rows in order
+  const int32_t* order;  // (tokens), each token's row of keys; null where token i has row i
 };
 
-// keys (tokens, heads * head_dim), size and importance (tokens) -> slots (tokens), -1 for the dropped.
-// The first `text` tokens are text: text_count of them merge, at most half of all but the first.
-// `pruned` of the others are dropped, at most all but one; of those that stay `count` merge, at most
-// half of all but the first.
+// keys (tokens, heads * head_dim), size and importance (tokens) -> slots (tokens), -1 for dropped tokens.
+// The first `text` tokens are text, of which text_count merge: at most half of all but the first.
+// `pruned` of the other tokens are dropped: at most all but one. Of the remaining ones `count` merge: at
+// most half of all but the first.
 struct MatchPuMer {
   int64_t tokens;
   int64_t text;
@@ -74,15 +79,15 @@ struct Kernels {
   size_t (*match_pumer_scratch)(int64_t tokens, int64_t head_dim);
   void (*match_pumer_float)(const MatchPuMer&, const float* keys, int64_t* slots, float* scratch);
   void (*match_pumer_half)(const MatchPuMer&, const half* keys, int64_t* slots, float* scratch);
-  // x (tokens, dim), size and slots (tokens) -> y (width, dim), new_size (width). `order` is
-  // scratch of width + tokens integers, `row` of dim floats.
+  // x (tokens, dim), size and slots (tokens) -> y (width, dim), new_size (width). The caller provides
+  // scratch: width + tokens integers for `order`, dim floats for `row`.
   void (*reduce_float)(int64_t tokens, int64_t width, int64_t dim, const float* x, const float* size,
                        const int64_t* slots, float* y, float* new_size, int64_t* order, float* row);
   void (*reduce_half)(int64_t tokens, int64_t width, int64_t dim, const half* x, const float* size,
                       const int64_t* slots, half* y, float* new_size, int64_t* order, float* row);
 };
 
-// The fastest kernels that this processor runs.
+// The fastest kernels that this processor supports.
 const Kernels& best();
 
 }  // namespace tokenfold

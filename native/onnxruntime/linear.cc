@@ -7,11 +7,11 @@ namespace {
 
 using namespace cublas_lt;
 
-// What NVIDIA recommends for Hopper; others need less.
+// The size that NVIDIA recommends for Hopper; other architectures need less.
 constexpr size_t kWorkspace = size_t{32} << 20;
 
-// One for each device, for all its streams; null where it cannot be had. Never destroyed: at exit the
-// driver may be gone before this is.
+// The handle of the current device, shared by its streams, or null if cuBLASLt creates none. Never
+// destroyed, because the driver may shut down first when the process ends.
 Handle handle(const Library& with) {
   static std::mutex& lock = *new std::mutex;
   static auto& made = *new std::map<int, Handle>;
@@ -36,8 +36,8 @@ void Linear::forget(const Library& with, const Way& way) {
     if (layout) with.layout_destroy(layout);
 }
 
-// cuBLASLt reads columns first, to which a row-major (rows, columns) is (columns, rows): so it is asked
-// for y^T = w^T x^T, and the bias runs along its rows, as it wants it.
+// cuBLASLt expects column-major matrices, and reads a row-major matrix as its transpose. It therefore
+// computes y^T = w^T x^T, where the bias runs along the rows, as cuBLASLt requires.
 const char* Linear::choose(const Library& with, Handle own, const Of& of, Way* way) {
   const int epilogue = of.gelu ? kGeluBias : kBias;
   if (with.product_create(&way->product, kComputeFloat32, kFloat32) ||
@@ -75,7 +75,7 @@ const char* Linear::run(const Of& of, cudaStream_t stream) {
   Way& way = at->second;
   if (is_new)
     if (const char* const problem = choose(*with, own, of, &way)) {
-      // Else the next run would take half a way for a whole one.
+      // Otherwise the next run would use the incomplete way.
       forget(*with, way);
       ways_.erase(at);
       return problem;

@@ -1,4 +1,4 @@
-// Linear layers with what follows them in one kernel of cuBLASLt: bias, GELU, residual.
+// Linear layers and the operation that follows, bias, GELU or residual, in one kernel of cuBLASLt.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,8 +13,8 @@
 
 namespace tokenfold {
 
-// y = x w + bias (+ residual), or GELU of it. GELU is the approximation by tanh, which
-// differs from the exact one by less than 0.0005: below what half precision tells apart at 1.
+// y = x w + bias (+ residual), or GELU of that. GELU is approximated by tanh; it differs from the exact one
+// by less than 0.0005, which is below the resolution of half precision at 1.
 class Linear {
  public:
   struct Of {
@@ -33,11 +33,12 @@ class Linear {
   Linear& operator=(const Linear&) = delete;
   ~Linear();
 
-  // Puts the product on the stream; null, or what went wrong. From any thread.
+  // Enqueues the product on the stream. Returns null, or the error message. Thread-safe.
   const char* run(const Of& of, cudaStream_t stream);
 
  private:
-  // How to multiply so many rows; chosen once, because asking costs more than multiplying few.
+  // Descriptors and algorithm for one number of rows. Chosen once, because the choice takes longer than a
+  // small product.
   struct Way {
     cublas_lt::Product product = nullptr;
     cublas_lt::Layout w = nullptr, x = nullptr, y = nullptr;

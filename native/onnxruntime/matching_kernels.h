@@ -1,4 +1,4 @@
-// Which tokens go where: the matchers.
+// The matchers, which choose the slot of each token.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +12,11 @@ namespace TOKENFOLD_ISA {
 
 constexpr float kAbsent = -2.0f;
 constexpr float kProtected = -3.0f;
-// PiToMe's attraction counts in steps, see models/reduction/pitome.py.
+// PiToMe's energy is rounded to steps; see models/reduction/pitome.py.
 constexpr float kSteps = 4096.0f;
 
-// The keys' mean over heads, scaled to length 1, of the tokens first, first + step, ...: (.., dim),
-// padded with zeros.
+// The metric of the tokens first, first + step, ...: the keys' mean over heads, scaled to length 1, as
+// rows of dim floats padded with zeros.
 template <typename T>
 static void unit_metric(const Match& m, const T* keys, int64_t first, int64_t step, float* out,
                         int64_t dim) {
@@ -48,7 +48,7 @@ static void unit_metric(const Match& m, const T* keys, int64_t first, int64_t st
   }
 }
 
-// The first index of the highest of `padded` scores, and that score.
+// The highest of `padded` scores and its first index.
 static int64_t first_best(const float* scores, int64_t padded, float* best) {
   vec highest = load(scores);
   ivec index{}, at{};
@@ -72,8 +72,8 @@ static int64_t first_best(const float* scores, int64_t padded, float* best) {
   return found;
 }
 
-// Places in falling order of the scores, ties to the lowest index. `scores` has round_up(n) entries;
-// those past n are overwritten.
+// The rank of each score in descending order; ties go to the lowest index. `scores` has round_up(n)
+// entries, and those after the first n are overwritten.
 static void rank(float* scores, int64_t n, int32_t* places) {
   const int64_t padded = round_up(n);
   for (int64_t i = n; i < padded; ++i) scores[i] = -std::numeric_limits<float>::infinity();
@@ -94,8 +94,8 @@ static void rank(float* scores, int64_t n, int32_t* places) {
   }
 }
 
-// Reorders slots, of which none is -1, so that those without a present token come last. `place` is
-// scratch of `width` integers.
+// Renumbers slots, none of which is -1, so that those without a present token come last. `place` is scratch
+// of `width` integers.
 static void absent_last(const float* size, int64_t n, int64_t width, int64_t* slots, int32_t* place) {
   std::fill(place, place + width, 0);
   for (int64_t i = 0; i < n; ++i)
@@ -106,13 +106,13 @@ static void absent_last(const float* size, int64_t n, int64_t width, int64_t* sl
   for (int64_t i = 0; i < n; ++i) slots[i] = place[slots[i]];
 }
 
-// Metrics, their transpose, and a few arrays of one entry a token.
+// Floats for the metrics, their transpose, and a few arrays with one entry per token.
 static size_t match_tome_scratch(int64_t tokens, int64_t head_dim) {
   const int64_t padded = round_up(tokens), dim = round_up(head_dim);
   return 2 * padded * dim + (kRows + 8) * (padded + kLanes);
 }
 
-// And all cosines.
+// The same, and all cosines.
 static size_t match_pitome_scratch(int64_t tokens, int64_t head_dim) {
   const int64_t padded = round_up(tokens);
   return match_tome_scratch(tokens, head_dim) + padded * padded;
@@ -235,7 +235,7 @@ static void match_pitome(const Match& m, const T* keys, int64_t* slots, float* s
   }
 }
 
-// Six arrays of one entry a patch, and what merging needs.
+// Six arrays with one entry per patch, and what merging needs.
 static size_t match_pumer_scratch(int64_t tokens, int64_t head_dim) {
   return match_tome_scratch(tokens, head_dim) + 6 * round_up(tokens);
 }
@@ -255,7 +255,7 @@ static void match_pumer(const MatchPuMer& m, const T* keys, int64_t* slots, floa
   }
   if (patches == 0) return;
   const int64_t keep = std::max<int64_t>(patches - m.pruned, 1);
-  if (keep == patches && m.count == 0) {  // nothing goes, so nothing moves
+  if (keep == patches && m.count == 0) {  // no token is removed, so none moves
     for (int64_t i = 0; i < patches; ++i) slots[text + i] = i + text - m.text_count;
     return;
   }
@@ -272,7 +272,7 @@ static void match_pumer(const MatchPuMer& m, const T* keys, int64_t* slots, floa
     present += size[i] > 0.0f;
   }
   rank(score, patches, place);
-  // Importance that is no number gives places twice: then others stay 0, which is a token too.
+  // NaN importance gives the same place twice. The places that are left out stay 0, a valid token.
   std::fill(order, order + patches, 0);
   for (int64_t i = 0; i < patches; ++i) order[place[i]] = static_cast<int32_t>(i);
   const int64_t limit = std::max<int64_t>(present - m.pruned, 1);

@@ -1,9 +1,10 @@
-// What every op for ONNX Runtime needs: types, shapes, threads, errors.
+// Common ground of all ops for ONNX Runtime: types, shapes, threads, errors.
 #pragma once
 
 #include <algorithm>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -22,7 +23,7 @@ constexpr ONNXTensorElementDataType kType<half> = ONNX_TENSOR_ELEMENT_DATA_TYPE_
 template <>
 constexpr ONNXTensorElementDataType kType<int64_t> = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
-// Scratch that a thread keeps between calls: no allocation once it is large enough.
+// Memory that a thread keeps between calls, so that it allocates nothing once it has enough.
 template <typename T>
 T* scratch(size_t count) {
   thread_local std::vector<T> kept;
@@ -48,19 +49,25 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw Ort::Exception(what, ORT_INVALID_ARGUMENT);
 }
 
-// How many of n tokens go when r are asked for; models/reduction/workload.py has the same.
+// Number of tokens that merge when r are requested; as `clamp` in tokenfold/bundle/workload.py.
 inline int64_t clamp(int64_t r, int64_t tokens, int64_t protected_tokens) {
   return std::max<int64_t>(0, std::min(r, (tokens - protected_tokens) / 2));
 }
 
-// A count that a graph gives.
+// The value of an input that is one number.
 inline int64_t number(const Ort::ConstValue& value) {
   require(value.GetTensorTypeAndShapeInfo().GetElementCount() == 1, "a count is one number");
   return *data<int64_t>(value);
 }
 
-// Runs job(i) for each i below count, on the session's threads where it has some. What a job throws
-// is thrown here, when all are done: no exception may unwind through ONNX Runtime's threads.
+inline OrtErrorCode code_of(const std::exception& error) {
+  const auto* status = dynamic_cast<const Ort::Exception*>(&error);
+  return status ? status->GetOrtErrorCode() : ORT_FAIL;
+}
+
+// Calls job(i) for each i below count, on the session's threads if it has several. No exception may
+// unwind through ONNX Runtime's threads, so one that a job throws is thrown here when all jobs are done.
+// It is kept as text: std::exception_ptr would need a C++ library that manylinux_2_28 does not promise.
 template <typename Job>
 void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
   if (count == 1) {
@@ -70,36 +77,41 @@ void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
   struct Shared {
     const Job& job;
     std::mutex lock;
-    std::exception_ptr thrown;
-  } shared{job, {}, nullptr};
+    std::optional<Ort::Exception> thrown;
+
+    void keep(const char* what, OrtErrorCode code) {
+      const std::lock_guard<std::mutex> held(lock);
+      thrown.emplace(what, code);
+    }
+  } shared{job, {}, std::nullopt};
   context.ParallelFor(
       [](void* user, size_t i) {
         auto& all = *static_cast<Shared*>(user);
         try {
           all.job(i);
+        } catch (const std::exception& error) {
+          all.keep(error.what(), code_of(error));
         } catch (...) {
-          const std::lock_guard<std::mutex> held(all.lock);
-          all.thrown = std::current_exception();
+          all.keep("an op failed for an unknown reason", ORT_FAIL);
         }
       },
       static_cast<size_t>(count), 0, &shared);
-  if (shared.thrown) std::rethrow_exception(shared.thrown);
+  if (shared.thrown) throw *shared.thrown;
 }
 
 using Types = std::vector<ONNXTensorElementDataType>;
 
-// Where an op runs, and which of its inputs are on the host all the same.
+// The execution provider of an op, and the indices of inputs that stay on the host.
 struct Place {
   const char* provider = "CPUExecutionProvider";
   std::vector<size_t> on_host;
 };
 
 inline OrtStatusPtr failed(const std::exception& error) {
-  const auto* own = dynamic_cast<const Ort::Exception*>(&error);
-  return Ort::GetApi().CreateStatus(own ? own->GetOrtErrorCode() : ORT_FAIL, error.what());
+  return Ort::GetApi().CreateStatus(code_of(error), error.what());
 }
 
-// What ONNX Runtime calls: no exception may cross into it.
+// The kernel that ONNX Runtime calls. No exception may cross into ONNX Runtime.
 template <typename Kernel>
 struct Guarded : Kernel {
   using Kernel::Kernel;

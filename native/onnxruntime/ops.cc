@@ -1,6 +1,5 @@
-// The ops of the `tokenfold` domain for ONNX Runtime: which there are, for which types, and where. What
-// they mean is said in native/functions.py; what computes them is in kernels.cc, and on CUDA in
-// native/kernels.
+// Registers the ops of the `tokenfold` domain with ONNX Runtime: their names, types and devices.
+// export/ops/functions.py defines the ops; kernels.cc computes them on CPUs, native/kernels on CUDA.
 
 #include <exception>
 
@@ -57,7 +56,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
 #ifdef TOKENFOLD_WITH_CUDA
       tokenfold::add_cuda_ops(made);
       tokenfold::add_linear_ops(made);
-      tokenfold::add_packed_ops(made);
 #endif
       return made;
     }();

@@ -1,4 +1,4 @@
-// Moving tokens to their slots.
+// Reduce: moves tokens to their slots.
 #pragma once
 
 #include <cstring>
@@ -11,7 +11,7 @@ namespace TOKENFOLD_ISA {
 template <typename T>
 static void reduce(int64_t tokens, int64_t width, int64_t dim, const T* x, const float* size,
                    const int64_t* slots, T* y, float* new_size, int64_t* order, float* row) {
-  // Each slot's tokens as a chain in ascending order: first[slot], then next[token].
+  // The tokens of each slot as a linked list in ascending order: first[slot], then next[token].
   int64_t* first = order;
   int64_t* next = order + width;
   for (int64_t s = 0; s < width; ++s) first[s] = -1;

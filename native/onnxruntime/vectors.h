@@ -1,4 +1,4 @@
-// Vectors, and what all kernels build from them. TOKENFOLD_LANES says how many floats a vector holds.
+// Vectors of TOKENFOLD_LANES floats, and the functions that all kernels build from them.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,8 @@ static inline float horizontal_sum(vec v) {
   return sum;
 }
 
-// exp for x <= 0, relative error below 2e-7; x below -87 gives 0. Cody and Waite's reduction, then
-// Cephes' polynomial.
+// exp for x <= 0 with a relative error below 2e-7; x below -87 gives 0. Argument reduction by Cody and
+// Waite, polynomial of the Cephes library.
 static inline vec exp_nonpositive(vec x) {
   const vec lowest = splat(-87.0f);
   const ivec tiny = x < lowest;
@@ -129,7 +129,7 @@ static inline void exchange(vec* rows) {
   }
 }
 
-// kLanes rows to kLanes columns, by halves.
+// Transposes a square of kLanes rows, by halves.
 static inline void transpose_square(vec* rows) {
   if constexpr (kLanes >= 16) exchange<8>(rows);
   if constexpr (kLanes >= 8) exchange<4>(rows);

@@ -13,7 +13,7 @@ struct Piece {
   size_t bytes = 0;
 };
 
-// An allocation is no work of a stream: while this lives, no capture on this or another thread minds it.
+// While an object of this class lives, allocations do not disturb captures on this or any other thread.
 class Relaxed {
  public:
   Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -26,7 +26,7 @@ class Relaxed {
 }  // namespace
 
 cudaError_t workspace(cudaStream_t stream, size_t bytes, void** out) {
-  // Never destroyed: at exit the driver may be gone before this is.
+  // Never destroyed, because the driver may shut down first when the process ends.
   static std::mutex& lock = *new std::mutex;
   static auto& pieces = *new std::map<std::pair<int, cudaStream_t>, Piece>;
   int device = 0;
@@ -34,7 +34,7 @@ cudaError_t workspace(cudaStream_t stream, size_t bytes, void** out) {
   const std::lock_guard<std::mutex> held(lock);
   Piece& piece = pieces[{device, stream}];
   if (piece.bytes < bytes) {
-    // Twice the last one, so that all that were too small are together no larger than this one.
+    // At least twice the last piece, so that all earlier pieces together are no larger than this one.
     const size_t larger = std::max(bytes, 2 * piece.bytes);
     const Relaxed relaxed;
     void* start = nullptr;

@@ -1,4 +1,4 @@
-// Memory on a GPU for ops that need room while they run: matchers, Importance, linear layers.
+// GPU memory that ops use while they run: matchers, Importance, linear layers.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,10 +7,10 @@
 
 namespace tokenfold {
 
-// At least `bytes`, on a multiple of 256, for kernels on `stream` of the current device: a stream runs
-// them one after another, so they all take the same piece. Grows where it must, also while the stream
-// is captured. Nothing is given back before the process ends: kernels that are under way and captured
-// graphs hold addresses of pieces that were too small for others.
+// Sets *out to at least `bytes`, aligned to 256, for kernels on `stream` of the current device. A stream runs its
+// kernels one after another, so they share one piece. The piece grows when needed, also while the stream
+// is captured. Nothing is freed before the process ends: running kernels and captured graphs hold the
+// addresses of earlier, smaller pieces.
 cudaError_t workspace(cudaStream_t stream, size_t bytes, void** out);
 
 }  // namespace tokenfold

@@ -1,9 +1,9 @@
 // The ops of the `tokenfold` domain for TensorRT: their tensors, the shapes of their outputs, and the
-// kernels that compute them. What they mean is said in native/functions.py, and what an op has
-// here in plugin.h.
+// kernels that compute them. export/ops/functions.py defines what the ops compute; plugin.h says which
+// members an op has here.
 //
-// B images, N tokens, Q queries, C channels of all heads, W of queries, keys and values side by side in
-// each token ("packed"), D channels, P positions of a trace.
+// Axes: B images, N tokens, Q queries, C channels of all heads, W channels of queries, keys and values
+// side by side in each token ("packed"), D channels, P positions of a trace.
 #pragma once
 
 #include <cstdint>
@@ -25,36 +25,48 @@ constexpr Attribute protected_from(int32_t least, int32_t most) {
   return {"protected", &Attributes::protected_tokens, nullptr, least, most};
 }
 
-// Where the queries (0), keys (1) or values (2) of the first token are, `dim` wide each.
+// Address of the first token's queries (0), keys (1) or values (2), each `dim` channels wide.
 inline const void* part(const Tensor& qkv, int which, int64_t dim) {
   const int64_t bytes = qkv.of.type == nvinfer1::DataType::kFLOAT ? 4 : 2;
   return qkv.as<const char>() + which * dim * bytes;
 }
 
-// q, k, v, size -> softmax(q k^T scale + log size) v.
-struct Attend {
-  static constexpr const char* kName = "Attend";
+// Fills in the arguments that Attend and Importance share.
+template <typename Of>
+Of attention(const Attributes& attributes, const Run& run, int64_t queries, int64_t tokens,
+             int64_t dim) {
+  Of of{};
+  of.type = run.type();
+  of.batch = run.in(0).size(0);
+  of.queries = queries;
+  of.tokens = tokens;
+  of.heads = attributes.heads;
+  of.head_dim = dim / of.heads;
+  of.scale = attributes.scale;
+  return of;
+}
+
+// -> softmax(q k^T scale + log size) v.
+struct Attention {
   static constexpr Attribute kAttributes[] = {kHeads, kScale};
-  static constexpr const char* kInputs[] = {"xBQC", "xBNC", "xBNC", "sBN"};
   static constexpr char kCounts[] = "";
   static constexpr char kOutputs[] = "x";
   static constexpr bool kWorkspace = false;
   static constexpr auto kPrepare = tokenfold_cuda_prepare_attend;
   static constexpr auto kLaunch = tokenfold_cuda_attend;
+};
+
+// q, k, v, size.
+struct Attend : Attention {
+  static constexpr const char* kName = "Attend";
+  static constexpr const char* kInputs[] = {"xBQC", "xBNC", "xBNC", "sBN"};
 
   static void shapes(const Attributes&, const Shapes& of, nvinfer1::DimsExprs* out) {
     out[0] = shape_of(of.size(0, 0), of.size(0, 1), of.size(0, 2));
   }
   static TokenfoldAttend arguments(const Attributes& attributes, const Run& run) {
     const Tensor q = run.in(0), k = run.in(1);
-    TokenfoldAttend of{};
-    of.type = run.type();
-    of.batch = q.size(0);
-    of.queries = q.size(1);
-    of.tokens = k.size(1);
-    of.heads = attributes.heads;
-    of.head_dim = q.size(2) / of.heads;
-    of.scale = attributes.scale;
+    auto of = attention<TokenfoldAttend>(attributes, run, q.size(1), k.size(1), q.size(2));
     of.q = q.data;
     of.k = k.data;
     of.v = run.in(2).data;
@@ -64,16 +76,10 @@ struct Attend {
   }
 };
 
-// qkv, size -> the same.
-struct AttendPacked {
+// qkv, size.
+struct AttendPacked : Attention {
   static constexpr const char* kName = "AttendPacked";
-  static constexpr Attribute kAttributes[] = {kHeads, kScale};
   static constexpr const char* kInputs[] = {"xBNW", "sBN"};
-  static constexpr char kCounts[] = "";
-  static constexpr char kOutputs[] = "x";
-  static constexpr bool kWorkspace = false;
-  static constexpr auto kPrepare = tokenfold_cuda_prepare_attend;
-  static constexpr auto kLaunch = tokenfold_cuda_attend;
 
   static void shapes(const Attributes&, const Shapes& of, nvinfer1::DimsExprs* out) {
     out[0] = shape_of(of.size(0, 0), of.size(0, 1), of.size(0, 2) / 3);
@@ -81,14 +87,8 @@ struct AttendPacked {
   static TokenfoldAttend arguments(const Attributes& attributes, const Run& run) {
     const Tensor qkv = run.in(0);
     const int64_t dim = qkv.size(2) / 3;
-    TokenfoldAttend of{};
-    of.type = run.type();
-    of.batch = qkv.size(0);
-    of.queries = of.tokens = qkv.size(1);
-    of.heads = attributes.heads;
-    of.head_dim = dim / of.heads;
+    auto of = attention<TokenfoldAttend>(attributes, run, qkv.size(1), qkv.size(1), dim);
     of.q_stride = of.k_stride = of.v_stride = qkv.size(2);
-    of.scale = attributes.scale;
     of.q = part(qkv, 0, dim);
     of.k = part(qkv, 1, dim);
     of.v = part(qkv, 2, dim);
@@ -106,7 +106,7 @@ struct Importance {
   static constexpr char kCounts[] = "1";
   static constexpr char kOutputs[] = "sn";
   static constexpr bool kWorkspace = true;
-  // Of its two launches either checks all.
+  // Importance has two launches; the preparation of either checks all arguments.
   static constexpr auto kPrepare = tokenfold_cuda_prepare_importance_heads;
   static constexpr auto kLaunch = tokenfold_cuda_importance;
 
@@ -116,15 +116,8 @@ struct Importance {
   }
   static TokenfoldImportance arguments(const Attributes& attributes, const Run& run) {
     const Tensor q = run.in(0), k = run.in(1);
-    TokenfoldImportance of{};
-    of.type = run.type();
-    of.batch = q.size(0);
-    of.queries = q.size(1);
-    of.tokens = k.size(1);
-    of.heads = attributes.heads;
-    of.head_dim = q.size(2) / of.heads;
+    auto of = attention<TokenfoldImportance>(attributes, run, q.size(1), k.size(1), q.size(2));
     of.asked = run.out(1).count();
-    of.scale = attributes.scale;
     of.q = q.data;
     of.k = k.data;
     of.size = run.in(2).as<float>();
@@ -136,7 +129,7 @@ struct Importance {
   }
 };
 
-// What all matchers say of keys that are the middle one of `parts` parts of their rows.
+// Fills in the arguments that all matchers share. Rows have `parts` parts; the keys are the middle one.
 template <typename Of>
 Of matching(const Attributes& attributes, const Run& run, int parts) {
   const Tensor keys = run.in(0);

@@ -17,7 +17,7 @@ from tokenfold.export.verify import normalised, random_images
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
 from tokenfold.models.networks.dual import DualEncoder
 from tokenfold.runtime.graph import Feeds, Graph, open_graph
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 CHECKPOINTS = {"clip": tiny.dual_checkpoint(), "siglip": tiny.dual_checkpoint(siglip=True)}
 

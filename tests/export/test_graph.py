@@ -18,8 +18,8 @@ from tokenfold.models.checkpoints.checkpoint import Checkpoint
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe, margin
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
+from tokenfold.runtime.libraries import DOMAIN
 
 FAMILY: dict[str, dict[str, Any]] = {
     "vit": {},
@@ -38,7 +38,7 @@ def run(path: Path, native: bool, images: np.ndarray, plan: tuple[int, ...]) -> 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if native:
-        options.register_custom_ops_library(str(library.find()))
+        options.register_custom_ops_library(str(libraries.find()))
     session = ort.InferenceSession(path, options)
     outputs: list[Any] = session.run(None, {"image": images, "plan": np.array(plan)})
     return outputs
@@ -80,7 +80,7 @@ def test_any_plan_equals_pytorch(member: str, method: str, tmp_path: Path) -> No
         images = random_images(config.image_size, batch, seed=batch)
         for plan in PLANS:
             expected = eager(checkpoint, own, images, plan, proportional)
-            for native in (False, True) if library.find() else (False,):
+            for native in (False, True) if libraries.find() else (False,):
                 logits, slots = run(path, native, images, plan)
                 np.testing.assert_array_equal(slots, expected.slots.numpy())
                 np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
@@ -128,7 +128,7 @@ def test_half_precision_keeps_sizes_and_logits_in_single(tmp_path: Path) -> None
     assert next(checkpoint.model.parameters()).dtype == torch.float32, "the network is left alone"
     images = random_images(tiny.SIZE, 4)
     expected = eager(checkpoint, [ToMe()] * 3, images, (0, 0, 0), True)
-    for native in (False, True) if library.find() else (False,):
+    for native in (False, True) if libraries.find() else (False,):
         logits, _ = run(path, native, images, (0, 0, 0))
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected.logits.numpy(), atol=2e-2)

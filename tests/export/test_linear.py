@@ -18,7 +18,7 @@ from tokenfold.export import graph as graphs
 from tokenfold.export import linear
 from tokenfold.export.ops.functions import functions
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 HEADER = '<ir_version: 10, opset_import: ["": 20, "tokenfold": 1]>'
 WEIGHTS = {

@@ -24,8 +24,8 @@ from tokenfold.export.verify import random_images
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
 from tokenfold.models.networks.pair import images as images_of
 from tokenfold.models.reduction.pumer import PuMer
-from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.pair import PairSession, ask
 
 PLANS: dict[PairMethod, list[Plan]] = {
@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def sessions(bundle: Bundle) -> list[PairSession]:
     portable = PairSession(bundle, native=False)
-    return [PairSession(bundle), portable] if library.find() else [portable]
+    return [PairSession(bundle), portable] if libraries.find() else [portable]
 
 
 @pytest.mark.parametrize(

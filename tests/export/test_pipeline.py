@@ -23,7 +23,7 @@ from tokenfold.export.verify import VerificationError, normalised, random_images
 from tokenfold.models.checkpoints import native
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.session import Session
 
 LEVELS = {"exact": 0.0, "half": 0.4}

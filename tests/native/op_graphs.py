@@ -11,15 +11,16 @@ import pytest
 import torch
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
+from tests.native.emulated import session as emulated
 from tokenfold.export.ops.functions import OPSET, PLUGIN_ATTRIBUTES, VERSION, functions
-from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
+from tokenfold.runtime.libraries import DOMAIN
 
 HALF, FLOAT, WHOLE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 GAP = 1e-4
 
 needs_library = pytest.mark.skipif(
-    library.find() is None, reason="the C++ ops are not built: run `make plugins`"
+    libraries.find() is None, reason="the C++ ops are not built: run `make plugins`"
 )
 runtimes = pytest.mark.parametrize(
     "native", [False, pytest.param(True, marks=needs_library)], ids=["portable", "native"]
@@ -53,11 +54,13 @@ def session(
         ir_version=10,
     )
     onnx.checker.check_model(model, full_check=True)
+    if native and emulated.enabled():
+        return emulated.Session(model.SerializeToString(), threads)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if native:
-        options.register_custom_ops_library(str(library.find()))
+        options.register_custom_ops_library(str(libraries.find()))
     return ort.InferenceSession(model.SerializeToString(), options)
 
 

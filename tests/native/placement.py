@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 HOST_INPUTS: dict[str, set[int]] = {
     "Clip": {1, 2},

@@ -13,12 +13,11 @@ import onnxruntime as ort
 import pytest
 
 from tests import tiny
-from tests.native.cuda_host import registered
 from tests.native.cuda_host.library import TOP
 from tokenfold.export.graph import Graph, export
 from tokenfold.export.verify import random_images
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
 
 FOLDER = TOP / "build" / "plugins-gpu-test"
 
@@ -28,7 +27,7 @@ pytestmark = [
         reason="nvcc or cmake is not installed",
     ),
     pytest.mark.skipif(
-        library.find() is None, reason="the C++ ops are not built: run `make plugins`"
+        libraries.find() is None, reason="the C++ ops are not built: run `make plugins`"
     ),
     pytest.mark.timeout(900),
 ]
@@ -37,8 +36,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def built() -> Path:
     """Build the libraries like `make plugins-cuda plugins-tensorrt CUDA_ARCHITECTURES=90`."""
-    options = [f"-DORT_INCLUDE_DIR={registered.headers()}", "-DCMAKE_CUDA_ARCHITECTURES=90"]
-    configure = ["-S", str(registered.PLUGINS.parent), "-B", str(FOLDER), *options]
+    configure = ["-S", str(TOP / "native"), "-B", str(FOLDER), "-DCMAKE_CUDA_ARCHITECTURES=90"]
     for arguments in (configure, ["--build", str(FOLDER)]):
         done = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -86,7 +84,7 @@ def test_cpu_sessions_give_equal_results(built: Path, tmp_path: Path) -> None:
     export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True), path)
     feeds = {"image": random_images(tiny.SIZE, 3), "plan": np.array([2, 3, 1])}
     results = []
-    for ops in (built / "onnxruntime" / "libtokenfold_ort_cuda.so", library.find()):
+    for ops in (built / "onnxruntime" / "libtokenfold_ort_cuda.so", libraries.find()):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.register_custom_ops_library(str(ops))

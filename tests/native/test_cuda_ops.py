@@ -19,7 +19,7 @@ from tests.native.cuda_host import cublas_lt, registered
 from tests.native.cuda_host.library import needs_compiler
 from tests.native.op_graphs import FLOAT, HALF, WHOLE, needs_library, node, value
 from tokenfold.export.ops.functions import EXACT, OPSET, VERSION, functions
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]

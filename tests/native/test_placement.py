@@ -24,8 +24,8 @@ from tokenfold.export.ops.functions import functions
 from tokenfold.export.pair_graph import JointGraph, VisionGraph
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
+from tokenfold.runtime.libraries import DOMAIN
 
 GRAPHS: dict[str, Callable[[Path], None]] = {}
 """Functions that each write one graph of a tiny network."""
@@ -133,7 +133,7 @@ def test_no_graph_needs_copies(name: str, tmp_path: Path) -> None:
     GRAPHS[name](path)
     model = onnx.load(path)
     assert placement.copies(model) == []
-    if compiler() is not None and library.find() is not None:
+    if compiler() is not None and libraries.find() is not None:
         # A session assigns devices after its basic optimisations.
         simplified = optimised(path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
         assert placement.copies(simplified) == []

@@ -28,7 +28,7 @@ from tests.native.cuda_host.tensorrt_ops import Plugin, PluginError
 from tokenfold.bundle.pair_workload import even_widths, pumer_widths
 from tokenfold.bundle.workload import clamp
 from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES, functions
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 pytestmark = needs_compiler
 

@@ -18,10 +18,10 @@ from tokenfold.bundle.workload import Plan
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
 from tokenfold.export.verify import random_images
+from tokenfold.runtime import libraries
 from tokenfold.runtime import session as runtime
 from tokenfold.runtime.dual import DualSession
 from tokenfold.runtime.graph import CpuGraph
-from tokenfold.runtime.native import onnxruntime as library
 from tokenfold.runtime.pair import PairSession
 from tokenfold.runtime.session import Session
 
@@ -57,13 +57,26 @@ def test_threads_share_a_session(bundle: Bundle) -> None:
 def test_portable_ops_match_native_ops(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(tiny.SIZE, 4)
     default = Session(bundle)
-    assert default.native == (library.find() is not None)
-    monkeypatch.setenv(library.VARIABLE, "none")
+    assert default.native == (libraries.find() is not None)
+    monkeypatch.setenv(libraries.VARIABLES["cpu"], "none")
     for portable in (Session(bundle), Session(bundle, native=False)):
         assert not portable.native
         for level in bundle.manifest.levels.values():
             own, other = (session.run(images, level.plan).logits for session in (portable, default))
             np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+def test_a_library_that_cannot_be_loaded_leaves_portable_ops(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = random_images(tiny.SIZE, 2)
+    expected = Session(bundle, native=False).run(images, (2, 1, 1)).logits
+    damaged = tmp_path / "ops.so"
+    damaged.write_bytes(b"not a library")
+    monkeypatch.setenv(libraries.VARIABLES["cpu"], str(damaged))
+    session = Session(bundle)
+    assert not session.native
+    np.testing.assert_array_equal(session.run(images, (2, 1, 1)).logits, expected)
 
 
 class Held(CpuGraph):

@@ -14,8 +14,8 @@ import onnxruntime as ort
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime import libraries
 from tokenfold.runtime.machine import saturates
-from tokenfold.runtime.native import onnxruntime as library
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 """Execution: ONNX Runtime on the CPU, ONNX Runtime on the GPU, or a TensorRT engine on the GPU."""
@@ -83,10 +83,10 @@ class CpuGraph:
         if saturates():
             # Makes the weights unsigned, which is nearly half as fast, so only where needed.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        plugin = library.find() if native else None
-        if plugin is not None:
-            options.register_custom_ops_library(str(plugin))
-        self.native = plugin is not None
+        library = libraries.native_ops().path if native else None
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        self.native = library is not None
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs: Mapping[str, Sequence[int | str]] = {
             tensor.name: tuple(tensor.shape) for tensor in self._session.get_inputs()
@@ -122,7 +122,7 @@ class CpuGraph:
 def open_graph(
     path: Path,
     *,
-    device: library.Device = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     size: tuple[int, int] | None = None,
     threads: int = 1,
     native: bool = True,

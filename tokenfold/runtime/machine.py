@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from tokenfold.runtime.native import onnxruntime as library
+from tokenfold.runtime import libraries
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -31,7 +31,7 @@ def software(*, native: bool) -> str:
     """Return ONNX Runtime's version and the kind of ops that ran."""
     import onnxruntime  # imported here: the service calls `cores` before it needs a runtime
 
-    ops = f"native ops ({library.kernels()})" if native else "portable ops"
+    ops = f"native ops ({libraries.native_ops().kernels})" if native else "portable ops"
     return f"onnxruntime {onnxruntime.__version__}, {ops}"
 
 

@@ -1,4 +1,4 @@
-// The ops for CUDA, which ONNX Runtime is told are ops for the CPU.
+// Registers the ops for CUDA with ONNX Runtime as ops for the CPU.
 
 #include "cuda_ops.h"
 #include "onnxruntime_cxx_api.h"
@@ -8,7 +8,6 @@ extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* raw_options, const Or
   static Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain made{"tokenfold"};
     tokenfold::add_cuda_ops(made);
-    tokenfold::add_packed_ops(made);
     tokenfold::add_linear_ops(made);
     return made;
   }();

@@ -8,10 +8,10 @@ import onnxruntime as ort
 import pytest
 
 from tests.runtime.cuda.fake_runtime import FakeRuntime
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.device import Stream
 from tokenfold.runtime.graph import open_graph
-from tokenfold.runtime.native import onnxruntime as library
 
 
 @pytest.fixture
@@ -39,18 +39,18 @@ def test_missing_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu", "provider")
 def test_missing_op_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(library.CUDA_VARIABLE, "none")
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], "none")
     assert "make plugins-cuda" in str(session.missing())
     built = tmp_path / "library.so"
     built.touch()
-    monkeypatch.setenv(library.CUDA_VARIABLE, str(built))
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], str(built))
     assert session.missing() is None
 
 
 @pytest.mark.usefixtures("gpu", "provider")
 def test_a_provider_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """ONNX Runtime then opens the graph on the CPU, and mentions that only in its log."""
-    monkeypatch.setenv(library.CUDA_VARIABLE, "none")
+    monkeypatch.setenv(libraries.VARIABLES["cuda"], "none")
     arguments: dict[str, object] = {}
 
     class CpuSession:

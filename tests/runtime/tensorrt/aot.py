@@ -15,7 +15,7 @@ from tests.runtime.tensorrt.bundles import bundle as tiny_bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS, Precision
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.tensorrt import network, plugins, target, variant
 from tokenfold.runtime.tensorrt.builder import Builder, Layer
 from tokenfold.runtime.tensorrt.plugins import PluginLibrary

@@ -19,7 +19,7 @@ from tests.runtime.tensorrt.aot import GPU, RTX, needs_rtx
 from tests.runtime.tensorrt.bundles import bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
-from tokenfold.runtime.native import tensorrt as library
+from tokenfold.runtime import libraries
 from tokenfold.runtime.tensorrt import process, runtime, target, variant
 from tokenfold.runtime.tensorrt.engine import Engine
 from tokenfold.runtime.tensorrt.plugins import PluginLibrary
@@ -34,7 +34,7 @@ pytestmark = [needs_rtx, pytest.mark.timeout(600)]
 @pytest.fixture
 def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BackendKind:
     """Return the TensorRT backend, as on a machine with the GPU that engines are built for."""
-    monkeypatch.setenv(library.VARIABLE, str(cuda_host_plugins.build()))
+    monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(cuda_host_plugins.build()))
     rtx = aot.rtx()
     monkeypatch.setattr(variant, "load", lambda: rtx)
     monkeypatch.setattr(

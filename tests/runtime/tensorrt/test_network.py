@@ -15,7 +15,7 @@ from tests.runtime.tensorrt.bundles import KINDS, bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.export.ops.functions import functions
 from tokenfold.export.verify import random_images
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.tensorrt import network
 
 PLAN = (3, 2, 1)

@@ -20,11 +20,11 @@ from tests.runtime.tensorrt.bundles import bundle
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import CudaError
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
-from tokenfold.runtime.native import tensorrt as library
 from tokenfold.runtime.pair import PairSession
 from tokenfold.runtime.session import Session
 from tokenfold.runtime.tensorrt import plugins, runtime, target, variant
@@ -392,10 +392,10 @@ class TestMissing:
         self, tensorrt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(variant, "load", lambda: tensorrt.variant)
-        monkeypatch.setenv(library.VARIABLE, "none")
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], "none")
         assert "make plugins-tensorrt" in str(runtime.missing())
-        monkeypatch.setenv(library.VARIABLE, str(tmp_path / "library.so"))
-        assert "which is no file" in str(runtime.missing())
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(tmp_path / "library.so"))
+        assert "which is not a file" in str(runtime.missing())
         (tmp_path / "library.so").write_bytes(b"nothing")
         assert "is not a plugin library" in str(runtime.missing())
 
@@ -404,7 +404,7 @@ class TestMissing:
     ) -> None:
         path = tmp_path / "library.so"
         path.write_bytes(b"a library")
-        monkeypatch.setenv(library.VARIABLE, str(path))
+        monkeypatch.setenv(libraries.VARIABLES["tensorrt"], str(path))
         monkeypatch.setattr(variant, "load", lambda: tensorrt.variant)
         monkeypatch.setattr(
             ctypes, "CDLL", lambda _: SimpleNamespace(TokenfoldTensorRtProblem=SimpleNamespace())

@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime as ort
 
 from tokenfold.bundle.workload import Plan
+from tokenfold.runtime import libraries
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.buffers import Array
 from tokenfold.runtime.cuda.device import Stream
 from tokenfold.runtime.cuda.runner import DeviceTensor, Feeds
-from tokenfold.runtime.native import onnxruntime as library
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -25,7 +25,7 @@ def missing() -> str | None:
         return reason
     if (reason := _missing_provider()) is not None:
         return reason
-    if library.find("cuda") is None:
+    if libraries.find("cuda") is None:
         return "the ops are not compiled for CUDA: run make plugins-cuda"
     return None
 
@@ -68,7 +68,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    plugin = library.find("cuda") if native else None
+    plugin = libraries.find("cuda") if native else None
     if plugin is not None:
         options.register_custom_ops_library(str(plugin))
     provider_options: dict[str, Any] = {

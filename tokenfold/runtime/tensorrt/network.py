@@ -20,7 +20,7 @@ import onnx.inliner
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime.native import DOMAIN
+from tokenfold.runtime.libraries import DOMAIN
 
 SHAPE_INPUTS = "tensorrt_plugin_shape_input_indices"
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenfold.runtime.native import tensorrt as library
+from tokenfold.runtime import libraries
 from tokenfold.runtime.tensorrt.variant import TensorRTError, TensorRTVariant
 
 
@@ -15,7 +15,7 @@ class PluginLibrary(NamedTuple):
     """The ops as TensorRT plugins, registered until the process ends.
 
     Attributes:
-        fingerprint: identifies this build of the library; see `library.fingerprint`.
+        fingerprint: identifies this build of the library; see `libraries.fingerprint`.
     """
 
     fingerprint: str
@@ -34,13 +34,13 @@ def register(variant: TensorRTVariant, path: Path | None = None) -> PluginLibrar
     """Register the plugin library; return None if it is not built.
 
     Args:
-        path: the library; None to use the one that `library.find` returns.
+        path: the library; None to use the one that `libraries.find` returns.
 
     Raises:
         TensorRTError: TensorRT does not accept the library.
-        FileNotFoundError: see `library.find`.
+        FileNotFoundError: see `libraries.find`.
     """
-    path = path or library.find()
+    path = path or libraries.find("tensorrt")
     return None if path is None else _register(variant, path.resolve())
 
 
@@ -53,4 +53,4 @@ def _register(variant: TensorRTVariant, path: Path) -> PluginLibrary:
         raise TensorRTError(f"{path} is not a plugin library: {error}") from error
     if not variant.api.get_plugin_registry().load_library(str(path)):
         raise TensorRTError(f"{variant.version} does not accept the plugins in {path}")
-    return PluginLibrary(library.fingerprint(path), handle)
+    return PluginLibrary(libraries.fingerprint(path), handle)

@@ -1,1 +1,0 @@
-"""Tests of `tokenfold.runtime.native`."""
