@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import psutil  # type: ignore[import-untyped]
 
 from tokenfold.inference.work import Works
+from tokenfold.runtime.libraries import native_ops
 from tokenfold.runtime.machine import cores
 from tokenfold.runtime.tensorrt.process import StoppedError
 from tokenfold.service.errors import Draining, Starting, WorkerDied
@@ -190,6 +191,9 @@ class Core:
             self.failed = error
             self.on_failure()
             return
+        reason = native_ops().reason
+        if reason is not None and any(m.backend.kind.device == "cpu" for m in self.catalog):
+            logger.warning("portable ops run on the CPU, which is slower: %s", reason)
         # The objects of the models live as long as the process: the garbage collector skips them.
         gc.collect()
         gc.freeze()

@@ -12,6 +12,7 @@ from tokenfold.bundle.manifest import Similarity
 from tokenfold.bundle.profile import Latency, Quality
 from tokenfold.bundle.tasks import Task
 from tokenfold.inference.texts import MAX_CHARACTERS
+from tokenfold.runtime.libraries import native_ops
 from tokenfold.service.api.openapi import problems
 from tokenfold.service.core import Core
 from tokenfold.service.scheduling.catalog import ServedModel
@@ -110,6 +111,9 @@ class ModelInfo(BaseModel):
     native_ops: bool = Field(
         description="Whether the compiled reduction ops run, rather than their portable bodies."
     )
+    portable_ops_reason: str | None = Field(
+        None, description="Reason why the CPU runs the portable bodies, which are slower."
+    )
     default_level: str
     levels: list[LevelInfo] = Field(description="From the least reduced to the most.")
     profile: ProfileInfo | None = None
@@ -182,6 +186,7 @@ def _describe(model: ServedModel, *, labels: bool) -> ModelInfo:
         backend=model.backend.kind.name,
         device=model.backend.kind.device,
         native_ops=model.backend.native,
+        portable_ops_reason=native_ops().reason if model.backend.kind.device == "cpu" else None,
         default_level=model.levels.default,
         levels=[_level(model, name) for name in model.levels.levels],
         profile=None
