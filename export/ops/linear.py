@@ -2,7 +2,7 @@
 
 In half precision they are ops of their own for the sake of GPUs, where a layer's bias, GELU and
 residual can be part of the matrix product's kernel: apart, they read and write all tokens again.
-`tokenfold.export.linear` makes them from a traced graph.
+`tokenfold.export.graphs.linear` makes them from a traced graph.
 """
 
 from __future__ import annotations

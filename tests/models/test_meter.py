@@ -25,7 +25,7 @@ from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import word_level
 from tokenfold.bundle.workload import PlanError, Shape
-from tokenfold.export.pair_pipeline import export_bundle
+from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe, RecipeError
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
 from tokenfold.models.checkpoints.meter_names import FIRST_POSITION
@@ -275,7 +275,7 @@ def test_it_becomes_a_verified_bundle(tmp_path: Path) -> None:
         weighted=True,
     )
     recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0, "fast": 0.1})
-    bundle = export_bundle(checkpoint, "tiny", tmp_path / "meter", recipe, lambda *_: lambda: None)
+    bundle = export_bundle(checkpoint, "tiny", tmp_path / "meter", recipe)
     manifest = bundle.manifest
     assert manifest.workload == merging_tower(model, 2).config.workload("pumer")
     assert manifest.workload.kind == "meter"
@@ -287,7 +287,7 @@ def test_it_becomes_a_verified_bundle(tmp_path: Path) -> None:
 def test_only_meter_has_a_tower(tmp_path: Path) -> None:
     recipe = Recipe(name="vilt", tower=2)
     with pytest.raises(RecipeError, match="only METER has an image tower"):
-        export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe, lambda *_: lambda: None)
+        export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe)
 
 
 def counted(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:

@@ -15,8 +15,8 @@ import pytest
 from tests import tiny
 from tests.native.cuda_host import registered
 from tests.native.cuda_host.library import TOP
-from tokenfold.export.graph import Graph, export
-from tokenfold.export.verify import random_images
+from tokenfold.export.graphs.classifier import ClassifierGraph
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.reduction.tome import ToMe
 from tokenfold.runtime.native import onnxruntime as library
 
@@ -83,7 +83,7 @@ def test_it_keeps_its_kernels_to_itself(built: Path, name: str, entries: list[st
 def test_a_session_on_the_cpu_gives_the_same(built: Path, tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint()
     path = tmp_path / "model.onnx"
-    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True), path)
+    ClassifierGraph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True).write(path)
     feeds = {"image": random_images(tiny.SIZE, 3), "plan": np.array([2, 3, 1])}
     results = []
     for ops in (built / "onnxruntime" / "libtokenfold_ort_cuda.so", library.find()):

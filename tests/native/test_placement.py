@@ -18,10 +18,10 @@ from tests.native import placement
 from tests.native.cuda_host import registered
 from tests.native.cuda_host.library import TOP, compiler
 from tokenfold.bundle.pair_workload import PairMethod
-from tokenfold.export.dual_graph import ImageGraph, TextGraph
-from tokenfold.export.graph import Graph, export
+from tokenfold.export.graphs.classifier import ClassifierGraph
+from tokenfold.export.graphs.dual import ImageGraph, TextGraph
+from tokenfold.export.graphs.pair import JointGraph, VisionGraph
 from tokenfold.export.ops.functions import functions
-from tokenfold.export.pair_graph import JointGraph, VisionGraph
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.tome import ToMe
 from tokenfold.runtime.native import DOMAIN
@@ -42,25 +42,25 @@ def written(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], No
 @written("tome")
 def tome(path: Path) -> None:
     own = tiny.checkpoint(distill_token=True)
-    export(Graph(own.model, own.preprocess, [ToMe(True, True)] * 3, True), path)
+    ClassifierGraph(own.model, own.preprocess, [ToMe(True, True)] * 3, True).write(path)
 
 
 @written("half")
 def half(path: Path) -> None:
     own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, [ToMe()] * 3, True, torch.float16), path)
+    ClassifierGraph(own.model, own.preprocess, [ToMe()] * 3, True, torch.float16).write(path)
 
 
 @written("pitome")
 def pitome(path: Path) -> None:
     own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, [PiToMe(0.5, 1)] * 3, False), path)
+    ClassifierGraph(own.model, own.preprocess, [PiToMe(0.5, 1)] * 3, False).write(path)
 
 
 @written("unreduced")
 def unreduced(path: Path) -> None:
     own = tiny.checkpoint()
-    export(Graph(own.model, own.preprocess, None, True), path)
+    ClassifierGraph(own.model, own.preprocess, None, True).write(path)
 
 
 @written("image")

@@ -16,10 +16,8 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Kind, Manifest, Precision
 from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload
 from tokenfold.bundle.workload import DualWorkload, Plan, Workload
-from tokenfold.export.dual_reference import Reference as DualReference
 from tokenfold.export.matchers import matchers
-from tokenfold.export.pair_reference import Reference
-from tokenfold.export.verify import normalised
+from tokenfold.export.reference import DualReference, PairReference, normalised
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint, PairCheckpoint
 from tokenfold.models.checkpoints.load import load, load_classifier
 from tokenfold.models.meter import Meter, merging_tower
@@ -175,7 +173,7 @@ class DualEager(Eager):
 
     def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
         """Vectors (B, width); see `Eager`."""
-        return self._reference.embedded(prepared, plan).vectors
+        return self._reference.embed_normalised(prepared, plan).vectors
 
 
 class PairEager(Eager):
@@ -196,7 +194,7 @@ class PairEager(Eager):
         )
         if own != workload:
             raise ValueError(OTHER_NETWORK)
-        self._reference = Reference(checkpoint, workload, weighted=manifest.weighted)
+        self._reference = PairReference(checkpoint, workload, weighted=manifest.weighted)
         super().__init__(manifest, inputs, len(inputs[0].ids))
 
     def prepared(self, given: Questions) -> tuple[list[torch.Tensor], Questions]:
@@ -207,7 +205,7 @@ class PairEager(Eager):
         """See `Eager`."""
         images, given = prepared
         with torch.inference_mode():
-            embedded = [self._reference.embedded(side).numpy() for side in images]
+            embedded = [self._reference.embed_normalised(side).numpy() for side in images]
         plans = [plan] * len(images)
         found = ask(self._reference, embedded, given.ids, given.size, plans, task=given.task)
         logits = found[-1].logits

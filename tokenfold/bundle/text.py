@@ -166,3 +166,27 @@ def word_level(words: Sequence[str], most_tokens: int, *, padded: bool = False) 
         single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
     )
     return TextEncoder(tokenizer, most_tokens, ids[PADDING] if padded else None)
+
+
+def random_texts(
+    text: TextEncoder, lengths: Sequence[int], seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Draw texts of random tokens, to verify and to measure with.
+
+    Args:
+        lengths: tokens of each text, special tokens included.
+
+    Returns:
+        Token ids and sizes, (B, T) each, padded to the longest text with size 0.
+    """
+    draw = np.random.default_rng(seed)
+    # Special tokens are at either end of the vocabulary, and at either end of a text.
+    first, *_, last = text.encode("a").ids.tolist()
+    lowest = text.vocabulary // 8
+    ids = np.full((len(lengths), max(lengths)), last, dtype=np.int64)
+    size = np.zeros(ids.shape, dtype=np.float32)
+    for row, length in enumerate(lengths):
+        words = draw.integers(lowest, max(text.vocabulary - 1, lowest + 1), length - 2)
+        ids[row, :length] = [first, *words, last]
+        size[row, :length] = 1.0
+    return ids, size

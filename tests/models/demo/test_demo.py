@@ -9,10 +9,12 @@ import pytest
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.schedule import DEFAULT_LEVELS
-from tokenfold.export import quality
 from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.quality.classifier import measure
+from tokenfold.export.quality.photos import Photos
 from tokenfold.export.recipe import Recipe
-from tokenfold.export.verify import random_images
+from tokenfold.export.stages import Workers
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.load import load_classifier as load
 from tokenfold.runtime.session import Session
 
@@ -69,17 +71,19 @@ def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path:
     bundle = Bundle.open(DEMO / "bundles" / name)
     manifest = bundle.manifest
     save_held_out(DATA, tmp_path / "held-out.zip")
-    photos = quality.Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
+    photos = Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
     assert len(photos) == 5000
     photos.names, photos.labels = photos.names[::10], (photos.labels or [])[::10]
-    found = quality.measure(
-        Session(bundle),
-        {level: manifest.levels[level] for level in ("exact", "balanced")},
+    few = {level: manifest.levels[level] for level in ("exact", "balanced")}
+    session = Session(bundle)
+    measured = measure(
+        manifest.model_copy(update={"levels": few}),
+        session,
         photos,
-        manifest.preprocess,
-        unreduced=lambda _: -1,
-        threads=2,
+        unreduced=session,
+        workers=Workers(2),
     )
-    for level, share in found.items():
+    for level, profile in measured.items():
+        share = profile.quality["classify"]
         said = bundle.profile.levels[level].quality["classify"]  # type: ignore[union-attr]
         assert share.low <= said.value <= share.high, f"{level}: measured {share}, profile {said}"
