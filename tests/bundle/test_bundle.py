@@ -1,4 +1,4 @@
-"""A bundle is whole and unaltered, or it is refused."""
+"""Bundles: complete and unaltered, or refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
     write(tmp_path / "b")
     (tmp_path / "b" / MODEL).write_bytes(b"another graph")
-    with pytest.raises(BundleError, match=r"model\.onnx is not the file"):
+    with pytest.raises(BundleError, match=r"model\.onnx is not the exported file"):
         Bundle.open(tmp_path / "b")
     (tmp_path / "b" / MODEL).unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
@@ -133,7 +133,10 @@ def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["format"], 1, "format"),
+        (["format"], 3, r"manifest\.json: .* has format 3; this version reads formats 1 and 2"),
+        (["format"], 0, "has format 0; this version reads formats 1 and 2"),
+        (["format"], 1, "tasks.classify"),
+        (["format"], "2", "format"),
         (["surprise"], 1, "surprise"),
         (["levels", "fast", "plan"], [4], "2 counts, not 1"),
         (["levels", "fast", "plan"], [4, -1], "0 or more"),
@@ -191,9 +194,9 @@ def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path)
     for name in (VISION, JOINT, TOKENIZER):
         with pytest.raises(ValidationError, match=f"{name} is not listed"):
             make(missing=name)
-    with pytest.raises(ValidationError, match="has texts"):
+    with pytest.raises(ValidationError, match="the field text is required"):
         make(text=None)
-    with pytest.raises(ValidationError, match="does not classify"):
+    with pytest.raises(ValidationError, match="does not have the tasks classify"):
         make(tasks={"classify": ("a", "b")}, scores={})
     with pytest.raises(ValidationError, match="scores of entail"):
         make(scores={"entail": "sigmoid"})
@@ -243,10 +246,10 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
         with pytest.raises(ValidationError, match=f"{name} is not listed"):
             write_dual(tmp_path / "e", missing=name)
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"text": None}, "has texts"),
-        ({"similarity": None}, "how its vectors compare"),
-        ({"tasks": {"classify": ("a", "b")}}, "does not classify"),
-        ({"tasks": {"embed": (), "match": ()}}, "does not embed, match"),
+        ({"text": None}, "the field text is required"),
+        ({"similarity": None}, "the field similarity is required"),
+        ({"tasks": {"classify": ("a", "b")}}, "does not have the tasks classify"),
+        ({"tasks": {"embed": (), "match": ()}}, "does not have the tasks embed, match"),
     ]
     for changes, message in wrong:
         with pytest.raises(ValidationError, match=message):
@@ -254,9 +257,9 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
     write(tmp_path / "b")
     manifest = Bundle.open(tmp_path / "b").manifest
     assert manifest.kind == "classifier"
-    with pytest.raises(ValidationError, match="nothing else does"):
+    with pytest.raises(ValidationError, match="not allowed for others"):
         Manifest(**manifest.model_dump() | {"similarity": bundle.manifest.similarity})
-    with pytest.raises(ValidationError, match="does not embed"):
+    with pytest.raises(ValidationError, match="does not have the tasks embed"):
         Manifest(**manifest.model_dump() | {"tasks": {"embed": ()}})
 
 

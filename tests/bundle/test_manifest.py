@@ -1,4 +1,4 @@
-"""The manifest: what contradicts itself is refused; what vectors depend on has a fingerprint."""
+"""Manifests: contradictions are refused, and a fingerprint identifies the network."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_only_dual_encoders_look_at_padding() -> None:
         pair(text=padded)
 
 
-def test_how_vectors_are_scored_is_said_once() -> None:
-    with pytest.raises(ValidationError, match="similarity says"):
+def test_only_similarity_has_the_scores_of_a_dual_encoder() -> None:
+    with pytest.raises(ValidationError, match=r"similarity\.scores"):
         dual(scores={"embed": "sigmoid"})
 
 
