@@ -1,8 +1,8 @@
-"""Operators that emit nodes of the `tokenfold` domain while a network is exported.
+"""Operators that emit nodes of the `tokenfold` domain while a network is traced.
 
-A reduction's counts are elements of the runtime plan, so the number of tokens behind it is known
-only when the graph runs: it is read back from the shape of what `Reduce` returns, and where a
-network computes shapes from it, the graph does too.
+The counts of a reduction are elements of the runtime plan, so the number of tokens after it is
+known only when the graph runs. The trace reads it from the shape of `Reduce`'s output, and shapes
+that a network computes from it become nodes of the graph.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tokenfold.runtime.native import DOMAIN
 
 
 class Symbolic:
-    """Emits attention, importance, a matcher and `Reduce`; see `tokenfold.export.ops.functions`."""
+    """Operators that emit nodes; see `tokenfold.export.ops.functions` for the ops."""
 
     def __init__(self) -> None:
         self._ones: dict[str, Tensor] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
         if size is None:
-            size = self._even(k)
+            size = self._unit_sizes(k)
         attributes = {"heads": heads, "scale": _scale(q, heads)}
         return _emit("Attend", [q, k, v, size], attributes, [(q.dtype, q.shape)])[0]
 
-    def _even(self, k: Tensor) -> Tensor:
-        """Sizes of 1, made once for all keys of a shape."""
+    def _unit_sizes(self, k: Tensor) -> Tensor:
+        """Return sizes of 1 (B, N), one tensor for all keys of a shape."""
         shape = str(k.shape[:2])
         if shape not in self._ones:
             self._ones[shape] = torch.ones(k.shape[:2], dtype=torch.float32)
@@ -44,7 +44,7 @@ class Symbolic:
     def importance(
         self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
-        """As `tokenfold.models.operators.Operators.importance`."""
+        """Emit `Importance`; see `tokenfold.models.operators.Operators.importance`."""
         return _emit(
             "Importance",
             [q, k, size, query_size, _tensor(queries)],
@@ -61,21 +61,25 @@ class Symbolic:
         amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
-        """As `tokenfold.models.operators.Operators.reduce`, with counts that are tensors."""
+        """Emit a matcher and `Reduce`; see `tokenfold.models.operators.Operators.reduce`.
+
+        Args:
+            amount: counts, as tensors.
+        """
         x, size, trace, text = tokens
         batch, before, dim = x.shape
         kind, attributes = _node(matcher)
         inputs = [keys, size]
         if isinstance(matcher, PuMer):
             if importance is None or not isinstance(amount, tuple):
-                raise TypeError("PuMer needs the importance of tokens and three counts")
+                raise TypeError("PuMer needs the importance of tokens and a tuple of three counts")
             words, counts = _tensor(text), [_tensor(count) for count in amount]
             inputs += [importance, words, torch.cat(counts)]
             text, r = _pumer_left(words, _length(size), counts)
             protected = EXACT
         else:
             if not isinstance(amount, Tensor):
-                raise TypeError("a graph's plan is a tensor")
+                raise TypeError(f"a count in a graph must be a tensor, not {type(amount).__name__}")
             r = amount
             inputs.append(r)
             protected = int(attributes["protected"])
@@ -101,57 +105,56 @@ class Symbolic:
 
 
 def on_host(plan: Tensor, batch: Tensor) -> Tensor:
-    """The same plan, as plan + 0 * len(batch).
+    """Return the plan as plan + 0 * len(batch), which keeps its counts in host memory.
 
-    On a GPU ONNX Runtime computes with integers on the host if they hang off what is there anyway,
-    such as a shape; a graph's input is nothing of that kind to it. Computed from the bare plan, the
-    counts would be on the GPU, and each would be copied back for the op that takes it: a wait in
-    every layer, and no CUDA graph.
+    On a GPU, ONNX Runtime computes integers on the host if they depend on a shape, but not if they
+    depend on an input only. Computed from the plain plan, the counts would be on the GPU, and each
+    would be copied back for the op that takes it: a wait in every layer, and no CUDA graph.
 
     Args:
         plan: int64 (P,), an input of the graph.
-        batch: of any shape; an input of the graph.
+        batch: an input of the graph, of any shape.
     """
     length = torch.onnx.ops.symbolic(
         "Shape", [batch], attrs={"start": 0, "end": 1}, dtype=torch.int64, shape=[1]
     )
-    nothing = _whole("Mul", length, torch.tensor([0]))
-    same: Tensor = torch.onnx.ops.symbolic(
-        "Add", [plan, nothing], dtype=torch.int64, shape=plan.shape
-    )
+    zero = _integer_op("Mul", length, torch.tensor([0]))
+    same: Tensor = torch.onnx.ops.symbolic("Add", [plan, zero], dtype=torch.int64, shape=plan.shape)
     return same
 
 
 def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Text tokens that are left, and how many tokens of both kinds go: int64 (1,) each.
+    """Return the text tokens left and the number of removed tokens, int64 (1,) each.
 
-    In a graph what `tokenfold.bundle.pair_workload.pumer_widths` is in Python.
+    Emits the computation of `tokenfold.bundle.pair_workload.pumer_widths`.
     """
     prune, merge, words = counts
-    image = _whole("Sub", tokens, text)
+    image = _integer_op("Sub", tokens, text)
     zero, one = torch.tensor([0]), torch.tensor([1])
-    keep = _whole(
-        "Max", _whole("Sub", image, _whole("Max", prune, zero)), _whole("Min", image, one)
+    keep = _integer_op(
+        "Max",
+        _integer_op("Sub", image, _integer_op("Max", prune, zero)),
+        _integer_op("Min", image, one),
     )
-    text_after = _whole("Sub", text, _clamp(words, text))
-    image_after = _whole("Sub", keep, _clamp(merge, keep))
-    return text_after, _whole("Sub", tokens, _whole("Add", text_after, image_after))
+    text_after = _integer_op("Sub", text, _clamp(words, text))
+    image_after = _integer_op("Sub", keep, _clamp(merge, keep))
+    return text_after, _integer_op("Sub", tokens, _integer_op("Add", text_after, image_after))
 
 
 def _clamp(r: Tensor, tokens: Tensor) -> Tensor:
-    """`tokenfold.bundle.workload.clamp` with one protected token."""
-    room = _whole("Div", _whole("Sub", tokens, torch.tensor([1])), torch.tensor([2]))
-    return _whole("Max", _whole("Min", r, room), torch.tensor([0]))
+    """Emit `tokenfold.bundle.workload.clamp` with one protected token."""
+    room = _integer_op("Div", _integer_op("Sub", tokens, torch.tensor([1])), torch.tensor([2]))
+    return _integer_op("Max", _integer_op("Min", r, room), torch.tensor([0]))
 
 
-def _whole(kind: str, a: Tensor, b: Tensor) -> Tensor:
-    """A node of ONNX's own on two int64 (1,)."""
+def _integer_op(kind: str, a: Tensor, b: Tensor) -> Tensor:
+    """Emit a standard ONNX op with two inputs, int64 (1,)."""
     out: Tensor = torch.onnx.ops.symbolic(kind, [a, b], dtype=torch.int64, shape=[1])
     return out
 
 
 def _length(size: Tensor) -> Tensor:
-    """N of (B, N) as int64 (1,)."""
+    """Return N of (B, N) as int64 (1,)."""
     out: Tensor = torch.onnx.ops.symbolic(
         "Shape", [size], attrs={"start": 1, "end": 2}, dtype=torch.int64, shape=[1]
     )
@@ -159,7 +162,7 @@ def _length(size: Tensor) -> Tensor:
 
 
 def _tensor(count: Count) -> Tensor:
-    """As int64 (1,)."""
+    """Return a count as int64 (1,)."""
     if isinstance(count, Tensor):
         return count.reshape(1)
     return torch.full((1,), count, dtype=torch.int64)
@@ -169,25 +172,25 @@ def _scale(q: Tensor, heads: int) -> float:
     return float((q.shape[-1] // heads) ** -0.5)
 
 
-def _number(scalar: Tensor, most: int | torch.SymInt) -> Any:
-    """A number that is known when the graph runs, for the tracer at least 2."""
+def _number(scalar: Tensor, limit: int | torch.SymInt) -> Any:
+    """Return a number that is known at run time only; the tracer assumes 2 to `limit`."""
     number: Any = scalar.item()
     torch._check(number >= 2)
-    torch._check(number <= most)
+    torch._check(number <= limit)
     return number
 
 
 def _of_shape(tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor:
-    """The same tensor, with a shape that the tracer believes in. Costs nothing in the graph."""
+    """Return the same tensor with a shape for the tracer; it costs nothing in the graph."""
     same: Tensor = torch.onnx.ops.symbolic("Identity", [tensor], dtype=tensor.dtype, shape=shape)
     return same
 
 
 def _node(matcher: Matcher | PuMer) -> tuple[str, dict[str, int | float]]:
-    """The op type and attributes of a matcher.
+    """Return the op type and attributes of a matcher.
 
     Raises:
-        TypeError: a matcher that has no op.
+        TypeError: the matcher has no op.
     """
     if isinstance(matcher, ToMe):
         return "MatchToMe", {"protected": matcher.protected}

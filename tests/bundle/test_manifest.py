@@ -117,7 +117,7 @@ def test_similarities_are_finite(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", ""])
 def test_a_template_holds_one_label(template: str) -> None:
-    with pytest.raises(ValidationError, match="does not hold one"):
+    with pytest.raises(ValidationError, match="must hold exactly one"):
         Similarity(width=1, scale=1.0, scores="sigmoid", template=template)
 
 

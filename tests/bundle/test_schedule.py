@@ -239,7 +239,7 @@ def test_a_reduction_outside_its_range_is_told(asked: float) -> None:
 
 
 def test_a_wrong_plan_is_told() -> None:
-    with pytest.raises(PlanError, match="a plan here has 12 counts, not 3"):
+    with pytest.raises(PlanError, match="a plan of this network has 12 counts, not 3"):
         DEIT_S.flops([1, 2, 3])
     with pytest.raises(PlanError, match="0 or more, not -2"):
         DEIT_S.widths([0] * 11 + [-2])
@@ -268,6 +268,6 @@ def test_a_dual_encoder_s_plans_are_its_image_tower_s() -> None:
             assert plan == plan_for(image, reduction)
             assert dual.flops(plan) == image.flops(plan)
             assert dual.widths(plan) == image.widths(plan)
-    with pytest.raises(PlanError, match="a text of 0 tokens"):
+    with pytest.raises(PlanError, match="the text has 0 tokens"):
         dual.text_flops(0)
     assert type(dual).model_validate_json(dual.model_dump_json()) == dual

@@ -229,7 +229,7 @@ def test_texts_are_filled_up(tmp_path: Path) -> None:
     again = TextEncoder.open(tmp_path / "tokenizer.json", 6, padding=1)
     assert again.encode("a cat").ids.tolist() == [2, 4, 5, 3, 1, 1]
     for wrong in (6, 999):
-        with pytest.raises(ValueError, match=f"no token {wrong} to pad with"):
+        with pytest.raises(ValueError, match=f"padding token {wrong} is not in"):
             TextEncoder.open(tmp_path / "tokenizer.json", 6, padding=wrong)
 
 

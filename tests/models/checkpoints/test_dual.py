@@ -255,7 +255,7 @@ def test_what_our_own_folder_cannot_be_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="texts are padded where"):
         load(str(tmp_path))
     edit(tmp_path / "tokenfold.json", padding=999)
-    with pytest.raises(CheckpointError, match="no token 999 to pad with"):
+    with pytest.raises(CheckpointError, match="padding token 999 is not in"):
         load(str(tmp_path))
     for template in (5, "it is", "{} or {}"):
         edit(tmp_path / "tokenfold.json", padding=0, template=template)
