@@ -92,7 +92,7 @@ def profile(*levels: str) -> Profile:
     )
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_written_bundle_is_read_back(tmp_path: Path) -> None:
     write(tmp_path / "b")
     bundle = Bundle.open(tmp_path / "b")
     assert bundle.model.read_bytes() == b"a graph"
@@ -101,7 +101,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_profile_joins_the_checked_files(tmp_path: Path) -> None:
+def test_a_profile_is_listed_and_checked(tmp_path: Path) -> None:
     write(tmp_path / "b")
     write_profile(tmp_path / "b", profile("exact"))
     found = Bundle.open(tmp_path / "b")
@@ -160,7 +160,7 @@ def test_a_wrong_manifest_is_refused(
         Bundle.open(tmp_path / "b")
 
 
-def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path) -> None:
+def test_an_image_text_network_has_graphs_tokenizer_and_tasks(tmp_path: Path) -> None:
     def make(missing: str = "", **changes: Any) -> Bundle:
         with writing(tmp_path / "p") as part:
             for name in {VISION, JOINT, TOKENIZER} - {missing}:
@@ -235,7 +235,7 @@ def write_dual(folder: Path, *, missing: str = "", extra: str = "", **changes: A
     return Bundle.open(folder)
 
 
-def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) -> None:
+def test_a_dual_encoder_has_graphs_tokenizer_and_similarity(tmp_path: Path) -> None:
     bundle = write_dual(tmp_path / "d")
     assert bundle.manifest.kind == "dual"
     assert bundle.manifest.pair_tasks == []
@@ -263,7 +263,7 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
         Manifest(**manifest.model_dump() | {"tasks": {"embed": ()}})
 
 
-def test_neighbours_are_of_galleries_at_a_level(tmp_path: Path) -> None:
+def test_neighbours_name_known_levels(tmp_path: Path) -> None:
     write_dual(tmp_path / "d")
     for gallery in ("exact", "nonsense"):
         measured = LevelProfile(neighbours={gallery: 0.5})
@@ -285,13 +285,13 @@ def test_files_outside_the_bundle_are_refused(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
-def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: bytes) -> None:
+def test_damaged_manifests_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=MANIFEST):
         Bundle.open(tmp_path)
 
 
-def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_export_keeps_the_previous_bundle(tmp_path: Path) -> None:
     write(tmp_path / "b")
 
     def fail(out: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
     assert Bundle.find(tmp_path / "nowhere") == []
 
 
-def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_not_replaced(tmp_path: Path) -> None:
     thesis = tmp_path / "precious" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")

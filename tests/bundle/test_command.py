@@ -85,7 +85,7 @@ def test_plans_are_run_lengths() -> None:
     assert plan_text((4, 4, 4, 3, 3, 0)) == "4x3 3x2 0"
 
 
-def test_it_needs_neither_torch_nor_a_runtime() -> None:
+def test_inspect_imports_neither_torch_nor_a_runtime() -> None:
     code = (
         "import sys; from tokenfold.cli import main\n"
         "code = main(['inspect', sys.argv[1]])\n"

@@ -16,7 +16,7 @@ Sources = dict[str, Path]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """A checkpoint of each kind."""
+    """Save a checkpoint of each kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
     native.save(folder / "classifier", tiny.checkpoint())
     native.save(folder / "pair", tiny.pair_checkpoint())

@@ -29,7 +29,7 @@ PUMER = tiny.vilt().config.workload("pumer")
 TOME = tiny.vilt().config.workload("tome")
 
 
-def test_default_levels_are_of_the_method() -> None:
+def test_default_levels_depend_on_the_method() -> None:
     assert set(plan_levels(PUMER, Recipe(name="a"))) == {*DEFAULT_LEVELS, "pumer"}
     assert set(plan_levels(TOME, Recipe(name="a"))) == set(DEFAULT_LEVELS)
     nothing = tiny.vilt().config.workload("none")
@@ -86,7 +86,7 @@ def test_default_levels_that_repeat_another_are_left_out() -> None:
     assert all((name in remark) == (name not in names) for name in DEFAULT_LEVELS)
 
 
-def test_levels_that_were_asked_for_stay() -> None:
+def test_requested_levels_are_kept() -> None:
     recipe = Recipe(name="a", levels={"one": 0.7, "two": 0.8})
     levels = plan_levels(METER, recipe)
     assert {name: level.reduction for name, level in levels.items()} == {"one": 0.7, "two": 0.8}
@@ -94,7 +94,7 @@ def test_levels_that_were_asked_for_stay() -> None:
     assert remarks(METER, recipe) == []
 
 
-def test_the_default_level_has_to_be_there() -> None:
+def test_the_default_level_must_exist() -> None:
     levels = plan_levels(TOME, Recipe(name="a", levels={"one": 0.1, "two": 0.5}))
     assert default_level(Recipe(name="a"), levels) == "one"
     with pytest.raises(RecipeError, match="'pumer' is not among one, two"):
@@ -113,7 +113,7 @@ def test_shares_and_counts_are_plans_of_pumer() -> None:
         assert level.reduction == pytest.approx(1 - level.flops_ratio)
 
 
-def test_amounts_of_another_method() -> None:
+def test_amounts_of_another_method_are_refused() -> None:
     for workload, amount, message in [
         (TOME, Shares(0.1, 0.1, 0.1), "need the method pumer"),
         (PUMER, Ramp(8), "r8 is an amount of ToMe"),
@@ -127,7 +127,7 @@ def test_amounts_of_another_method() -> None:
 
 
 @given(counts=st.lists(st.integers(0, 30), min_size=6, max_size=6))
-def test_what_is_reached_costs_what_was_asked(counts: list[int]) -> None:
+def test_attainable_plans_have_the_same_widths(counts: list[int]) -> None:
     plan = (0, 0, 0, *counts, 0, 0, 0)
     found = attainable(PUMER, plan)
     assert PUMER.streams(found) == PUMER.streams(plan)

@@ -89,7 +89,7 @@ def test_without_reduction_there_is_one_level(source: Path, tmp_path: Path) -> N
     assert list(Bundle.open(tmp_path / "b").manifest.levels) == ["exact"]
 
 
-def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")

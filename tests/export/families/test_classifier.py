@@ -84,7 +84,7 @@ def test_unlabelled_images_measure_agreement(tmp_path: Path) -> None:
     assert (quality.metric, quality.value) == ("agreement", 1.0)
 
 
-def test_lossy_agreement_is_with_the_unreduced_fp32_network(tmp_path: Path) -> None:
+def test_int8_agreement_is_with_the_unreduced_fp32_network(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for at, pixels in enumerate(random_images(tiny.SIZE, 60)):

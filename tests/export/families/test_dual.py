@@ -52,7 +52,7 @@ def photos(folder: Path, *, described: bool) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Exported by the command, with its defaults, and measured."""
+    """Export a bundle by the command, with its defaults, and measure it."""
     folder = tmp_path_factory.mktemp("exported")
     images = photos(folder / "photos", described=True)
     assert main([str(source), "--images", str(images), "--out", str(folder / "finder")]) == 0
@@ -61,7 +61,7 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """SigLIP's ways, PiToMe, int8, on images that nothing describes."""
+    """SigLIP with PiToMe, in int8, measured on images without descriptions."""
     folder = tmp_path_factory.mktemp("siglip")
     images = photos(folder / "photos", described=False)
     recipe = Recipe(name="s", method="pitome", precision="int8", levels=LEVELS, images=images)
@@ -98,7 +98,7 @@ def test_every_level_is_measured(bundle: Bundle) -> None:
         assert found.neighbours[level] == 1.0
 
 
-def test_siglip_reads_its_padding(siglip: Bundle) -> None:
+def test_siglip_attends_to_padding(siglip: Bundle) -> None:
     manifest = siglip.manifest
     assert manifest.text == TextSpec(most_tokens=12, padding=0)
     assert manifest.similarity is not None

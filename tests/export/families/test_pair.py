@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def items(folder: Path) -> Path:
-    """Five images with a question and a statement each, and their answers."""
+    """Write five images with a question, a statement and their answers each."""
     folder.mkdir()
     lines: list[dict[str, Any]] = []
     for at, pixels in enumerate(random_images((40, 50), 5)):
@@ -54,7 +54,7 @@ def items(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Exported by the command, with PuMer, and measured."""
+    """Export a bundle by the command, with PuMer, and measure it."""
     folder = tmp_path_factory.mktemp("exported")
     arguments = [str(source), "--method", "pumer", "--images", str(items(folder / "items"))]
     assert main([*arguments, "--out", str(folder / "scenes")]) == 0

@@ -33,7 +33,7 @@ WEIGHTS = {
 
 
 def made(body: str, *, output: str = "float16[b, n, e] y", half: bool = True) -> onnx.ModelProto:
-    """A graph of x (b, n, 8), other and residual, with the weights above where it uses them."""
+    """Return a graph with the inputs x, other, residual and kind, and the weights it uses."""
     inputs = (
         "float16[b, n, 8] x, float16[b, n, 8] other, float16[b, m, 12] residual, "
         "float16[1, 1, 12] kind"
@@ -78,7 +78,7 @@ def with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its linear layers fused, which answers as before."""
+    """Fuse the linear layers of a model and check that its outputs stay equal."""
     before = answers(with_bodies(model))
     linear.fuse(model)
     onnx.checker.check_model(with_bodies(model))
@@ -122,7 +122,7 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
         ("t = Transpose<perm = [0, 2, 1]>(other) y = MatMul(x, t)", {"MatMul": 1, "Transpose": 1}),
     ],
 )
-def test_what_is_a_linear_layer(body: str, expected: dict[str, int]) -> None:
+def test_linear_layers_are_recognised(body: str, expected: dict[str, int]) -> None:
     assert kinds(fused(made(body))) == expected
 
 
@@ -157,14 +157,14 @@ def test_attention_and_matchers_read_packed_tokens() -> None:
         (f"y = tokenfold.Attend{ATTEND.replace('a, b', 'a, x')}", "float16[b, n, e] y"),
     ],
 )
-def test_tokens_that_others_take_are_split(rest: str, output: str) -> None:
+def test_tokens_with_other_users_are_split(rest: str, output: str) -> None:
     model = made(QKV + rest, output=output)
     linear.fuse(model)
     assert kinds(model)["Split"] == 1
     assert not kinds(model)["AttendPacked"]
 
 
-def test_what_others_need_stays() -> None:
+def test_outputs_with_other_users_stay() -> None:
     body = "p = MatMul(x, w) q = Add(p, bias) r = Gelu(q) y = Add(q, r)"
     assert kinds(fused(made(body))) == {"Linear": 1, "Gelu": 1, "Add": 1}
     both = "float16[b, n, e] q, float16[b, n, e] y"
@@ -179,7 +179,7 @@ def test_weights_that_several_layers_share_are_kept() -> None:
     assert {weight.name for weight in model.graph.initializer} == {"square", "bias_of_8"}
 
 
-def test_other_precisions_stay_as_they_are() -> None:
+def test_other_precisions_are_not_fused() -> None:
     model = made("p = MatMul(x, w) y = Add(p, bias)", half=False)
     before = model.SerializeToString()
     linear.fuse(model)

@@ -158,7 +158,7 @@ def test_padding_changes_no_answer(made: Made) -> None:
             np.testing.assert_allclose(alone.logits, beside.logits[:1], atol=1e-5)
 
 
-def test_what_the_files_hold(made: Made) -> None:
+def test_graphs_hold_the_expected_ops_and_names(made: Made) -> None:
     checkpoint, bundle = tiny.pair_checkpoint(), made("pumer", True)
     vision, joint = onnx.load(bundle.vision), onnx.load(bundle.joint)
     for model in (vision, joint):
@@ -199,7 +199,7 @@ def test_without_a_head_to_reason_there_is_one_pass(tmp_path: Path) -> None:
     assert found.text_slots is None
 
 
-def test_two_passes_are_told_apart(made: Made) -> None:
+def test_the_two_passes_differ(made: Made) -> None:
     checkpoint, bundle = tiny.pair_checkpoint(), made("none", True)
     session = PairSession(bundle)
     ids, size = random_texts(checkpoint.text, (4,), 0)

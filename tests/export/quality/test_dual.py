@@ -32,7 +32,7 @@ def unit(draw: np.random.Generator, *shape: int) -> Float:
 
 
 @given(st.integers(2, 40), st.integers(1, 600), st.integers(1, 12), st.integers(0, 9))
-def test_nearest_is_a_full_sort(images: int, queries: int, count: int, seed: int) -> None:
+def test_nearest_equals_a_full_sort(images: int, queries: int, count: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     gallery, asked = unit(draw, images, 4), unit(draw, queries, 4)
     count = min(count, images - 1)
@@ -47,7 +47,7 @@ def test_nearest_is_a_full_sort(images: int, queries: int, count: int, seed: int
         np.testing.assert_allclose(own, np.sort(scores, axis=1)[:, -count:], atol=1e-6)
 
 
-def test_neighbours_are_shares_of_the_gallery_s_own() -> None:
+def test_neighbours_are_shares_of_those_at_the_gallery_level() -> None:
     draw = np.random.default_rng(0)
     exact = unit(draw, 1500, 16)
     near = exact + 0.01 * unit(draw, 1500, 16)
@@ -156,7 +156,7 @@ def test_without_texts_levels_agree_with_the_unreduced_network(tmp_path: Path) -
     assert half.value < 1
 
 
-def test_what_cannot_be_measured(tmp_path: Path) -> None:
+def test_galleries_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a.png")
     with pytest.raises(DataError, match="holds one image"):

@@ -37,7 +37,7 @@ def test_lines_of_other_tasks_are_left_out(tmp_path: Path) -> None:
     assert read_items(own, {"reason": 2}) == []
 
 
-def test_without_the_file_there_are_none(tmp_path: Path) -> None:
+def test_without_the_file_there_are_no_items(tmp_path: Path) -> None:
     assert read_items(photos(tmp_path), {"retrieve": 1}) is None
 
 

@@ -67,7 +67,7 @@ def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
     assert Items(archive, LABELS).items == found.items
 
 
-def test_without_answers_there_are_texts_for_any_image(tmp_path: Path) -> None:
+def test_without_answers_generic_texts_are_used(tmp_path: Path) -> None:
     found = Items(folder(tmp_path / "a"), LABELS)
     assert found.metric == "agreement"
     assert len(found) == 3 * (len(GENERIC["vqa"]) + len(GENERIC["reason"]))
@@ -97,7 +97,7 @@ def test_wrong_items_are_named(tmp_path: Path, given: Any, message: str) -> None
         Items(folder(tmp_path / "a", given), LABELS)
 
 
-def test_two_lists_of_items_are_one_too_many(tmp_path: Path) -> None:
+def test_two_lists_of_items_are_refused(tmp_path: Path) -> None:
     folder(tmp_path / "a", line("vqa", ["0.png"], "red"))
     folder(tmp_path / "a" / "b", line("vqa", ["0.png"], "red"))
     with pytest.raises(DataError, match="two files"):

@@ -33,7 +33,7 @@ def test_folder_names_are_labels(tmp_path: Path) -> None:
     assert Photos(tmp_path, ["ant", "bee"]).labels is None
 
 
-def test_labels_in_doubt_are_an_error(tmp_path: Path) -> None:
+def test_ambiguous_labels_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "cat" / "1.png", 10)
     save(tmp_path / "Dog" / "1.png", 20)
     with pytest.raises(DataError, match="Dog"):
