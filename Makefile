@@ -178,7 +178,7 @@ demo: .venv-test/.installed optional-plugins  ## train the built-in classifier o
 .PHONY: demo-scenes
 demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in network for images with texts, two hours, and export it
 	for phase in teacher compare student checkpoint; do \
-		.venv-test/bin/python -m tokenfold.models.training.scenes $$phase --out $(build)/scenes || exit; \
+		.venv-test/bin/python -m tokenfold.models.training.pair $$phase --out $(build)/scenes || exit; \
 	done
 	mkdir -p $(demo)/checkpoints/scenes
 	cp $(build)/scenes/checkpoint/* $(demo)/checkpoints/scenes
@@ -187,7 +187,7 @@ demo-scenes: .venv-test/.installed optional-plugins  ## train the built-in netwo
 .PHONY: demo-retrieval
 demo-retrieval: .venv-test/.installed optional-plugins  ## train the built-in network for retrieval, half an hour, and export it
 	for phase in train checkpoint; do \
-		.venv-test/bin/python -m tokenfold.models.training.scenes_retrieval $$phase --out $(build)/scenes || exit; \
+		.venv-test/bin/python -m tokenfold.models.training.retrieval $$phase --out $(build)/scenes || exit; \
 	done
 	mkdir -p $(demo)/checkpoints/scenes-retrieval
 	cp $(build)/scenes/retrieval-checkpoint/* $(demo)/checkpoints/scenes-retrieval

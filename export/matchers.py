@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.workload import Method, Plan
+from tokenfold.models.networks.vit import VisionConfig
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe, margin
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vit import VisionConfig
 
 PairMatchers = Sequence[Matcher | PuMer | None]
 

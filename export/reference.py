@@ -8,12 +8,11 @@ import torch
 
 from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.preprocess import Pixels, Preprocess
-from tokenfold.bundle.tasks import PairTask
-from tokenfold.bundle.workload import Method, Plan
+from tokenfold.bundle.workload import Method
 from tokenfold.export.matchers import matcher_counts, matchers, pair_matchers
 from tokenfold.models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
 from tokenfold.runtime.dual import ImageVectors
-from tokenfold.runtime.pair import Float, Int, PairOutput
+from tokenfold.runtime.pair import Float, FusionInputs, Int, PairOutput, PairRunner
 from tokenfold.runtime.session import Output, Session
 
 
@@ -90,7 +89,7 @@ class DualReference:
         return array
 
 
-class PairReference:
+class PairReference(PairRunner):
     """An image-text network in PyTorch; see `tokenfold.runtime.pair.PairSession`."""
 
     def __init__(
@@ -119,26 +118,16 @@ class PairReference:
         patches = self._model.patch_embed(images)
         return self._model.embed_image(patches, (height // side, width // side))
 
-    def fuse(
-        self,
-        image_tokens: Float,
-        input_ids: Int,
-        text_size: Float,
-        plan: Plan,
-        *,
-        task: PairTask,
-        second: bool = False,
-        other: Float | None = None,
-        slots: bool = False,
-    ) -> PairOutput:
+    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+        plan, other = inputs.plan, inputs.other
         # With a plan of zeros PuMer's layers would still compute the importance of tokens.
         unreduced = self._workload.method == "pumer" and not any(plan)
         with torch.inference_mode():
             fused = self._model.fuse(
-                torch.from_numpy(image_tokens),
-                torch.from_numpy(input_ids),
-                torch.from_numpy(text_size),
-                second=second,
+                torch.from_numpy(inputs.image_tokens),
+                torch.from_numpy(inputs.input_ids),
+                torch.from_numpy(inputs.text_size),
+                second=other is not None,
                 plan=None if unreduced else matcher_counts(self._workload, plan),
                 matchers=self._matchers,
                 weighted=self._weighted,
@@ -146,8 +135,9 @@ class PairReference:
             head_input = fused.pooled
             if other is not None:
                 head_input = torch.cat([torch.from_numpy(other), head_input], dim=-1)
-            has_logits = task != "reason" or second
-            logits = self._model.heads.logits(head_input, task).numpy() if has_logits else None
+            logits = None
+            if inputs.has_logits:
+                logits = self._model.heads.logits(head_input, inputs.task).numpy()
         return PairOutput(
             logits,
             fused.pooled.numpy(),

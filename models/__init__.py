@@ -1,1 +1,1 @@
-"""PyTorch networks whose tokens can be reduced, and the reductions themselves."""
+"""PyTorch side of Tokenfold: networks, token reductions, checkpoints, and training of the demos."""

@@ -11,10 +11,10 @@ from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import word_level
 from tokenfold.models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
-from tokenfold.models.dual import DualConfig, DualEncoder
-from tokenfold.models.meter import Meter, MeterConfig
-from tokenfold.models.vilt import Vilt, ViltConfig
-from tokenfold.models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.networks.dual import DualConfig, DualEncoder
+from tokenfold.models.networks.meter import Meter, MeterConfig
+from tokenfold.models.networks.vilt import Vilt, ViltConfig
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 
 SIZE = (32, 32)
 LABELS = ("ant", "bee", "cat", "dog", "elk")

@@ -31,10 +31,10 @@ from tokenfold.export.stages import Workers
 from tokenfold.export.verification.comparison import Answer, Answers
 from tokenfold.export.verification.inputs import Case, pair_batches
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.models.meter import Meter, merging_tower
-from tokenfold.models.pair import images as images_of
-from tokenfold.models.vilt import Vilt
-from tokenfold.runtime.pair import Asked, Float, Int, PairOutput, PairSession, ask
+from tokenfold.models.networks.meter import Meter, merging_tower
+from tokenfold.models.networks.pair import images as images_of
+from tokenfold.models.networks.vilt import Vilt
+from tokenfold.runtime.pair import Float, Int, PairOutput, PairRunner, PairSession, ask
 
 
 class PairFamily(Family[PairSession]):
@@ -92,7 +92,7 @@ class PairFamily(Family[PairSession]):
     def session_answers(self, manifest: Manifest, session: PairSession) -> Answers:
         return self._answers(manifest, session)
 
-    def _answers(self, manifest: Manifest, network: Asked) -> Answers:
+    def _answers(self, manifest: Manifest, network: PairRunner) -> Answers:
         config = self._checkpoint.model.config
         patch = config.patch_size if isinstance(self._checkpoint.model, Vilt) else None
         cases = pair_batches(self._checkpoint.text, config.image_size, patch=patch)
@@ -128,7 +128,7 @@ def pair_workload(checkpoint: PairCheckpoint, recipe: Recipe) -> ViltWorkload | 
         raise RecipeError("; ".join(problem["msg"] for problem in error.errors())) from error
 
 
-def pair_answers(manifest: Manifest, network: Asked, cases: Sequence[Case]) -> Answers:
+def pair_answers(manifest: Manifest, network: PairRunner, cases: Sequence[Case]) -> Answers:
     """Return the logits of a network for image-text inputs, one answer per task.
 
     Images are embedded once, because no plan reduces them.

@@ -14,8 +14,8 @@ from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.export.graphs import onnx_file
 from tokenfold.export.graphs.stems import stem
 from tokenfold.export.graphs.symbolic import Symbolic, on_host
+from tokenfold.models.networks.vit import VisionTransformer
 from tokenfold.models.reduction.matcher import Matcher
-from tokenfold.models.vit import VisionTransformer
 
 
 class ClassifierGraph(nn.Module):

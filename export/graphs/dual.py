@@ -15,9 +15,9 @@ from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.export.graphs import onnx_file
 from tokenfold.export.graphs.classifier import ClassifierGraph, write_image_graph
 from tokenfold.export.graphs.symbolic import Symbolic
-from tokenfold.models.dual import DualEncoder
+from tokenfold.models.networks.dual import DualEncoder
+from tokenfold.models.networks.text_tower import TextTower
 from tokenfold.models.reduction.matcher import Matcher
-from tokenfold.models.text_tower import TextTower
 
 
 class ImageGraph(nn.Module):
@@ -53,7 +53,7 @@ class TextGraph(nn.Module):
         self.tower: TextTower = copy.deepcopy(model.text).to(dtype)
 
     def forward(self, input_ids: Tensor, text_size: Tensor) -> Tensor:
-        embedding = self.tower(input_ids, text_size, run=Symbolic())
+        embedding = self.tower(input_ids, text_size, ops=Symbolic())
         return F.normalize(embedding.float(), dim=-1)
 
     def write(self, path: Path) -> None:

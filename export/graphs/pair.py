@@ -21,8 +21,8 @@ from tokenfold.export.graphs import onnx_file
 from tokenfold.export.graphs.stems import stem
 from tokenfold.export.graphs.symbolic import Symbolic, on_host
 from tokenfold.export.matchers import matcher_counts, pair_matchers
-from tokenfold.models.meter import Meter
-from tokenfold.models.vilt import Vilt
+from tokenfold.models.networks.meter import Meter
+from tokenfold.models.networks.vilt import Vilt
 
 MAX_GRID_SIDE = 64
 """Largest number of patch rows or columns in an image whose grid differs from the network's."""
@@ -43,7 +43,7 @@ class VisionGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         _, height, width, _ = image.shape
         grid = (height // self.side, width // self.side)
-        tokens: Tensor = self.model.embed_image(self.stem(image), grid, run=Symbolic())
+        tokens: Tensor = self.model.embed_image(self.stem(image), grid, ops=Symbolic())
         return tokens.float()
 
     def write(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class JointGraph(nn.Module):
             plan=counts,
             matchers=self.matchers,
             weighted=self.weighted,
-            run=Symbolic(),
+            ops=Symbolic(),
         )
         logits = []
         for task in self.tasks:

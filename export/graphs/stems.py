@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenfold.bundle.preprocess import Preprocess
-from tokenfold.models.vit import PatchEmbed
+from tokenfold.models.networks.stem import PatchEmbed
 
 
 def stem(embed: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> nn.Module:

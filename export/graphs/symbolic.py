@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES, VERSION
-from tokenfold.models.operators import Count, Tokens
+from tokenfold.models.networks.operators import Count, Tokens
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.pumer import PuMer
@@ -44,7 +44,7 @@ class Symbolic:
     def importance(
         self, q: Tensor, k: Tensor, size: Tensor, query_size: Tensor, queries: Count, heads: int
     ) -> Tensor:
-        """Emit `Importance`; see `tokenfold.models.operators.Operators.importance`."""
+        """Emit `Importance`; see `tokenfold.models.networks.operators.Operators.importance`."""
         return _emit(
             "Importance",
             [q, k, size, query_size, _tensor(queries)],
@@ -61,7 +61,7 @@ class Symbolic:
         amount: Count | tuple[Count, ...],
         importance: Tensor | None = None,
     ) -> Tokens:
-        """Emit a matcher and `Reduce`; see `tokenfold.models.operators.Operators.reduce`.
+        """Emit a matcher and `Reduce`; see `tokenfold.models.networks.operators.Operators.reduce`.
 
         Args:
             amount: counts, as tensors.

@@ -25,8 +25,8 @@ from tokenfold.export.quality.items import Line, read_items
 from tokenfold.export.quality.measuring import encode, quality
 from tokenfold.export.quality.photos import DataError, Photos
 from tokenfold.export.stages import Workers
-from tokenfold.models.pair import images as images_of
-from tokenfold.runtime.pair import Asked, Float, ask
+from tokenfold.models.networks.pair import images as images_of
+from tokenfold.runtime.pair import Float, PairRunner, ask
 
 GENERIC: dict[PairTask, tuple[str, ...]] = {
     "vqa": ("What is this?", "What colour is it?", "How many are there?", "Is it outside?"),
@@ -108,11 +108,11 @@ def _answered(lines: Iterable[Line], tasks: Mapping[PairTask, tuple[str, ...]]) 
 
 def measure(
     manifest: Manifest,
-    session: Asked,
+    session: PairRunner,
     items: Items,
     text: TextEncoder,
     *,
-    unreduced: Asked,
+    unreduced: PairRunner,
     workers: Workers,
 ) -> dict[str, LevelProfile]:
     """Return the share of right answers of each level and task.
@@ -131,7 +131,7 @@ def measure(
         pixels = [items.photos.pixels(at, manifest.preprocess)[None] for at in item.images]
         ids, size = encode(text, item.text, str(items.photos.source))
 
-        def answer(network: Asked, images: list[Float], plans: list[tuple[int, ...]]) -> int:
+        def answer(network: PairRunner, images: list[Float], plans: list[tuple[int, ...]]) -> int:
             logits = ask(network, images, ids, size, plans, task=item.task)[-1].logits
             assert logits is not None
             return int(logits[0].argmax())

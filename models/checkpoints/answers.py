@@ -1,8 +1,9 @@
-"""The answers that the logits of a question-answering head stand for.
+"""Answers of a question-answering head, in the order of its logits.
 
-There are three orders of the same 3129 answers of VQAv2: that of `id2label` on the hub; that of
-the official dictionary, which lacks the empty answer, whose id is 125; and PuMer's, alphabetical. A
-wrong order gives fluent nonsense, so none is assumed: the checkpoint says it, or a file beside it.
+The same 3129 answers of VQAv2 come in three orders: that of `id2label` on the hub; that of the
+official dictionary, which lacks the empty answer with id 125; and PuMer's, which is alphabetical. A
+wrong order gives plausible but wrong answers, so none is assumed: the order comes from the
+checkpoint or from a file beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, numbered_labels
 
 FILES = (
     "answers.json", "answers.txt",
@@ -23,76 +24,83 @@ FILES = (
     "label2ans.json", "ans2label.json", "id2label.json", "vqa2-id2label.json",
 )  # fmt: skip
 
-# Fewer answers than this may be in alphabetical order by chance.
-SEVERAL = 20
+# Up to this many answers may be in alphabetical order by chance.
+MAX_CHANCE_ORDER = 20
 NUMBERED = re.compile(r"LABEL_\d+")
 
 log = logging.getLogger(__name__)
 
 
-def of_config(config: Mapping[str, Any], classes: int, where: str) -> tuple[str, ...] | None:
-    """What `id2label` says; None where it is missing or only numbers the classes.
+def from_config(config: Mapping[str, Any], classes: int, where: str) -> tuple[str, ...] | None:
+    """Return the answers of `id2label`; None if it is missing or only numbers the classes.
+
+    Args:
+        config: content of `config.json`.
+        where: the file, for messages.
 
     Raises:
-        CheckpointError: it does not name every class once.
+        CheckpointError: `id2label` does not name every class exactly once.
     """
     names = config.get("id2label")
     if names is None:
         return None
     if not isinstance(names, dict):
-        raise CheckpointError(f"{where}: id2label is no object")
+        raise CheckpointError(f"{where}: id2label is not an object")
     if all(NUMBERED.fullmatch(str(name)) for name in names.values()):
         return None
-    return _placed(names, classes, f"{where}: id2label")
+    return _by_id(names, classes, f"{where}: id2label")
 
 
-def beside(folder: Path, classes: int, *, alphabetical: bool) -> tuple[str, ...]:
-    """What a file in the folder says; where there is none the classes are numbered.
+def from_folder(folder: Path, classes: int, *, alphabetical: bool) -> tuple[str, ...]:
+    """Return the answers of a file in the folder; numbered labels if there is no such file.
 
     Args:
-        alphabetical: whether the network's answers are in that order, as PuMer's are. Then those
-            of the file are put into it; else a file in that order is of another network.
+        alphabetical: whether the network's answers are in alphabetical order, as PuMer's are. The
+            answers of the file are then sorted; otherwise a file in alphabetical order belongs to
+            another network.
 
     Raises:
         CheckpointError: files contradict each other, or do not fit the network.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    answers_by_file: dict[str, tuple[str, ...]] = {}
     for name in FILES:
         if (folder / name).is_file():
-            found[name] = _ordered(folder / name, classes, alphabetical)
-    if not found:
+            answers_by_file[name] = _ordered(folder / name, classes, alphabetical)
+    if not answers_by_file:
         log.info(
-            "%s: no file of answers (%s): they are called by their numbers, as LABEL_0",
+            "%s: no file of answers (%s): the labels are LABEL_0 to LABEL_%d",
             folder,
             ", ".join(FILES),
+            classes - 1,
         )
-        return tuple(f"LABEL_{index}" for index in range(classes))
-    if len(set(found.values())) > 1:
-        raise CheckpointError(f"{folder}: {' and '.join(found)} do not say the same answers")
-    return next(iter(found.values()))
+        return numbered_labels(classes)
+    if len(set(answers_by_file.values())) > 1:
+        raise CheckpointError(f"{folder}: {' and '.join(answers_by_file)} have different answers")
+    return next(iter(answers_by_file.values()))
 
 
 def _ordered(file: Path, classes: int, alphabetical: bool) -> tuple[str, ...]:
     answers = read(file, classes)
     in_order = tuple(sorted(answers))
     if alphabetical and answers != in_order:
-        log.info("%s: its answers were put into alphabetical order, which PuMer's are in", file)
+        log.info("%s: sorted the answers alphabetically, as PuMer's are", file)
         return in_order
-    if not alphabetical and answers == in_order and classes > SEVERAL:
+    if not alphabetical and answers == in_order and classes > MAX_CHANCE_ORDER:
         raise CheckpointError(
-            f"{file}: the answers are in alphabetical order: PuMer's, which this network's are not"
+            f"{file}: the answers are in alphabetical order, which only PuMer's networks have"
         )
     return answers
 
 
 def read(file: Path, classes: int) -> tuple[str, ...]:
-    """A file of answers.
+    """Read a file of answers.
 
-    A text has one a line. JSON has a list; or an object from ids to answers or from answers to ids,
-    itself perhaps under `id2answer` or `id2label`, that may lack the empty answer.
+    A text file has one answer per line. A JSON file has a list of answers, or an object from ids to
+    answers or from answers to ids. The object may be nested under `id2answer` or `id2label`, and
+    may lack the empty answer.
 
     Raises:
-        CheckpointError: it is none of these, or not of so many classes.
+        CheckpointError: the file has another form, or another number of answers than `classes`.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -106,26 +114,28 @@ def read(file: Path, classes: int) -> tuple[str, ...]:
         if content and all(type(value) is int for value in content.values()):
             if len(set(content.values())) != len(content):
                 raise CheckpointError(f"{file}: several answers have the same id")
-            content = {str(at): answer for answer, at in content.items()}
-        return _placed(content, classes, str(file))
+            content = {str(index): answer for answer, index in content.items()}
+        return _by_id(content, classes, str(file))
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{file}: holds neither a list of answers nor ids with answers")
-    return _placed({str(at): name for at, name in enumerate(content)}, classes, str(file))
-
-
-def _placed(names: Mapping[str, Any], classes: int, where: str) -> tuple[str, ...]:
-    """Answers by id, in the order of the ids."""
-    wanted = [str(index) for index in range(classes)]
-    missing = sorted(set(wanted) - names.keys(), key=int)
-    if names.keys() - set(wanted):
-        raise CheckpointError(f"{where} has {len(names)} answers, not {classes}")
-    if missing and (len(missing) > 1 or missing[0] == wanted[-1] or "" in names.values()):
         raise CheckpointError(
-            f"{where} has {len(names)} answers, not {classes}; the first without is {missing[0]}"
+            f"{file}: is neither a list of answers nor an object of ids and answers"
+        )
+    return _by_id({str(index): name for index, name in enumerate(content)}, classes, str(file))
+
+
+def _by_id(names: Mapping[str, Any], classes: int, where: str) -> tuple[str, ...]:
+    """Return the answers in the order of their ids."""
+    ids = [str(index) for index in range(classes)]
+    missing = sorted(set(ids) - names.keys(), key=int)
+    if names.keys() - set(ids):
+        raise CheckpointError(f"{where} has {len(names)} answers, not {classes}")
+    if missing and (len(missing) > 1 or missing[0] == ids[-1] or "" in names.values()):
+        raise CheckpointError(
+            f"{where} has {len(names)} answers, not {classes}; the first missing id is {missing[0]}"
         )
     if not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{where}: an answer is no text")
-    answers = tuple(str(names.get(at, "")) for at in wanted)
+        raise CheckpointError(f"{where}: an answer is not a string")
+    answers = tuple(str(names.get(index, "")) for index in ids)
     if len(set(answers)) != classes:
-        raise CheckpointError(f"{where}: an answer is there twice")
+        raise CheckpointError(f"{where}: duplicate answers")
     return answers

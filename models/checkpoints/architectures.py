@@ -1,14 +1,14 @@
-"""What a timm architecture's name says that its weights do not: heads, activation, norms' eps."""
+"""Facts that only the name of a timm architecture tells: heads, activation, norms' epsilon."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from tokenfold.models.blocks import Activation
 from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.networks.blocks import Activation
 
-# Width, layers, heads.
+# Width, depth, heads.
 SIZES = {
     "tiny": (192, 12, 3),
     "xsmall": (256, 10, 4),
@@ -25,7 +25,7 @@ PLUS = (896, 12, 14)
 DINOV2_GIANT = (1536, 40, 24)
 GAP_BASE_HEADS = 16
 
-# ViT-H, g and G have 16 wider heads; everything else that is published has heads of 64.
+# ViT-H, g and G have 16 wider heads; all other published networks have heads of width 64.
 WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
 HEAD_WIDTH = 64
 
@@ -41,7 +41,7 @@ SUPPORTED = (
 
 
 class Architecture(NamedTuple):
-    """One of timm's ViTs; width, depth and patch size are None where the name does not decide."""
+    """A ViT of timm; width, depth and patch size are None if the name does not determine them."""
 
     name: str
     dim: int | None
@@ -61,47 +61,56 @@ class Architecture(NamedTuple):
 
 
 def parse(name: str) -> Architecture:
-    """The architecture of a name such as `vit_base_patch16_224`, with or without a tag.
+    """Parse the name of an architecture, such as `vit_base_patch16_224`, with or without a tag.
 
     Raises:
-        CheckpointError: it is not one of those supported, which the message lists.
+        CheckpointError: the architecture is not supported; the message lists those that are.
     """
-    found = NAME.fullmatch(name)
-    if found is None:
+    match = NAME.fullmatch(name)
+    if match is None:
         raise CheckpointError(f"the architecture is {name!r}; supported are {SUPPORTED}")
-    return _architecture(found)
+    return _architecture(match)
 
 
 def guess(file_name: str) -> Architecture | None:
-    """The architecture that a file's name starts with, as those of the official DeiT files do."""
-    found = NAME.match(file_name)
-    if found is None or file_name[found.end() : found.end() + 1].isalnum():
+    """Return the architecture that a file name starts with, as official DeiT files do."""
+    match = NAME.match(file_name)
+    if match is None or file_name[match.end() : match.end() + 1].isalnum():
         return None
-    return _architecture(found)
+    return _architecture(match)
 
 
-def heads_of(dim: int) -> int | None:
-    """Heads of a published network of this width, None if there is none; shapes do not say it."""
+def heads_of(dim: int, hint: str = "") -> int:
+    """Return the number of heads of published networks of this width; shapes do not tell it.
+
+    Args:
+        hint: end of the message.
+
+    Raises:
+        CheckpointError: no published network has this width.
+    """
     if dim in WIDE_HEADS:
         return WIDE_HEADS[dim]
-    return None if dim % HEAD_WIDTH else dim // HEAD_WIDTH
+    if dim % HEAD_WIDTH:
+        raise CheckpointError(f"the number of heads of a network of width {dim} is unknown{hint}")
+    return dim // HEAD_WIDTH
 
 
-def _architecture(found: re.Match[str]) -> Architecture:
-    size, variant = found["size"], found["variant"] or ""
+def _architecture(match: re.Match[str]) -> Architecture:
+    size, variant = match["size"], match["variant"] or ""
     dim, depth, heads = SIZES[size]
-    if found["plus"]:
+    if match["plus"]:
         dim, depth, heads = PLUS
-    if found["tail"] == "dinov2" and size == "giant":
+    if match["tail"] == "dinov2" and size == "giant":
         dim, depth, heads = DINOV2_GIANT
     if variant == "gap_" and size == "base":
         heads = GAP_BASE_HEADS
     return Architecture(
-        name=found[0],
+        name=match[0],
         dim=dim,
         depth=depth,
         heads=heads,
-        patch_size=int(found["patch"]),
+        patch_size=int(match["patch"]),
         activation="quick_gelu" if variant == "clip_quickgelu_" else "gelu",
         eps=1e-5 if variant.startswith("clip_") else 1e-6,
     )

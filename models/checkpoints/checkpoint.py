@@ -1,36 +1,29 @@
-"""What every loader returns and raises, and how weights get into a network."""
+"""Checkpoints that the loaders return, the error that they raise, and configuration checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor, nn
 
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import TextEncoder
-from tokenfold.models.dual import DualEncoder
-from tokenfold.models.meter import Meter
-from tokenfold.models.vilt import Vilt
-from tokenfold.models.vit import VisionConfig, VisionTransformer
-
-Layout = Mapping[str, tuple[str, ...]]
-"""Our name of a weight -> the checkpoint's names of the parts that make it up, in order."""
-
-SHOWN_PROBLEMS = 10
+from tokenfold.models.networks.dual import DualEncoder
+from tokenfold.models.networks.meter import Meter
+from tokenfold.models.networks.vilt import Vilt
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded as asked; the message says what and where."""
+    """A checkpoint cannot be loaded; the message names the file and the problem."""
 
 
 class Checkpoint(NamedTuple):
-    """A network with its weights, ready to run, and what surrounds it."""
+    """An image classifier in evaluation mode, with its pre-processing and labels."""
 
     model: VisionTransformer
     preprocess: Preprocess
@@ -38,12 +31,12 @@ class Checkpoint(NamedTuple):
 
 
 class PairCheckpoint(NamedTuple):
-    """The same of a network that takes images with texts.
+    """A vision-language network in evaluation mode, with its pre-processing, labels and tokenizer.
 
     Attributes:
-        labels: by task, in the order of its logits; none for a score by itself. `reason` has
-            `false` and `true`; of two classes to `match`, the second is the match.
-        weighted: how tokens merge unless the user says otherwise, see `PairNetwork.fuse`.
+        labels: by task, in the order of the logits; empty for a ranking head. `reason` has `false`
+            and `true`; of the two classes of `match`, the second is the match.
+        weighted: default way to merge tokens, see `FusionInputs`.
     """
 
     model: Vilt | Meter
@@ -54,10 +47,10 @@ class PairCheckpoint(NamedTuple):
 
 
 class DualCheckpoint(NamedTuple):
-    """The same of two towers, whose vectors of images and texts can be compared.
+    """A dual encoder in evaluation mode, with its pre-processing and tokenizer.
 
     Attributes:
-        template: what a label becomes a text by, in place of its `{}`.
+        template: text of a label, which replaces `{}`.
     """
 
     model: DualEncoder
@@ -70,15 +63,18 @@ AnyCheckpoint = Checkpoint | PairCheckpoint | DualCheckpoint
 
 
 def vision_config(where: str, **fields: Any) -> VisionConfig:
-    """The configuration of an image classifier, see `network_config`."""
+    """Return the configuration of an image classifier; see `network_config`."""
     return network_config(VisionConfig, where, **fields)
 
 
 def network_config(kind: type[Config], where: str, **fields: Any) -> Config:
-    """The configuration of a network that a checkpoint describes.
+    """Return the configuration of the network that a checkpoint describes.
+
+    Args:
+        where: start of the message, such as the file.
 
     Raises:
-        CheckpointError: the description contradicts itself; starts with `where`.
+        CheckpointError: the fields contradict each other.
     """
     try:
         return kind(**fields)
@@ -87,67 +83,29 @@ def network_config(kind: type[Config], where: str, **fields: Any) -> Config:
         raise CheckpointError(f"{where}: {problems}") from error
 
 
-def rename(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Give weights our names, joining those that are kept in parts (query, key, value).
-
-    Raises:
-        CheckpointError: names the weights that are missing, unknown or do not join.
-    """
-    wanted = {theirs for parts in layout.values() for theirs in parts}
-    problems = [f"missing: {key}" for key in wanted if key not in weights]
-    problems += [f"unknown: {key}" for key in weights if key not in wanted]
-    _refuse(sorted(problems))
-    renamed = {}
-    for ours, parts in layout.items():
-        tensors = [weights[part] for part in parts]
-        if len(parts) == 1:
-            renamed[ours] = tensors[0]
-        elif len({tensor.shape for tensor in tensors}) == 1:
-            renamed[ours] = torch.cat(tensors)
-        else:
-            shapes = ", ".join(
-                f"{part} {tuple(t.shape)}" for part, t in zip(parts, tensors, strict=True)
-            )
-            problems.append(f"wrong shape: {shapes} are not of one shape")
-    _refuse(problems)
-    return renamed
-
-
-def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], layout: Layout | None = None
-) -> None:
-    """Fill the model; every key and shape has to match.
+def parse_settings(kind: type[Config], content: Mapping[str, Any], where: str) -> Config:
+    """Validate the content of a configuration file.
 
     Args:
-        layout: what the checkpoint calls our weights, for the messages; None if the same.
+        where: start of the message; the path of the invalid field follows.
 
     Raises:
-        CheckpointError: names the missing, the unknown or the mismatching keys.
+        CheckpointError: a field is missing or invalid; the message names the first one.
     """
-    own = model.state_dict()
-    theirs = {ours: " + ".join(parts) for ours, parts in (layout or {}).items()}
-    problems = [f"missing: {theirs.get(key, key)}" for key in own if key not in weights]
-    problems += [f"unknown: {theirs.get(key, key)}" for key in weights if key not in own]
-    for key in own:
-        if key not in weights:
-            continue
-        have, want = weights[key], own[key]
-        if have.shape != want.shape:
-            problems.append(
-                f"wrong shape: {theirs.get(key, key)} is {tuple(have.shape)}, "
-                f"not {tuple(want.shape)}"
-            )
-        elif have.is_floating_point() != want.is_floating_point():
-            # Integers here are quantised weights, which copying would turn into nonsense.
-            problems.append(f"wrong type: {theirs.get(key, key)} is {have.dtype}, not {want.dtype}")
-    _refuse(problems)
-    model.load_state_dict(dict(weights))
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"{where}{field}: {problem['msg']}") from error
 
 
-def _refuse(problems: list[str]) -> None:
-    if not problems:
-        return
-    shown = "; ".join(problems[:SHOWN_PROBLEMS])
-    rest = len(problems) - SHOWN_PROBLEMS
-    more = f"; and {rest} more" if rest > 0 else ""
-    raise CheckpointError(f"the weights do not fit the network: {shown}{more}")
+def architecture_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the `architectures` of a Hugging Face `config.json`; empty if there are none."""
+    names = config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def numbered_labels(classes: int) -> tuple[str, ...]:
+    """Return the labels of classes without names: `LABEL_0`, `LABEL_1` and so on."""
+    return tuple(f"LABEL_{index}" for index in range(classes))

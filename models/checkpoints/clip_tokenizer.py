@@ -1,4 +1,4 @@
-"""CLIP's and SigLIP's ways with texts, where a tokenizer's file does not say them all."""
+"""Parts of CLIP's and SigLIP's tokenizers that the tokenizer's files leave out."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def is_clip(tokenizer: Tokenizer) -> bool:
 
 
 def clip(pieces: Path, merges: Path) -> Tokenizer:
-    """CLIP's from `vocab.json` and `merges.txt`, where `</w>` marks the end of a word.
+    """Build CLIP's tokenizer from `vocab.json` and `merges.txt`; `</w>` marks the end of a word.
 
     Raises:
-        CheckpointError: its special tokens are not among the words.
+        CheckpointError: the vocabulary lacks the special tokens.
     """
     model = models.BPE.from_file(
         str(pieces), str(merges), unk_token=CLIP_END, end_of_word_suffix=WORD_END
@@ -40,7 +40,7 @@ def clip(pieces: Path, merges: Path) -> Tokenizer:
     start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
     if start is None or end is None:
         absent = CLIP_END if end is None else CLIP_START
-        raise CheckpointError(f"{pieces}: {absent} is not in it")
+        raise CheckpointError(f"{pieces}: the token {absent} is missing")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -58,35 +58,35 @@ def clip(pieces: Path, merges: Path) -> Tokenizer:
 
 
 def readable(tokenizer: Tokenizer) -> Tokenizer:
-    """CLIP's, whose tokens would read `dog</w>`."""
+    """Set a decoder for CLIP's tokenizer, without which tokens read `dog</w>`."""
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(WORD_END, " ")])
     return tokenizer
 
 
 def check_end(encoder: TextEncoder, end: int | None, where: str) -> None:
-    """CLIP's vector is that of the end of a text, which here is a text's last token.
+    """Check that texts end in the token that CLIP pools; raise CheckpointError otherwise.
+
+    The text tower here pools the last token.
 
     Args:
-        end: the id by which the network finds it; None where it takes the highest one.
-
-    Raises:
-        CheckpointError: texts of this tokenizer end in another one.
+        end: id of the token that the network pools; None if it pools the highest id.
+        where: start of the message.
     """
     ids = encoder.encode("a").ids.tolist()
-    wanted = max(ids) if end is None else end
-    if ids[-1] != wanted:
+    pooled = max(ids) if end is None else end
+    if ids[-1] != pooled:
         raise CheckpointError(
-            f"{where}: texts end in token {ids[-1]}, but the network looks for token {wanted}"
+            f"{where}: texts end in token {ids[-1]}, but the network pools token {pooled}"
         )
 
 
 def siglip(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
-    """SigLIP's, with what its networks were trained with whether or not the file says it.
+    """Add the steps that SigLIP was trained with and that the tokenizer's file may leave out.
 
-    All texts are in lower case. SigLIP's also lose their punctuation, and SigLIP 2's end, and may
-    begin, as `tokenizer_config.json` says: `transformers` adds these tokens by itself.
+    All texts are lower-cased. SigLIP also removes punctuation. SigLIP 2 adds the start and end
+    tokens that `tokenizer_config.json` asks for; `transformers` adds them in code.
     """
-    # Punctuation falls before the steps of the file, for which it makes no odds where it is there.
+    # If the file's own steps remove punctuation too, removing it before them changes nothing.
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()]
     if isinstance(tokenizer.model, models.Unigram):
         steps += [
@@ -94,13 +94,14 @@ def siglip(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]
-    own = tokenizer.normalizer
-    tokenizer.normalizer = normalizers.Sequence([*steps, *([] if own is None else [own])])
-    ends = config.get("add_eos_token")
+    if tokenizer.normalizer is not None:
+        steps.append(tokenizer.normalizer)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    add_end = config.get("add_eos_token")
     start, end = tokenizer.token_to_id(GEMMA_START), tokenizer.token_to_id(GEMMA_END)
-    if isinstance(ends, bool) and start is not None and end is not None:
-        begins = config.get("add_bos_token") is True
-        template = [*([GEMMA_START] if begins else []), "$A", *([GEMMA_END] if ends else [])]
+    if isinstance(add_end, bool) and start is not None and end is not None:
+        add_start = config.get("add_bos_token") is True
+        template = [*([GEMMA_START] if add_start else []), "$A", *([GEMMA_END] if add_end else [])]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join(template), special_tokens=[(GEMMA_START, start), (GEMMA_END, end)]
         )
@@ -108,21 +109,23 @@ def siglip(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Tokenizer:
 
 
 def siglip_padding(tokenizer: Tokenizer, config: Mapping[str, Any], where: str) -> int:
-    """The id that SigLIP's texts are filled up with: SigLIP's own is its end.
+    """Return the id of SigLIP's padding token; the first SigLIP pads with its end token.
 
     Raises:
-        CheckpointError: neither the configuration nor the vocabulary says it.
+        CheckpointError: neither the configuration nor the vocabulary has a padding token.
     """
-    named = config.get("pad_token")
-    if isinstance(named, dict):
-        named = named.get("content")
-    for token in (named, SIGLIP_END, GEMMA_PADDING):
-        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if found is not None:
-            return int(found)
-    raise CheckpointError(f"{where}: which token texts are padded with is not known")
+    pad_token = config.get("pad_token")
+    if isinstance(pad_token, dict):
+        pad_token = pad_token.get("content")
+    for token in (pad_token, SIGLIP_END, GEMMA_PADDING):
+        token_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if token_id is not None:
+            return int(token_id)
+    raise CheckpointError(
+        f"{where}: the padding token is unknown; set pad_token in tokenizer_config.json"
+    )
 
 
 def _escaped(characters: str) -> str:
-    """For a class of a regular expression."""
+    """Escape characters for a character class of a regular expression."""
     return "".join(f"\\{character}" for character in characters)

@@ -1,4 +1,4 @@
-"""Dual encoders as Hugging Face folders: CLIP, SigLIP, and SigLIP 2 of a fixed resolution."""
+"""Dual encoders in Hugging Face folders: CLIP, SigLIP, and SigLIP 2 of a fixed resolution."""
 
 from __future__ import annotations
 
@@ -6,41 +6,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokenfold.models.checkpoints import (
     clip_tokenizer,
     dual_names,
-    positions,
     processors,
     tokenizer,
 )
 from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     DualCheckpoint,
-    load_weights,
+    architecture_names,
     network_config,
-    rename,
+    parse_settings,
+)
+from tokenfold.models.checkpoints.classifiers import (
+    ACTIVATIONS,
+    CLASSIFIERS,
+    ClassifierSettings,
 )
 from tokenfold.models.checkpoints.dual_kinds import CLIP, SIGLIP, DualKind
-from tokenfold.models.checkpoints.families import ACTIVATIONS, FAMILIES
-from tokenfold.models.checkpoints.families import Settings as VisionSettings
 from tokenfold.models.checkpoints.files import folder_weights, read_json
-from tokenfold.models.checkpoints.weight_names import shape, without
-from tokenfold.models.dual import DualConfig, DualEncoder
+from tokenfold.models.checkpoints.weights import (
+    load_weights,
+    rename,
+    resize_positions,
+    weight_shape,
+    without_prefixes,
+)
+from tokenfold.models.networks.dual import DualConfig, DualEncoder
 
 CONFIG = "config.json"
 
-# In old files, or of networks of any resolution.
+# Present in old files, or in networks of any resolution.
 UNUSED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 NAFLEX = "siglip2"
 
-# What `eos_token_id` was in all CLIPs, wrongly, and what those are then read as.
+# The wrong `eos_token_id` of old CLIPs, which pool the highest id instead.
 LEGACY_END = 2
 
 
 class TextSettings(BaseModel):
-    """What in `text_config` changes the result; which defaults there are depends on the kind."""
+    """Fields of `text_config` that change the result; `DEFAULTS` has defaults for each kind."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -55,14 +63,14 @@ class TextSettings(BaseModel):
     eos_token_id: int = 49407
 
 
-class ImageSettings(VisionSettings):
-    """The same of `vision_config`."""
+class ImageSettings(ClassifierSettings):
+    """Fields of `vision_config` that change the result."""
 
     vision_use_head: bool = True
 
 
 class _Defaults(NamedTuple):
-    """Of a kind, where `transformers` has other ones than the settings here."""
+    """Defaults of `transformers` for a kind that differ from those of the settings above."""
 
     image: dict[str, Any]
     text: dict[str, Any]
@@ -100,15 +108,15 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a dual encoder, or of one that is told to be none of ours.
+    """Whether a `config.json` describes a dual encoder, supported or not.
 
-    Classifiers on CLIP's image tower are not: they have no text.
+    A classifier on CLIP's image tower is not a dual encoder.
     """
-    named = _architectures(config)
-    if any(name in FAMILIES for name in named):
+    names = architecture_names(config)
+    if any(name in CLASSIFIERS for name in names):
         return False
     return config.get("model_type") in (CLIP.name, SIGLIP.name, NAFLEX) or any(
-        name in ARCHITECTURES for name in named
+        name in ARCHITECTURES for name in names
     )
 
 
@@ -116,8 +124,8 @@ def load(folder: Path) -> DualCheckpoint:
     """Read a folder that `save_pretrained` of `CLIPModel` or `SiglipModel` wrote.
 
     Raises:
-        CheckpointError: another architecture, a setting that is not supported, weights that do not
-            fit, or a tokenizer that is missing or of another network; the message says which.
+        CheckpointError: the architecture or a setting is not supported, the weights do not fit, or
+            the tokenizer is missing or belongs to another network.
     """
     config = read_json(folder / CONFIG)
     where = str(folder / CONFIG)
@@ -125,14 +133,14 @@ def load(folder: Path) -> DualCheckpoint:
     image = _part(config, "vision", ImageSettings, DEFAULTS[kind.name].image, where)
     text = _part(config, "text", TextSettings, DEFAULTS[kind.name].text, where)
     preprocess = processors.read(folder, kind.name, image.size)
-    weights = without(folder_weights(folder), UNUSED)
+    weights = without_prefixes(folder_weights(folder), UNUSED)
     try:
         network = _network(kind, image, text, preprocess.size, weights, where)
         layout = dual_names.huggingface(network)
         ours = rename(dual_names.prepare_huggingface(weights), layout)
-        ours = dual_names.shape(ours, network.image.dim)
+        ours = dual_names.reshape(ours, network.image.dim)
         if tuple(side // network.image.patch_size for side in image.size) != network.image.grid:
-            ours["image.pos_embed"] = positions.resize(
+            ours["image.pos_embed"] = resize_positions(
                 ours["image.pos_embed"], network.image.protected, network.image.grid
             )
         model = DualEncoder(network)
@@ -152,27 +160,22 @@ def load(folder: Path) -> DualCheckpoint:
     return DualCheckpoint(model.eval(), preprocess, encoder, kind.template)
 
 
-def _architectures(config: Mapping[str, Any]) -> list[str]:
-    named = config.get("architectures")
-    return [str(name) for name in named] if isinstance(named, list) else []
-
-
 def _kind(config: Mapping[str, Any], where: str) -> DualKind:
     if config.get("quantization_config"):
         raise CheckpointError(f"{where}: quantised weights are not supported")
     if config.get("model_type") == NAFLEX:
         raise CheckpointError(
-            f"{where}: SigLIP 2 for images of any shape (NaFlex) is not supported; the networks of "
-            "a fixed resolution are"
+            f"{where}: SigLIP 2 for images of any shape (NaFlex) is not supported; use a network "
+            "of a fixed resolution"
         )
-    named = _architectures(config)
-    for name in named or [""]:
+    names = architecture_names(config)
+    for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
-    if not named:
+    if not names:
         return CLIP if config["model_type"] == CLIP.name else SIGLIP
     raise CheckpointError(
-        f"{where}: the architecture is {', '.join(named)}; supported of dual encoders are "
+        f"{where}: the architecture is {', '.join(names)}; supported dual encoders are "
         f"{', '.join(ARCHITECTURES)}"
     )
 
@@ -180,17 +183,12 @@ def _kind(config: Mapping[str, Any], where: str) -> DualKind:
 def _part(
     config: Mapping[str, Any], name: str, kind: type[S], defaults: Mapping[str, Any], where: str
 ) -> S:
-    """A tower's settings; old configurations have them twice, and then the latter count."""
+    """Return a tower's settings; of the two copies in old configurations the second one counts."""
     parts = [config.get(key) or {} for key in (f"{name}_config", f"{name}_config_dict")]
     if not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"{where}: {name}_config is no object")
-    given = {key: value for part in parts for key, value in part.items() if value is not None}
-    try:
-        return kind.model_validate({**defaults, **given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{where}: {name}_config.{at}: {problem['msg']}") from error
+        raise CheckpointError(f"{where}: {name}_config is not an object")
+    fields = {key: value for part in parts for key, value in part.items() if value is not None}
+    return parse_settings(kind, {**defaults, **fields}, f"{where}: {name}_config.")
 
 
 def _network(
@@ -208,24 +206,24 @@ def _network(
                 f"{', '.join(ACTIVATIONS)}"
             )
     if image.num_channels != 3:
-        raise CheckpointError(f"{where}: num_channels is {image.num_channels}, but images have 3")
+        raise CheckpointError(f"{where}: num_channels is {image.num_channels}; supported is 3")
     if not image.vision_use_head:
-        raise CheckpointError(f"{where}: without its head an image has no vector")
+        raise CheckpointError(f"{where}: vision_use_head is false; supported is true")
     patch = image.patch_size
     if not isinstance(patch, int):
         if patch[0] != patch[1]:
-            raise CheckpointError(f"{where}: patches are square, not {patch}")
+            raise CheckpointError(f"{where}: patch_size is {patch}; supported are square patches")
         patch = patch[0]
-    own: dict[str, Any] = {}
+    projection: dict[str, Any] = {}
     head = "text_model.head.weight"
     if kind is CLIP:
-        own["classes"] = shape(weights, "visual_projection.weight", 2)[0]
+        projection["classes"] = weight_shape(weights, "visual_projection.weight", 2)[0]
         head = "text_projection.weight"
     return network_config(
         DualConfig,
         where,
         image=kind.image
-        | own
+        | projection
         | {
             "image_size": size,
             "patch_size": patch,
@@ -245,7 +243,7 @@ def _network(
             "depth": text.num_hidden_layers,
             "heads": text.num_attention_heads,
             "mlp_dim": text.intermediate_size,
-            "classes": shape(weights, head, 2)[0],
+            "classes": weight_shape(weights, head, 2)[0],
             "activation": ACTIVATIONS[text.hidden_act],
             "eps": text.layer_norm_eps,
         },

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP: what each computes, however its weights are kept."""
+"""CLIP and SigLIP: the configuration of each, independent of the format of its weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 
 class DualKind(NamedTuple):
-    """One of the two.
+    """CLIP or SigLIP.
 
     Attributes:
-        name: which usual pre-processing it has, see `processors`.
-        image, text: what differs from the towers' defaults, as fields of their configurations.
+        name: key of the default pre-processing, see `processors.default`.
+        image, text: fields of the towers' configurations that differ from the defaults.
         scores: see `DualConfig`.
-        template: what a label becomes a text by, as published.
-        tokenizer: the repository of the hub whose vocabulary the published networks share.
+        template: published template of a label's text, see `DualCheckpoint`.
+        tokenizer: repository on the hub whose tokenizer the published networks share.
     """
 
     name: Literal["clip", "siglip"]
@@ -31,7 +31,7 @@ CLIP = DualKind(
         "eps": 1e-5,
         "patch_bias": False,
         "pre_norm": True,
-        # As published, of the class token alone.
+        # As published, the norm is applied to the class token alone.
         "final_norm": "after",
         "pool": "class",
         "head_bias": False,

@@ -1,4 +1,4 @@
-"""Reading weights and JSON from disk: safetensors, also sharded, and PyTorch files without code."""
+"""Readers of JSON and weights: safetensors, sharded or not, and PyTorch files without code."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ WRAPPERS = ("model", "state_dict")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: the file cannot be read or holds something else.
+        CheckpointError: the file cannot be read or is not a JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not a JSON object")
+        raise CheckpointError(f"{file}: contains a {type(content).__name__}, not a JSON object")
     return content
 
 
 def folder_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a Hugging Face or timm folder, safetensors before pickled ones.
+    """Read the weights of a Hugging Face or timm folder, preferring safetensors to pickles.
 
     Raises:
-        CheckpointError: there are none, or they cannot be read.
+        CheckpointError: the folder has no weights, or they cannot be read.
     """
     if (folder / SAFETENSORS).exists():
         return read_weights(folder / SAFETENSORS)
@@ -51,27 +51,29 @@ def folder_weights(folder: Path) -> dict[str, Tensor]:
         return _sharded(folder)
     if (folder / PICKLED).exists():
         return read_weights(folder / PICKLED)
-    raise CheckpointError(f"{folder}: no weights in it: {SAFETENSORS}, {INDEX} or {PICKLED}")
+    raise CheckpointError(f"{folder}: no weights ({SAFETENSORS}, {INDEX} or {PICKLED})")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of one file, taken out of what training scripts wrap around them.
+    """Read the weights of a file, without the wrappers that training scripts add.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else than named tensors.
+        CheckpointError: the file cannot be read, or contains more than named tensors.
     """
     if file.suffix not in SUFFIXES:
-        raise CheckpointError(f"{file}: weights end in {', '.join(SUFFIXES)}")
+        raise CheckpointError(
+            f"{file}: not a file of weights, whose names end in {', '.join(SUFFIXES)}"
+        )
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        # Official DeiT and MAE files carry the options of the run; a Namespace is plain data.
+        # Official DeiT and MAE files include the options of the run; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file}: holds more than weights, and code in a checkpoint is never run; "
-            f"save its state dict alone ({str(error).splitlines()[0]})"
+            f"{file}: contains more than weights, and code in a checkpoint is never run; "
+            f"save only its state dict ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # a broken file makes the readers raise almost anything
         raise CheckpointError(f"{file}: {error}") from error
@@ -81,19 +83,21 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def _sharded(folder: Path) -> dict[str, Tensor]:
     index = read_json(folder / INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(f"{folder / INDEX}: no weight_map from keys to files")
+        raise CheckpointError(f"{folder / INDEX}: weight_map does not map keys to files")
     weights: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name:
-            raise CheckpointError(f"{folder / INDEX}: {name!r} is not a file beside it")
+            raise CheckpointError(f"{folder / INDEX}: {name!r} is not a file in the same folder")
         shard = read_weights(folder / name)
-        astray = [key for key in shard if index.get(key) != name]
-        if astray:
-            raise CheckpointError(f"{folder / name}: {astray[0]} is not in it by {INDEX}")
+        unlisted = [key for key in shard if index.get(key) != name]
+        if unlisted:
+            raise CheckpointError(
+                f"{folder / name}: {INDEX} does not list {unlisted[0]} in this file"
+            )
         weights.update(shard)
     absent = [key for key in index if key not in weights]
     if absent:
-        raise CheckpointError(f"{folder / index[absent[0]]}: {absent[0]} is missing from it")
+        raise CheckpointError(f"{folder / index[absent[0]]}: {absent[0]} is missing")
     return weights
 
 
@@ -103,9 +107,9 @@ def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
             if isinstance(content.get(wrapper), Mapping):
                 averaged = f"{wrapper}_ema"
                 if averaged in content:
-                    # Which of the two is meant decides the accuracy, so it is not guessed.
+                    # The choice decides the accuracy, so it is not guessed.
                     raise CheckpointError(
-                        f"{file}: holds both {wrapper!r} and {averaged!r}; save one of them alone"
+                        f"{file}: contains both {wrapper!r} and {averaged!r}; save only one of them"
                     )
                 return _unwrap(content[wrapper], file)
         if content and all(
@@ -114,4 +118,6 @@ def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
             prefix = "module."  # left by DistributedDataParallel
             wrapped = all(key.startswith(prefix) for key in content)
             return {key.removeprefix(prefix) if wrapped else key: content[key] for key in content}
-    raise CheckpointError(f"{file}: holds no state dict, that is, tensors by name")
+    raise CheckpointError(
+        f"{file}: contains no state dict, that is, a mapping from names to tensors"
+    )

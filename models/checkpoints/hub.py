@@ -1,4 +1,4 @@
-"""Fetching a repository of the Hugging Face hub."""
+"""Downloads from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ SHARDS = "model-*-of-*.safetensors"
 
 
 def fetch(repository: str) -> Path:
-    """Download `owner/name`, or find it in the local cache; only what our networks need.
+    """Download the files of `owner/name` that our loaders read, unless they are in the cache.
 
     Raises:
-        CheckpointError: no such repository, no access to it, or no network.
+        CheckpointError: the repository does not exist or is not accessible, or the hub cannot be
+            reached.
     """
     folder = _download(repository, [*DESCRIPTIONS, SAFETENSORS, INDEX, SHARDS])
     if (folder / SAFETENSORS).exists() or (folder / INDEX).exists():
         return folder
-    # One after the other, so that a repository with several kinds of weights is not downloaded
-    # twice over.
+    # One format at a time, so that weights in several formats are not all downloaded.
     for name in (PICKLED, *OPEN_CLIP):
         folder = _download(repository, [*DESCRIPTIONS, name])
         if (folder / name).exists():
@@ -51,7 +51,7 @@ def fetch(repository: str) -> Path:
 
 
 def fetch_files(repository: str, names: Iterable[str]) -> Path:
-    """The folder with those of the files that the repository has.
+    """Download the given files, where the repository has them, and return their folder.
 
     Raises:
         CheckpointError: as `fetch`.
@@ -64,18 +64,17 @@ def _download(repository: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{repository}: the hub gives it only to accounts that asked for it; "
-            "accept its terms there and run `hf auth login`"
+            f"{repository}: access is restricted; accept the terms on the hub and run "
+            "`hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{repository}: no such repository on the hub, or a private one "
-            "(then run `hf auth login`)"
+            f"{repository}: no such repository on the hub; if it is private, run `hf auth login`"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(
             f"{repository}: the hub cannot be reached, and the repository is not in the local "
-            "cache; download it elsewhere and give the folder"
+            "cache; download it elsewhere and pass the folder"
         ) from error
     except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{repository}: {error}") from error

@@ -1,6 +1,6 @@
 """Hugging Face folders of image classifiers: `config.json`, `preprocessor_config.json`, weights.
 
-The configuration is read without `transformers`; `families` says what each architecture is.
+The configuration is read without `transformers`; `classifiers` lists the architectures.
 """
 
 from __future__ import annotations
@@ -8,21 +8,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from tokenfold.bundle.preprocess import Preprocess
-from tokenfold.models.checkpoints import positions, processors
+from tokenfold.models.checkpoints import processors
 from tokenfold.models.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
-    load_weights,
-    rename,
+    architecture_names,
+    numbered_labels,
+    parse_settings,
     vision_config,
 )
-from tokenfold.models.checkpoints.families import ACTIVATIONS, FAMILIES, Family, Settings
+from tokenfold.models.checkpoints.classifiers import (
+    ACTIVATIONS,
+    CLASSIFIERS,
+    Classifier,
+    ClassifierSettings,
+)
 from tokenfold.models.checkpoints.files import folder_weights, read_json
-from tokenfold.models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.weights import (
+    load_weights,
+    rename,
+    resize_positions,
+    without_prefixes,
+)
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 
 CONFIG = "config.json"
 
@@ -31,64 +42,55 @@ def load(folder: Path) -> Checkpoint:
     """Read a folder that `save_pretrained` of a supported classifier wrote.
 
     Raises:
-        CheckpointError: another architecture, a setting that is not supported, or weights that do
-            not fit; the message names it.
+        CheckpointError: the architecture or a setting is not supported, or the weights do not fit.
     """
     config = read_json(folder / CONFIG)
-    family = FAMILIES[_architecture(config, folder)]
-    settings = _settings(config, family, folder)
-    preprocess = processors.read(folder, family.kind, settings.size)
-    weights = {
-        key: tensor
-        for key, tensor in folder_weights(folder).items()
-        if not key.startswith(family.unused)
-    }
+    classifier = _classifier(config, folder)
+    settings = _settings(config, classifier, folder)
+    preprocess = processors.read(folder, classifier.processor, settings.size)
+    weights = without_prefixes(folder_weights(folder), classifier.unused)
     classifiers = [key for key in weights if key.endswith("classifier.weight")]
     if not classifiers or weights[classifiers[0]].ndim != 2:
         raise CheckpointError(f"{folder}: the weights have no classifier (classifier.weight)")
     classes = weights[classifiers[0]].shape[0]
     labels = _labels(config, classes, folder)
-    network = _network(settings, family, preprocess, classes, folder)
-    layout = family.names(network)
+    network = _network(settings, classifier, preprocess, classes, folder)
+    names = classifier.names(network)
     try:
-        ours = rename(weights, layout)
-        _shape(ours, settings, network)
+        ours = rename(weights, names)
+        _reshape(ours, settings, network)
         model = VisionTransformer(network)
-        load_weights(model, ours, layout)
+        load_weights(model, ours, names)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return Checkpoint(model.eval(), preprocess, labels)
 
 
-def _architecture(config: dict[str, Any], folder: Path) -> str:
-    named = config.get("architectures")
-    names = named if isinstance(named, list) else []
+def _classifier(config: dict[str, Any], folder: Path) -> Classifier:
+    names = architecture_names(config)
     for name in names:
-        if name in FAMILIES:
+        if name in CLASSIFIERS:
             if config.get("quantization_config"):
                 raise CheckpointError(f"{folder / CONFIG}: quantised weights are not supported")
-            return str(name)
-    found = ", ".join(str(name) for name in names) or "none"
+            return CLASSIFIERS[name]
     raise CheckpointError(
-        f"{folder / CONFIG}: the architecture is {found}; supported are {', '.join(FAMILIES)}"
+        f"{folder / CONFIG}: the architecture is {', '.join(names) or 'none'}; supported are "
+        f"{', '.join(CLASSIFIERS)}"
     )
 
 
-def _settings(config: dict[str, Any], family: Family, folder: Path) -> Settings:
-    if family.kind == "clip":
+def _settings(config: dict[str, Any], classifier: Classifier, folder: Path) -> ClassifierSettings:
+    if classifier.processor == "clip":
         parts = [config.get(key) or {} for key in ("vision_config", "vision_config_dict")]
         if not all(isinstance(part, dict) for part in parts):
-            raise CheckpointError(f"{folder / CONFIG}: vision_config is no object")
+            raise CheckpointError(f"{folder / CONFIG}: vision_config is not an object")
         config = {**parts[0], **parts[1]}
-    try:
-        settings = Settings.model_validate({**family.defaults, **config})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{folder / CONFIG}: {at}: {problem['msg']}") from error
+    settings = parse_settings(
+        ClassifierSettings, {**classifier.defaults, **config}, f"{folder / CONFIG}: "
+    )
     if settings.num_channels != 3:
         raise CheckpointError(
-            f"{folder / CONFIG}: num_channels is {settings.num_channels}, but images have 3"
+            f"{folder / CONFIG}: num_channels is {settings.num_channels}; supported is 3"
         )
     if settings.hidden_act not in ACTIVATIONS:
         raise CheckpointError(
@@ -99,12 +101,18 @@ def _settings(config: dict[str, Any], family: Family, folder: Path) -> Settings:
 
 
 def _network(
-    settings: Settings, family: Family, preprocess: Preprocess, classes: int, folder: Path
+    settings: ClassifierSettings,
+    classifier: Classifier,
+    preprocess: Preprocess,
+    classes: int,
+    folder: Path,
 ) -> VisionConfig:
     patch = settings.patch_size
     if not isinstance(patch, int):
         if patch[0] != patch[1]:
-            raise CheckpointError(f"{folder / CONFIG}: patches are square, not {patch}")
+            raise CheckpointError(
+                f"{folder / CONFIG}: patch_size is {patch}; supported are square patches"
+            )
         patch = patch[0]
     fields = {
         "image_size": preprocess.size,
@@ -118,27 +126,29 @@ def _network(
         "qkv_bias": settings.qkv_bias,
         "eps": settings.layer_norm_eps,
     }
-    return vision_config(str(folder / CONFIG), **{**fields, **family.network(settings)})
+    return vision_config(str(folder / CONFIG), **{**fields, **classifier.network(settings)})
 
 
 def _labels(config: dict[str, Any], classes: int, folder: Path) -> tuple[str, ...]:
     names = config.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{index}" for index in range(classes))
-    wanted = [str(index) for index in range(classes)]
-    if not isinstance(names, dict) or sorted(names) != sorted(wanted):
-        raise CheckpointError(f"{folder / CONFIG}: id2label has to name classes 0 to {classes - 1}")
-    return tuple(str(names[index]) for index in wanted)
+        return numbered_labels(classes)
+    ids = [str(index) for index in range(classes)]
+    if not isinstance(names, dict) or sorted(names) != sorted(ids):
+        raise CheckpointError(f"{folder / CONFIG}: id2label must name classes 0 to {classes - 1}")
+    return tuple(str(names[index]) for index in ids)
 
 
-def _shape(weights: dict[str, Tensor], settings: Settings, network: VisionConfig) -> None:
-    """Bring CLIP's vectors into the common form, and positions to the size of the images."""
+def _reshape(
+    weights: dict[str, Tensor], settings: ClassifierSettings, network: VisionConfig
+) -> None:
+    """Reshape CLIP's vectors to our shapes, and resize positions to the size of the images."""
     dim = network.dim
     if weights["cls_token"].shape == (dim,):
         weights["cls_token"] = weights["cls_token"].view(1, 1, dim)
     if weights["pos_embed"].ndim == 2:
         weights["pos_embed"] = weights["pos_embed"].unsqueeze(0)
     if network.image_size != settings.size and weights["pos_embed"].ndim == 3:
-        weights["pos_embed"] = positions.resize(
+        weights["pos_embed"] = resize_positions(
             weights["pos_embed"], network.protected, network.grid
         )

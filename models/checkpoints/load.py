@@ -1,4 +1,4 @@
-"""One way to name any checkpoint: a folder, a file, `random:NAME`, or a hub id."""
+"""Loader of any checkpoint: a folder, a file, `random:NAME`, or a hub id."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tokenfold.models.checkpoints import (
     open_clip,
     random,
     random_dual,
-    random_meter,
-    random_vilt,
+    random_pair,
     state_dicts,
     swag,
     timm,
@@ -31,21 +30,18 @@ ALLOWED = (
 
 
 def load(source: str) -> AnyCheckpoint:
-    """The checkpoint that `source` names; what exists on disk comes before the hub.
+    """Load the checkpoint that `source` names, from disk if it exists there, else from the hub.
 
     Raises:
-        CheckpointError: there is no such thing, or it cannot be loaded; the message says why.
+        CheckpointError: the source does not exist, or it cannot be loaded.
     """
     if source.startswith(random.PREFIX):
         name = source.removeprefix(random.PREFIX)
-        if random_meter.recognises(name):
-            return random_meter.load(name)
-        if random_vilt.recognises(name):
-            return random_vilt.load(name)
+        if random_pair.recognises(name):
+            return random_pair.load(name)
         if random_dual.recognises(name):
             return random_dual.load(name)
-        others = (*random_vilt.NAMES, *random_meter.NAMES, *random_dual.NAMES)
-        return random.load(name, others)
+        return random.load(name, (*random_pair.NAMES, *random_dual.NAMES))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, path.absolute().name)
@@ -66,14 +62,14 @@ def load(source: str) -> AnyCheckpoint:
 
 
 def load_classifier(source: str) -> Checkpoint:
-    """The same, of a network that takes images alone.
+    """Load an image classifier; see `load`.
 
     Raises:
-        CheckpointError: as `load`, or it is a network for images and texts.
+        CheckpointError: as `load`, or the network takes texts too.
     """
     checkpoint = load(source)
     if not isinstance(checkpoint, Checkpoint):
-        raise CheckpointError(f"{source!r} takes images with texts; it is no image classifier")
+        raise CheckpointError(f"{source!r} takes images with texts; it is not an image classifier")
     return checkpoint
 
 
@@ -84,7 +80,7 @@ def _folder(folder: Path, name: str) -> AnyCheckpoint:
         return open_clip.load(folder)
     if not (folder / huggingface.CONFIG).exists():
         raise CheckpointError(
-            f"{folder}: neither {native.DESCRIPTION} nor {huggingface.CONFIG} in it; a source is "
+            f"{folder} has neither {native.DESCRIPTION} nor {huggingface.CONFIG}; a source is "
             f"{ALLOWED}"
         )
     config = read_json(folder / huggingface.CONFIG)

@@ -1,17 +1,16 @@
-"""METER: the official files, and PuMer's folders.
+"""Loader of METER: the official files, and PuMer's folders.
 
-Which of the two it is says what form the network was trained in, and the names of the weights show
-it: official files keep the image tower under `vit_model.visual`, PuMer's keep all but the heads
-under `meter.`, and the image tower there right under `vit_model`. What mixes the two is refused,
-unless a `config.json` beside the weights says `"form": "parallel"` or `"form": "sequential"`.
+The source determines the form that the network was trained in, and the names of the weights show
+the source. Official files keep the image tower under `vit_model.visual`. PuMer's files keep
+everything except the heads under `meter.`, with the image tower directly under `vit_model`. A mix
+of both is rejected unless a `config.json` beside the weights has `"form": "parallel"` or
+`"form": "sequential"`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,28 +25,32 @@ from tokenfold.models.checkpoints import (
     pair_heads,
     pumer,
     tokenizer,
-    weight_names,
 )
 from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
-    load_weights,
     network_config,
-    rename,
 )
 from tokenfold.models.checkpoints.files import folder_weights, read_json
 from tokenfold.models.checkpoints.processors import CLIP_MEAN, CLIP_STD
-from tokenfold.models.checkpoints.pumer import Reduction
-from tokenfold.models.checkpoints.weight_names import without
-from tokenfold.models.cross import Form
-from tokenfold.models.meter import Meter, MeterConfig
+from tokenfold.models.checkpoints.pumer import PuMerReduction
+from tokenfold.models.checkpoints.weights import (
+    load_weights,
+    patch_shape,
+    rename,
+    square_side,
+    weight_shape,
+    without_prefixes,
+)
+from tokenfold.models.networks.cross import Form
+from tokenfold.models.networks.meter import Meter, MeterConfig
 
 CONFIG = "config.json"
 TOKENIZER_OF = "FacebookAI/roberta-base"
 
-SUPPORTED = "supported is the METER of CLIP's ViT and RoBERTa, no Swin"
+SUPPORTED = "supported is METER with CLIP's ViT and RoBERTa, not with Swin"
 MARK = "cross_modal_text_transform.weight"
-PREFIX = "meter."  # of all but the heads, in PuMer's files
+PREFIX = "meter."  # of all weights but the heads, in PuMer's files
 FORMS: dict[str, Form] = {"parallel": "parallel", "sequential": "sequential"}
 
 # Parts of the towers that METER never runs.
@@ -56,40 +59,40 @@ UNUSED = (
     "text_transformer.embeddings.position_ids", "vit_model.token_embedding.",
     "vit_model.positional_embedding", "vit_model.ln_final.",
 )  # fmt: skip
-# Published configurations were trained with texts of so many tokens; retrieval with fewer.
-MOST_TEXT, MOST_TEXT_OF_RETRIEVAL = 50, 40
-MOST_TEXT_OF_PUMER = 40
+# Maximum tokens of the texts that published networks were trained with.
+MAX_TEXT, MAX_TEXT_RETRIEVAL, MAX_TEXT_PUMER = 50, 40, 40
 
 
 class _Trained(NamedTuple):
-    """How a checkpoint was trained, as far as the weights do not say it.
+    """Facts about the training of a checkpoint that the weights do not tell.
 
     Attributes:
-        reduction: None if without PuMer.
-        heads_per_layer: None if as usual at the width.
+        reduction: None if trained without PuMer.
+        heads_per_layer: None for the usual number at the width.
+        most_text: maximum tokens of a text.
     """
 
     form: Form
-    reduction: Reduction | None
+    reduction: PuMerReduction | None
     heads_per_layer: int | None
     most_text: int
 
 
 def recognises(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of a METER."""
+    """Whether a state dict has the names of a METER."""
     return MARK in weights or PREFIX + MARK in weights
 
 
 def recognises_config(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a METER."""
+    """Whether a `config.json` describes a METER."""
     return config.get("model_type") == "meter"
 
 
 def from_weights(weights: Mapping[str, Tensor], file: Path) -> PairCheckpoint:
-    """A file; answers, a tokenizer and a `config.json` are looked for beside it.
+    """Load a file, with the answers, the tokenizer and the `config.json` of its folder.
 
     Raises:
-        CheckpointError: the weights fit no such network; the message says why.
+        CheckpointError: the weights do not fit the network.
     """
     try:
         beside = file.parent / CONFIG
@@ -100,13 +103,15 @@ def from_weights(weights: Mapping[str, Tensor], file: Path) -> PairCheckpoint:
 
 
 def load(folder: Path, name: str) -> PairCheckpoint:
-    """Read a folder of PuMer's; what was trained without reduction (`-ft`) gets the usual one.
+    """Load a folder of PuMer's.
+
+    A network that was trained without reduction (`-ft`) gets the published one for its task.
 
     Args:
-        name: what the checkpoint was asked for as; it may say how it reduces.
+        name: name of the checkpoint, which may tell its reduction.
 
     Raises:
-        CheckpointError: the weights fit no such network, or it reduces in an unknown way.
+        CheckpointError: the weights do not fit the network, or its reduction is not supported.
     """
     try:
         return _load(folder_weights(folder), read_json(folder / CONFIG), folder, name)
@@ -115,16 +120,16 @@ def load(folder: Path, name: str) -> PairCheckpoint:
 
 
 def form_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Form:
-    """The form that a checkpoint was trained in, see above.
+    """Return the form that a checkpoint was trained in, see the module's docstring.
 
     Raises:
-        CheckpointError: neither its names nor its configuration say it.
+        CheckpointError: neither the names of the weights nor the configuration tell the form.
     """
-    given = config.get("form")
-    if given is not None:
-        if given not in FORMS:
-            raise CheckpointError(f"{CONFIG}: form is {given!r}; there are {', '.join(FORMS)}")
-        return FORMS[given]
+    form = config.get("form")
+    if form is not None:
+        if form not in FORMS:
+            raise CheckpointError(f"{CONFIG}: form is {form!r}; allowed are {', '.join(FORMS)}")
+        return FORMS[form]
     prefixed = all(key.startswith(PREFIX) for key in weights if "cross_modal_" in key)
     plain = not any(key.startswith(PREFIX) for key in weights)
     nested = any(".visual." in key for key in weights)
@@ -134,15 +139,15 @@ def form_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Form:
         return "sequential"
     raise CheckpointError(
         "the names of the weights are neither those of the official code (parallel text and image "
-        f"layers) nor those of PuMer's (sequential). Say which it is in a {CONFIG} beside them: "
+        f"layers) nor those of PuMer's (sequential); set the form in a {CONFIG} beside them: "
         '"form": "parallel" or "form": "sequential"'
     )
 
 
 def published_rates(prune: float, merge: float, text: float) -> Rates:
-    """What PuMer's METER makes of the rates of its configuration.
+    """Return the shares that PuMer's METER uses, given the rates of its configuration.
 
-    Without pruning it reduces nothing; without merging it leaves the image alone.
+    Without pruning it reduces nothing; without merging it does not reduce the image.
     """
     if not prune:
         return 0.0, 0.0, 0.0
@@ -155,19 +160,23 @@ def _load(
     trained = _trained(weights, config, name)
     model = _model(weights, trained)
     network = model.config
-    pumers = trained.form == "sequential"
-    usual = str(config.get("tokenizer") or TOKENIZER_OF)
+    from_pumer = trained.form == "sequential"
+    default_tokenizer = str(config.get("tokenizer") or TOKENIZER_OF)
     return PairCheckpoint(
         model,
-        preprocess(network, stretched=pumers),
-        pair_heads.labels(network.heads, config, folder, alphabetical=pumers),
-        tokenizer.find(folder, usual, network.most_text, network.vocabulary),
+        preprocess(network, stretched=from_pumer),
+        pair_heads.labels(network.heads, config, folder, alphabetical=from_pumer),
+        tokenizer.find(folder, default_tokenizer, network.most_text, network.vocabulary),
         weighted=trained.reduction is None,
     )
 
 
 def preprocess(network: MeterConfig, *, stretched: bool) -> Preprocess:
-    """The published pre-processing: PuMer stretches images, the official code crops them."""
+    """Return the published pre-processing.
+
+    Args:
+        stretched: whether images are stretched, as in PuMer; the official code crops them.
+    """
     height, width = network.image_size
     colours: dict[str, Any] = {"interpolation": "bicubic", "mean": CLIP_MEAN, "std": CLIP_STD}
     if stretched or height != width:
@@ -179,43 +188,51 @@ def _trained(weights: Mapping[str, Tensor], config: Mapping[str, Any], name: str
     form = form_of(weights, config)
     heads = config.get("num_heads")
     if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise CheckpointError(f"{CONFIG}: num_heads is {heads!r}, no number of heads")
-    usual = MOST_TEXT_OF_PUMER if form == "sequential" else MOST_TEXT
+        raise CheckpointError(f"{CONFIG}: num_heads is {heads!r}; it must be a positive integer")
+    default = MAX_TEXT_PUMER if form == "sequential" else MAX_TEXT
     if form == "parallel" and "rank_output.weight" in weights:
-        usual = MOST_TEXT_OF_RETRIEVAL
-    most_text = config.get("max_text_len", usual)
+        default = MAX_TEXT_RETRIEVAL
+    most_text = config.get("max_text_len", default)
     if not isinstance(most_text, int) or most_text < 1:
-        raise CheckpointError(f"{CONFIG}: max_text_len is {most_text!r}, no number of tokens")
+        raise CheckpointError(
+            f"{CONFIG}: max_text_len is {most_text!r}; it must be a positive integer"
+        )
     if "bert" in str(config.get("tokenizer", "")) and "roberta" not in str(config["tokenizer"]):
         raise CheckpointError(f"{CONFIG}: tokenizer is {config['tokenizer']}; supported is RoBERTa")
     reduction = _reduction(config, name) if form == "sequential" else None
     return _Trained(form, reduction, heads, most_text)
 
 
-def _reduction(config: Mapping[str, Any], name: str) -> Reduction | None:
-    """By step: PuMer counts two layers a step, and can reduce in each first one."""
-    # PuMer's METER has one way to score and to merge, whatever its configuration says.
-    found = pumer.read({**config, "sim_method": "mean_head", "merge_style": "tome"}, name, CONFIG)
-    if found is None:
+def _reduction(config: Mapping[str, Any], name: str) -> PuMerReduction | None:
+    """Return the reduction of each pair of layers.
+
+    PuMer numbers the text layer and the image layer of a pair separately, and reduces only in the
+    text layers.
+    """
+    # PuMer's METER ignores the methods of scoring and merging in its configuration.
+    reduction = pumer.read(
+        {**config, "sim_method": "mean_head", "merge_style": "tome"}, name, CONFIG
+    )
+    if reduction is None:
         return None
-    steps = tuple(layer // 2 for layer in found.layers if layer % 2 == 0)
-    rates = published_rates(*found.rates)
-    return Reduction(steps, rates) if steps and any(rates) else None
+    pairs = tuple(layer // 2 for layer in reduction.layers if layer % 2 == 0)
+    rates = published_rates(*reduction.rates)
+    return PuMerReduction(pairs, rates) if pairs and any(rates) else None
 
 
 def _model(weights: Mapping[str, Tensor], trained: _Trained) -> Meter:
-    tasks = pair_heads.find(weights)
+    head_names = pair_heads.find_heads(weights)
     plain = {_official(key): tensor for key, tensor in weights.items()}
-    plain = without(plain, (*UNUSED, *pair_heads.unused(tasks)))
-    network = _network(plain, tasks, trained)
-    layout = meter_names.official(network, tasks)
+    plain = without_prefixes(plain, (*UNUSED, *pair_heads.unused_prefixes(head_names)))
+    network = _network(plain, head_names, trained)
+    names = meter_names.official(network, head_names)
     model = Meter(network)
-    load_weights(model, meter_names.fold(rename(plain, layout), network), layout)
+    load_weights(model, meter_names.fold(rename(plain, names), network), names)
     return model.eval()
 
 
 def _official(key: str) -> str:
-    """The official name of a weight."""
+    """Return the official name of a weight."""
     if not key.startswith(PREFIX):
         return key
     key = key.removeprefix(PREFIX)
@@ -225,56 +242,51 @@ def _official(key: str) -> str:
 
 
 def _network(
-    weights: Mapping[str, Tensor], tasks: Mapping[PairTask, str], trained: _Trained
+    weights: Mapping[str, Tensor], head_names: Mapping[PairTask, str], trained: _Trained
 ) -> MeterConfig:
-    shape = partial(weight_names.shape, otherwise=SUPPORTED)
-    dim, channels, patch, width = shape(weights, "vit_model.visual.conv1.weight", 4)
-    if channels != 3 or patch != width:
-        raise CheckpointError("vit_model.visual.conv1 has no square patches of 3 channels")
-    positions = shape(weights, "vit_model.visual.positional_embedding", 2)[0] - 1
-    side = math.isqrt(max(positions, 0))
-    if side == 0 or side * side != positions:
-        raise CheckpointError(
-            f"vit_model.visual.positional_embedding has {positions} patches, which form no square"
-        )
+    dim, patch = patch_shape(weights, "vit_model.visual.conv1.weight", SUPPORTED)
+    positions = "vit_model.visual.positional_embedding"
+    side = square_side(weight_shape(weights, positions, 2, SUPPORTED)[0] - 1, positions)
     heads = trained.heads_per_layer or architectures.heads_of(dim)
-    if heads is None:
-        raise CheckpointError(f"how many heads share a width of {dim} is not known")
     depth = _depth(weights, "cross_modal_text_layers")
-    layers, rates = trained.reduction or usual(next(iter(tasks)), depth)
+    layers, rates = trained.reduction or default_reduction(next(iter(head_names)), depth)
     block = "vit_model.visual.transformer.resblocks"
     return network_config(
         MeterConfig,
         "the network",
         form=trained.form,
-        # What PuMer trained has learnt to do without.
+        # Networks that were trained with PuMer have learnt to lose the class token.
         protect_class=trained.reduction is None,
         image_size=(side * patch, side * patch),
         patch_size=patch,
         dim=dim,
         heads_per_layer=heads,
-        mlp_dim=shape(weights, f"{block}.0.mlp.c_fc.weight", 2)[0],
+        mlp_dim=weight_shape(weights, f"{block}.0.mlp.c_fc.weight", 2)[0],
         depth=depth,
         vision_depth=_depth(weights, block),
         text_depth=_depth(weights, "text_transformer.encoder.layer"),
-        vocabulary=shape(weights, "text_transformer.embeddings.word_embeddings.weight", 2)[0],
+        vocabulary=weight_shape(weights, "text_transformer.embeddings.word_embeddings.weight", 2)[
+            0
+        ],
         most_text=trained.most_text,
-        modalities=shape(weights, "token_type_embeddings.weight", 2)[0],
+        modalities=weight_shape(weights, "token_type_embeddings.weight", 2)[0],
         layers=layers,
         rates=rates,
-        heads={task: pair_heads.config(weights, task, name) for task, name in tasks.items()},
+        heads={
+            task: pair_heads.head_config(weights, task, name) for task, name in head_names.items()
+        },
     )
 
 
-def usual(task: PairTask, depth: int) -> Reduction:
-    """How PuMer reduces for a task, as published, where a checkpoint does not say it."""
+def default_reduction(task: PairTask, depth: int) -> PuMerReduction:
+    """Return PuMer's published reduction for a task."""
     first, rates = {
         "entail": (0, (0.3, 0.5, 0.2)),
         "reason": (1, (0.3, 0.5, 0.2)),
     }.get(task, (0, (0.2, 0.2, 0.2)))
-    return Reduction(tuple(range(first, min(4, depth))) or (0,), rates)
+    return PuMerReduction(tuple(range(first, min(4, depth))) or (0,), rates)
 
 
 def _depth(weights: Mapping[str, Tensor], layers: str) -> int:
     layer = re.compile(re.escape(layers) + r"\.(\d+)\.")
-    return len({found[1] for key in weights if (found := layer.match(key))})
+    return len({match[1] for key in weights if (match := layer.match(key))})

@@ -1,4 +1,4 @@
-"""Our own checkpoint folder: `tokenfold.json` beside `model.safetensors`."""
+"""Tokenfold's own checkpoint format: a folder with `tokenfold.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     DualCheckpoint,
     PairCheckpoint,
-    load_weights,
 )
 from tokenfold.models.checkpoints.files import read_json, read_weights
-from tokenfold.models.dual import DualConfig, DualEncoder
-from tokenfold.models.meter import Meter, MeterConfig
-from tokenfold.models.vilt import Vilt, ViltConfig
-from tokenfold.models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.weights import load_weights
+from tokenfold.models.networks.dual import DualConfig, DualEncoder
+from tokenfold.models.networks.meter import Meter, MeterConfig
+from tokenfold.models.networks.vilt import Vilt, ViltConfig
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 
 DESCRIPTION = "tokenfold.json"
 WEIGHTS = "model.safetensors"
 
 
-class Description(BaseModel):
-    """The content of `tokenfold.json` for an image classifier; older files have no `kind`."""
+class ClassifierDescription(BaseModel):
+    """Content of `tokenfold.json` for an image classifier; older files have no `kind`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,7 +45,7 @@ class Description(BaseModel):
 
 
 class _PairDescription(BaseModel):
-    """The same for images with texts; the tokenizer lies beside it."""
+    """Content of `tokenfold.json` for a vision-language network; the tokenizer is another file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,24 +56,24 @@ class _PairDescription(BaseModel):
 
 
 class ViltDescription(_PairDescription):
-    """Of a ViLT."""
+    """Content of `tokenfold.json` for a ViLT."""
 
     kind: Literal["vilt"] = "vilt"
     network: ViltConfig
 
 
 class MeterDescription(_PairDescription):
-    """Of a METER."""
+    """Content of `tokenfold.json` for a METER."""
 
     kind: Literal["meter"] = "meter"
     network: MeterConfig
 
 
 class DualDescription(BaseModel):
-    """Of two towers; the tokenizer lies beside it.
+    """Content of `tokenfold.json` for a dual encoder; the tokenizer is a separate file.
 
     Attributes:
-        padding: the id that texts are filled up with, see `TextEncoder`.
+        padding: id of the padding token, see `TextEncoder`.
         template: see `DualCheckpoint`.
     """
 
@@ -87,9 +87,9 @@ class DualDescription(BaseModel):
     template: Template
 
 
-AnyDescription = Description | ViltDescription | MeterDescription | DualDescription
+AnyDescription = ClassifierDescription | ViltDescription | MeterDescription | DualDescription
 DESCRIPTIONS: dict[str, type[AnyDescription]] = {
-    "image": Description,
+    "image": ClassifierDescription,
     "vilt": ViltDescription,
     "meter": MeterDescription,
     "dual": DualDescription,
@@ -97,13 +97,13 @@ DESCRIPTIONS: dict[str, type[AnyDescription]] = {
 
 
 def save(folder: Path, checkpoint: AnyCheckpoint) -> None:
-    """Write the folder; an earlier checkpoint in it is replaced."""
+    """Write a checkpoint to a folder, replacing an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     fields: dict[str, Any] = {"network": model.config, "preprocess": checkpoint.preprocess}
-    kind: type[AnyDescription] = Description
+    kind: type[AnyDescription] = ClassifierDescription
     if isinstance(checkpoint, DualCheckpoint):
         kind = DualDescription
         fields |= {"padding": checkpoint.text.padding, "template": checkpoint.template}
@@ -122,28 +122,28 @@ def load(folder: Path) -> AnyCheckpoint:
     """Read a folder that `save` wrote.
 
     Raises:
-        CheckpointError: the description, the weights or the tokenizer are not valid.
+        CheckpointError: the description, the weights or the tokenizer are invalid.
     """
     file = folder / DESCRIPTION
     content = read_json(file)
     kind = content.get("kind", "image")
     if kind not in DESCRIPTIONS:
-        raise CheckpointError(f"{file}: kind is {kind!r}; there are {', '.join(DESCRIPTIONS)}")
+        raise CheckpointError(f"{file}: kind is {kind!r}; allowed are {', '.join(DESCRIPTIONS)}")
     try:
-        # As JSON, where lists are tuples.
+        # As JSON, in which lists are valid for tuples.
         description = DESCRIPTIONS[kind].model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise CheckpointError(f"{file}: {error}") from error
     weights = read_weights(folder / WEIGHTS)
     try:
-        if isinstance(description, Description):
+        if isinstance(description, ClassifierDescription):
             classifier = VisionTransformer(description.network)
             load_weights(classifier, weights)
             return Checkpoint(classifier.eval(), description.preprocess, description.labels)
         if isinstance(description, DualDescription):
             return _dual(folder, description, weights)
         return _pair(folder, description, weights)
-    except ValueError as error:  # of the tokenizer too
+    except ValueError as error:  # also raised for the tokenizer
         raise CheckpointError(f"{folder}: {error}") from error
 
 
@@ -158,11 +158,11 @@ def _pair(
             f"labels for {', '.join(description.labels)}, but heads for {', '.join(config.heads)}"
         )
     for task, head in config.heads.items():
-        named = len(description.labels[task])
-        if named != head.classes and (named or head.classes > 1):
-            raise CheckpointError(f"{named} labels to {task}, but {head.classes} logits")
+        count = len(description.labels[task])
+        if count != head.classes and (count or head.classes > 1):
+            raise CheckpointError(f"{count} labels for {task}, but {head.classes} logits")
     text = TextEncoder.open(folder / TOKENIZER, config.most_text)
-    _check_words(text, config.vocabulary)
+    _check_vocabulary(text, config.vocabulary)
     model = Vilt(config) if isinstance(config, ViltConfig) else Meter(config)
     load_weights(model, weights)
     return PairCheckpoint(
@@ -175,14 +175,18 @@ def _dual(
 ) -> DualCheckpoint:
     config = description.network
     if config.text.padded != (description.padding is not None):
-        raise CheckpointError("texts are padded where the text tower is padded, and only there")
+        raise CheckpointError(
+            f"padding is {description.padding}, but the text tower has padded = "
+            f"{config.text.padded}; a padded tower needs a padding id, any other none"
+        )
     text = TextEncoder.open(folder / TOKENIZER, config.text.most_text, description.padding)
-    _check_words(text, config.text.vocabulary)
+    _check_vocabulary(text, config.text.vocabulary)
     model = DualEncoder(config)
     load_weights(model, weights)
     return DualCheckpoint(model.eval(), description.preprocess, text, description.template)
 
 
-def _check_words(text: TextEncoder, vocabulary: int) -> None:
+def _check_vocabulary(text: TextEncoder, vocabulary: int) -> None:
+    """Check that the network has all of the tokenizer's words; raise CheckpointError otherwise."""
     if text.vocabulary > vocabulary:
         raise CheckpointError(f"{TOKENIZER} has {text.vocabulary} words, the network {vocabulary}")

@@ -1,14 +1,14 @@
-"""`open_clip_config.json`, as on OpenCLIP's hub pages: what the weights do not show."""
+"""Reader of `open_clip_config.json`, for the facts that the weights do not show."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokenfold.bundle.preprocess import Interpolation, Triple
-from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, parse_settings
 from tokenfold.models.checkpoints.files import read_json
 
 CONFIG = "open_clip_config.json"
@@ -23,7 +23,10 @@ SHOWN = {
 
 
 class ImageConfig(BaseModel):
-    """`vision_cfg`: what changes the result and the weights do not show; all else is refused."""
+    """`vision_cfg`: fields that change the result and that the weights do not show.
+
+    `read` rejects other fields, except those in `SHOWN`.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -36,12 +39,12 @@ class ImageConfig(BaseModel):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 
 
-class Norm(BaseModel):
+class NormConfig(BaseModel):
     """`norm_kwargs`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,7 +52,7 @@ class Norm(BaseModel):
     eps: float = Field(default=1e-5, gt=0)
 
 
-class Act(BaseModel):
+class ActivationConfig(BaseModel):
     """`act_kwargs`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +60,7 @@ class Act(BaseModel):
     approximate: Literal["none", "tanh"] = "none"
 
 
-class TowerConfig(BaseModel):
+class TextTowerConfig(BaseModel):
     """`text_cfg`."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,8 +69,8 @@ class TowerConfig(BaseModel):
     hf_tokenizer_name: str = ""
     no_causal_mask: bool = False
     pool_type: Literal["argmax", "last"] = "argmax"
-    norm_kwargs: Norm = Norm()
-    act_kwargs: Act = Act()
+    norm_kwargs: NormConfig = NormConfig()
+    act_kwargs: ActivationConfig = ActivationConfig()
 
 
 class NetworkConfig(BaseModel):
@@ -76,7 +79,7 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     vision_cfg: ImageConfig = ImageConfig()
-    text_cfg: TowerConfig = TowerConfig()
+    text_cfg: TextTowerConfig = TextTowerConfig()
     quick_gelu: bool = False
 
 
@@ -101,19 +104,14 @@ class Config(BaseModel):
 
 
 def read(file: Path) -> Config | None:
-    """The configuration; None where there is no such file.
+    """Read the configuration; None if there is no such file.
 
     Raises:
-        CheckpointError: it is not valid, or asks for what is not supported.
+        CheckpointError: the configuration is invalid or not supported.
     """
     if not file.exists():
         return None
-    try:
-        config = Config.model_validate(read_json(file))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{CONFIG}: {at}: {problem['msg']}") from error
+    config = parse_settings(Config, read_json(file), f"{CONFIG}: ")
     network = config.model_cfg
     for name, part in (("vision_cfg", network.vision_cfg), ("text_cfg", network.text_cfg)):
         for key, value in (part.model_extra or {}).items():

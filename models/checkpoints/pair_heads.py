@@ -1,21 +1,21 @@
-"""The heads of ViLT and METER by their published names, and what their logits stand for."""
+"""Heads of ViLT and METER by their published names, and the labels of their logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.models.checkpoints import answers
 from tokenfold.models.checkpoints.checkpoint import CheckpointError
-from tokenfold.models.checkpoints.weight_names import Names, layer, shape
-from tokenfold.models.pair import HeadConfig
+from tokenfold.models.checkpoints.weights import NameTable, add_layer, weight_shape
+from tokenfold.models.networks.pair import HeadConfig
 
-# By the name of the head's last layer. `rank_output` comes before `itm_score`, which it was made
-# from and which retrieval no longer asks.
+# By the name of the head's last layer. `rank_output` comes before `itm_score`: it was made from it,
+# and retrieval no longer uses `itm_score`.
 HEADS: dict[str, tuple[PairTask, str]] = {
     "vqa_classifier.3": ("vqa", "vqa_classifier"),
     "snli_classifier.3": ("entail", "snli_classifier"),
@@ -30,83 +30,88 @@ LABELS: dict[PairTask, tuple[str, ...]] = {
     "match": ("no match", "match"),
 }
 
-# Of pre-training.
+# Heads of pre-training.
 UNUSED = ("mlm_score.", "mpp_score.")
 
 
-def find(weights: Mapping[str, Tensor]) -> dict[PairTask, str]:
-    """The tasks that there are heads for, and what each head is called.
+def find_heads(weights: Mapping[str, Tensor]) -> dict[PairTask, str]:
+    """Return the name of the head of each task that the weights have a head for.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such head.
     """
-    found: dict[PairTask, str] = {}
+    head_names: dict[PairTask, str] = {}
     for last, (task, head) in HEADS.items():
         if f"{last}.weight" in weights:
-            found.setdefault(task, head)
-    if not found:
+            head_names.setdefault(task, head)
+    if not head_names:
         raise CheckpointError(
-            f"the weights have no head of a task: {', '.join(f'{name}.weight' for name in HEADS)}; "
-            "one that was only pre-trained answers nothing"
+            "the weights have no head of a task, "
+            f"{' or '.join(f'{name}.weight' for name in HEADS)}; a network that was only "
+            "pre-trained cannot be served"
         )
-    return found
+    return head_names
 
 
-def unused(found: Mapping[PairTask, str]) -> tuple[str, ...]:
-    """What the weights of heads that nothing asks begin with."""
-    return (*UNUSED, "itm_score.") if found.get("match") == "rank_output" else UNUSED
+def unused_prefixes(head_names: Mapping[PairTask, str]) -> tuple[str, ...]:
+    """Return the prefixes of the weights of unused heads."""
+    return (*UNUSED, "itm_score.") if head_names.get("match") == "rank_output" else UNUSED
 
 
-def config(weights: Mapping[str, Tensor], task: PairTask, head: str) -> HeadConfig:
-    """What the weights of a head show."""
+def head_config(weights: Mapping[str, Tensor], task: PairTask, head: str) -> HeadConfig:
+    """Return the configuration of a head, from its weights."""
     if f"{head}.weight" in weights:
-        classes, hidden = shape(weights, f"{head}.weight", 2)[0], 0
+        classes, hidden = weight_shape(weights, f"{head}.weight", 2)[0], 0
     else:
-        classes = shape(weights, f"{head}.3.weight", 2)[0]
-        hidden = shape(weights, f"{head}.0.weight", 2)[0]
-    # Answers are trained each by itself, and a rank is no choice between classes.
-    alone = task == "vqa" or classes == 1
-    return HeadConfig(classes=classes, hidden=hidden, scores="sigmoid" if alone else "softmax")
+        classes = weight_shape(weights, f"{head}.3.weight", 2)[0]
+        hidden = weight_shape(weights, f"{head}.0.weight", 2)[0]
+    # Answers are trained independently of each other; a ranking head has no classes to choose from.
+    independent = task == "vqa" or classes == 1
+    scores: Literal["softmax", "sigmoid"] = "sigmoid" if independent else "softmax"
+    return HeadConfig(classes=classes, hidden=hidden, scores=scores)
 
 
-def names(
-    table: Names, heads: Mapping[PairTask, HeadConfig], found: Mapping[PairTask, str]
+def add_names(
+    table: NameTable, heads: Mapping[PairTask, HeadConfig], head_names: Mapping[PairTask, str]
 ) -> None:
-    """Add the weights of the heads to a table."""
+    """Add the weights of the heads to a name table."""
     for task, head in heads.items():
         if not head.hidden:
-            layer(table, f"heads.{task}", found[task])
+            add_layer(table, f"heads.{task}", head_names[task])
             continue
         for part in ("0", "1", "3"):  # linear, norm, linear; 2 is the activation
-            layer(table, f"heads.{task}.{part}", f"{found[task]}.{part}")
+            add_layer(table, f"heads.{task}.{part}", f"{head_names[task]}.{part}")
 
 
 def labels(
     heads: Mapping[PairTask, HeadConfig],
-    description: Mapping[str, Any],
+    config: Mapping[str, Any],
     folder: Path,
     *,
     alphabetical: bool,
 ) -> dict[PairTask, tuple[str, ...]]:
-    """What the logits of each head stand for, in the published order.
+    """Return the labels of each head, in the published order.
 
     Args:
-        description: content of the checkpoint's `config.json`, if it has one.
-        folder: where files of answers are looked for.
-        alphabetical: see `answers.beside`.
+        config: content of the checkpoint's `config.json`; empty without one.
+        folder: folder that may have a file of answers.
+        alphabetical: see `answers.from_folder`.
 
     Raises:
-        CheckpointError: it does not fit the head.
+        CheckpointError: the labels do not fit a head.
     """
-    found: dict[PairTask, tuple[str, ...]] = {}
+    labels_by_task: dict[PairTask, tuple[str, ...]] = {}
     for task, head in heads.items():
         if task == "vqa":
-            given = answers.of_config(description, head.classes, "config.json")
-            found[task] = given or answers.beside(folder, head.classes, alphabetical=alphabetical)
+            labels_by_task[task] = answers.from_config(
+                config, head.classes, "config.json"
+            ) or answers.from_folder(folder, head.classes, alphabetical=alphabetical)
         elif task == "match" and head.classes == 1:
-            found[task] = ()
+            labels_by_task[task] = ()
         elif len(LABELS[task]) == head.classes:
-            found[task] = LABELS[task]
+            labels_by_task[task] = LABELS[task]
         else:
-            raise CheckpointError(f"{head.classes} classes to {task}, not {len(LABELS[task])}")
-    return found
+            raise CheckpointError(
+                f"the head of {task} has {head.classes} classes, not {len(LABELS[task])}"
+            )
+    return labels_by_task

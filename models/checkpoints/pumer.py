@@ -1,4 +1,4 @@
-"""How PuMer's own checkpoints reduce: by their configuration, or by what they are called."""
+"""Reduction of PuMer's checkpoints, from their configuration or their name."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokenfold.bundle.pair_workload import Rates
-from tokenfold.models.checkpoints.checkpoint import CheckpointError
+from tokenfold.models.checkpoints.checkpoint import CheckpointError, parse_settings
 
-# vilt-vqa2-p0.1-r0.3-t0.2-258: rates to prune, merge, merge text; layers of one digit each.
+# vilt-vqa2-p0.1-r0.3-t0.2-258: shares to prune, merge and merge in the text, then layers of one
+# digit each.
 NAME = re.compile(r"p(0?\.\d+)-?r(0?\.\d+)-?t(0?\.\d+)-(?:[a-z]+-)*(\d+)(?!\d)")
 MEAN_OF_HEADS = ("mean_head", "mh")
 
 
-class Reduction(NamedTuple):
-    """Layers, and shares of their tokens (prune, merge, text)."""
+class PuMerReduction(NamedTuple):
+    """Reducing layers, and the shares of their tokens to prune, merge and merge in the text."""
 
     layers: tuple[int, ...]
     rates: Rates
 
 
 class _Settings(BaseModel):
-    """What the configuration says, with the defaults of the published code."""
+    """Fields of the configuration, with the defaults of the published code."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -37,35 +38,30 @@ class _Settings(BaseModel):
     prune_layers: tuple[int, ...] | None = None
 
 
-def read(config: Mapping[str, Any], name: str, where: str) -> Reduction | None:
-    """How a checkpoint was trained to reduce; None if it was not.
+def read(config: Mapping[str, Any], name: str, where: str) -> PuMerReduction | None:
+    """Return the reduction that a checkpoint was trained with; None if without.
 
     Args:
         config: content of `config.json`.
-        name: of the checkpoint, used where the configuration says nothing.
+        name: name of the checkpoint, which is used if the configuration has no reduction.
         where: the configuration, for messages.
 
     Raises:
-        CheckpointError: name and configuration contradict each other, or it reduces in another way
-            than as published.
+        CheckpointError: the name and the configuration contradict each other, or the reduction
+            differs from the published ones.
     """
-    try:
-        settings = _Settings.model_validate(config)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{where}: {at}: {problem['msg']}") from error
-    named = _named(name)
+    settings = parse_settings(_Settings, config, f"{where}: ")
+    reduction_in_name = _parse_name(name)
     if settings.prune_layers:
         raise CheckpointError(f"{where}: prune_layers: learned pruning is not supported")
     rates = (settings.prune_r, settings.merge_r, settings.merge_text)
     if not settings.reduce_layers:
         if any(rates):
             raise CheckpointError(f"{where}: prune_r, merge_r or merge_text without reduce_layers")
-        if named is not None:
-            _check(named.rates, name)
-        return named
-    _check(rates, where)
+        if reduction_in_name is not None:
+            _check_rates(reduction_in_name.rates, name)
+        return reduction_in_name
+    _check_rates(rates, where)
     if settings.sim_method not in MEAN_OF_HEADS:
         raise CheckpointError(
             f"{where}: sim_method is {settings.sim_method!r}; supported is the mean over heads, "
@@ -75,27 +71,30 @@ def read(config: Mapping[str, Any], name: str, where: str) -> Reduction | None:
         raise CheckpointError(
             f"{where}: merge_style is {settings.merge_style!r}; supported is tome"
         )
-    found = Reduction(settings.reduce_layers, rates)
-    if named is not None and named != found:
+    reduction = PuMerReduction(settings.reduce_layers, rates)
+    if reduction_in_name is not None and reduction_in_name != reduction:
         raise CheckpointError(
-            f"{where}: reduces layers {found.layers} by {found.rates}, but {name} says layers "
-            f"{named.layers} by {named.rates}"
+            f"{where}: reduces layers {reduction.layers} by {reduction.rates}, but the name {name} "
+            f"stands for layers {reduction_in_name.layers} by {reduction_in_name.rates}"
         )
-    return found
+    return reduction
 
 
-def _check(rates: Rates, where: str) -> None:
-    """Refuse what PuMer does without pruning: it merges text and image jointly, by a count."""
+def _check_rates(rates: Rates, where: str) -> None:
+    """Check that shares are at most 1 and include pruning; raise CheckpointError otherwise.
+
+    Without pruning, PuMer merges text and image jointly, by a count.
+    """
     if max(rates) > 1 or rates[0] == 0:
         raise CheckpointError(
-            f"{where}: prune_r, merge_r and merge_text are {rates}; supported are shares up to 1, "
+            f"{where}: prune_r, merge_r and merge_text are {rates}; supported are shares up to 1 "
             "with pruning"
         )
 
 
-def _named(name: str) -> Reduction | None:
-    found = NAME.search(name)
-    if found is None:
+def _parse_name(name: str) -> PuMerReduction | None:
+    match = NAME.search(name)
+    if match is None:
         return None
-    prune, merge, text = (float(found[group]) for group in (1, 2, 3))
-    return Reduction(tuple(int(layer) for layer in found[4]), (prune, merge, text))
+    prune, merge, text = (float(match[group]) for group in (1, 2, 3))
+    return PuMerReduction(tuple(int(layer) for layer in match[4]), (prune, merge, text))

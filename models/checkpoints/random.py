@@ -1,26 +1,31 @@
-"""`random:NAME`: an architecture with seeded random weights, for benches and tests."""
+"""`random:NAME`: image classifiers with seeded random weights, for benchmarks and tests."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from tokenfold.models.checkpoints import processors
-from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError, vision_config
-from tokenfold.models.vit import VisionTransformer
+from tokenfold.models.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    numbered_labels,
+    vision_config,
+)
+from tokenfold.models.networks.vit import VisionTransformer
 
 PREFIX = "random:"
 SEED = 0
 CLASSES = 1000
 DEFAULT_SIZE = 224
-LARGEST_SIZE = 2048
+MAX_SIZE = 2048
 
-# Width, layers, heads, hidden width of the MLP.
+# Width, depth, heads, hidden width of the MLP.
 SIZES = {
     "ti": (192, 12, 3, 768),
     "s": (384, 12, 6, 1536),
@@ -32,33 +37,36 @@ SIZES = {
 NAME = re.compile(r"(?P<network>[a-z0-9]+-(?P<size>ti|s|b|l|h|g)\d+d?)(?:-(?P<image>\d+))?")
 
 
-class Family(NamedTuple):
-    """Networks that differ in size only.
+M = TypeVar("M", bound=nn.Module)
+
+
+class NetworkSeries(NamedTuple):
+    """Networks that differ only in size.
 
     Attributes:
-        kind: which usual pre-processing it has, see `processors`.
-        fields: of VisionConfig, where they differ from a plain ViT.
-        members: size and patch size.
+        processor: key of the default pre-processing, see `processors.default`.
+        fields: fields of VisionConfig that differ from a plain ViT.
+        members: size and patch size of each network.
     """
 
-    kind: str
+    processor: str
     fields: dict[str, Any]
     members: tuple[str, ...]
 
 
-FAMILIES = {
-    "vit": Family("vit", {}, ("ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14")),
-    "deit": Family("deit", {}, ("ti16", "s16", "b16")),
-    "deit-d": Family(
+SERIES = {
+    "vit": NetworkSeries("vit", {}, ("ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14")),
+    "deit": NetworkSeries("deit", {}, ("ti16", "s16", "b16")),
+    "deit-d": NetworkSeries(
         "deit", {"distill_token": True, "pool": "class+distill"}, ("ti16d", "s16d", "b16d")
     ),
-    "deit3": Family(
+    "deit3": NetworkSeries(
         "deit",
         {"layer_scale": True, "position_prefix": False},
         ("s16", "b16", "l16", "h14"),
     ),
-    "mae": Family("deit", {"pool": "mean", "final_norm": "after"}, ("b16", "l16", "h14")),
-    "clip": Family(
+    "mae": NetworkSeries("deit", {"pool": "mean", "final_norm": "after"}, ("b16", "l16", "h14")),
+    "clip": NetworkSeries(
         "clip",
         {
             "activation": "quick_gelu",
@@ -70,41 +78,33 @@ FAMILIES = {
         },
         ("b32", "b16", "l14"),
     ),
-    "dinov2": Family(
+    "dinov2": NetworkSeries(
         "dinov2", {"layer_scale": True, "pool": "class+mean"}, ("s14", "b14", "l14", "g14")
     ),
 }
 NETWORKS = {
-    f"{family.removesuffix('-d')}-{member}": family
-    for family, facts in FAMILIES.items()
-    for member in facts.members
+    f"{name.removesuffix('-d')}-{member}": name
+    for name, series in SERIES.items()
+    for member in series.members
 }
 
 
 def load(name: str, others: Sequence[str] = ()) -> Checkpoint:
-    """The network of a name such as `vit-b16` or `vit-b16-384`, the same at every call.
+    """Return the network of a name such as `vit-b16` or `vit-b16-384`, the same at every call.
 
     Weights are drawn so that activations keep their scale from layer to layer, attention is not
     uniform, and different images get different logits.
 
     Args:
-        others: networks that are not for images alone, for the message.
+        others: names of the networks that take texts too, for the message.
 
     Raises:
-        CheckpointError: no such network, or an image size that its patches do not tile.
+        CheckpointError: there is no such network, or its patches do not tile the image size.
     """
-    found = NAME.fullmatch(name)
-    if found is None or found["network"] not in NETWORKS:
-        raise CheckpointError(
-            f"{PREFIX}{name}: no such network; there are {', '.join((*NETWORKS, *others))}, each "
-            "also with an image size, as in vit-b16-384"
-        )
-    family = FAMILIES[NETWORKS[found["network"]]]
-    dim, depth, heads, mlp_dim = SIZES[found["size"]]
-    side = int(found["image"] or DEFAULT_SIZE)
-    if side > LARGEST_SIZE:
-        raise CheckpointError(f"{PREFIX}{name}: images are at most {LARGEST_SIZE} pixels wide")
-    patch = found["network"].split("-")[1].removeprefix(found["size"]).removesuffix("d")
+    match, side = parse_name(NAME, name, (*NETWORKS, *others), DEFAULT_SIZE)
+    series = SERIES[NETWORKS[match["network"]]]
+    dim, depth, heads, mlp_dim = SIZES[match["size"]]
+    patch = match["network"].split("-")[1].removeprefix(match["size"]).removesuffix("d")
     network = vision_config(
         f"{PREFIX}{name}",
         image_size=(side, side),
@@ -114,21 +114,57 @@ def load(name: str, others: Sequence[str] = ()) -> Checkpoint:
         heads=heads,
         mlp_dim=mlp_dim,
         classes=CLASSES,
-        gated_mlp=found["size"] == "g",
-        **family.fields,
+        gated_mlp=match["size"] == "g",
+        **series.fields,
     )
-    # On no device first: drawing the weights of a large network twice takes seconds.
-    with torch.device("meta"):
-        model = VisionTransformer(network)
-    model.to_empty(device="cpu")
+    model = uninitialised(lambda: VisionTransformer(network))
     draw(model, SEED)
-    labels = tuple(f"LABEL_{index}" for index in range(CLASSES))
-    return Checkpoint(model.eval(), processors.usual(family.kind, (side, side)), labels)
+    preprocess = processors.default(series.processor, (side, side))
+    return Checkpoint(model.eval(), preprocess, numbered_labels(CLASSES))
+
+
+def parse_name(
+    pattern: re.Pattern[str], name: str, allowed: Sequence[str], default_size: int
+) -> tuple[re.Match[str], int]:
+    """Parse the name of a network, without `random:`.
+
+    Args:
+        pattern: pattern with the groups `network` and `image`, an image size that may be absent.
+        allowed: names of all networks, without image sizes.
+        default_size: image size of a name without one, pixels.
+
+    Returns:
+        The match, and the side of the images in pixels.
+
+    Raises:
+        CheckpointError: there is no such network, or the images are too large.
+    """
+    match = pattern.fullmatch(name)
+    if match is None or match["network"] not in allowed:
+        raise CheckpointError(
+            f"{PREFIX}{name}: no such network; allowed are {', '.join(allowed)}, each also with an "
+            "image size, as in vit-b16-384"
+        )
+    side = int(match["image"] or default_size)
+    if side > MAX_SIZE:
+        raise CheckpointError(f"{PREFIX}{name}: images are at most {MAX_SIZE} pixels wide")
+    return match, side
+
+
+def uninitialised(build: Callable[[], M]) -> M:
+    """Build a network whose weights are still to be drawn.
+
+    Modules draw their initial weights, which takes seconds for a large network; on the meta device
+    they draw nothing.
+    """
+    with torch.device("meta"):
+        model = build()
+    return model.to_empty(device="cpu")
 
 
 @torch.no_grad()
 def draw(model: nn.Module, seed: int) -> None:
-    """Fill every parameter from a seed; linear layers keep the variance of their input."""
+    """Draw every parameter from a seed; linear layers keep the variance of their input."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if name.endswith(".gamma") or (parameter.ndim == 1 and name.endswith(".weight")):

@@ -1,7 +1,7 @@
-"""SentencePiece's vocabulary files (`spiece.model`), read without its library.
+"""Reader of SentencePiece's vocabulary files (`spiece.model`), without its library.
 
-The file is a protocol buffer; of its fields a unigram tokenizer needs the pieces with their scores
-and kinds, and the table of the characters' normal forms.
+The file is a protocol buffer. A unigram tokenizer needs three of its fields: the pieces with their
+scores and kinds, the type of the model, and the normalisation table of characters.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from tokenizers import (
 
 from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
-# The numbers of fields in SentencePiece's `sentencepiece_model.proto`.
+# Field numbers in SentencePiece's `sentencepiece_model.proto`.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE, SCORE, KIND = 1, 2, 3
 MODEL_TYPE, UNIGRAM = 3, 1
 CHARACTERS = 2
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3
 
-# How a field's value is written.
+# Wire types of a field's value.
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 END = "</s>"
 
 
 class Vocabulary(NamedTuple):
-    """What a file says.
+    """Content of a vocabulary file.
 
     Attributes:
-        pieces: with their log-probabilities, by id.
-        control: those that no text contains.
-        unknown: the id of what is none of the pieces.
-        characters: SentencePiece's own table of normal forms; empty for none.
+        pieces: text and log-probability of each piece, by id.
+        control: control pieces, which no text contains.
+        unknown: id of the unknown piece.
+        characters: SentencePiece's compiled normalisation table; empty for none.
     """
 
     pieces: list[tuple[str, float]]
@@ -54,10 +54,10 @@ class Vocabulary(NamedTuple):
 
 
 def read(file: Path) -> Vocabulary:
-    """The vocabulary of a unigram model.
+    """Read the vocabulary of a unigram model.
 
     Raises:
-        CheckpointError: the file is damaged, or of another kind of model.
+        CheckpointError: the file is damaged, or holds another type of model.
     """
     try:
         return _vocabulary(file.read_bytes())
@@ -66,38 +66,38 @@ def read(file: Path) -> Vocabulary:
 
 
 def tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer that ends texts with `</s>`; spaces are part of the pieces.
+    """Build a tokenizer that ends texts with `</s>`; spaces are part of the pieces.
 
     Raises:
-        CheckpointError: as `read`, or the end is not in it.
+        CheckpointError: as `read`, or the vocabulary lacks `</s>`.
     """
     vocabulary = read(file)
     try:
-        made = Tokenizer(models.Unigram(vocabulary.pieces, vocabulary.unknown, False))
+        result = Tokenizer(models.Unigram(vocabulary.pieces, vocabulary.unknown, False))
         steps: list[normalizers.Normalizer] = []
         if vocabulary.characters:
             steps.append(normalizers.Precompiled(vocabulary.characters))
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-        made.normalizer = normalizers.Sequence(steps)
-    except Exception as error:  # the library raises a plain Exception for whatever is wrong
+        result.normalizer = normalizers.Sequence(steps)
+    except Exception as error:  # the library raises plain Exceptions
         raise CheckpointError(f"{file}: {error}") from error
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
-    end = made.token_to_id(END)
+    result.pre_tokenizer = pre_tokenizers.Metaspace()
+    result.decoder = decoders.Metaspace()
+    end = result.token_to_id(END)
     if end is None:
-        raise CheckpointError(f"{file}: {END} is not in it")
+        raise CheckpointError(f"{file}: the piece {END} is missing")
     special = [*vocabulary.control, vocabulary.pieces[vocabulary.unknown][0]]
-    made.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-    made.post_processor = processors.TemplateProcessing(
+    result.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
+    result.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, end)]
     )
-    return made
+    return result
 
 
 def _vocabulary(content: bytes) -> Vocabulary:
     pieces: list[tuple[str, float]] = []
     control: list[str] = []
-    unknown, kind, characters = None, UNIGRAM, b""
+    unknown, model_type, characters = None, UNIGRAM, b""
     for field, value in _fields(content):
         if field == PIECES and isinstance(value, bytes):
             text, score, piece_kind = _piece(value)
@@ -107,15 +107,17 @@ def _vocabulary(content: bytes) -> Vocabulary:
                 control.append(text)
             pieces.append((text, score))
         elif field == TRAINER and isinstance(value, bytes):
-            kinds = [found for inner, found in _fields(value) if inner == MODEL_TYPE]
-            kind = kinds[-1] if kinds and isinstance(kinds[-1], int) else UNIGRAM
+            types = [entry for inner, entry in _fields(value) if inner == MODEL_TYPE]
+            model_type = types[-1] if types and isinstance(types[-1], int) else UNIGRAM
         elif field == NORMALIZER and isinstance(value, bytes):
-            tables = [found for inner, found in _fields(value) if inner == CHARACTERS]
+            tables = [entry for inner, entry in _fields(value) if inner == CHARACTERS]
             characters = tables[-1] if tables and isinstance(tables[-1], bytes) else b""
-    if kind != UNIGRAM:
-        raise ValueError("it is no unigram model; where there is a tokenizer.json, put it beside")
+    if model_type != UNIGRAM:
+        raise ValueError(
+            "not a unigram model; if there is a tokenizer.json, put it into the folder"
+        )
     if not pieces or unknown is None:
-        raise ValueError("it has no pieces, or none for what is unknown")
+        raise ValueError("the vocabulary has no pieces, or no unknown piece")
     return Vocabulary(pieces, control, unknown, characters)
 
 
@@ -132,33 +134,33 @@ def _piece(content: bytes) -> tuple[str, float, int]:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message with their numbers."""
-    at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
-        field, written = key >> 3, key & 7
-        if written == VARINT:
-            number, at = _varint(content, at)
+    """Yield the number and the value of each field of a message."""
+    offset = 0
+    while offset < len(content):
+        key, offset = _varint(content, offset)
+        field, wire_type = key >> 3, key & 7
+        if wire_type == VARINT:
+            number, offset = _varint(content, offset)
             yield field, number
             continue
-        if written == BYTES:
-            length, at = _varint(content, at)
-        elif written in (EIGHT_BYTES, FOUR_BYTES):
-            length = 8 if written == EIGHT_BYTES else 4
+        if wire_type == BYTES:
+            length, offset = _varint(content, offset)
+        elif wire_type in (EIGHT_BYTES, FOUR_BYTES):
+            length = 8 if wire_type == EIGHT_BYTES else 4
         else:
-            raise ValueError("it is no vocabulary of SentencePiece")
-        if at + length > len(content):
-            raise ValueError("it is cut off")
-        yield field, content[at : at + length]
-        at += length
+            raise ValueError("not a vocabulary of SentencePiece")
+        if offset + length > len(content):
+            raise ValueError("the file is truncated")
+        yield field, content[offset : offset + length]
+        offset += length
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where it ends."""
+def _varint(content: bytes, offset: int) -> tuple[int, int]:
+    """Read a number of seven bits per byte, lowest first; return it and the offset after it."""
     value = shift = 0
     while True:
-        byte = content[at]
+        byte = content[offset]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, offset

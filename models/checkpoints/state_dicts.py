@@ -1,10 +1,10 @@
-"""Networks from state dicts with timm's names: timm, official DeiT, DeiT-III and MAE files.
+"""Loader of state dicts with timm's names: timm, official DeiT, DeiT-III and MAE files.
 
-The weights say almost everything: width, depth, tokens, norms, LayerScale. They do not say how
-many heads there are, which activation, and which eps. A folder's `config.json` says these, see
-`timm`. For a file on its own they come from its name where that starts with an architecture's,
-else: heads of width 64 (ViT-H, g and G: 16 heads), GELU, eps 1e-6. Where that would be a guess
-between published networks, loading is refused.
+The weights determine width, depth, tokens, norms and LayerScale. They do not determine the number
+of heads, the activation and the epsilon of the norms. A folder's `config.json` has these, see
+`timm`. For a single file they come from its name if it starts with the name of an architecture;
+otherwise heads have width 64 (ViT-H, g and G: 16 heads), the activation is GELU, epsilon 1e-6.
+A file that fits several published networks is rejected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenfold.models.checkpoints.architectures import Architecture
 from tokenfold.models.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
-    load_weights,
+    numbered_labels,
     vision_config,
 )
 from tokenfold.models.checkpoints.processors import (
@@ -32,30 +32,34 @@ from tokenfold.models.checkpoints.processors import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
-from tokenfold.models.vit import Pool, VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.weights import load_weights, patch_shape, weight_shape
+from tokenfold.models.networks.vit import Pool, VisionConfig, VisionTransformer
+
+HINT = "the file has no weights of a ViT with timm's names"
 
 
 def from_weights(weights: Mapping[str, Tensor], file: Path) -> Checkpoint:
-    """A network from a state dict alone.
+    """Load a state dict without a configuration.
 
-    The pre-processing is that of the published files: ImageNet's mean and deviation and a resize to
-    256/224 of the crop (DeiT, MAE), or by the file's name 0.5 (`vit_...`) or CLIP's.
+    The pre-processing is that of the published files. DeiT and MAE use ImageNet's mean and standard
+    deviation, and resize to 256/224 of the crop. A file named `vit_...` uses 0.5 for both, and one
+    named after a CLIP uses CLIP's.
 
     Raises:
-        CheckpointError: the weights fit no supported network, or several; the message says why.
+        CheckpointError: the weights fit no supported network, or several.
     """
     try:
-        weights = renamed(weights)
-        named = architectures.guess(file.name)
-        network = network_of(weights, named or _unnamed(weights), None, None)
-        labels = tuple(f"LABEL_{index}" for index in range(network.classes))
-        return checkpoint(network, weights, _usual(network, named), labels)
+        weights = rename_layer_scale(weights)
+        architecture = architectures.guess(file.name)
+        network = network_of(weights, architecture or _unnamed_architecture(weights), None, None)
+        preprocess = _default_preprocess(network, architecture)
+        return checkpoint(network, weights, preprocess, numbered_labels(network.classes))
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official DeiT-III files keep LayerScale as `gamma_1` and `gamma_2` of a block."""
+def rename_layer_scale(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename `gamma_1` and `gamma_2`, LayerScale in official DeiT-III files, to timm's names."""
     return {
         re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key): tensor
         for key, tensor in weights.items()
@@ -68,30 +72,33 @@ def network_of(
     pool: Pool | None,
     image_size: tuple[int, int] | None,
 ) -> VisionConfig:
-    """What the weights show, and the rest by the architecture, which has to agree."""
+    """Return the configuration that follows from the weights and, for the rest, the architecture.
+
+    Args:
+        pool: pooling of a configuration file; None to derive it from the weights.
+        image_size: image size of a configuration file; None to derive it from the positions.
+
+    Raises:
+        CheckpointError: the network is not supported, or contradicts the architecture.
+    """
     if "reg_token" in weights:
         raise CheckpointError("reg_token: networks with register tokens are not supported")
-    patches = _weight(weights, "patch_embed.proj.weight", 4)
-    dim, channels, patch, width = patches.shape
-    if channels != 3 or patch != width:
-        raise CheckpointError(
-            f"patch_embed.proj.weight is {tuple(patches.shape)}: not square patches of 3 channels"
-        )
+    dim, patch = patch_shape(weights, "patch_embed.proj.weight", HINT)
     depth = _depth(weights)
-    for what, have, want in (
+    for name, value, expected in (
         ("width", dim, architecture.dim),
         ("depth", depth, architecture.depth),
         ("patch size", patch, architecture.patch_size),
     ):
-        if want is not None and have != want:
+        if expected is not None and value != expected:
             raise CheckpointError(
-                f"{architecture.name} has {what} {want}, but its weights have {have}"
+                f"{architecture.name} has {name} {expected}, but its weights have {value}"
             )
     prefix = ("cls_token" in weights) + ("dist_token" in weights)
-    positions = _weight(weights, "pos_embed", 3).shape[1]
+    positions = weight_shape(weights, "pos_embed", 3, HINT)[1]
     size, covered = _grid(positions, prefix, patch, image_size)
-    fc1 = _weight(weights, "blocks.0.mlp.fc1.weight", 2).shape[0]
-    hidden = _weight(weights, "blocks.0.mlp.fc2.weight", 2).shape[1]
+    fc1 = weight_shape(weights, "blocks.0.mlp.fc1.weight", 2, HINT)[0]
+    hidden = weight_shape(weights, "blocks.0.mlp.fc2.weight", 2, HINT)[1]
     if "head.weight" not in weights:
         raise CheckpointError("missing: head.weight; only classifiers can be served")
     if "fc_norm.weight" in weights:
@@ -110,7 +117,7 @@ def network_of(
         depth=depth,
         heads=architecture.heads,
         mlp_dim=hidden,
-        classes=_weight(weights, "head.weight", 2).shape[0],
+        classes=weight_shape(weights, "head.weight", 2)[0],
         class_token="cls_token" in weights,
         distill_token="dist_token" in weights,
         activation=architecture.activation,
@@ -133,30 +140,34 @@ def checkpoint(
     preprocess: Preprocess,
     labels: tuple[str, ...],
 ) -> Checkpoint:
+    """Build the network and fill it with the weights."""
     model = VisionTransformer(network)
     load_weights(model, weights)
     return Checkpoint(model.eval(), preprocess, labels)
 
 
-def _unnamed(weights: Mapping[str, Tensor]) -> Architecture:
-    """The published network that unnamed weights are of, if that is certain."""
-    advice = (
+def _unnamed_architecture(weights: Mapping[str, Tensor]) -> Architecture:
+    """Return the architecture of weights without a name.
+
+    Raises:
+        CheckpointError: the weights fit several published networks.
+    """
+    hint = (
         "; name the file after its timm architecture, or put it into a folder with a config.json "
         "that has architecture and model_args"
     )
-    dim = _weight(weights, "patch_embed.proj.weight", 4).shape[0]
-    heads = architectures.heads_of(dim)
+    dim = weight_shape(weights, "patch_embed.proj.weight", 4, HINT)[0]
     if "blocks.0.attn.q_norm.weight" in weights:
         heads = dim // max(1, weights["blocks.0.attn.q_norm.weight"].shape[0])
-    elif heads is None:
-        raise CheckpointError(f"how many heads share a width of {dim} is not known{advice}")
-    elif "cls_token" not in weights:
-        raise CheckpointError(
-            f"networks without class token exist with different numbers of heads{advice}"
-        )
+    else:
+        heads = architectures.heads_of(dim, hint)
+        if "cls_token" not in weights:
+            raise CheckpointError(
+                f"networks without class token exist with different numbers of heads{hint}"
+            )
     if "norm_pre.weight" in weights:
         raise CheckpointError(
-            f"networks with norm_pre (CLIP) exist with GELU and with QuickGELU{advice}"
+            f"networks with norm_pre (CLIP) exist with GELU and with QuickGELU{hint}"
         )
     return Architecture("the network", None, None, heads, None)
 
@@ -166,18 +177,10 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
     return len(layers)
 
 
-def _weight(weights: Mapping[str, Tensor], key: str, dimensions: int) -> Tensor:
-    if key not in weights:
-        raise CheckpointError(f"missing: {key}; it has no weights of a ViT with timm's names")
-    if weights[key].ndim != dimensions:
-        raise CheckpointError(f"{key} has {weights[key].ndim} dimensions instead of {dimensions}")
-    return weights[key]
-
-
 def _grid(
     positions: int, prefix: int, patch: int, image_size: tuple[int, int] | None
 ) -> tuple[tuple[int, int], bool]:
-    """The image size, and whether positions cover the prefix tokens too."""
+    """Return the image size, and whether the positions cover the prefix tokens too."""
     if image_size is not None:
         patches = (image_size[0] // patch) * (image_size[1] // patch)
         if positions in (patches, patches + prefix):
@@ -191,17 +194,17 @@ def _grid(
         if side and side * side == patches:
             return (side * patch, side * patch), patches + prefix == positions
     raise CheckpointError(
-        f"pos_embed has {positions} positions, which are no square of patches and {prefix} other "
-        "tokens; for other shapes, use a folder whose config.json gives img_size"
+        f"pos_embed has {positions} positions, not a square of patches and {prefix} other tokens; "
+        "for other shapes, use a folder whose config.json has img_size"
     )
 
 
-def _usual(network: VisionConfig, named: Architecture | None) -> Preprocess:
+def _default_preprocess(network: VisionConfig, architecture: Architecture | None) -> Preprocess:
     height, width = network.image_size
     mean, std, ratio = IMAGENET_MEAN, IMAGENET_STD, 256 / 224
-    if named is not None and named.clip:
+    if architecture is not None and architecture.clip:
         mean, std, ratio = CLIP_MEAN, CLIP_STD, 1.0
-    elif named is not None and not named.deit:
+    elif architecture is not None and not architecture.deit:
         mean, std, ratio = HALF, HALF, 1 / 0.9
     return Preprocess(
         size=(height, width),

@@ -1,4 +1,4 @@
-"""timm folders, as on its hub pages: `config.json` with `architecture`, and weights."""
+"""Loader of timm folders, as on the hub: `config.json` with `architecture`, and weights."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tokenfold.bundle.preprocess import Preprocess
-from tokenfold.models.blocks import ACTIVATIONS, Activation
 from tokenfold.models.checkpoints import architectures
 from tokenfold.models.checkpoints.architectures import Architecture
-from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError
+from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError, numbered_labels
 from tokenfold.models.checkpoints.files import folder_weights, read_json
 from tokenfold.models.checkpoints.processors import IMAGENET_MEAN, IMAGENET_STD
-from tokenfold.models.checkpoints.state_dicts import checkpoint, network_of, renamed
-from tokenfold.models.vit import Pool, VisionConfig
+from tokenfold.models.checkpoints.state_dicts import checkpoint, network_of, rename_layer_scale
+from tokenfold.models.networks.blocks import ACTIVATIONS, Activation
+from tokenfold.models.networks.vit import Pool, VisionConfig
 
 CONFIG = "config.json"
 POOLS: dict[str, Pool] = {"token": "class", "avg": "mean"}
 
-# `model_args` that change nothing at inference, or nothing that the weights do not show.
+# `model_args` that change nothing at inference, or whose effect the weights show.
 VISIBLE_ARGS = {
     "act_layer", "attn_drop_rate", "class_token", "depth", "drop_path_rate", "drop_rate",
     "dynamic_img_pad", "dynamic_img_size", "embed_dim", "fc_norm", "final_norm", "fix_init",
@@ -31,11 +31,10 @@ VISIBLE_ARGS = {
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a folder as on timm's hub pages: `config.json` and weights.
+    """Load a folder in the format of timm's repositories on the hub.
 
     Raises:
-        CheckpointError: another architecture, an option that is not supported, or weights that do
-            not fit; the message names it.
+        CheckpointError: the architecture or an option is not supported, or the weights do not fit.
     """
     try:
         config = read_json(folder / CONFIG)
@@ -45,16 +44,16 @@ def load(folder: Path) -> Checkpoint:
             if key not in VISIBLE_ARGS and value and (key, value) != ("pos_embed", "learn"):
                 raise CheckpointError(f"model_args: {key} = {value!r} is not supported")
         architecture = architecture._replace(
-            # What the arguments change, the weights show.
+            # The weights show the effect of these arguments.
             dim=None if "embed_dim" in args else architecture.dim,
             depth=None if "depth" in args else architecture.depth,
             patch_size=None if "patch_size" in args else architecture.patch_size,
             heads=args.get("num_heads") or architecture.heads,
             activation=_activation(args.get("act_layer"), architecture),
         )
-        # Folders of old versions keep these fields at the top.
+        # Folders of old versions have these fields at the top level.
         pretrained = _object(config, "pretrained_cfg") or config
-        weights = renamed(folder_weights(folder))
+        weights = rename_layer_scale(folder_weights(folder))
         pool = args.get("global_pool") or config.get("global_pool")
         network = network_of(weights, architecture, _pool(pool), _image_size(args, pretrained))
         return checkpoint(
@@ -67,7 +66,7 @@ def load(folder: Path) -> Checkpoint:
 def _object(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise CheckpointError(f"{CONFIG}: {key} is no object")
+        raise CheckpointError(f"{CONFIG}: {key} is not an object")
     return value
 
 
@@ -96,7 +95,7 @@ def _image_size(args: Mapping[str, Any], pretrained: Mapping[str, Any]) -> tuple
         size = (pretrained.get("input_size") or [3, 224, 224])[1:]
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise CheckpointError(f"the image size is {size!r}, not a height and a width")
+        raise CheckpointError(f"the image size is {size!r}; it must be a height and a width")
     return pair
 
 
@@ -118,7 +117,7 @@ def _preprocess(pretrained: Mapping[str, Any], network: VisionConfig) -> Preproc
     else:
         raise CheckpointError(
             f"pretrained_cfg: crop_mode {mode!r} with crop_pct {crop} at {size[0]} x {size[1]} is "
-            "not supported; center crops of square images and squash with 1.0 are"
+            "not supported; supported are center crops of square images, and squash with 1.0"
         )
     try:
         return Preprocess(**common)
@@ -129,10 +128,10 @@ def _preprocess(pretrained: Mapping[str, Any], network: VisionConfig) -> Preproc
 def _labels(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     names = config.get("label_names") or config.get("labels")
     if not names:
-        return tuple(f"LABEL_{index}" for index in range(classes))
+        return numbered_labels(classes)
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(classes)]
     if not isinstance(names, list) or len(names) != classes or None in names:
-        raise CheckpointError(f"{CONFIG}: label_names has to name classes 0 to {classes - 1}")
-    described = _object(config, "label_descriptions")
-    return tuple(str(described.get(name, name)) for name in names)
+        raise CheckpointError(f"{CONFIG}: label_names must name classes 0 to {classes - 1}")
+    descriptions = _object(config, "label_descriptions")
+    return tuple(str(descriptions.get(name, name)) for name in names)

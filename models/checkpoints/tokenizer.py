@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder: `tokenizer.json`, or the vocabulary files before it."""
+"""Tokenizer of a checkpoint folder, from `tokenizer.json` or older vocabulary files."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ SENTENCES = "spiece.model"
 FILES = (TOKENIZER, CONFIG, WORDS, PIECES, MERGES, SENTENCES)
 
 
-def read(folder: Path, most_tokens: int, *, siglip: bool = False) -> TextEncoder:
-    """BERT's from `tokenizer.json` or `vocab.txt`, RoBERTa's and CLIP's from that or `vocab.json`.
+def read(folder: Path, max_tokens: int, *, siglip: bool = False) -> TextEncoder:
+    """Read the tokenizer of a folder.
+
+    Without `tokenizer.json`, BERT has `vocab.txt`, RoBERTa and CLIP have `vocab.json` and
+    `merges.txt`, and SigLIP has `spiece.model`.
 
     Args:
-        siglip: whether it is that of a SigLIP, which reads texts in a form of its own, padded;
-            where there is no `tokenizer.json` it is in `spiece.model`.
+        max_tokens: maximum tokens of a text.
+        siglip: whether the tokenizer is SigLIP's, which normalises and pads texts.
 
     Raises:
-        CheckpointError: the folder has none of these, or they are not valid.
+        CheckpointError: the folder has none of these files, or they are invalid.
     """
     try:
         config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
@@ -44,46 +47,47 @@ def read(folder: Path, most_tokens: int, *, siglip: bool = False) -> TextEncoder
         if tokenizer is not None and siglip:
             tokenizer = clip_tokenizer.siglip(tokenizer, config)
             padding = clip_tokenizer.siglip_padding(tokenizer, config, str(folder))
-            return TextEncoder(tokenizer, most_tokens, padding)
+            return TextEncoder(tokenizer, max_tokens, padding)
         if tokenizer is not None:
-            return TextEncoder(tokenizer, most_tokens)
+            return TextEncoder(tokenizer, max_tokens)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises a plain Exception for whatever is wrong
+    except Exception as error:  # the library raises plain Exceptions
         raise CheckpointError(f"{folder}: {error}") from error
     raise CheckpointError(
-        f"{folder}: no tokenizer in it: {TOKENIZER}, "
+        f"{folder}: no tokenizer ({TOKENIZER}, "
         + (
-            f"or {SENTENCES} (SigLIP)"
+            f"or {SENTENCES} for SigLIP)"
             if siglip
-            else f"{WORDS} (BERT), or {PIECES} with {MERGES} (RoBERTa, CLIP)"
+            else f"{WORDS} for BERT, or {PIECES} with {MERGES} for RoBERTa and CLIP)"
         )
     )
 
 
 def find(
-    folder: Path, usual: str, most_tokens: int, vocabulary: int, *, siglip: bool = False
+    folder: Path, repository: str, max_tokens: int, vocabulary: int, *, siglip: bool = False
 ) -> TextEncoder:
-    """The folder's tokenizer, or where it has none that of a repository of the hub.
+    """Read the folder's tokenizer, or download one from the hub if the folder has none.
 
     Args:
-        usual: the repository; its vocabulary is the one that the network was trained with.
-        vocabulary: words that the network knows.
+        repository: repository on the hub whose tokenizer the network was trained with.
+        max_tokens: maximum tokens of a text.
+        vocabulary: number of word embeddings of the network.
         siglip: as for `read`.
 
     Raises:
-        CheckpointError: neither has one, or it knows more words than the network.
+        CheckpointError: neither has a tokenizer, or its vocabulary is larger than the network's.
     """
     source = folder
     if not any((folder / name).exists() for name in FILES):
         try:
-            source = hub.fetch_files(usual, FILES)
+            source = hub.fetch_files(repository, FILES)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{folder}: no tokenizer in it, such as {TOKENIZER}, and that of {usual} cannot be "
-                f"had: {error}"
+                f"{folder}: no tokenizer, such as {TOKENIZER}, and that of {repository} cannot be "
+                f"downloaded: {error}"
             ) from error
-    text = read(source, most_tokens, siglip=siglip)
+    text = read(source, max_tokens, siglip=siglip)
     if text.vocabulary > vocabulary:
         raise CheckpointError(
             f"{source}: the tokenizer has {text.vocabulary} words, the network {vocabulary}"
@@ -140,7 +144,7 @@ def _roberta(pieces: Path, merges: Path, config: Mapping[str, Any]) -> Tokenizer
     others = [_special(config, "unk_token", "<unk>"), _special(config, "pad_token", "<pad>")]
     ids = _ids(tokenizer, pieces, [start, end])
     tokenizer.add_special_tokens(_known(tokenizer, [start, end, *others]))
-    # As published, the mask takes the space before it.
+    # As published, the mask token includes the space before it.
     masks = [AddedToken(token, lstrip=True) for token in _known(tokenizer, [mask])]
     tokenizer.add_special_tokens(masks)
     tokenizer.post_processor = processors.RobertaProcessing(
@@ -149,24 +153,24 @@ def _roberta(pieces: Path, merges: Path, config: Mapping[str, Any]) -> Tokenizer
     return tokenizer
 
 
-def _special(config: Mapping[str, Any], name: str, usual: str) -> str:
-    """What a special token is written as."""
-    token = config.get(name) or usual
+def _special(config: Mapping[str, Any], name: str, default: str) -> str:
+    """Return the text of a special token."""
+    token = config.get(name) or default
     if isinstance(token, dict):
         token = token.get("content")
     if not isinstance(token, str):
-        raise CheckpointError(f"{CONFIG}: {name} is no text")
+        raise CheckpointError(f"{CONFIG}: {name} is not a string")
     return token
 
 
 def _known(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[str]:
-    """Those that have an id: the others would get new ones, beyond the network's vocabulary."""
+    """Return the tokens that have an id; adding others would exceed the network's vocabulary."""
     return [token for token in tokens if tokenizer.token_to_id(token) is not None]
 
 
 def _ids(tokenizer: Tokenizer, file: Path, tokens: list[str]) -> dict[str, int]:
     ids = {token: tokenizer.token_to_id(token) for token in tokens}
-    absent = [token for token, at in ids.items() if at is None]
-    if absent:
-        raise CheckpointError(f"{file}: {', '.join(absent)} is not in it")
-    return {token: at for token, at in ids.items() if at is not None}
+    missing = [token for token, token_id in ids.items() if token_id is None]
+    if missing:
+        raise CheckpointError(f"{file}: missing tokens: {', '.join(missing)}")
+    return {token: token_id for token, token_id in ids.items() if token_id is not None}

@@ -1,6 +1,6 @@
-"""ViLT as a Hugging Face folder: question answering, two-image reasoning, retrieval.
+"""Loader of ViLT from Hugging Face folders: question answering, reasoning on two images, retrieval.
 
-PuMer's folders look alike from outside, and go to `vilt_official`.
+PuMer's folders have the same files; they are passed on to `vilt_official`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.models.checkpoints import (
@@ -23,23 +23,23 @@ from tokenfold.models.checkpoints import (
 from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
-    load_weights,
+    architecture_names,
     network_config,
-    rename,
+    parse_settings,
 )
 from tokenfold.models.checkpoints.files import folder_weights, read_json
 from tokenfold.models.checkpoints.pair_heads import LABELS
-from tokenfold.models.checkpoints.weight_names import without
-from tokenfold.models.vilt import Vilt, ViltConfig
+from tokenfold.models.checkpoints.weights import load_weights, rename, without_prefixes
+from tokenfold.models.networks.vilt import Vilt, ViltConfig
 
 CONFIG = "config.json"
 
-# In old files, or parts of the network that the tasks never use.
+# Present in old files.
 UNUSED = ("vilt.embeddings.text_embeddings.position_ids",)
 
 
-class Settings(BaseModel):
-    """What in `config.json` changes the result, with the defaults of `transformers`."""
+class ViltSettings(BaseModel):
+    """Fields of `config.json` that change the result, with the defaults of `transformers`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,24 +60,23 @@ class Settings(BaseModel):
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a ViLT."""
+    """Whether a `config.json` describes a ViLT."""
     return config.get("model_type") == "vilt" or any(
-        name.startswith("ViltFor") for name in _architectures(config)
+        name.startswith("ViltFor") for name in architecture_names(config)
     )
 
 
 def load(folder: Path, name: str) -> PairCheckpoint:
-    """Read a folder that `save_pretrained` wrote, of Hugging Face's classes or of PuMer's.
+    """Load a folder that `save_pretrained` of Hugging Face's or PuMer's classes wrote.
 
-    Images keep their shape, and their patches their order; all are used, whatever the
-    configuration's `max_image_length`, where the published code draws some at random.
+    Images keep their aspect ratio. All patches are used, in order; the published code draws at most
+    `max_image_length` of them at random.
 
     Args:
-        name: what the checkpoint was asked for as.
+        name: name of the checkpoint.
 
     Raises:
-        CheckpointError: another architecture, a setting that is not supported, or weights that do
-            not fit; the message names it.
+        CheckpointError: the architecture or a setting is not supported, or the weights do not fit.
     """
     config = read_json(folder / CONFIG)
     weights = folder_weights(folder)
@@ -86,7 +85,7 @@ def load(folder: Path, name: str) -> PairCheckpoint:
     where = str(folder / CONFIG)
     settings = _settings(config, where)
     task, head = _task(config, settings, where)
-    weights = without(weights, UNUSED)
+    weights = without_prefixes(weights, UNUSED)
     try:
         network = network_config(
             ViltConfig,
@@ -102,12 +101,12 @@ def load(folder: Path, name: str) -> PairCheckpoint:
             vocabulary=settings.vocab_size,
             most_text=settings.max_position_embeddings,
             modalities=settings.modality_type_vocab_size,
-            layers=vilt_official.usual(task, settings.num_hidden_layers).layers,
-            heads={task: pair_heads.config(weights, task, head)},
+            layers=vilt_official.default_reduction(task, settings.num_hidden_layers).layers,
+            heads={task: pair_heads.head_config(weights, task, head)},
         )
-        layout = vilt_names.huggingface(network, head)
+        names = vilt_names.huggingface(network, head)
         model = Vilt(network)
-        load_weights(model, vilt_names.fold(rename(weights, layout)), layout)
+        load_weights(model, vilt_names.fold(rename(weights, names)), names)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return PairCheckpoint(
@@ -119,20 +118,10 @@ def load(folder: Path, name: str) -> PairCheckpoint:
     )
 
 
-def _architectures(config: Mapping[str, Any]) -> list[str]:
-    named = config.get("architectures")
-    return [str(name) for name in named] if isinstance(named, list) else []
-
-
-def _settings(config: Mapping[str, Any], where: str) -> Settings:
+def _settings(config: Mapping[str, Any], where: str) -> ViltSettings:
     if config.get("quantization_config"):
         raise CheckpointError(f"{where}: quantised weights are not supported")
-    try:
-        settings = Settings.model_validate(config)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{where}: {at}: {problem['msg']}") from error
+    settings = parse_settings(ViltSettings, config, f"{where}: ")
     for field, supported in (("hidden_act", "gelu"), ("qkv_bias", True), ("num_channels", 3)):
         if getattr(settings, field) != supported:
             raise CheckpointError(
@@ -141,9 +130,9 @@ def _settings(config: Mapping[str, Any], where: str) -> Settings:
     return settings
 
 
-def _task(config: Mapping[str, Any], settings: Settings, where: str) -> tuple[PairTask, str]:
-    """The task of the architecture, and what its head is called."""
-    for name in _architectures(config):
+def _task(config: Mapping[str, Any], settings: ViltSettings, where: str) -> tuple[PairTask, str]:
+    """Return the task of the architecture, and the name of its head."""
+    for name in architecture_names(config):
         if name == "ViltForQuestionAnswering":
             return "vqa", "classifier"
         if name == "ViltForImageAndTextRetrieval":
@@ -152,19 +141,19 @@ def _task(config: Mapping[str, Any], settings: Settings, where: str) -> tuple[Pa
             if settings.num_images == 2:
                 return "reason", "classifier"
             names = config.get("id2label")
-            found = set(names.values()) if isinstance(names, dict) else set()
-            if settings.num_images == 1 and {str(label).lower() for label in found} == set(
+            labels = names.values() if isinstance(names, dict) else ()
+            if settings.num_images == 1 and {str(label).lower() for label in labels} == set(
                 LABELS["entail"]
             ):
                 return "entail", "classifier"
             raise CheckpointError(
-                f"{where}: a classifier of {settings.num_images} images; supported are two, or one "
-                f"with the labels {', '.join(LABELS['entail'])}"
+                f"{where}: num_images is {settings.num_images}; supported are 2, or 1 with the "
+                f"labels {', '.join(LABELS['entail'])}"
             )
-    found_names = ", ".join(_architectures(config)) or "none"
+    architectures = ", ".join(architecture_names(config)) or "none"
     raise CheckpointError(
-        f"{where}: the architecture is {found_names}; supported of ViLT are "
-        "ViltForQuestionAnswering, ViltForImagesAndTextClassification, ViltForImageAndTextRetrieval"
+        f"{where}: the architecture is {architectures}; supported are ViltForQuestionAnswering, "
+        "ViltForImagesAndTextClassification, ViltForImageAndTextRetrieval"
     )
 
 
@@ -173,16 +162,18 @@ def _labels(
 ) -> tuple[str, ...]:
     if task == "match":
         return ()
-    given = answers.of_config(config, classes, str(folder / CONFIG))
+    names = answers.from_config(config, classes, str(folder / CONFIG))
     if task == "vqa":
-        return given or answers.beside(folder, classes, alphabetical=False)
-    # Without names, by the convention of NLVR2; there the second class is yes.
-    labels = tuple(name.lower() for name in given or LABELS[task])
-    wanted = LABELS[task]
-    if len(labels) != classes or set(labels) != set(wanted):
-        raise CheckpointError(f"{folder / CONFIG}: {labels} are not the labels to {task}: {wanted}")
-    if task == "reason" and labels != wanted:
+        return names or answers.from_folder(folder, classes, alphabetical=False)
+    # Without names, NLVR2's convention applies: the second class is true.
+    labels = tuple(name.lower() for name in names or LABELS[task])
+    expected = LABELS[task]
+    if len(labels) != classes or set(labels) != set(expected):
         raise CheckpointError(
-            f"{folder / CONFIG}: the labels {labels} have to be in order {wanted}"
+            f"{folder / CONFIG}: the labels of {task} are {labels}; they must be {expected}"
+        )
+    if task == "reason" and labels != expected:
+        raise CheckpointError(
+            f"{folder / CONFIG}: the labels of {task} are {labels}; their order must be {expected}"
         )
     return labels

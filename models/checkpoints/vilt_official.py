@@ -1,12 +1,11 @@
-"""ViLT by its published names: the official files, and PuMer's folders.
+"""Loader of ViLT with its published names: the official files, and PuMer's folders.
 
-The weights say almost everything. Heads are 64 wide, as in all that was published, unless a
-configuration says otherwise.
+The weights determine almost everything. Heads have width 64, as in all published networks, unless a
+configuration has `num_heads`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,18 +26,23 @@ from tokenfold.models.checkpoints import (
 from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
-    load_weights,
     network_config,
-    rename,
 )
-from tokenfold.models.checkpoints.pumer import Reduction
-from tokenfold.models.checkpoints.weight_names import shape, without
-from tokenfold.models.vilt import Vilt, ViltConfig
+from tokenfold.models.checkpoints.pumer import PuMerReduction
+from tokenfold.models.checkpoints.weights import (
+    load_weights,
+    patch_shape,
+    rename,
+    square_side,
+    weight_shape,
+    without_prefixes,
+)
+from tokenfold.models.networks.vilt import Vilt, ViltConfig
 
 CONFIG = "config.json"
 TOKENIZER_OF = "google-bert/bert-base-uncased"
 
-PREFIX = "vilt."  # of all but the heads, in PuMer's files
+PREFIX = "vilt."  # of all weights but the heads, in PuMer's files
 BLOCK = "transformer.blocks.0.norm1.weight"
 DEPTH = re.compile(r"transformer\.blocks\.(\d+)\.")
 
@@ -52,17 +56,17 @@ def recognises(weights: Mapping[str, Tensor]) -> bool:
 
 
 def from_weights(weights: Mapping[str, Tensor], file: Path) -> PairCheckpoint:
-    """An official file; answers and a tokenizer are looked for beside it.
+    """Load an official file, with the answers and the tokenizer of its folder.
 
     Raises:
-        CheckpointError: the weights fit no such network; the message says why.
+        CheckpointError: the weights do not fit the network.
     """
     try:
         model = _model(weights, None, None)
         config = model.config
         return PairCheckpoint(
             model,
-            processors.usual_vilt(config.image_size, config.patch_size),
+            processors.default_vilt(config.image_size, config.patch_size),
             pair_heads.labels(config.heads, {}, file.parent, alphabetical=False),
             tokenizer.find(file.parent, TOKENIZER_OF, config.most_text, config.vocabulary),
             weighted=True,
@@ -74,26 +78,28 @@ def from_weights(weights: Mapping[str, Tensor], file: Path) -> PairCheckpoint:
 def from_folder(
     folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str
 ) -> PairCheckpoint:
-    """A folder of PuMer's; what was trained without reduction (`-ft`) gets the usual one.
+    """Load a folder of PuMer's.
+
+    A network that was trained without reduction (`-ft`) gets the published one for its task.
 
     Args:
         config: content of `config.json`.
-        name: what the checkpoint was asked for as; it may say how it reduces.
+        name: name of the checkpoint, which may tell its reduction.
 
     Raises:
-        CheckpointError: the weights fit no such network, or it reduces in an unknown way.
+        CheckpointError: the weights do not fit the network, or its reduction is not supported.
     """
     where = str(folder / CONFIG)
     heads = config.get("num_heads")
     if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise CheckpointError(f"{where}: num_heads is {heads!r}, no number of heads")
+        raise CheckpointError(f"{where}: num_heads is {heads!r}; it must be a positive integer")
     reduction = pumer.read(config, name, where)
     try:
         model = _model(weights, heads, reduction)
         network = model.config
         labels = pair_heads.labels(network.heads, config, folder, alphabetical=True)
-        usual = str(config.get("tokenizer") or TOKENIZER_OF)
-        text = tokenizer.find(folder, usual, network.most_text, network.vocabulary)
+        repository = str(config.get("tokenizer") or TOKENIZER_OF)
+        text = tokenizer.find(folder, repository, network.most_text, network.vocabulary)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     preprocess = Preprocess(size=network.image_size, interpolation="bilinear")
@@ -101,40 +107,32 @@ def from_folder(
 
 
 def _model(
-    weights: Mapping[str, Tensor], heads_per_layer: int | None, reduction: Reduction | None
+    weights: Mapping[str, Tensor], heads_per_layer: int | None, reduction: PuMerReduction | None
 ) -> Vilt:
-    found = pair_heads.find(weights)
+    head_names = pair_heads.find_heads(weights)
     plain = {key.removeprefix(PREFIX): tensor for key, tensor in weights.items()}
-    plain = without(plain, (*UNUSED, *pair_heads.unused(found)))
-    network = _network(plain, found, heads_per_layer, reduction)
-    layout = vilt_names.official(network, found)
+    plain = without_prefixes(plain, (*UNUSED, *pair_heads.unused_prefixes(head_names)))
+    network = _network(plain, head_names, heads_per_layer, reduction)
+    names = vilt_names.official(network, head_names)
     model = Vilt(network)
-    load_weights(model, vilt_names.fold(rename(plain, layout)), layout)
+    load_weights(model, vilt_names.fold(rename(plain, names)), names)
     return model.eval()
 
 
 def _network(
     weights: Mapping[str, Tensor],
-    found: Mapping[PairTask, str],
+    head_names: Mapping[PairTask, str],
     heads_per_layer: int | None,
-    reduction: Reduction | None,
+    reduction: PuMerReduction | None,
 ) -> ViltConfig:
-    dim, channels, patch, width = shape(weights, "transformer.patch_embed.proj.weight", 4)
-    if channels != 3 or patch != width:
-        raise CheckpointError("transformer.patch_embed has no square patches of 3 channels")
-    positions = shape(weights, "transformer.pos_embed", 3)[1] - 1
-    side = math.isqrt(max(positions, 0))
-    if side == 0 or side * side != positions:
-        raise CheckpointError(
-            f"transformer.pos_embed has {positions} patches, which form no square"
-        )
+    dim, patch = patch_shape(weights, "transformer.patch_embed.proj.weight")
+    positions = "transformer.pos_embed"
+    side = square_side(weight_shape(weights, positions, 3)[1] - 1, positions)
     heads = heads_per_layer or architectures.heads_of(dim)
-    if heads is None:
-        raise CheckpointError(f"how many heads share a width of {dim} is not known")
-    vocabulary, _ = shape(weights, "text_embeddings.word_embeddings.weight", 2)
-    most_text, _ = shape(weights, "text_embeddings.position_embeddings.weight", 2)
+    vocabulary, _ = weight_shape(weights, "text_embeddings.word_embeddings.weight", 2)
+    most_text, _ = weight_shape(weights, "text_embeddings.position_embeddings.weight", 2)
     depth = len({layer[1] for key in weights if (layer := DEPTH.match(key))})
-    layers, rates = reduction or usual(next(iter(found)), depth)
+    layers, rates = reduction or default_reduction(next(iter(head_names)), depth)
     return network_config(
         ViltConfig,
         "the network",
@@ -143,17 +141,19 @@ def _network(
         dim=dim,
         depth=depth,
         heads_per_layer=heads,
-        mlp_dim=shape(weights, "transformer.blocks.0.mlp.fc1.weight", 2)[0],
+        mlp_dim=weight_shape(weights, "transformer.blocks.0.mlp.fc1.weight", 2)[0],
         vocabulary=vocabulary,
         most_text=most_text,
-        modalities=shape(weights, "token_type_embeddings.weight", 2)[0],
+        modalities=weight_shape(weights, "token_type_embeddings.weight", 2)[0],
         layers=layers,
         rates=rates,
-        heads={task: pair_heads.config(weights, task, name) for task, name in found.items()},
+        heads={
+            task: pair_heads.head_config(weights, task, name) for task, name in head_names.items()
+        },
     )
 
 
-def usual(task: PairTask, depth: int) -> Reduction:
-    """How PuMer reduces for a task, as published, where a checkpoint does not say it."""
+def default_reduction(task: PairTask, depth: int) -> PuMerReduction:
+    """Return PuMer's published reduction for a task."""
     layers = (2, 4, 6, 8) if task == "entail" else (2, 5, 8)
-    return Reduction(tuple(layer for layer in layers if layer < depth), (0.1, 0.3, 0.2))
+    return PuMerReduction(tuple(layer for layer in layers if layer < depth), (0.1, 0.3, 0.2))

@@ -1,4 +1,1 @@
-"""Token reduction: slots, the matchers that choose them, and the schedule that says how much.
-
-`schedule` imports no torch, so the service can use it; import the other modules by name.
-"""
+"""Token reductions: slots, and the matchers that choose them, one per module."""

@@ -1,4 +1,4 @@
-"""PiToMe: tokens with many look-alikes (high energy) merge first, isolated ones are protected.
+"""PiToMe: tokens with many similar tokens (high energy) merge first, isolated ones last.
 
 Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging" (NeurIPS 2024),
 section 3. Written from the formulae; the lowest index wins ties.
@@ -16,26 +16,27 @@ from tokenfold.bundle.workload import clamp
 from tokenfold.models.reduction.matcher import ABSENT, PROTECTED, rank, unit
 from tokenfold.models.reduction.slots import identity
 
-# Attraction counts in whole steps of 1 / STEPS: float32 then adds up to 2,000 tokens exactly, in
-# any order, so that equal energies are equal in every implementation.
+# Attraction is rounded to multiples of 1 / STEPS. Sums over up to 2,000 tokens are then exact in
+# float32, in any order, so that equal energies are equal in every implementation.
 STEPS = 4096.0
 
 
 def margin(layer: int, depth: int) -> float:
-    """The paper's margin for a layer: 0.9 at the first, falling towards 0."""
+    """Return the paper's margin for a layer: 0.9 at the first layer, falling towards 0."""
     return 0.9 - 0.9 * layer / depth
 
 
 @dataclass(frozen=True)
 class PiToMe:
-    """The 2r tokens of highest energy pair up: even places merge into their best odd place.
+    """Matcher that merges among the 2r tokens of highest energy.
 
+    Of these tokens, those of even rank merge into the most similar one of odd rank.
     `energy_i = mean over j of ELU(cos(i, j) - margin)`, over the other present unprotected tokens.
-    All tokens that stay keep their order.
+    Tokens that are kept stay in order.
 
     Attributes:
-        margin: cosines above it attract, below it repel, 0 to 0.9.
-        protected: leading tokens that take no part.
+        margin: cosine above which tokens attract and below which they repel, 0 to 0.9.
+        protected: number of leading tokens that never merge.
     """
 
     margin: float
@@ -51,9 +52,9 @@ class PiToMe:
             return identity(batch, tokens, metric.device)
         m = unit(metric)
         similarity = m @ m.transpose(1, 2)  # (B, N, N)
-        place = rank(self._energy(similarity, size))
-        is_source = (place < 2 * r) & (place % 2 == 0)
-        is_destination = (place < 2 * r) & (place % 2 == 1)
+        rank_of = rank(self._energy(similarity, size))
+        is_source = (rank_of < 2 * r) & (rank_of % 2 == 0)
+        is_destination = (rank_of < 2 * r) & (rank_of % 2 == 1)
 
         similarity = similarity.masked_fill((size == 0).unsqueeze(1), ABSENT)
         similarity = similarity.masked_fill(~is_destination.unsqueeze(1), PROTECTED)
@@ -61,10 +62,10 @@ class PiToMe:
         return torch.where(is_source, kept.gather(1, similarity.argmax(dim=-1)), kept)
 
     def _energy(self, similarity: Tensor, size: Tensor) -> Tensor:
-        """(B, N): above -1 for tokens that may merge; ABSENT and PROTECTED for the others."""
+        """Return the energy (B, N): over -1 for tokens that may merge, else ABSENT or PROTECTED."""
         present = size > 0
         present[:, : self.protected] = False
-        # A token's cosine with itself is the same for all; left out, rounding cannot break ties.
+        # Without a token's cosine with itself, which is 1 for all, its rounding cannot break ties.
         itself = torch.eye(size.shape[1], dtype=torch.bool, device=size.device)
         counted = present.unsqueeze(1) & ~itself
         attraction = (F.elu(similarity - self.margin) * STEPS).round() * counted

@@ -1,4 +1,4 @@
-"""PuMer: text-informed pruning, then merging within each modality, as one choice of slots.
+"""PuMer: text-informed pruning, then merging within each modality, composed into one slots tensor.
 
 Cao, Paranjape and Hajishirzi, "PuMer: Pruning and Merging Tokens for Efficient Vision Language
 Models" (ACL 2023), section 3. Written from the formulae.
@@ -20,67 +20,68 @@ from tokenfold.models.reduction.tome import ToMe
 
 
 def prune(importance: Tensor, size: Tensor, pruned: int) -> Tensor:
-    """Slots (B, N) that keep all but the least important tokens, by falling importance.
+    """Return slots (B, N) that drop the least important tokens and sort the others by importance.
 
-    Absent tokens go too, and are not counted: how many tokens stay does not depend on padding.
+    Absent tokens are dropped too, and do not count: padding does not change how many tokens stay.
 
     Args:
         importance: (B, N), 0 or more; the lowest index wins ties.
         size: (B, N), 0 for an absent token.
-        pruned: tokens to drop, 0 or more; one token stays.
+        pruned: number of tokens to drop, 0 or more; at least one token stays.
     """
-    place = rank(importance.masked_fill(size == 0, ABSENT))
+    position = rank(importance.masked_fill(size == 0, ABSENT))
     present = (size > 0).sum(dim=1, keepdim=True)
-    return torch.where(place < (present - pruned).clamp_min(1), place, DROPPED)
+    return torch.where(position < (present - pruned).clamp_min(1), position, DROPPED)
 
 
 @dataclass(frozen=True)
 class PuMer:
-    """Text tokens lead, image tokens follow; both stay apart.
+    """Matcher for text tokens followed by image tokens, which are reduced separately.
 
-    The image tokens that the text attends to least are dropped. Those that stay, now in falling
-    order of importance, merge by ToMe's rule, the first protected; so do the text tokens, whose
-    first is their class token. As published, the class token of an image is a token like others.
+    The image tokens that the text attends to least are dropped. The others, sorted by falling
+    importance, merge by ToMe's rule, with the first one protected. The text tokens merge by the
+    same rule; their first one is the class token. As published, the class token of an image is not
+    special.
     """
 
     @property
     def merge(self) -> ToMe:
-        """The rule by which tokens of one modality merge."""
+        """Matcher that merges the tokens of one modality."""
         return ToMe(class_token=True)
 
     def left(self, text: int, image: int, counts: Sequence[int]) -> tuple[int, int]:
-        """Text and image tokens that are left when asked for counts (prune, merge, text)."""
+        """Return the text and image tokens that are left, for counts (prune, merge, text)."""
         return pumer_widths(text, image, counts)
 
     def __call__(
         self, metric: Tensor, size: Tensor, importance: Tensor, text: int, counts: Sequence[int]
     ) -> Tensor:
-        """Slots (B, N) of one layer.
+        """Return the slots (B, N) of one layer.
 
         Args:
             metric: (B, N, C).
-            size: (B, N), 0 for no token.
-            importance: (B, N), read where the image is.
-            text: leading tokens that are text, 0 or more.
+            size: (B, N), 0 for an absent token.
+            importance: (B, N), used for image tokens only.
+            text: number of leading tokens that are text, 0 or more.
             counts: image tokens to prune, image tokens to merge, text tokens to merge.
         """
-        pruned, merged, words = counts
+        pruned, merged, merged_text = counts
         text_after, _ = self.left(text, metric.shape[1] - text, counts)
         parts = []
         if text:
-            parts.append(self.merge(metric[:, :text], size[:, :text], words))
+            parts.append(self.merge(metric[:, :text], size[:, :text], merged_text))
         image = metric.shape[1] - text
         pruned = max(pruned, 0)
         keep = max(image - pruned, 1)
         merged = clamp(merged, keep, 1)
         if image and keep == image and not merged:
-            # Nothing goes, so nothing moves, whatever becomes of the text.
+            # Nothing is removed, so image tokens keep their order.
             parts.append(identity(metric.shape[0], image, metric.device) + text_after)
         elif image:
             kept = prune(importance[:, text:], size[:, text:], pruned)
             stays = kept != DROPPED
-            # Where each kept place comes from: the inverse of the slots. Padding leaves places
-            # behind the last kept token, which are filled by tokens that count as absent.
+            # The source of each kept position: the inverse of the slots. Padding leaves positions
+            # after the last kept token, which tokens that count as absent fill.
             order = kept.masked_fill(~stays, image).argsort(dim=-1, stable=True)[:, :keep]
             index = order.unsqueeze(-1).expand(-1, -1, metric.shape[-1])
             among = self.merge(

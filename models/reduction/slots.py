@@ -1,8 +1,8 @@
-"""Slots: where each token of a layer goes. The one mechanism behind every reduction.
+"""Slots: the output position of each token of a layer, the mechanism behind every reduction.
 
 `slots[b, i]` is the output position of input token i of image b, or -1 if it is dropped. Matchers
 choose slots; `reduce` moves the data; `compose` chains layers, so that the composed slots of a
-network say which patch each final token stands for.
+network tell which patches each final token stands for.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ DROPPED = -1
 
 
 def identity(batch: int, tokens: int, device: torch.device | str | None = None) -> Tensor:
-    """Slots that move nothing: (B, N) int64."""
+    """Return slots (B, N) int64 that leave every token in its position."""
     return torch.arange(tokens, device=device).expand(batch, tokens)
 
 
 def reduce(x: Tensor, size: Tensor, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Move tokens to their slots, averaging those that share one, weighted by size.
+    """Move tokens to their slots; tokens that share a slot are averaged, weighted by size.
 
     `y[s] = sum over i in s of size_i x_i / sum size_i`, `size'[s] = sum size_i` (ToMe, section 3).
 
     Args:
-        x: (B, N, D) any float type; the sums are kept in float32 or wider.
-        size: (B, N) float32, patches per token; 0 is no token and moves nothing.
+        x: (B, N, D) of any float type; sums use float32 or wider.
+        size: (B, N) float32, patches per token; 0 marks padding, which moves nothing.
         slots: (B, N) int64, each -1 or in 0..width-1.
-        width: tokens that come out.
+        width: number of output tokens.
 
     Returns:
-        y (B, width, D) of x's type, and size' (B, width). A slot without tokens is zeros of size 0.
+        y (B, width, D) of x's type, and size' (B, width). An empty slot has zeros and size 0.
     """
     batch, _, dim = x.shape
     weight = size * (slots >= 0)
     index = slots.clamp_min(0)
     new_size = size.new_zeros(batch, width).scatter_add(1, index, weight)
-    # A token of size s alone in its slot must come out bit for bit: its share is s / s = 1.
+    # A token that is alone in its slot must stay bit-identical: its share is s / s = 1.
     share = weight / new_size.gather(1, index).clamp_min(torch.finfo(size.dtype).tiny)
     moved = x.to(torch.promote_types(x.dtype, torch.float32)) * share.unsqueeze(-1)
     y = moved.new_zeros(batch, width, dim)
@@ -45,13 +45,13 @@ def reduce(x: Tensor, size: Tensor, slots: Tensor, width: int) -> tuple[Tensor, 
 
 
 def compose(trace: Tensor, slots: Tensor) -> Tensor:
-    """Follow one more layer: (B, P) positions in a layer's input -> positions in its output."""
+    """Map positions (B, P) in a layer's input to positions in its output."""
     followed = slots.gather(1, trace.clamp_min(0))
     return torch.where(trace < 0, trace, followed)
 
 
 def absent_last(slots: Tensor, size: Tensor, width: int) -> Tensor:
-    """Reorder the slots so that those without any present token come last.
+    """Reorder slots so that those without a present token come last.
 
     Args:
         slots: (B, N), each in 0..width-1.
@@ -66,7 +66,7 @@ def absent_last(slots: Tensor, size: Tensor, width: int) -> Tensor:
 
 
 def unmerge(y: Tensor, trace: Tensor) -> Tensor:
-    """Give each input token the value of the token that stands for it; dropped ones get zeros.
+    """Return the value of the token that stands for each input token; zeros for dropped ones.
 
     Args:
         y: (B, M, D) reduced tokens.
@@ -80,6 +80,6 @@ def unmerge(y: Tensor, trace: Tensor) -> Tensor:
 
 
 def source(trace: Tensor, width: int) -> Tensor:
-    """Which inputs each output token stands for: (B, P) slots -> (B, width, P) bool."""
+    """Map slots (B, P) to the source matrix (B, width, P) bool: inputs of each output token."""
     positions = torch.arange(width, device=trace.device)
     return trace.unsqueeze(1) == positions[None, :, None]

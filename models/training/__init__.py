@@ -1,1 +1,1 @@
-"""Training of the demo models that the project ships."""
+"""Training scripts of the demo models that ship with the project."""

@@ -1,11 +1,11 @@
-"""Train the embedded default: a small ViT for CIFAR-10, with token merging in the loop.
+"""Train the demo classifier: a small ViT for CIFAR-10, with token merging during training.
 
     python -m tokenfold.models.training.cifar \\
         --data ../shared/data/cifar10-train.zip --out build/cifar10
 
 Every tenth image of each class (5,000 in all) is held out and never trained on. Half of the steps
-run at a random reduction, so that the merged levels lose little. The run is seeded, saves after
-each epoch, and goes on from there when started again.
+run at a random reduction, so that the reduced levels lose little accuracy. The run is seeded, saves
+after each epoch, and resumes from the last save.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.schedule import DEFAULT_LEVELS, plan_for
 from tokenfold.models.checkpoints.checkpoint import Checkpoint
 from tokenfold.models.checkpoints.native import save
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.training.mixed_precision import MixedPrecision
-from tokenfold.models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.training.run import MixedPrecision
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
@@ -65,7 +65,7 @@ class Images(NamedTuple):
 
 
 def split(archive: zipfile.ZipFile) -> tuple[list[str], list[str]]:
-    """Names of the training and of the held-out files of an archive, `train/<class>/<n>.jpg`."""
+    """Return the training and held-out files of an archive, named `train/<class>/<n>.jpg`."""
     parts: tuple[list[str], list[str]] = ([], [])
     seen = dict.fromkeys(CLASSES, 0)
     for name in sorted(archive.namelist()):
@@ -77,7 +77,7 @@ def split(archive: zipfile.ZipFile) -> tuple[list[str], list[str]]:
 
 
 def load(path: Path) -> tuple[Images, Images]:
-    """The training and the held-out part of the archive."""
+    """Load the training and the held-out images of an archive."""
     with zipfile.ZipFile(path) as archive:
         train, held_out = (_decode(archive, names) for names in split(archive))
     return train, held_out
@@ -97,20 +97,20 @@ def _decode(archive: zipfile.ZipFile, names: list[str]) -> Images:
 
 
 def save_held_out(path: Path, target: Path) -> None:
-    """Copy the held-out images, `<class>/<n>.jpg`, to an archive that export measures on."""
+    """Copy the held-out images, `<class>/<n>.jpg`, to an archive for export to measure on."""
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as held_out:
         for name in split(archive)[1]:
             held_out.writestr(name.partition("/")[2], archive.read(name))
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(B, 32, 32, 3) uint8 -> (B, 3, 32, 32) float."""
+    """Map pixels (B, 32, 32, 3) uint8 to normalised images (B, 3, 32, 32) float32."""
     x = pixels.float().div(255).sub(torch.tensor(MEAN)).div(torch.tensor(STD))
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random shifts of up to four pixels and flips, one draw an image."""
+    """Shift each image randomly by up to four pixels, and flip it at random."""
     batch = x.shape[0]
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
     dy, dx = torch.randint(0, 9, (2, batch, 1), generator=generator)
@@ -124,6 +124,7 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[Images]:
+    """Yield the full batches of one epoch, in random order."""
     order = torch.randperm(len(data.labels), generator=generator)
     for chosen in order.split(size):
         if len(chosen) == size:
@@ -132,21 +133,25 @@ def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[Ima
 
 @torch.no_grad()
 def accuracy(model: VisionTransformer, data: Images, reduction: float) -> float:
-    """Share of right answers, 0 to 1, at a reduction."""
+    """Return the accuracy, 0 to 1, at a reduction."""
     model.eval()
     plan = plan_for(CONFIG.workload("tome"), reduction)
-    right = 0
+    correct = 0
     for pixels, labels in zip(data.pixels.split(500), data.labels.split(500), strict=True):
         logits = model(normalise(pixels), plan, [ToMe()] * CONFIG.depth).logits
-        right += int((logits.argmax(-1) == labels).sum())
-    return right / len(data.labels)
+        correct += int((logits.argmax(-1) == labels).sum())
+    return correct / len(data.labels)
 
 
 def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: int) -> None:
-    """Train, and leave in `out` a checkpoint and `held-out.zip`, both for export.
+    """Train, and write a checkpoint and `held-out.zip` to `out`, both for export.
+
+    Args:
+        data: archive of CIFAR-10's training images.
+        rate: peak learning rate.
 
     Raises:
-        ValueError: `out` holds a run that was begun with other settings.
+        ValueError: `out` contains a run with other settings.
     """
     settings = {"epochs": epochs, "batch": batch, "rate": rate, "seed": seed}
     torch.manual_seed(seed)
@@ -178,19 +183,19 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["settings"] != settings:
-            raise ValueError(f"{out} holds a run with {state['settings']}, not {settings}")
+            raise ValueError(f"{out} contains a run with {state['settings']}, not {settings}")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         first = state["epoch"]
     for epoch in range(first, epochs):
-        # One generator an epoch, so that a resumed run draws what an uninterrupted one would.
+        # One generator per epoch, so that a resumed run draws what an uninterrupted one would.
         generator = torch.Generator().manual_seed(seed * 1000 + epoch)
         draw = random.Random(seed * 1000 + epoch)
         started, losses = time.monotonic(), 0.0
         model.train()
-        for at, (pixels, labels) in enumerate(batches(train_part, batch, generator)):
-            step = epoch * per_epoch + at
+        for index, (pixels, labels) in enumerate(batches(train_part, batch, generator)):
+            step = epoch * per_epoch + index
             progress = max(0.0, (step - warm_up) / max(1, total - warm_up))
             factor = min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * progress))
             for group in optimiser.param_groups:
@@ -199,7 +204,7 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             x = augment(normalise(pixels), generator)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 plan = plan_for(workload, reduction)
-                logits = model(x, plan, matchers, run=MixedPrecision()).logits
+                logits = model(x, plan, matchers, ops=MixedPrecision()).logits
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -207,12 +212,15 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             optimiser.step()
             average.update_parameters(model)
             losses += loss.item()
-        # The checkpoint first: a run that is killed in between repeats the epoch.
+        # The checkpoint is written first: a run that is killed in between repeats the epoch.
         averaged = cast(VisionTransformer, average.module)
-        scores = {level: accuracy(averaged, held_out, at) for level, at in DEFAULT_LEVELS.items()}
+        scores = {
+            level: accuracy(averaged, held_out, reduction)
+            for level, reduction in DEFAULT_LEVELS.items()
+        }
         save(out, Checkpoint(averaged, PREPROCESS, CLASSES))
-        said = {**settings, "epoch": epoch + 1, "held_out": scores}
-        (out / "training.json").write_text(json.dumps(said, indent=2) + "\n")
+        summary = {**settings, "epoch": epoch + 1, "held_out": scores}
+        (out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
         torch.save(
             {
                 "settings": settings,
@@ -224,9 +232,9 @@ def train(data: Path, out: Path, *, epochs: int, batch: int, rate: float, seed: 
             state_file.with_suffix(".part"),
         )
         state_file.with_suffix(".part").replace(state_file)
-        took = time.monotonic() - started
+        seconds = time.monotonic() - started
         print(
-            f"epoch {epoch + 1}/{epochs}  {took:.0f} s  loss {losses / per_epoch:.3f}  "
+            f"epoch {epoch + 1}/{epochs}  {seconds:.0f} s  loss {losses / per_epoch:.3f}  "
             + "  ".join(f"{level} {100 * score:.2f}" for level, score in scores.items()),
             flush=True,
         )

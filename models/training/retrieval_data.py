@@ -1,6 +1,6 @@
-"""Batches of scenes with the texts that somebody who looks for them may type.
+"""Training batches for retrieval: scenes with search queries, and a gallery to measure recall.
 
-Batch number n of a seed is always the same, so that a run can go on where it stopped.
+Batch n of a seed is always the same, so that a run can be resumed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.data import IterableDataset
 
 from tokenfold import scenes
 from tokenfold.bundle.text import word_level
-from tokenfold.models.training.scenes_data import padded, patches
+from tokenfold.models.training.pair_data import pad, scene_patches
 from tokenfold.scenes.descriptions import DESCRIPTION_WORDS, description, query
 
-MOST_TEXT = 64
-TEXT = word_level(DESCRIPTION_WORDS, MOST_TEXT)
+MAX_TEXT = 64
+TEXT = word_level(DESCRIPTION_WORDS, MAX_TEXT)
 _CELLS = 3
 _VALUES = {
     "shape": len(scenes.SHAPES),
@@ -34,18 +34,19 @@ _VALUES = {
     "cell": _CELLS * _CELLS,
 }
 _PAIRS = tuple(combinations(_VALUES, 2))
-FACTS = sum(_VALUES[one] * _VALUES[other] for one, other in _PAIRS)
-"""Such as "a red star" or "something large at the top left": one for each two attributes."""
+FACTS = sum(_VALUES[first] * _VALUES[second] for first, second in _PAIRS)
+"""Number of facts: pairs of values of two attributes, such as "a red star" or "large, top left"."""
 
 
-class Batch(NamedTuple):
-    """B scenes with a text each.
+class RetrievalBatch(NamedTuple):
+    """B scenes with one text each.
 
     Attributes:
         pixels: (B, 96, 96, 3) uint8.
-        ids: (B, T) int64, padded; size: (B, T) float32, 0 for padding.
-        shown: (B, 4, patches) int64: shape, colour, size and texture in a patch, 0 for none.
-        facts: (B, FACTS) float32, 1 for each two attributes that a thing has together.
+        ids: (B, T) int64, padded.
+        size: (B, T) float32, 0 for padding.
+        shown: (B, 4, patches) int64, shape, colour, size and texture in a patch, 0 for none.
+        facts: (B, FACTS) float32, 1 for each pair of attribute values that a thing has.
     """
 
     pixels: Tensor
@@ -55,29 +56,34 @@ class Batch(NamedTuple):
     facts: Tensor
 
 
-def batch(count: int, seed: int, number: int) -> Batch:
-    """Batch `number` of a seed, of scenes to train on."""
+def batch(count: int, seed: int, number: int) -> RetrievalBatch:
+    """Return batch `number` of a seed, of training scenes."""
     random = np.random.default_rng((seed, number, 2))
-    drawn = [scenes.scene(int(of)) for of in random.integers(scenes.HELD_OUT.start, size=count)]
-    ids, size = encoded([query(scene, random) for scene in drawn])
-    shown = np.stack([patches(scene).shown for scene in drawn])
+    drawn = [
+        scenes.scene(int(scene_seed))
+        for scene_seed in random.integers(scenes.HELD_OUT.start, size=count)
+    ]
+    ids, size = encode([query(scene, random) for scene in drawn])
+    shown = np.stack([scene_patches(scene).shown for scene in drawn])
     facts = np.stack([_facts(scene) for scene in drawn])
-    return Batch(pixels(drawn), ids, size, torch.from_numpy(shown), torch.from_numpy(facts))
+    return RetrievalBatch(
+        pixels(drawn), ids, size, torch.from_numpy(shown), torch.from_numpy(facts)
+    )
 
 
 def pixels(drawn: list[scenes.Scene]) -> Tensor:
-    """(B, 96, 96, 3) uint8."""
+    """Draw scenes: (B, 96, 96, 3) uint8."""
     return torch.from_numpy(np.stack([scenes.draw(scene) for scene in drawn]))
 
 
-def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and sizes, (B, T) each, T that of the longest text."""
-    return padded([TEXT.encode(text).ids.tolist() for text in texts])
+def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Return ids and sizes of texts, (B, T) each, padded to the longest text."""
+    return pad([TEXT.encode(text).ids.tolist() for text in texts])
 
 
 def _facts(scene: scenes.Scene) -> npt.NDArray[np.float32]:
-    """(FACTS): which attributes things have together."""
-    kinds = [
+    """Return the facts (FACTS) of a scene, see `RetrievalBatch`."""
+    values_by_thing = [
         {
             "cell": _cell(thing.y) * _CELLS + _cell(thing.x),
             "shape": scenes.SHAPES.index(thing.shape),
@@ -88,51 +94,52 @@ def _facts(scene: scenes.Scene) -> npt.NDArray[np.float32]:
         for thing in scene.things
     ]
     facts = []
-    for one, other in _PAIRS:
-        table = np.zeros((_VALUES[one], _VALUES[other]), dtype=np.float32)
-        for kind in kinds:
-            table[kind[one], kind[other]] = 1.0
+    for first, second in _PAIRS:
+        table = np.zeros((_VALUES[first], _VALUES[second]), dtype=np.float32)
+        for values in values_by_thing:
+            table[values[first], values[second]] = 1.0
         facts.append(table.ravel())
     return np.concatenate(facts)
 
 
-def _cell(at: float) -> int:
-    return int(at * _CELLS / scenes.SIZE)
+def _cell(coordinate: float) -> int:
+    """Return the row or column of a coordinate in a coarse grid over the image."""
+    return int(coordinate * _CELLS / scenes.SIZE)
 
 
-class Batches(IterableDataset[Batch]):
-    """Batches from one number up to another."""
+class RetrievalBatches(IterableDataset[RetrievalBatch]):
+    """Batches `first` to `end`, exclusive, of a seed."""
 
     def __init__(self, count: int, seed: int, first: int, end: int) -> None:
         super().__init__()
         self._count, self._seed, self._range = count, seed, range(first, end)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[RetrievalBatch]:
         for number in self._range:
             yield batch(self._count, self._seed, number)
 
 
 class Gallery(NamedTuple):
-    """Scenes held out, with a description of each."""
+    """Held-out scenes with a description of each."""
 
     drawn: list[scenes.Scene]
     texts: list[str]
 
 
 def held_out(count: int, first: int = 0) -> Gallery:
-    """So many of the held-out scenes, from one on."""
-    drawn = [scenes.scene(scenes.HELD_OUT[first + at]) for at in range(count)]
+    """Return `count` held-out scenes from number `first` on."""
+    drawn = [scenes.scene(scenes.HELD_OUT[first + index]) for index in range(count)]
     return Gallery(
         drawn, [description(scene, np.random.default_rng((scene.seed, 3))) for scene in drawn]
     )
 
 
 def write_held_out(target: Path, gallery: Gallery) -> None:
-    """Write the scenes as images, and `items.jsonl` with what describes each."""
+    """Write the scenes as images, and `items.jsonl` with their descriptions."""
     items = []
     with zipfile.ZipFile(target, "w") as archive:
-        for at, (scene, text) in enumerate(zip(*gallery, strict=True)):
-            name = f"{at:05}.png"
+        for index, (scene, text) in enumerate(zip(*gallery, strict=True)):
+            name = f"{index:05}.png"
             archive.writestr(name, scenes.png(scene))
             items.append({"task": "retrieve", "images": [name], "text": text})
         archive.writestr("items.jsonl", "".join(json.dumps(item) + "\n" for item in items))

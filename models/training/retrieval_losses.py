@@ -1,4 +1,4 @@
-"""What the dual encoder of the world of scenes is trained on."""
+"""Losses of the dual encoder for scenes: contrast, and probes of patches and vectors."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenfold.bundle.schedule import plan_for
-from tokenfold.models.dual import DualEncoder
-from tokenfold.models.operators import Tokens
+from tokenfold.models.networks.dual import DualEncoder
+from tokenfold.models.networks.operators import Tokens
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.training.mixed_precision import MixedPrecision
-from tokenfold.models.training.retrieval_data import FACTS, Batch
-from tokenfold.models.training.run import Settings
-from tokenfold.models.training.scenes_data import GRID
-from tokenfold.models.training.scenes_losses import KINDS, normalised
+from tokenfold.models.training.pair_data import GRID
+from tokenfold.models.training.pair_losses import ATTRIBUTE_VALUES, normalise
+from tokenfold.models.training.retrieval_data import FACTS, RetrievalBatch
+from tokenfold.models.training.run import MixedPrecision, TrainingSettings
 
-# Of the steps that see whole images, those that see them reduced.
-REDUCED = 0.6
+# Share of the unmasked steps that reduce the images.
+REDUCED_SHARE = 0.6
 
 
 class Losses(NamedTuple):
-    """Of a batch.
+    """Losses of a batch.
 
     Attributes:
-        contrast: of telling the texts' images apart, and the images' texts.
-        dense: the probes'.
-        found: share of the texts whose image comes first in the batch.
+        contrast: contrastive loss, from texts to images and from images to texts.
+        dense: loss of the probes.
+        recall: share of the texts whose own image ranks first in the batch.
     """
 
     contrast: Tensor
     dense: Tensor
-    found: float
+    recall: float
 
 
-class Probes(nn.Module):
-    """Dense supervision: linear readings of patches and vectors, left out of the checkpoint."""
+class RetrievalProbes(nn.Module):
+    """Dense supervision: linear probes of patches and vectors, not part of the checkpoint."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.shown = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, sum(KINDS) + 2 * GRID))
+                name: nn.Sequential(
+                    nn.LayerNorm(dim), nn.Linear(dim, sum(ATTRIBUTE_VALUES) + 2 * GRID)
+                )
                 for name in ("middle", "last")
             }
         )
-        # One reading for both towers: what it learns of one, the other can use.
+        # One probe for both towers, so that each learns from the other.
         self.facts = nn.Linear(width, FACTS)
         self.scale = nn.Parameter(torch.tensor(10.0))
 
@@ -57,41 +58,49 @@ class Probes(nn.Module):
         middle: Tensor,
         last: Tensor,
         vectors: tuple[Tensor, Tensor],
-        batch: Batch,
+        batch: RetrievalBatch,
         chosen: Tensor,
     ) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Args:
-            middle, last: patches (B, P, D) halfway and behind the last layer.
-            vectors: (B, width) of images and texts.
-            chosen: (B, P) indexes of the patches.
+            middle, last: patches (B, P, D) after half of the layers and after the last one.
+            vectors: (B, width) each, of images and texts.
+            chosen: (B, P), indexes of the patches in the image.
         """
         loss = torch.zeros(())
         for tokens, probe in ((middle, self.shown["middle"]), (last, self.shown["last"])):
-            *kinds, rows, columns = probe(tokens).float().split([*KINDS, GRID, GRID], dim=-1)
-            for at, kind in enumerate(kinds):
-                wanted = batch.shown[:, at].gather(1, chosen)
-                loss = loss + F.cross_entropy(kind.flatten(0, 1), wanted.flatten())
+            *attributes, rows, columns = (
+                probe(tokens).float().split([*ATTRIBUTE_VALUES, GRID, GRID], dim=-1)
+            )
+            for index, logits in enumerate(attributes):
+                shown = batch.shown[:, index].gather(1, chosen)
+                loss = loss + F.cross_entropy(logits.flatten(0, 1), shown.flatten())
             loss = loss + 0.25 * F.cross_entropy(rows.flatten(0, 1), chosen.flatten() // GRID)
             loss = loss + 0.25 * F.cross_entropy(columns.flatten(0, 1), chosen.flatten() % GRID)
         for vector in vectors:
-            read = self.facts(self.scale * vector).float()
-            loss = loss + 10.0 * F.binary_cross_entropy_with_logits(read, batch.facts)
+            logits = self.facts(self.scale * vector).float()
+            loss = loss + 10.0 * F.binary_cross_entropy_with_logits(logits, batch.facts)
         return loss
 
 
 def losses(
-    model: DualEncoder, probes: Probes, batch: Batch, step: int, settings: Settings
+    model: DualEncoder,
+    probes: RetrievalProbes,
+    batch: RetrievalBatch,
+    step: int,
+    settings: TrainingSettings,
 ) -> Losses:
-    """Of one step: while masked, of the patches with things and some others; then of whole images,
-    most of them reduced, whose patches are asked for nothing.
+    """Return the losses of one step.
+
+    Masked steps see the patches with things and some of the others. Later steps see whole images,
+    and reduce most of them; reduced images have no dense loss.
     """
     tower, config = model.image, model.config.image
     random = np.random.default_rng((settings.seed, step, 1))
     reduction = 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        x = tower.embed(tower.patch_embed(normalised(batch.pixels)))
+        x = tower.embed(tower.patch_embed(normalise(batch.pixels)))
         if step < settings.masked:
             draw = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(step))
             order = (draw + (batch.shown[:, 0] > 0)).argsort(dim=1, descending=True)
@@ -99,32 +108,32 @@ def losses(
             x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, x.shape[2]))
         else:
             chosen = torch.arange(x.shape[1]).expand(len(x), -1)
-            if random.random() < REDUCED:
+            if random.random() < REDUCED_SHARE:
                 reduction = float(random.uniform(*settings.reductions))
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: object, output: Tokens) -> None:
-            seen.append(output.x)
+        def record(_module: nn.Module, _inputs: object, output: Tokens) -> None:
+            outputs.append(output.x)
 
-        asked = (tower.blocks[config.depth // 2 - 1], tower.blocks[-1])
-        hooks = [block.register_forward_hook(keep) for block in asked]
-        reducing: tuple[Any, Any] = (None, None)
+        probed = (tower.blocks[config.depth // 2 - 1], tower.blocks[-1])
+        hooks = [block.register_forward_hook(record) for block in probed]
+        reduction_arguments: tuple[Any, Any] = (None, None)
         if reduction:
-            reducing = (
+            reduction_arguments = (
                 plan_for(config.workload("tome"), reduction),
                 [ToMe() for _ in range(config.depth)],
             )
-        out = tower.classify(x, *reducing, True, MixedPrecision())
+        out = tower.classify(x, *reduction_arguments, True, MixedPrecision())
         for hook in hooks:
             hook.remove()
         images = F.normalize(out.logits.float(), dim=-1)
-        texts = model.embed_texts(batch.ids, batch.size, run=MixedPrecision()).float()
+        texts = model.embed_texts(batch.ids, batch.size, ops=MixedPrecision()).float()
         texts = F.normalize(texts, dim=-1)
         dense = torch.zeros(())
         if not reduction:
-            middle, last = seen
+            middle, last = outputs
             dense = probes(middle, last, (images, texts), batch, chosen)
     logits = model.logit_scale.exp().clamp_max(100) * images @ texts.T
-    right = torch.arange(len(logits))
-    contrast = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-    return Losses(contrast, dense, float((logits.argmax(0) == right).float().mean()))
+    targets = torch.arange(len(logits))
+    contrast = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    return Losses(contrast, dense, float((logits.argmax(0) == targets).float().mean()))

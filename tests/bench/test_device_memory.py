@@ -19,7 +19,7 @@ from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import MemoryInfo
 from tokenfold.runtime.pair import Float
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def test_the_watched_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[int] = []
-    openings: list[Opening] = []
+    openings: list[SessionOptions] = []
     run = ImageGraphs.run
 
     def watched(self: ImageGraphs, given: Images, plan: Plan) -> Float:
         ran.append(len(given))
         return run(self, given, plan)
 
-    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+    def on_cpu(bundle: Bundle, opening: SessionOptions) -> Graphs:
         openings.append(opening)
         return opened(bundle)
 
@@ -61,8 +61,8 @@ def test_the_watched_process(
     assert ran == [3] * device_memory.RUNS
     assert device_memory.main([*arguments, "--backend", "tensorrt", "--engines", "there"]) == 0
     assert openings == [
-        Opening("cuda", static=False),
-        Opening("tensorrt", engines=Path("there"), static=False),
+        SessionOptions("cuda", static=False),
+        SessionOptions("tensorrt", engines=Path("there"), static=False),
     ]
 
 

@@ -29,7 +29,7 @@ from tokenfold.export.recipe import Recipe
 from tokenfold.models.checkpoints import native
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.pair import Float
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 from tokenfold.runtime.tensorrt import flavour, plugins, process, runtime, target
 from tokenfold.runtime.tensorrt.engines import Engines
 from tokenfold.runtime.tensorrt.origin import EngineError, origins
@@ -70,11 +70,11 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def openings(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """Lets the CPU be the GPU, with a TensorRT on it; how graphs were to be opened there."""
-    found: list[Opening] = []
+    found: list[SessionOptions] = []
 
-    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+    def on_cpu(bundle: Bundle, opening: SessionOptions) -> Graphs:
         found.append(opening)
         return opened(bundle)
 
@@ -125,12 +125,12 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
 
 
 def test_engines_are_built_and_measured(
-    exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
+    exported: Path, root: Path, openings: list[SessionOptions], run: Callable[..., dict[str, Any]]
 ) -> None:
     found = run(exported, "--r", "2", "--no-memory")
     rows = [(row["batch"], row["level"]) for row in found["rows"]]
     assert rows == [(batch, level) for batch in (1, 2) for level in ("exact", "most", "r=2")]
-    assert openings == [Opening("tensorrt", engines=root, static=False)]
+    assert openings == [SessionOptions("tensorrt", engines=root, static=False)]
     assert found["tensorrt"] == {
         "version": "tensorrt 11.4.0",
         "gpu": TARGET.gpu,
@@ -145,12 +145,12 @@ def test_engines_are_built_and_measured(
 
 
 def test_onnx_runtime_and_engines_of_one_plan_run_beside(
-    exported: Path, root: Path, openings: list[Opening], run: Callable[..., dict[str, Any]]
+    exported: Path, root: Path, openings: list[SessionOptions], run: Callable[..., dict[str, Any]]
 ) -> None:
     out = root.parent / "found.json"
     found = run(exported, "--r", "2", "--beside", "cuda", "--static-levels", "--out", out)
-    engine = Opening("tensorrt", engines=root, static=False)
-    assert openings == [engine, Opening("cuda"), engine._replace(static=True)]
+    engine = SessionOptions("tensorrt", engines=root, static=False)
+    assert openings == [engine, SessionOptions("cuda"), engine._replace(static=True)]
     own = found["tensorrt"]
     assert [(one.get("level"), one["bytes"]) for one in own["engines"]] == [
         (None, BYTES),
@@ -246,7 +246,7 @@ def test_what_gives_other_answers_is_not_compared_with(
     run: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def on_cpu(bundle: Bundle, opening: Opening) -> Graphs:
+    def on_cpu(bundle: Bundle, opening: SessionOptions) -> Graphs:
         graphs = opened(bundle)
         right = graphs.run
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from tokenfold.bundle.manifest import Level
 from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.bundle.workload import Method, Plan
-from tokenfold.models.vit import VisionConfig
+from tokenfold.models.networks.vit import VisionConfig
 
 CONFIG = VisionConfig(
     image_size=(8, 8), patch_size=4, dim=8, depth=2, heads=2, mlp_dim=16, classes=3

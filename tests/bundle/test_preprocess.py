@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tokenfold.bundle.preprocess import Preprocess, pixels
 from tokenfold.models.checkpoints import processors
 
-VILT = processors.usual_vilt((384, 384), 32)
+VILT = processors.default_vilt((384, 384), 32)
 SHAPES = [
     (384, 384),
     (480, 640),

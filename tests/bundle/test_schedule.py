@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import tiny
 from tokenfold.bundle.schedule import DEFAULT_LEVELS, flops_ratio, linear, plan_for
 from tokenfold.bundle.workload import Method, PlanError, Shape, Workload, clamp
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pitome import PiToMe, margin
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 SMALL = VisionConfig(
     image_size=(24, 32), patch_size=8, dim=24, depth=3, heads=3, mlp_dim=40, classes=5

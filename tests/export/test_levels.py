@@ -21,9 +21,9 @@ from tokenfold.export.levels import (
     remarks,
 )
 from tokenfold.export.recipe import Recipe, RecipeError, Shares
-from tokenfold.models.meter import MeterConfig
-from tokenfold.models.pair import HeadConfig
-from tokenfold.models.vilt import ViltConfig
+from tokenfold.models.networks.meter import MeterConfig
+from tokenfold.models.networks.pair import HeadConfig
+from tokenfold.models.networks.vilt import ViltConfig
 
 PUMER = tiny.vilt().config.workload("pumer")
 TOME = tiny.vilt().config.workload("tome")

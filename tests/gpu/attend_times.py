@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.gpu import attend_device, driver, times
-from tokenfold.models.operators import Eager
+from tokenfold.models.networks.operators import EagerOperators
 
 
 class Shape(NamedTuple):
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 
 def _biased(q: Tensor, k: Tensor, v: Tensor, size: Tensor, heads: int) -> Tensor:
-    return Eager().attend(q, k, v, size, heads)
+    return EagerOperators().attend(q, k, v, size, heads)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -107,7 +107,7 @@ def _importance(shape: Shape, batch: int, speed: float) -> Row:
     seconds = times.graph_seconds(calls, _MOST_LAUNCHES)
 
     def by_torch(q: Tensor, k: Tensor, size: Tensor, weight: Tensor) -> Tensor:
-        return Eager().importance(q, k, size, weight, _WORDS, heads)
+        return EagerOperators().importance(q, k, size, weight, _WORDS, heads)
 
     of_torch = times.torch_seconds(by_torch, q, k, size, weight)
     bound = (read + size.numel() * 4) / speed

@@ -32,13 +32,14 @@ from tokenfold.export.verification.inputs import (
     text_batches,
 )
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
-from tokenfold.models.pair import images as images_of
+from tokenfold.models.networks.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.buckets import up_to
 from tokenfold.runtime.cuda.graph import CudaGraph
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import Array, Device
 from tokenfold.runtime.pair import PairSession, ask
-from tokenfold.runtime.session import Array, BaseSession, Device, Session
+from tokenfold.runtime.session import BaseSession, Session
 
 MISSING = session.missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -243,7 +244,7 @@ def test_recorded_runs_are_plain_ones_to_the_bit(opened: Opened) -> None:
     plain = [opened.kind.run(fresh, images[-count:], plan) for plan, count in jobs]
     assert fresh.graph.recorded == 0
     fresh.warm(opened.plans[:3])
-    assert fresh.graph.recorded == 3 * len(up_to(fresh.most))
+    assert fresh.graph.recorded == 3 * len(up_to(fresh.max_batch_size))
     for _ in range(2):
         for (plan, count), wanted in zip(jobs, plain, strict=True):
             found = opened.kind.run(fresh, images[-count:], plan)
@@ -311,7 +312,7 @@ def test_answers_about_images_are_the_cpus(
     given = pair_batches(text, tiny.SIZE, patch=8 if free else None)
     compare(manifest, cpu, gpu, given)
     gpu.warm([])
-    assert gpu.graph.recorded == len(up_to(gpu.most))
+    assert gpu.graph.recorded == len(up_to(gpu.max_batch_size))
     compare(manifest, cpu, gpu, given)
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(compare, manifest, cpu, gpu, given) for _ in range(4)]:

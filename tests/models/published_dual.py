@@ -1,4 +1,4 @@
-"""Dual encoders as their authors' code keeps them: small, random, with files beside them."""
+"""Small random dual encoders in the formats of their authors' code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SIGLIP: dict[str, Any] = {
 
 @torch.no_grad()
 def shake(model: nn.Module) -> None:
-    """Weights far enough from zero that every part of the network shows in the vectors."""
+    """Draw weights far from zero, so that every part of the network affects the vectors."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -76,7 +76,7 @@ def shake(model: nn.Module) -> None:
 
 
 def write_clip_tokenizer(folder: Path) -> int:
-    """`vocab.json` and `merges.txt`, the special tokens last as in CLIP's; how many there are."""
+    """Write `vocab.json` and `merges.txt` as CLIP does; return the number of words."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -101,7 +101,7 @@ def write_clip_tokenizer(folder: Path) -> int:
 
 
 def write_sentence_pieces(folder: Path, pieces: Sequence[str] = PIECES, kind: int = 1) -> Path:
-    """A `spiece.model` as the library of SentencePiece writes it; longer pieces are likelier."""
+    """Write a `spiece.model` like SentencePiece's library; longer pieces are likelier."""
     content = b""
     for text in pieces:
         score = struct.pack("<f", -8.0 / len(text))
@@ -123,14 +123,14 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def write_clip(folder: Path, **changes: Any) -> Any:
-    """A folder of `CLIPModel`; its network."""
+    """Write a folder of `CLIPModel` and return its network."""
     words = write_clip_tokenizer(folder)
     text = {"vocab_size": words, "bos_token_id": words - 2, "eos_token_id": words - 1}
     return _write(transformers.CLIPModel, transformers.CLIPConfig, folder, CLIP, text, changes)
 
 
 def write_siglip(folder: Path, **changes: Any) -> Any:
-    """A folder of `SiglipModel`; its network."""
+    """Write a folder of `SiglipModel` and return its network."""
     write_sentence_pieces(folder)
     return _write(transformers.SiglipModel, transformers.SiglipConfig, folder, SIGLIP, {}, changes)
 
@@ -143,17 +143,17 @@ def _write(
     text: dict[str, Any],
     changes: dict[str, Any],
 ) -> Any:
-    made = {**fields, **changes}
-    made["vision_config"] = fields["vision_config"] | changes.get("vision_config", {})
-    made["text_config"] = fields["text_config"] | text | changes.get("text_config", {})
-    network = model(config(**made))
+    settings = {**fields, **changes}
+    settings["vision_config"] = fields["vision_config"] | changes.get("vision_config", {})
+    settings["text_config"] = fields["text_config"] | text | changes.get("text_config", {})
+    network = model(config(**settings))
     shake(network)
     network.eval().save_pretrained(folder)
     return network
 
 
 class Residual(nn.Module):
-    """OpenCLIP's block: attention and MLP behind layer norms."""
+    """OpenCLIP's block: attention and MLP after layer norms."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, activation: nn.Module) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Residual(nn.Module):
 
 
 class Residuals(nn.Module):
-    """OpenCLIP's stack of them."""
+    """OpenCLIP's stack of blocks."""
 
     def __init__(self, depth: int, dim: int, mlp_dim: int, activation: nn.Module) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class OpenClipImage(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """OpenCLIP's CLIP with its names, of up to 16 text tokens; `shaken` is ready to save."""
+    """OpenCLIP's CLIP with its names, for up to 16 text tokens; call `shaken` before saving."""
 
     def __init__(self, vocabulary: int, *, quick: bool) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class OpenClip(nn.Module):
         return model.eval()
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, 40), of the highest id of each text."""
+        """Map ids (B, T) to (B, 40), pooling the token with the highest id."""
         mask = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         x = self.ln_final(self.transformer(x, mask))
@@ -244,7 +244,7 @@ class OpenClip(nn.Module):
         return out
 
     def forward(self, image: Tensor, ids: Tensor) -> Tensor:
-        """Logits of images with texts."""
+        """Return the logits of images with texts."""
         images = F.normalize(self.visual(image), dim=-1)
         texts = F.normalize(self.encode_text(ids), dim=-1)
         return self.logit_scale.exp() * images @ texts.T

@@ -1,4 +1,4 @@
-"""A METER put together from parts of `transformers`, and its weights as published files name them.
+"""A METER made of parts of `transformers`, and its weights with their published names.
 
 BridgeTower's cross-modal layers are METER's.
 """
@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-from tokenfold.models.cross import Form
+from tokenfold.models.networks.cross import Form
 
 DIM, HIDDEN, PATCH, SIDE = 128, 96, 8, 32  # heads of published networks are 64 wide
 VOCABULARY, POSITIONS, PADDING = 30, 60, 1
@@ -20,7 +20,7 @@ CLASSES = {"vqa": 7, "snli": 3, "nlvr2": 2}
 
 
 class PublishedMeter(nn.Module):
-    """Random weights; three layers in the image tower, two in the text tower, three steps."""
+    """Random METER with three image layers, two text layers and three cross-modal pairs."""
 
     def __init__(self, *, images: int = 1) -> None:
         super().__init__()
@@ -77,18 +77,18 @@ class PublishedMeter(nn.Module):
         self.eval()
 
     def image_tokens(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, I, D)."""
+        """Map images (B, 3, H, W) to tokens (B, I, D)."""
         hidden = self.vision(image, interpolate_pos_encoding=True).last_hidden_state
         out: Tensor = self.vision.post_layernorm(hidden)
         return out
 
     def text_tokens(self, ids: Tensor) -> Tensor:
-        """(B, T), padded by PADDING -> (B, T, D)."""
+        """Map ids (B, T), padded with PADDING, to tokens (B, T, D)."""
         out: Tensor = self.text(ids, attention_mask=(ids != PADDING).long()).last_hidden_state
         return out
 
     def pooled(self, image: Tensor, ids: Tensor, form: Form, second: bool = False) -> Tensor:
-        """(B, 2 D)."""
+        """Return the pooled output (B, 2 D)."""
         x = self.transforms["text"](self.text_tokens(ids)) + self.modality.weight[0]
         y = self.transforms["image"](self.image_tokens(image))
         y = y + self.modality.weight[2 if second else 1]
@@ -105,53 +105,55 @@ class PublishedMeter(nn.Module):
         return torch.cat(parts, dim=-1).tanh()
 
     def official(self) -> dict[str, Tensor]:
-        """A state dict as of the official files."""
-        found = _vision(self.vision.state_dict())
-        found |= {f"text_transformer.{k}": v for k, v in self.text.state_dict().items()}
+        """Return a state dict with the names of the official files."""
+        weights = _vision(self.vision.state_dict())
+        weights |= {f"text_transformer.{k}": v for k, v in self.text.state_dict().items()}
         for stream, layers in self.layers.items():
-            found |= {f"cross_modal_{stream}_layers.{k}": v for k, v in layers.state_dict().items()}
+            weights |= {
+                f"cross_modal_{stream}_layers.{k}": v for k, v in layers.state_dict().items()
+            }
         for kind in ("weight", "bias"):
             for stream in ("text", "image"):
                 transform, pooler = self.transforms[stream], self.poolers[stream]
-                found[f"cross_modal_{stream}_transform.{kind}"] = getattr(transform, kind)
-                found[f"cross_modal_{stream}_pooler.dense.{kind}"] = getattr(pooler, kind)
-        found["token_type_embeddings.weight"] = self.modality.weight
+                weights[f"cross_modal_{stream}_transform.{kind}"] = getattr(transform, kind)
+                weights[f"cross_modal_{stream}_pooler.dense.{kind}"] = getattr(pooler, kind)
+        weights["token_type_embeddings.weight"] = self.modality.weight
         for name, head in self.heads.items():
-            found |= {f"{name}_classifier.{k}": v for k, v in head.state_dict().items()}
+            weights |= {f"{name}_classifier.{k}": v for k, v in head.state_dict().items()}
         # Of CLIP's text tower, which comes along.
-        found["vit_model.positional_embedding"] = torch.zeros(5, 4)
-        found["vit_model.token_embedding.weight"] = torch.zeros(6, 4)
-        found |= {f"vit_model.ln_final.{kind}": torch.zeros(4) for kind in ("weight", "bias")}
-        return {key: value.detach().clone() for key, value in found.items()}
+        weights["vit_model.positional_embedding"] = torch.zeros(5, 4)
+        weights["vit_model.token_embedding.weight"] = torch.zeros(6, 4)
+        weights |= {f"vit_model.ln_final.{kind}": torch.zeros(4) for kind in ("weight", "bias")}
+        return {key: value.detach().clone() for key, value in weights.items()}
 
     def pumers(self) -> dict[str, Tensor]:
-        """A state dict as of PuMer's folders."""
-        found = {}
+        """Return a state dict with the names of PuMer's folders."""
+        weights = {}
         for key, value in self.official().items():
             if key.startswith("vit_model.visual."):
                 key = key.replace("vit_model.visual.", "vit_model.")
             elif key.startswith(("vit_model.", "text_transformer.pooler.")):
                 continue
             key = key.replace("snli_classifier", "ve_classifier")
-            found[key if "classifier" in key else f"meter.{key}"] = value
-        return found
+            weights[key if "classifier" in key else f"meter.{key}"] = value
+        return weights
 
 
 def _vision(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's image tower by the names of its own code."""
+    """Return the weights of CLIP's image tower with the names of its code."""
     root = "vit_model.visual"
-    found = {
+    weights = {
         f"{root}.conv1.weight": theirs["embeddings.patch_embedding.weight"],
         f"{root}.class_embedding": theirs["embeddings.class_embedding"],
         f"{root}.positional_embedding": theirs["embeddings.position_embedding.weight"],
     }
     for kind in ("weight", "bias"):
-        found[f"{root}.ln_pre.{kind}"] = theirs[f"pre_layrnorm.{kind}"]
-        found[f"{root}.ln_post.{kind}"] = theirs[f"post_layernorm.{kind}"]
+        weights[f"{root}.ln_pre.{kind}"] = theirs[f"pre_layrnorm.{kind}"]
+        weights[f"{root}.ln_post.{kind}"] = theirs[f"post_layernorm.{kind}"]
         for at in range(3):
             layer, block = f"encoder.layers.{at}", f"{root}.transformer.resblocks.{at}"
             parts = [theirs[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            found[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            weights[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
             for ours, own in (
                 ("attn.out_proj", "self_attn.out_proj"),
                 ("ln_1", "layer_norm1"),
@@ -159,5 +161,5 @@ def _vision(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
                 ("mlp.c_fc", "mlp.fc1"),
                 ("mlp.c_proj", "mlp.fc2"),
             ):
-                found[f"{block}.{ours}.{kind}"] = theirs[f"{layer}.{own}.{kind}"]
-    return found
+                weights[f"{block}.{ours}.{kind}"] = theirs[f"{layer}.{own}.{kind}"]
+    return weights

@@ -18,19 +18,19 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tests.models.published_pumer import PUBLISHED
 from tokenfold.bundle.pair_workload import Rates, ViltWorkload
 from tokenfold.bundle.workload import Plan
-from tokenfold.models.blocks import Block
 from tokenfold.models.checkpoints.checkpoint import Checkpoint
 from tokenfold.models.checkpoints.load import load_classifier
 from tokenfold.models.checkpoints.meter import published_rates
-from tokenfold.models.cross import CrossLayer, CrossPair
-from tokenfold.models.operators import Tokens
-from tokenfold.models.published import PUBLISHED
+from tokenfold.models.networks.blocks import Block
+from tokenfold.models.networks.cross import CrossLayer, CrossPair
+from tokenfold.models.networks.operators import Tokens
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 from tokenfold.models.reduction import slots as slotting
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vit import VisionConfig, VisionTransformer
 
 TOLERANCE = 1e-4
 FIXTURES = Path(os.environ.get("TOKENFOLD_FIXTURES") or Path(__file__).parents[1] / "fixtures")
@@ -55,7 +55,7 @@ def _seeded() -> None:
 
 
 def randomise(model: nn.Module) -> None:
-    """Every weight, also norms, biases, LayerScale and positions, so that each of them counts."""
+    """Randomise every weight, including norms, biases, LayerScale and positions."""
     with torch.no_grad():
         for parameter in model.parameters():
             offset = 0.5 if parameter.ndim == 1 else 0.0
@@ -63,7 +63,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def saved(model: Any, folder: Path, size: tuple[int, int]) -> Checkpoint:
-    """Through the disk, as a user's checkpoint would come."""
+    """Save and load a network, as a user's checkpoint would be loaded."""
     randomise(model)
     model.eval().save_pretrained(folder)
     processor = {
@@ -132,7 +132,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], tuple[int, int], bool]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unreduced_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+def test_unreduced_logits_match_transformers(family: str, tmp_path: Path) -> None:
     build, size, resized = FAMILIES[family]
     model = build()
     ours = saved(model, tmp_path, size).model
@@ -146,7 +146,7 @@ def test_unreduced_logits_are_those_of_transformers(family: str, tmp_path: Path)
         agree(nothing, expected)
 
 
-def test_mae_is_the_trunk_of_transformers_and_a_mean(tmp_path: Path) -> None:
+def test_mae_matches_the_trunk_of_transformers_with_mean_pooling(tmp_path: Path) -> None:
     settings = {**SMALL, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 80}
     settings["layer_norm_eps"] = 1e-6
     trunk: Any = transformers.ViTMAEModel(transformers.ViTMAEConfig(**settings, mask_ratio=0.0))
@@ -170,7 +170,7 @@ def test_mae_is_the_trunk_of_transformers_and_a_mean(tmp_path: Path) -> None:
 
 
 def timm_names(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """ViTMAEModel's weights as the official MAE code names them, without the last norm."""
+    """Return ViTMAEModel's weights with the official names, without the last norm."""
     names = {
         "cls_token": "embeddings.cls_token",
         "pos_embed": "embeddings.position_embeddings",
@@ -204,7 +204,7 @@ def archive(name: str) -> Mapping[str, np.ndarray]:
 
 
 def cases(name: str, field: str) -> list[str]:
-    """The names of the cases, each of which has the field; one that fails if there are none."""
+    """Return the names of the cases with the field; a failing one if there are none."""
     if not (FIXTURES / name).is_file():
         return ["missing"]
     with np.load(FIXTURES / name) as arrays:
@@ -217,7 +217,7 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 @pytest.mark.parametrize("case", cases(OPS, "metric"))
-def test_matching_and_merging_are_those_of_tome(case: str) -> None:
+def test_matching_and_merging_match_tome(case: str) -> None:
     arrays = {
         key.removeprefix(f"{case}_"): array
         for key, array in archive(OPS).items()
@@ -280,13 +280,13 @@ def test_the_official_vit_with_tome(case: str) -> None:
 
 
 def weights_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names start with the prefix, without it."""
+    """Return the weights whose names start with the prefix, which is removed."""
     start = f"w:{prefix}"
     return {k.removeprefix(start): tensor(arrays[k]) for k in arrays if k.startswith(start)}
 
 
 def depth_of(arrays: Mapping[str, np.ndarray], prefix: str = "") -> int:
-    """Layers whose weights are there."""
+    """Return the number of layers in the weights."""
     depth = 0
     while weights_of(arrays, f"{prefix}{depth}."):
         depth += 1
@@ -295,7 +295,7 @@ def depth_of(arrays: Mapping[str, np.ndarray], prefix: str = "") -> int:
 
 
 def plan_of(rates: Rates, depth: int, text: int, image: int) -> Plan:
-    """The counts of every layer."""
+    """Return the counts of every layer."""
     workload = ViltWorkload(
         method="pumer",
         text=text,
@@ -313,7 +313,7 @@ def plan_of(rates: Rates, depth: int, text: int, image: int) -> Plan:
 
 
 def heads_of(dim: int, differs: Callable[[int], float]) -> int:
-    """The number of heads, which these files do not hold: the one that comes closest.
+    """Return the number of heads that comes closest; these files do not contain it.
 
     Args:
         differs: the largest difference from the official output with so many heads.
@@ -369,7 +369,7 @@ def test_pumer_in_vilt_blocks(case: str) -> None:
 
 
 def cross_layer(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
-    """The weights of a layer in our names."""
+    """Return the weights of a layer with our names."""
     theirs = weights_of(arrays, prefix)
     ours = {}
     for kind in ("weight", "bias"):
@@ -400,7 +400,7 @@ def official_pairs(arrays: Mapping[str, np.ndarray], heads: int) -> list[CrossPa
 def pumer_meter(
     arrays: Mapping[str, np.ndarray], case: str, heads: int
 ) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """The text, the image, and how many tokens of both each layer left."""
+    """Return the text, the image, and the tokens of both that each layer left."""
     x, y = tensor(arrays[f"{case}_text"]), tensor(arrays[f"{case}_image"])
     text, image = Tokens.start(x, tensor(arrays[f"{case}_text_mask"])), Tokens.start(y)
     pairs = official_pairs(arrays, heads)
@@ -431,7 +431,7 @@ def test_pumer_in_meter_s_cross_modal_layers(case: str) -> None:
     assert shapes == arrays[f"{case}_shapes"].tolist()
 
 
-def test_a_missing_fixture_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_fixture_folder_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(f"{__name__}.FIXTURES", tmp_path)
     assert cases(OPS, "metric") == ["missing"]
     with pytest.raises(pytest.fail.Exception, match="does not exist; TOKENFOLD_FIXTURES"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.native.cuda_host import attend_ops, interface, library, ops
 from tests.native.cuda_host.library import needs_compiler
-from tokenfold.models.operators import Eager
+from tokenfold.models.networks.operators import EagerOperators
 
 pytestmark = needs_compiler
 
@@ -37,7 +37,7 @@ def inputs(
 
 def wanted(q: Tensor, k: Tensor, v: Tensor, size: Tensor, heads: int) -> Tensor:
     """In float64."""
-    return Eager().attend(q.double(), k.double(), v.double(), size.double(), heads)
+    return EagerOperators().attend(q.double(), k.double(), v.double(), size.double(), heads)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, size: Tensor, heads: int, **how: Any) -> None:
@@ -213,7 +213,7 @@ def test_importance_of_tokens(
     found = attend_ops.importance(q, k, size, query_size, asked, heads=heads, gaps=gaps)
     count = min(max(asked, 0), queries)
     known = q.masked_fill(query_size.unsqueeze(-1) == 0, 0)
-    reference = Eager().importance(known, k, size, query_size, count, heads)
+    reference = EagerOperators().importance(known, k, size, query_size, count, heads)
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-6)
     assert not found[size == 0].any()
 

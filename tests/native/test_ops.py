@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.native import op_graphs
 from tests.native.op_graphs import FLOAT, HALF, WHOLE, close, needs_library, node, runtimes, value
 from tokenfold.bundle.workload import clamp
-from tokenfold.models.operators import EAGER
+from tokenfold.models.networks.operators import EAGER
 from tokenfold.models.reduction import slots as slotting
 from tokenfold.models.reduction.matcher import Matcher, unit
 from tokenfold.models.reduction.pitome import PiToMe

@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.native import op_graphs
 from tests.native.op_graphs import FLOAT, HALF, WHOLE, close, needs_library, node, runtimes, value
 from tokenfold.bundle.workload import clamp
-from tokenfold.models.operators import EAGER, Tokens
+from tokenfold.models.networks.operators import EAGER, Tokens
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
 

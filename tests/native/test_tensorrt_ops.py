@@ -18,7 +18,7 @@ from tests.native.cuda_host.library import needs_compiler
 from tests.native.test_ops import MARGIN, MATCHERS, has_near_tie
 from tests.native.test_pumer_ops import HUGE, counts_of_any_size, three_counts
 from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES
-from tokenfold.models.operators import EAGER
+from tokenfold.models.networks.operators import EAGER
 
 pytestmark = needs_compiler
 

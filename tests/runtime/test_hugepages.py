@@ -1,4 +1,4 @@
-"""Huge pages are asked for under large resident memory only, and never needed."""
+"""Huge pages: requested only for large resident memory, and optional."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Rss:               12288 kB
 """
 
 
-def test_what_is_large_anonymous_and_resident_is_chosen() -> None:
+def test_large_anonymous_resident_mappings_are_selected() -> None:
     assert [first for first, _ in hugepages._large(SMAPS)] == [0x7F0000000000, 0x555500000000]
 
 
@@ -41,6 +41,6 @@ def test_memory_keeps_its_content() -> None:
         assert memory[:] == bytes(range(256)) * (len(memory) // 256)
 
 
-def test_a_system_without_them_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_huge_pages_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hugepages, "_SMAPS", Path("/nonexistent"))
     assert hugepages.collapse() == 0

@@ -1,4 +1,4 @@
-"""A session: any number of threads at once, on native or portable ops."""
+"""Sessions: concurrent threads, native and portable ops, and cleanup after errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tokenfold.export.recipe import Recipe
 from tokenfold.export.verification.inputs import random_images
 from tokenfold.runtime import session as runtime
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import CpuGraph
 from tokenfold.runtime.native import onnxruntime as library
 from tokenfold.runtime.pair import PairSession
-from tokenfold.runtime.session import CpuGraph, Session
+from tokenfold.runtime.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(tiny.checkpoint(), "a test", out, Recipe(name="tiny"))
 
 
-def test_slots_come_when_asked_for(bundle: Bundle) -> None:
+def test_slots_are_returned_on_request(bundle: Bundle) -> None:
     session = Session(bundle)
     images = random_images(tiny.SIZE, 2)
     assert session.run(images, (1, 1, 1)).slots is None
@@ -53,20 +54,20 @@ def test_threads_share_a_session(bundle: Bundle) -> None:
         assert np.array_equal(logits, alone[at % len(jobs)])
 
 
-def test_portable_ops_give_the_same(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portable_ops_match_native_ops(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(tiny.SIZE, 4)
-    usual = Session(bundle)
-    assert usual.native == (library.find() is not None)
+    default = Session(bundle)
+    assert default.native == (library.find() is not None)
     monkeypatch.setenv(library.VARIABLE, "none")
     for portable in (Session(bundle), Session(bundle, native=False)):
         assert not portable.native
         for level in bundle.manifest.levels.values():
-            own, other = (session.run(images, level.plan).logits for session in (portable, usual))
+            own, other = (session.run(images, level.plan).logits for session in (portable, default))
             np.testing.assert_allclose(own, other, atol=1e-5)
 
 
 class Held(CpuGraph):
-    """Holds something to be given back, and does not get warm."""
+    """Graph that records whether it was closed, and that fails to warm."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -79,12 +80,12 @@ class Held(CpuGraph):
         self.closed = True
 
 
-def held(monkeypatch: pytest.MonkeyPatch, most: int = 2) -> list[Held]:
-    """The graphs that are opened from now on, of which there is room for some."""
+def held(monkeypatch: pytest.MonkeyPatch, max_graphs: int = 2) -> list[Held]:
+    """Record the graphs that are opened from now on; opening more than `most` of them fails."""
     opened: list[Held] = []
 
     def open_held(path: Path, **_: Any) -> Held:
-        if len(opened) == most:
+        if len(opened) == max_graphs:
             raise MemoryError("no memory")
         opened.append(Held(path))
         return opened[-1]
@@ -97,20 +98,20 @@ TWO = [(dual_bundle, DualSession), (pair_bundle, PairSession)]
 
 
 @pytest.mark.parametrize(("write", "make"), TWO)
-def test_half_a_session_holds_nothing(
+def test_a_session_that_fails_to_open_releases_its_graphs(
     write: Callable[[Path], Path],
     make: Callable[[Bundle], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    opened = held(monkeypatch, most=1)
+    opened = held(monkeypatch, max_graphs=1)
     with pytest.raises(MemoryError):
         make(Bundle.open(write(tmp_path / "a")))
     assert [graph.closed for graph in opened] == [True]
 
 
 @pytest.mark.parametrize(("write", "make"), TWO)
-def test_a_session_that_does_not_get_warm_holds_nothing(
+def test_a_session_that_fails_to_warm_releases_its_graphs(
     write: Callable[[Path], Path],
     make: Callable[[Bundle], Any],
     tmp_path: Path,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tokenfold import scenes
-from tokenfold.models.training.retrieval_data import MOST_TEXT, TEXT
+from tokenfold.models.training.retrieval_data import MAX_TEXT, TEXT
 from tokenfold.scenes.descriptions import DESCRIPTION_WORDS, ROWS, description, query
 from tokenfold.scenes.phrases import plural_of
 from tokenfold.scenes.world import SIZE
@@ -23,7 +23,7 @@ def test_every_word_is_known_and_no_text_is_cut(say: Say) -> None:
         read = TEXT.encode(say(scenes.scene(seed), np.random.default_rng(seed)))
         assert "[UNK]" not in read.tokens
         assert not read.cut
-        assert len(read.ids) < MOST_TEXT
+        assert len(read.ids) < MAX_TEXT
 
 
 def test_a_description_names_every_thing() -> None:

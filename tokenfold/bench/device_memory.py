@@ -19,7 +19,7 @@ from tokenfold.bench.subjects import opened, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.cuda import device
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 
 RUNS = 4
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     plan = tuple(options.plan)
     bundle = Bundle.open(options.bundle)
-    opening = Opening(options.backend, engines=options.engines, static=False)
+    opening = SessionOptions(options.backend, engines=options.engines, static=False)
     graphs = opened(bundle, opening)
     loaded = device.memory().used
     inputs = random_inputs(bundle, options.batch, 1)

@@ -22,7 +22,7 @@ from tokenfold.bench.workers import Ready
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.pair import Float
-from tokenfold.runtime.session import Opening
+from tokenfold.runtime.session import SessionOptions
 
 OFF, REDUCED_OFF = 0.05, 0.5
 """Relative error of logits, norm over norm, from which on something else runs another network. Of
@@ -69,7 +69,9 @@ def load(
     """
     manifest = bundle.manifest
 
-    def graphs_of(one: Bundle, opening: Opening, plans: Sequence[Plan], more: str = "") -> Graphs:
+    def graphs_of(
+        one: Bundle, opening: SessionOptions, plans: Sequence[Plan], more: str = ""
+    ) -> Graphs:
         found = opened(one, opening)
         held.callback(found.close)
         begin = time.monotonic()
@@ -81,7 +83,7 @@ def load(
             notice("runs that could not be recorded are launched kernel by kernel")
         return found
 
-    opening = Opening(options.backend, engines=root, static=False)
+    opening = SessionOptions(options.backend, engines=root, static=False)
     graphs = graphs_of(bundle, opening, _plans(targets))
     if not graphs.native:
         notice("the ops are not compiled for CUDA, so the portable ones run")
@@ -90,7 +92,9 @@ def load(
         theirs = graphs_of(other.bundle, opening, _plans(other.targets))
         beside.append(Beside("other", theirs, other.targets))
     if options.beside is not None:
-        cuda = graphs_of(bundle, Opening(options.beside), _plans(targets), " in ONNX Runtime")
+        cuda = graphs_of(
+            bundle, SessionOptions(options.beside), _plans(targets), " in ONNX Runtime"
+        )
         beside.append(Beside("cuda", cuda, targets))
     if root is not None and options.static_levels:
         fixed = engines.fixed_plans(bundle, root)

@@ -20,13 +20,13 @@ from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import TextEncoder, random_texts
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.dual import DualSession
-from tokenfold.runtime.pair import Asked, Float, Int, PairSession, ask
-from tokenfold.runtime.session import BaseSession, Opening, Session
+from tokenfold.runtime.pair import Float, Int, PairRunner, PairSession, ask
+from tokenfold.runtime.session import BaseSession, Session, SessionOptions
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 DIFFERENT = 16
 SEED = 0
-ON_CPU = Opening()
+ON_CPU = SessionOptions()
 
 
 class Questions(NamedTuple):
@@ -86,7 +86,7 @@ class Graphs(ABC):
 class ImageGraphs(Graphs):
     """Of a bundle that classifies images."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: Session = Session(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -98,7 +98,7 @@ class ImageGraphs(Graphs):
 class PairGraphs(Graphs):
     """Of a bundle that takes images with texts."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: PairSession = PairSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -118,7 +118,7 @@ class PairGraphs(Graphs):
 class DualGraphs(Graphs):
     """Of a dual encoder's bundle."""
 
-    def __init__(self, bundle: Bundle, opening: Opening = ON_CPU) -> None:
+    def __init__(self, bundle: Bundle, opening: SessionOptions = ON_CPU) -> None:
         self.session: DualSession = DualSession(bundle, **opening._asdict())
         super().__init__(bundle)
 
@@ -127,7 +127,9 @@ class DualGraphs(Graphs):
         return self.session.embed_images(given, plan).vectors
 
 
-def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraphs | DualGraphs:
+def opened(
+    bundle: Bundle, opening: SessionOptions = ON_CPU
+) -> ImageGraphs | PairGraphs | DualGraphs:
     """The graphs of a bundle, loaded.
 
     Raises:
@@ -140,7 +142,7 @@ def opened(bundle: Bundle, opening: Opening = ON_CPU) -> ImageGraphs | PairGraph
     return ImageGraphs(bundle, opening)
 
 
-def answer(network: Asked, given: Questions, plan: Plan) -> Float:
+def answer(network: PairRunner, given: Questions, plan: Plan) -> Float:
     """The logits (B, classes), the images embedded and all."""
     images = [network.embed(side) for side in given.images]
     plans = [plan] * len(images)

@@ -30,9 +30,9 @@ from tokenfold.bundle.workload import Plan, Workload
 from tokenfold.export.matchers import matchers
 from tokenfold.export.reference import normalised
 from tokenfold.models.checkpoints.load import load_classifier
+from tokenfold.models.networks.vit import VisionTransformer
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.tome import ToMe
-from tokenfold.models.vit import VisionTransformer
 
 WARM_UPS = 3
 """Runs before one is recorded: libraries set themselves up in the first."""

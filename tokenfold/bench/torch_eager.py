@@ -20,7 +20,7 @@ from tokenfold.export.matchers import matchers
 from tokenfold.export.reference import DualReference, PairReference, normalised
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint, PairCheckpoint
 from tokenfold.models.checkpoints.load import load, load_classifier
-from tokenfold.models.meter import Meter, merging_tower
+from tokenfold.models.networks.meter import Meter, merging_tower
 from tokenfold.runtime.pair import Float, ask
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The machine: cores that may be used, the processor, and the versions that measurements name."""
+"""Facts about this machine: usable cores, the processor, and the runtime's version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cores() -> int:
     allowed = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):
         quota, period = CPU_QUOTA.read_text().split()
-        # "max" is no number: there is no quota.
+        # Without a quota the file has "max", which is not a number.
         allowed = min(allowed, max(1, round(int(quota) / int(period))))
     return allowed
 
@@ -29,14 +29,14 @@ def machine() -> str:
 
 def software(*, native: bool) -> str:
     """Return ONNX Runtime's version and the kind of ops that ran."""
-    import onnxruntime  # here: the service reads `cores` before it needs a runtime
+    import onnxruntime  # imported here: the service calls `cores` before it needs a runtime
 
     ops = f"native ops ({library.kernels()})" if native else "portable ops"
     return f"onnxruntime {onnxruntime.__version__}, {ops}"
 
 
 def saturates() -> bool:
-    """Whether sums of products of 8-bit numbers may saturate here: x86 without VNNI."""
+    """Whether sums of 8-bit products may saturate on this processor: x86 without VNNI."""
     flags = _cpuinfo("flags").split()
     return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
 

@@ -1,10 +1,11 @@
-"""Running the graphs of a network that sees an image with a text. No torch in here."""
+"""Sessions of vision-language networks: images with texts to answers. Independent of torch."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +14,20 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.preprocess import Pixels
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.workload import Plan
-from tokenfold.runtime import hugepages
-from tokenfold.runtime.session import BaseSession, Device, Opening
+from tokenfold.runtime.session import BaseSession
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int64]
 
 
 class PairOutput(NamedTuple):
-    """What became of a text with an image.
+    """Output for a batch of images with texts.
 
     Attributes:
-        logits: (B, classes); None in the first of the two passes of `reason`.
-        pooled: (B, P), what the heads see of this image.
-        text_slots, image_slots: (B, T) and (B, I), where each token ended up, -1 where it was
-            dropped; see `tokenfold.models.pair.Fused`. None where they were not asked for.
+        logits: (B, classes); None for the first image of `reason`.
+        pooled: (B, P), the image's part of the input of the heads.
+        text_slots, image_slots: (B, T) and (B, I), the final position of each token, -1 if it was
+            dropped; see `tokenfold.models.networks.pair.Fused`. None unless requested.
     """
 
     logits: Float | None
@@ -36,12 +36,38 @@ class PairOutput(NamedTuple):
     image_slots: Int | None
 
 
-class Asked(Protocol):
-    """Graphs, or the network in PyTorch that they came from; see `PairSession`."""
+class FusionInputs(NamedTuple):
+    """Inputs of `PairRunner.fuse`.
 
+    Attributes:
+        image_tokens: (B, I, D), output of `embed`.
+        input_ids: (B, T).
+        text_size: (B, T), 1 for a token and 0 for padding, which is at the end.
+        plan: counts of the bundle's method, for this I and T.
+        task: one of the bundle's tasks.
+        other: (B, P), pooled output of the first image, for the second image of `reason`; None for
+            any other image.
+    """
+
+    image_tokens: Float
+    input_ids: Int
+    text_size: Float
+    plan: Plan
+    task: PairTask
+    other: Float | None
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the task is answered with this image, rather than with the second one."""
+        return self.task != "reason" or self.other is not None
+
+
+class PairRunner(ABC):
+    """A vision-language network: `PairSession`, or the network in PyTorch of its graphs."""
+
+    @abstractmethod
     def embed(self, images: Pixels) -> Float:
-        """Images to image tokens."""
-        ...
+        """Map images (B, H, W, 3) uint8 to image tokens (B, I, D), independently of the text."""
 
     def fuse(
         self,
@@ -55,12 +81,30 @@ class Asked(Protocol):
         other: Float | None = None,
         slots: bool = False,
     ) -> PairOutput:
-        """Image tokens with a text to answers."""
-        ...
+        """Run a batch of image tokens with texts.
+
+        Args:
+            image_tokens, input_ids, text_size, plan, task, other: see `FusionInputs`.
+            second: whether the images are the second ones of `reason`.
+            slots: whether to return the composed slots too.
+
+        Raises:
+            ValueError: `other` is given without `second`, or `second` without `other`.
+        """
+        if second != (other is not None):
+            raise ValueError(
+                "second and other go together: a second image needs the first one's pooled output"
+            )
+        inputs = FusionInputs(image_tokens, input_ids, text_size, plan, task, other)
+        return self._fuse(inputs, slots)
+
+    @abstractmethod
+    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+        """Implement `fuse`, whose arguments have been checked."""
 
 
 def ask(
-    network: Asked,
+    network: PairRunner,
     images: Sequence[Float],
     ids: Int,
     size: Float,
@@ -69,114 +113,71 @@ def ask(
     task: PairTask,
     slots: bool = False,
 ) -> list[PairOutput]:
-    """Ask about the images that a task looks at; the last output has the logits.
+    """Run all images of a task with its texts; the last output has the logits.
 
     Args:
-        images: embedded, (B, I, D) each; two to reason about.
-        ids, size: of the text, (B, T).
+        images: image tokens (B, I, D) of each image; two for `reason`.
+        ids, size: ids and sizes of the texts, (B, T).
         plans: one for each image.
     """
-    found: list[PairOutput] = []
+    outputs: list[PairOutput] = []
     for tokens, plan in zip(images, plans, strict=True):
-        other = found[-1].pooled if found else None
-        found.append(
+        other = outputs[-1].pooled if outputs else None
+        outputs.append(
             network.fuse(
-                tokens, ids, size, plan, task=task, second=bool(found), other=other, slots=slots
+                tokens, ids, size, plan, task=task, second=bool(outputs), other=other, slots=slots
             )
         )
-    return found
+    return outputs
 
 
-class PairSession(BaseSession):
-    """The two graphs of a bundle: one copy of the weights, any number of threads at once.
+class PairSession(BaseSession, PairRunner):
+    """The two graphs of a vision-language network.
 
-    A pair of images is reasoned about in two passes of `fuse`: the left one gives `pooled`, which
-    goes into the right one's as `other`. What it inherits is of `embed`, which takes no plan.
+    `reason` takes two runs of `fuse`: the pooled output of the left image is the input `other` of
+    the right image. The inherited methods refer to the graph of `embed`, which has no plan.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int = 1,
-        native: bool = True,
-        device: Device = "cpu",
-        engines: Path | None = None,
-        static: bool = True,
-    ) -> None:
-        """Load both graphs; see `tokenfold.runtime.session.open_graph` and `open_engine`."""
-        super().__init__(bundle.vision, bundle, Opening(device, threads, native, engines, static))
-        self._joint = self._another(bundle.joint)
-        self.native = self._joint.native
-        if device == "cpu":
-            hugepages.collapse()
+    @staticmethod
+    def _paths(bundle: Bundle) -> Sequence[Path]:
+        return bundle.vision, bundle.joint
 
     def embed(self, images: Pixels) -> Float:
-        """Images (B, H, W, 3) uint8 -> image tokens (B, I, D), whatever they are asked then."""
-        found = self.graph.run(["image_tokens"], {"image": images})
-        tokens: Float = found[0]
+        """Map images to image tokens; see `PairRunner.embed`."""
+        tokens: Float = self.graph.run(["image_tokens"], {"image": images})[0]
         return tokens
 
-    def fuse(
-        self,
-        image_tokens: Float,
-        input_ids: Int,
-        text_size: Float,
-        plan: Plan,
-        *,
-        task: PairTask,
-        second: bool = False,
-        other: Float | None = None,
-        slots: bool = False,
-    ) -> PairOutput:
-        """Ask a batch.
-
-        Args:
-            image_tokens: (B, I, D) of `embed`.
-            input_ids: (B, T).
-            text_size: (B, T), 1 for a token and 0 for padding, which is at the end.
-            plan: the bundle's kind of counts, for this I and T.
-            task: one of the bundle's.
-            second: whether it is the second image to reason about.
-            other: (B, P), the first image's `pooled`, with the second.
-            slots: whether to return the composed slots too.
-
-        Raises:
-            ValueError: a second image without the first, or the other way round.
-        """
-        if second != (other is not None):
-            raise ValueError("the second image comes with the first one's pooled output")
+    def _fuse(self, inputs: FusionInputs, slots: bool) -> PairOutput:
+        joint, task = self._graphs[1], inputs.task
         feeds: dict[str, Any] = {
-            "image_tokens": image_tokens,
-            "input_ids": input_ids,
-            "text_size": text_size,
-            "plan": np.asarray(plan, dtype=np.int64),
+            "image_tokens": inputs.image_tokens,
+            "input_ids": inputs.input_ids,
+            "text_size": inputs.text_size,
+            "plan": np.asarray(inputs.plan, dtype=np.int64),
         }
-        if "second" in self._joint.inputs:
-            feeds["second"] = np.array([second], dtype=np.int64)
-            feeds["other"] = self._nobody(len(input_ids)) if other is None else other
+        if "second" in joint.inputs:
+            first = inputs.other is None
+            feeds["second"] = np.array([not first], dtype=np.int64)
+            feeds["other"] = self._zero_pooled(len(inputs.input_ids)) if first else inputs.other
         names = ["pooled"]
-        answered = task != "reason" or second
-        if answered:
+        if inputs.has_logits:
             names.append(task)
         if slots:
             names += ["text_slots", "image_slots"]
-        found = dict(zip(names, self._joint.run(names, feeds), strict=True))
+        outputs = dict(zip(names, joint.run(names, feeds), strict=True))
         return PairOutput(
-            found.get(task), found["pooled"], found.get("text_slots"), found.get("image_slots")
+            outputs.get(task),
+            outputs["pooled"],
+            outputs.get("text_slots"),
+            outputs.get("image_slots"),
         )
 
     def warm(self, _: Iterable[Plan]) -> None:
-        """Prepare runs of `embed`: on a GPU they are recorded. `fuse` depends on texts too."""
+        """Prepare runs of `embed`; on a GPU they are recorded."""
         super().warm([()])
 
-    def close(self) -> None:
-        """Give back what is on a GPU; later runs fail."""
-        super().close()
-        self._joint.close()
-
-    def _nobody(self, batch: int) -> Float:
-        """What stands for the other image where there is none."""
-        width = self._joint.inputs["other"][1]
+    def _zero_pooled(self, batch: int) -> Float:
+        """Return zeros (B, P) in place of the pooled output of a first image."""
+        width = self._graphs[1].inputs["other"][1]
         assert isinstance(width, int)
         return np.zeros((batch, width), dtype=np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenfold.runtime.cuda import buckets
 from tokenfold.runtime.cuda.lanes import IN_FLIGHT
-from tokenfold.runtime.session import Device
+from tokenfold.runtime.graph import Device
 
 
 def max_concurrent_runs(device: Device) -> int | None:

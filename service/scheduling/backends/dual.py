@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.dual import DualSession
-from tokenfold.runtime.session import Device
+from tokenfold.runtime.graph import Device
 from tokenfold.service.scheduling.backends.backend import PIXELS, Call, Sample
 from tokenfold.service.scheduling.backends.sessions import SessionBackend
 from tokenfold.service.scheduling.backends.stacking import padded, stacked

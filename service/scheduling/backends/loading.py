@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.dual import DualSession
+from tokenfold.runtime.graph import Device
 from tokenfold.runtime.pair import PairSession
-from tokenfold.runtime.session import Device, Session
+from tokenfold.runtime.session import Session
 from tokenfold.service.scheduling.backends.backend import Backend
 from tokenfold.service.scheduling.backends.classifier import ClassifierBackend
 from tokenfold.service.scheduling.backends.dual import DualBackend

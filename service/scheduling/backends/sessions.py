@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.runtime.session import BaseSession, Device
+from tokenfold.runtime.graph import Device
+from tokenfold.runtime.session import BaseSession
 from tokenfold.service.scheduling.backends import batching
 from tokenfold.service.scheduling.backends.backend import Call
 
@@ -36,7 +37,9 @@ class SessionBackend(Generic[S]):
     def batch_size_for(self, call: Call, waiting: int, /) -> int:
         """See `Backend.batch_size_for`."""
         beside = self._beside(call)
-        return batching.take(self._device, waiting, beside=beside, most=self._session.most)
+        return batching.take(
+            self._device, waiting, beside=beside, most=self._session.max_batch_size
+        )
 
     def _beside(self, _: Call) -> int:
         """Items of one run on a CPU at most."""

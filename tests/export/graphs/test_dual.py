@@ -16,9 +16,9 @@ from tokenfold.export.matchers import matchers
 from tokenfold.export.reference import normalised
 from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
-from tokenfold.models.dual import DualEncoder
+from tokenfold.models.networks.dual import DualEncoder
+from tokenfold.runtime.graph import Feeds, Graph, open_graph
 from tokenfold.runtime.native import DOMAIN
-from tokenfold.runtime.session import Feeds, Graph, open_graph
 
 CHECKPOINTS = {"clip": tiny.dual_checkpoint(), "siglip": tiny.dual_checkpoint(siglip=True)}
 

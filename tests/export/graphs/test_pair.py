@@ -22,7 +22,7 @@ from tokenfold.export.graphs.pair import JointGraph, VisionGraph
 from tokenfold.export.reference import PairReference
 from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.models.pair import images as images_of
+from tokenfold.models.networks.pair import images as images_of
 from tokenfold.runtime.native import DOMAIN
 from tokenfold.runtime.native import onnxruntime as library
 from tokenfold.runtime.pair import PairSession, ask

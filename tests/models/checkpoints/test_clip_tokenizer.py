@@ -1,4 +1,4 @@
-"""CLIP's and SigLIP's tokenizers: the ids are those of `transformers`."""
+"""CLIP's and SigLIP's tokenizers, compared with `transformers`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokenfold.models.checkpoints.checkpoint import CheckpointError
 MOST = 16
 
 
-def test_clip_s_ids_are_those_of_transformers(tmp_path: Path) -> None:
+def test_clip_ids_match_transformers(tmp_path: Path) -> None:
     words = write_clip_tokenizer(tmp_path / "old")
     make: Any = transformers.CLIPTokenizer
     old = tmp_path / "old"
@@ -34,7 +34,7 @@ def test_clip_s_ids_are_those_of_transformers(tmp_path: Path) -> None:
             assert ours.encode(text).ids.tolist() == wanted, text
 
 
-def test_clip_s_tokens_read_well(tmp_path: Path) -> None:
+def test_clip_tokens_are_decoded_without_word_ends(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path)
     ours = tokenizer.read(tmp_path, MOST)
     tokens = ours.encode("A photo of a CAT, naïve").tokens
@@ -44,17 +44,17 @@ def test_clip_s_tokens_read_well(tmp_path: Path) -> None:
     assert tokenizer.read(tmp_path, MOST).encode("A photo of a CAT, naïve").tokens == tokens
 
 
-def test_a_clip_without_end_is_told(tmp_path: Path) -> None:
+def test_a_clip_vocabulary_without_end_token_is_rejected(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path)
     words = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     del words["<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"vocab\.json: <\|endoftext\|> is not in it"):
+    with pytest.raises(CheckpointError, match=r"vocab\.json: the token <\|endoftext\|> is missing"):
         tokenizer.read(tmp_path, MOST)
 
 
 def gemma(folder: Path, **config: Any) -> Any:
-    """SigLIP 2's tokenizer of `transformers` with a small vocabulary."""
+    """Return SigLIP 2's tokenizer of `transformers` with a small vocabulary."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     trained.normalizer = tokenizers.normalizers.Replace(" ", "▁")
@@ -72,7 +72,7 @@ def gemma(folder: Path, **config: Any) -> Any:
     return theirs
 
 
-def test_siglip_2_s_ids_are_those_of_transformers(tmp_path: Path) -> None:
+def test_siglip_2_ids_match_transformers(tmp_path: Path) -> None:
     theirs = gemma(tmp_path, add_bos_token=False, add_eos_token=True)
     ours = tokenizer.read(tmp_path, MOST, siglip=True)
     end, padding = theirs.eos_token_id, theirs.pad_token_id
@@ -85,15 +85,15 @@ def test_siglip_2_s_ids_are_those_of_transformers(tmp_path: Path) -> None:
             assert encoded.cut == (len(words) >= MOST)
 
 
-def test_a_file_may_say_how_texts_begin(tmp_path: Path) -> None:
+def test_tokenizer_config_sets_the_start_token(tmp_path: Path) -> None:
     theirs = gemma(tmp_path, add_bos_token=True, add_eos_token=True, pad_token={"content": "<unk>"})
     ours = tokenizer.read(tmp_path, MOST, siglip=True)
     assert ours.padding == theirs.unk_token_id
     assert ours.encode("a photo").tokens[0] == "<bos>"
 
 
-def test_padding_that_is_not_known_is_told(tmp_path: Path) -> None:
+def test_unknown_padding_is_rejected(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path)
     tokenizer.read(tmp_path, MOST).save(tmp_path / "tokenizer.json")
-    with pytest.raises(CheckpointError, match="padded with is not known"):
+    with pytest.raises(CheckpointError, match="the padding token is unknown"):
         tokenizer.read(tmp_path, MOST, siglip=True)

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP from Hugging Face's folders: the vectors are theirs; what else is refused."""
+"""CLIP and SigLIP from Hugging Face folders: parity with `transformers`, and rejected folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def images(loaded: DualCheckpoint, batch: int = 3) -> Tensor:
 
 
 def padded(loaded: DualCheckpoint, fill: int) -> tuple[Tensor, Tensor]:
-    """All texts at the length of the longest, with the sizes of their tokens."""
+    """Pad texts to the longest one; return ids and sizes."""
     ids = [loaded.text.encode(text).ids for text in TEXTS]
     longest = max(map(len, ids))
     rows = [np.pad(row, (0, longest - len(row)), constant_values=fill) for row in ids]
@@ -50,7 +50,7 @@ def padded(loaded: DualCheckpoint, fill: int) -> tuple[Tensor, Tensor]:
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Change fields of a JSON file, those of a tower by `vision_config` and `text_config`."""
+    """Change fields of a JSON file, and of its objects `vision_config` and `text_config`."""
     content = json.loads(file.read_text())
     for key, value in changes.items():
         content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
@@ -59,7 +59,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("write", [write_clip, write_siglip])
 @torch.no_grad()
-def test_vectors_and_logits_are_those_of_transformers(write: Any, tmp_path: Path) -> None:
+def test_vectors_and_logits_match_transformers(write: Any, tmp_path: Path) -> None:
     theirs = write(tmp_path)
     ours = dual(tmp_path)
     image = images(ours)
@@ -81,7 +81,7 @@ def test_vectors_and_logits_are_those_of_transformers(write: Any, tmp_path: Path
 
 @pytest.mark.parametrize("fill", [0, 7])
 @torch.no_grad()
-def test_clip_s_texts_need_no_padding(fill: int, tmp_path: Path) -> None:
+def test_padding_does_not_change_clip_texts(fill: int, tmp_path: Path) -> None:
     theirs = write_clip(tmp_path)
     ours = dual(tmp_path)
     ids, size = padded(ours, fill)
@@ -95,7 +95,7 @@ def test_clip_s_texts_need_no_padding(fill: int, tmp_path: Path) -> None:
     assert {len(ours.text.encode(text).ids) for text in TEXTS} > {16}
 
 
-def test_siglip_s_texts_are_filled_up(tmp_path: Path) -> None:
+def test_siglip_texts_are_padded(tmp_path: Path) -> None:
     write_siglip(tmp_path)
     ours = dual(tmp_path)
     encoded = ours.text.encode("A photo, of a CAT!")
@@ -105,7 +105,7 @@ def test_siglip_s_texts_are_filled_up(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_end_of_old_files_is_the_highest_id(tmp_path: Path) -> None:
+def test_old_files_pool_the_highest_id(tmp_path: Path) -> None:
     theirs = write_clip(tmp_path, text_config={"eos_token_id": 2})
     ours = dual(tmp_path)
     ids, size = padded(ours, 0)
@@ -113,11 +113,11 @@ def test_the_end_of_old_files_is_the_highest_id(tmp_path: Path) -> None:
     wanted = getattr(wanted, "pooler_output", wanted)
     close(ours.model.text(ids, size), wanted)
     edit(tmp_path / "config.json", text_config={"eos_token_id": 9})
-    with pytest.raises(CheckpointError, match="the network looks for token 9"):
+    with pytest.raises(CheckpointError, match="the network pools token 9"):
         load(str(tmp_path))
 
 
-def test_what_a_folder_says_beside_its_weights(tmp_path: Path) -> None:
+def test_folder_configuration_is_read(tmp_path: Path) -> None:
     write_clip(tmp_path)
     ours = dual(tmp_path)
     config = ours.model.config
@@ -144,11 +144,11 @@ def test_what_a_folder_says_beside_its_weights(tmp_path: Path) -> None:
     assert dual(tmp_path).preprocess == expected
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 2}))
     assert dual(tmp_path).preprocess.interpolation == "bilinear"
-    with pytest.raises(CheckpointError, match="no image classifier"):
+    with pytest.raises(CheckpointError, match="is not an image classifier"):
         load_classifier(str(tmp_path))
 
 
-def test_siglip_s_own(tmp_path: Path) -> None:
+def test_siglip_scores_and_template(tmp_path: Path) -> None:
     write_siglip(tmp_path)
     ours = dual(tmp_path)
     assert (ours.model.config.scores, ours.template) == ("sigmoid", "This is a photo of {}.")
@@ -157,7 +157,7 @@ def test_siglip_s_own(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_patches_that_do_not_tile_leave_the_edges_out(tmp_path: Path) -> None:
+def test_edges_that_patches_do_not_tile_are_ignored(tmp_path: Path) -> None:
     theirs = write_siglip(tmp_path, vision_config={"image_size": 37})
     ours = dual(tmp_path)
     assert ours.model.config.image.grid == (4, 4)
@@ -186,22 +186,25 @@ def test_positions_are_resized_to_larger_images(write: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["CLIPVisionModel"]}, "architecture is CLIPVisionModel; supported of"),
+        (
+            {"architectures": ["CLIPVisionModel"]},
+            "architecture is CLIPVisionModel; supported dual encoders are",
+        ),
         ({"model_type": "siglip2"}, "NaFlex"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"vision_config": 3}, "vision_config is no object"),
+        ({"vision_config": 3}, "vision_config is not an object"),
         ({"vision_config": {"hidden_size": "x"}}, r"vision_config\.hidden_size: Input should be"),
         ({"vision_config": {"hidden_act": "sin"}}, r"vision_config\.hidden_act is 'sin'"),
         ({"text_config": {"hidden_act": "sin"}}, r"text_config\.hidden_act is 'sin'"),
         ({"vision_config": {"num_channels": 1}}, "num_channels is 1"),
-        ({"vision_config": {"patch_size": [8, 4]}}, "patches are square"),
+        ({"vision_config": {"patch_size": [8, 4]}}, "supported are square patches"),
         ({"vision_config": {"num_attention_heads": 5}}, "does not divide into 5 heads"),
         ({"vision_config": {"num_hidden_layers": 4}}, r"missing: vision_model\.encoder\.layers\.3"),
         ({"text_config": {"num_hidden_layers": 1}}, r"unknown: text_model\.encoder\.layers\.1"),
         ({"text_config": {"vocab_size": 7}}, "wrong shape"),
     ],
 )
-def test_what_a_folder_cannot_be_is_told(
+def test_invalid_folders_are_rejected(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_clip(tmp_path)
@@ -210,10 +213,10 @@ def test_what_a_folder_cannot_be_is_told(
         load(str(tmp_path))
 
 
-def test_what_siglip_cannot_be_is_told(tmp_path: Path) -> None:
+def test_invalid_siglip_folders_are_rejected(tmp_path: Path) -> None:
     write_siglip(tmp_path)
     edit(tmp_path / "config.json", vision_config={"vision_use_head": False})
-    with pytest.raises(CheckpointError, match="without its head"):
+    with pytest.raises(CheckpointError, match="vision_use_head is false"):
         load(str(tmp_path))
     edit(tmp_path / "config.json", vision_config={"vision_use_head": True})
     weights = load_file(tmp_path / "model.safetensors")
@@ -223,7 +226,7 @@ def test_what_siglip_cannot_be_is_told(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_a_tokenizer_of_more_words_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_with_too_many_words_is_rejected(tmp_path: Path) -> None:
     write_siglip(tmp_path, text_config={"vocab_size": 20})
     with pytest.raises(CheckpointError, match="words, the network 20"):
         load(str(tmp_path))
@@ -234,25 +237,25 @@ def test_a_tokenizer_of_more_words_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("siglip", [False, True])
 @torch.no_grad()
-def test_our_own_folder_is_read_as_written(siglip: bool, tmp_path: Path) -> None:
-    made = tiny.dual_checkpoint(siglip=siglip)
-    native.save(tmp_path, made)
+def test_native_folder_round_trip(siglip: bool, tmp_path: Path) -> None:
+    saved = tiny.dual_checkpoint(siglip=siglip)
+    native.save(tmp_path, saved)
     again = dual(tmp_path)
-    assert again.model.config == made.model.config
-    assert (again.preprocess, again.template) == (made.preprocess, made.template)
+    assert again.model.config == saved.model.config
+    assert (again.preprocess, again.template) == (saved.preprocess, saved.template)
     assert again.text.padding == (0 if siglip else None)
     text = "what is it, a cat or two?"
-    assert again.text.encode(text).ids.tolist() == made.text.encode(text).ids.tolist()
-    image = images(made)
-    torch.testing.assert_close(again.model.embed_images(image), made.model.embed_images(image))
-    ids = torch.from_numpy(made.text.encode(text).ids)[None]
-    torch.testing.assert_close(again.model.embed_texts(ids), made.model.embed_texts(ids))
+    assert again.text.encode(text).ids.tolist() == saved.text.encode(text).ids.tolist()
+    image = images(saved)
+    torch.testing.assert_close(again.model.embed_images(image), saved.model.embed_images(image))
+    ids = torch.from_numpy(saved.text.encode(text).ids)[None]
+    torch.testing.assert_close(again.model.embed_texts(ids), saved.model.embed_texts(ids))
 
 
-def test_what_our_own_folder_cannot_be_is_told(tmp_path: Path) -> None:
+def test_invalid_native_folders_are_rejected(tmp_path: Path) -> None:
     native.save(tmp_path, tiny.dual_checkpoint(siglip=True))
     edit(tmp_path / "tokenfold.json", padding=None)
-    with pytest.raises(CheckpointError, match="texts are padded where"):
+    with pytest.raises(CheckpointError, match="a padded tower needs a padding id"):
         load(str(tmp_path))
     edit(tmp_path / "tokenfold.json", padding=999)
     with pytest.raises(CheckpointError, match="padding token 999 is not in"):
@@ -276,12 +279,12 @@ def test_random_networks(name: str, width: int, length: int) -> None:
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     texts = [ours.text.encode(text).ids for text in ("word1 word2 word3", "word4 word5 word6")]
     assert [len(ids) for ids in texts] == [length, length]
-    found = ours.model.embed_texts(torch.from_numpy(np.stack(texts)))
-    assert found[0] @ found[1] < 0.9999
+    text_vectors = ours.model.embed_texts(torch.from_numpy(np.stack(texts)))
+    assert text_vectors[0] @ text_vectors[1] < 0.9999
     assert vectors[0] @ vectors[1] < 0.99
 
 
-def test_unknown_random_networks_are_told() -> None:
+def test_unknown_random_networks_are_rejected() -> None:
     assert not random_dual.recognises("clip-b16")  # an image classifier
     with pytest.raises(CheckpointError, match=r"clip-vit-b16, .*siglip-b16"):
         load("random:siglip-x16")

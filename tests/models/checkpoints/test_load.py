@@ -1,4 +1,4 @@
-"""Sources of checkpoints: what is told apart, what is read from where, and what is refused."""
+"""Sources of checkpoints: recognition, pre-processing, and rejected sources."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.models.checkpoints import hub, native, processors, random
 from tokenfold.models.checkpoints.checkpoint import Checkpoint, CheckpointError
-from tokenfold.models.checkpoints.families import FAMILIES, Settings
+from tokenfold.models.checkpoints.classifiers import CLASSIFIERS, ClassifierSettings
 from tokenfold.models.checkpoints.load import load_classifier as load
-from tokenfold.models.checkpoints.positions import resize
-from tokenfold.models.vit import VisionConfig, VisionTransformer
+from tokenfold.models.checkpoints.weights import resize_positions
+from tokenfold.models.networks.vit import VisionConfig, VisionTransformer
 
 SETTINGS: dict[str, Any] = {
     "hidden_size": 16,
@@ -36,14 +36,14 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    """A Hugging Face folder without pre-processing."""
+    """Write a Hugging Face folder without pre-processing."""
     model: Any = transformers.ViTForImageClassification(transformers.ViTConfig(**SETTINGS))
     model.save_pretrained(tmp_path / "vit")
     return tmp_path / "vit"
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; None takes one out."""
+    """Change fields of a JSON file; None removes a field."""
     content = {**json.loads(file.read_text()), **changes}
     kept = {key: value for key, value in content.items() if value is not None}
     file.write_text(json.dumps(kept))
@@ -84,14 +84,14 @@ def test_a_native_folder(tmp_path: Path) -> None:
         ("nothing-here", "no such file or folder; a source is a folder in Hugging Face, timm"),
         ("./no/such/folder", "no such file or folder"),
         ("models/weights.pth", "no such file or folder"),
-        ("", "no such file or folder|neither tokenfold"),
-        ("random:vit-x16", "there are vit-ti16, .*deit-ti16d.*dinov2-g14"),
+        ("", "no such file or folder|has neither tokenfold"),
+        ("random:vit-x16", "allowed are vit-ti16, .*deit-ti16d.*dinov2-g14"),
         ("random:vit-b16-", "no such network"),
         ("random:vit-b16-100", "patches of 16 do not tile"),
         ("random:vit-b16-16000000", "at most 2048 pixels"),
     ],
 )
-def test_what_is_no_source_is_told(
+def test_invalid_sources_are_rejected(
     source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,20 +99,20 @@ def test_what_is_no_source_is_told(
         load(source)
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither tokenfold\.json nor config\.json"):
+def test_folders_and_files_without_a_checkpoint_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has neither tokenfold\.json nor config\.json"):
         load(str(tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    with pytest.raises(CheckpointError, match=r"weights end in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"whose names end in \.safetensors"):
         load(str(tmp_path / "model.onnx"))
-    for content, message in (("[1]", "holds a list, not a JSON object"), ("{", "Expecting")):
+    for content, message in (("[1]", "contains a list, not a JSON object"), ("{", "Expecting")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             load(str(tmp_path))
 
 
 class Harmful:
-    """Would run code when unpickled."""
+    """Object whose unpickling would run code."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("harm"),))
@@ -131,20 +131,20 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3}, "holds no state dict"),
-        ([torch.ones(1)], "holds no state dict"),
-        ({}, "holds no state dict"),
+        ({"epoch": 3}, "contains no state dict"),
+        ([torch.ones(1)], "contains no state dict"),
+        ({}, "contains no state dict"),
         ({"model": {"a": torch.ones(1)}, "model_ema": {}}, "both 'model' and 'model_ema'"),
     ],
 )
-def test_a_file_without_weights_is_told(content: Any, message: str, tmp_path: Path) -> None:
+def test_a_file_without_weights_is_rejected(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=message):
         load(str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_broken_file_is_told(suffix: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_rejected(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     for content in (b"", b"PK\x03\x04 not really"):
         file.write_bytes(content)
@@ -166,10 +166,10 @@ def test_sharded_weights(vit: Path, tmp_path: Path) -> None:
     content = json.loads(index.read_text())
     outside = dict.fromkeys(content["weight_map"], "../vit/model.safetensors")
     for weight_map, message in (
-        (outside, "is not a file beside it"),
-        ({**content["weight_map"], "ghost": shards[0].name}, "ghost is missing from it"),
-        (dict(list(content["weight_map"].items())[1:]), "is not in it by"),
-        ([], "no weight_map"),
+        (outside, "is not a file in the same folder"),
+        ({**content["weight_map"], "ghost": shards[0].name}, "ghost is missing"),
+        (dict(list(content["weight_map"].items())[1:]), "does not list"),
+        ([], "weight_map does not map keys to files"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(CheckpointError, match=message):
@@ -186,11 +186,11 @@ def test_pickled_weights(vit: Path) -> None:
     (vit / "model.safetensors").unlink()
     same(load(str(vit)), expected)
     (vit / "pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match="no weights in it"):
+    with pytest.raises(CheckpointError, match="no weights"):
         load(str(vit))
 
 
-def test_half_precision_becomes_single(vit: Path) -> None:
+def test_half_precision_is_converted_to_float32(vit: Path) -> None:
     edit_weights(vit, lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
     model = load(str(vit)).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -201,7 +201,7 @@ def test_labels(vit: Path) -> None:
     edit(vit / "config.json", id2label={"2": "c", "0": "a", "1": "b"})
     assert load(str(vit)).labels == ("a", "b", "c")
     edit(vit / "config.json", id2label={"0": "a", "1": "b"})
-    with pytest.raises(CheckpointError, match="id2label has to name classes 0 to 2"):
+    with pytest.raises(CheckpointError, match="id2label must name classes 0 to 2"):
         load(str(vit))
     edit(vit / "config.json", id2label=None)
     assert load(str(vit)).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
@@ -218,7 +218,7 @@ def test_labels(vit: Path) -> None:
         ({"architectures": None}, "architecture is none; supported are"),
         ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; supported are gelu, "),
         ({"num_channels": 1}, "num_channels is 1"),
-        ({"patch_size": [8, 4]}, r"patches are square, not \(8, 4\)"),
+        ({"patch_size": [8, 4]}, r"patch_size is \(8, 4\); supported are square"),
         ({"num_attention_heads": 3}, "width 16 does not divide into 3 heads"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers: .*valid integer"),
         ({"layer_norm_eps": -1}, "layer_norm_eps: .*greater than 0"),
@@ -230,7 +230,7 @@ def test_labels(vit: Path) -> None:
         ({"image_size": 32}, r"vit\.embeddings\.position_embeddings is \(1, 5, 16\)"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_told(
+def test_a_configuration_that_does_not_fit_is_rejected(
     changes: dict[str, Any], message: str, vit: Path
 ) -> None:
     edit(vit / "config.json", **changes)
@@ -252,7 +252,7 @@ def test_a_configuration_that_does_not_fit_is_told(
             lambda w: w.update(
                 {"vit.encoder.layer.0.attention.attention.key.weight": torch.ones(4, 16)}
             ),
-            r"attention\.key\.weight \(4, 16\).* are not of one shape",
+            r"attention\.key\.weight \(4, 16\).* differ, so they cannot be joined",
         ),
         (
             lambda w: w.update({"vit.embeddings.cls_token": torch.ones(1, 1, 4)}),
@@ -275,22 +275,20 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, vit: Path)
         ("CLIPForImageClassification", transformers.CLIPVisionConfig()),
     ],
 )
-def test_what_a_configuration_leaves_out_is_as_in_transformers(
-    architecture: str, config: Any
-) -> None:
-    settings = Settings.model_validate(FAMILIES[architecture].defaults)
-    for field in Settings.model_fields:
+def test_defaults_match_transformers(architecture: str, config: Any) -> None:
+    settings = ClassifierSettings.model_validate(CLASSIFIERS[architecture].defaults)
+    for field in ClassifierSettings.model_fields:
         if hasattr(config, field):
             assert getattr(settings, field) == getattr(config, field), field
 
 
-def test_many_problems_are_counted(vit: Path) -> None:
+def test_long_lists_of_problems_are_shortened(vit: Path) -> None:
     edit(vit / "config.json", num_hidden_layers=12)
     with pytest.raises(CheckpointError, match=r"; and \d+ more$"):
         load(str(vit))
 
 
-def test_what_no_classifier_uses_is_dropped(vit: Path) -> None:
+def test_unused_weights_are_dropped(vit: Path) -> None:
     expected = load(str(vit))
     edit_weights(vit, lambda w: w.update({"vit.pooler.dense.weight": torch.ones(16, 16)}))
     same(load(str(vit)), expected)
@@ -325,11 +323,13 @@ def test_cropping(vit: Path) -> None:
 
 
 def test_normalising(vit: Path) -> None:
-    found = processor(vit, size=16, image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3], resample=1)
-    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    assert found.interpolation == "lanczos"
-    found = processor(vit, size=16, do_normalize=False)
-    assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    preprocess = processor(
+        vit, size=16, image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3], resample=1
+    )
+    assert (preprocess.mean, preprocess.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert preprocess.interpolation == "lanczos"
+    preprocess = processor(vit, size=16, do_normalize=False)
+    assert (preprocess.mean, preprocess.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -338,53 +338,55 @@ def test_normalising(vit: Path) -> None:
         ({"do_resize": False}, "do_resize is off"),
         ({"do_rescale": False}, "scaled by 1/255"),
         ({"rescale_factor": 0.00784}, "scaled by 1/255"),
-        ({"resample": 5}, "resample is 5, not one of 0 nearest, 1 lanczos"),
+        ({"resample": 5}, "resample is 5; allowed are 0 nearest, 1 lanczos"),
         ({"size": {"shortest_edge": 16}}, "shortest_edge without a centre crop"),
-        ({"size": {"longest_edge": 16}}, "needs height and width, or shortest_edge, not"),
-        ({"size": None}, "needs height and width"),
+        ({"size": {"longest_edge": 16}}, "must have height and width, or shortest_edge, not"),
+        ({"size": None}, "must have height and width"),
         ({"size": {"shortest_edge": 8}, "do_center_crop": True, "crop_size": 16}, "is larger"),
         ({"size": [16, 24], "do_center_crop": True, "crop_size": 16}, "16 x 24 resize"),
         ({"image_mean": [0.5]}, "image_mean"),
         ({"size": "big"}, "size"),
     ],
 )
-def test_other_steps_are_refused(fields: dict[str, Any], message: str, vit: Path) -> None:
+def test_unsupported_preprocessing_is_rejected(
+    fields: dict[str, Any], message: str, vit: Path
+) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         processor(vit, **{"size": 16, **fields})
     assert "preprocessor_config.json" in str(caught.value)
 
 
-def test_a_missing_file_means_the_family_s_usual(
+def test_a_missing_file_gives_the_default_preprocessing(
     vit: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = load(str(vit)).preprocess
-    assert found == Preprocess(size=(16, 16), interpolation="bilinear")
-    assert "assuming the usual pre-processing of vit" in caplog.text
-    deit = processors.usual("deit", (224, 224))
+    preprocess = load(str(vit)).preprocess
+    assert preprocess == Preprocess(size=(16, 16), interpolation="bilinear")
+    assert "assuming the default pre-processing of vit" in caplog.text
+    deit = processors.default("deit", (224, 224))
     assert (deit.shorter_side, deit.mean[0]) == (256, 0.485)
-    clip = processors.usual("clip", (336, 336))
+    clip = processors.default("clip", (336, 336))
     assert (clip.shorter_side, clip.interpolation) == (336, "bicubic")
-    assert processors.usual("clip", (336, 224)).resize == "stretch"
+    assert processors.default("clip", (336, 224)).resize == "stretch"
 
 
 # Positions.
 
 
-def test_only_squares_are_resized() -> None:
+def test_only_square_grids_are_resized() -> None:
     positions = torch.randn(1, 10, 4)
-    resized = resize(positions, 1, (2, 5))
+    resized = resize_positions(positions, 1, (2, 5))
     assert resized.shape == (1, 11, 4)
     assert torch.equal(resized[:, :1], positions[:, :1])
-    torch.testing.assert_close(resize(positions, 1, (3, 3)), positions)
+    torch.testing.assert_close(resize_positions(positions, 1, (3, 3)), positions)
     for prefix in (0, 2, 10):
-        with pytest.raises(CheckpointError, match="form no square grid"):
-            resize(positions, prefix, (2, 5))
+        with pytest.raises(CheckpointError, match="do not form a square"):
+            resize_positions(positions, prefix, (2, 5))
 
 
 # The hub.
 
 
-def test_a_hub_id_is_fetched(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_downloaded(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
@@ -405,14 +407,14 @@ def test_a_hub_id_is_fetched(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ("error", "message"),
     [
         (errors.RepositoryNotFoundError, "owner/name: no such repository on the hub"),
-        (errors.GatedRepoError, "owner/name: the hub gives it only to accounts"),
+        (errors.GatedRepoError, "owner/name: access is restricted"),
         (errors.LocalEntryNotFoundError, "owner/name: the hub cannot be reached"),
         (errors.OfflineModeIsEnabled, "owner/name: the hub cannot be reached"),
         (errors.HfHubHTTPError, "owner/name: "),
         (OSError, "owner/name: "),
     ],
 )
-def test_what_the_hub_answers_is_told(
+def test_hub_errors_are_reported(
     error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: Any, **__: Any) -> str:
@@ -428,7 +430,7 @@ def test_what_the_hub_answers_is_told(
 
 
 @pytest.mark.parametrize("name", ["vit-ti16-64", "deit-ti16d-64", "deit3-s16-64", "dinov2-s14-56"])
-def test_random_weights_are_always_the_same(name: str) -> None:
+def test_random_weights_are_deterministic(name: str) -> None:
     first, second = load(f"random:{name}"), load(f"random:{name}")
     size = first.preprocess.size
     assert size == first.model.config.image_size == (int(name[-2:]),) * 2
@@ -442,7 +444,7 @@ def test_random_weights_are_always_the_same(name: str) -> None:
     assert all((logits[a] - logits[b]).std() > 0.03 for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_random_networks_are_the_published_ones() -> None:
+def test_random_networks_have_the_published_sizes() -> None:
     published = {
         "vit-b16": (768, 12, 12, 197),
         "vit-s32": (384, 12, 6, 50),

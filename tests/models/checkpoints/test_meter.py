@@ -1,4 +1,4 @@
-"""METER's published files: their form, their sizes, how they reduce, and what is refused."""
+"""METER's published files: form, sizes, reduction, and rejected files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tokenfold.bundle.text import word_level
 from tokenfold.models.checkpoints import native
 from tokenfold.models.checkpoints.checkpoint import CheckpointError, PairCheckpoint
 from tokenfold.models.checkpoints.load import load
-from tokenfold.models.checkpoints.meter import published_rates, usual
-from tokenfold.models.meter import Meter
+from tokenfold.models.checkpoints.meter import default_reduction, published_rates
+from tokenfold.models.networks.meter import Meter
 
 PUMER: dict[str, Any] = {
     "model_type": "meter",
@@ -28,8 +28,10 @@ PUMER: dict[str, Any] = {
 }
 
 
-def tokenizer(folder: Path, most: int) -> None:
-    word_level([f"w{at}" for at in range(VOCABULARY - 4)], most).save(folder / "tokenizer.json")
+def tokenizer(folder: Path, max_tokens: int) -> None:
+    word_level([f"w{at}" for at in range(VOCABULARY - 4)], max_tokens).save(
+        folder / "tokenizer.json"
+    )
 
 
 def official(folder: Path, weights: dict[str, Tensor], name: str = "meter_vqa.ckpt") -> Path:
@@ -55,7 +57,7 @@ def loaded(source: Path) -> tuple[Meter, PairCheckpoint]:
 
 
 def inputs(side: int = SIDE) -> tuple[Tensor, Tensor, Tensor]:
-    """Two pairs of images, with texts of five and nine tokens."""
+    """Return two pairs of images, with texts of five and nine tokens."""
     generator = torch.Generator().manual_seed(5)
     image = torch.randn(2, 2, 3, side, side, generator=generator)
     ids = torch.randint(4, VOCABULARY, (2, 9), generator=generator)
@@ -91,7 +93,7 @@ def test_an_official_file_is_the_parallel_form(tmp_path: Path, side: int) -> Non
 
 
 @torch.no_grad()
-def test_pumers_folder_is_the_sequential_form(tmp_path: Path) -> None:
+def test_a_pumer_folder_is_the_sequential_form(tmp_path: Path) -> None:
     theirs = PublishedMeter()
     source = pumers(tmp_path / "meter-ve-ft", theirs.pumers())
     model, checkpoint = loaded(source)
@@ -109,7 +111,7 @@ def test_pumers_folder_is_the_sequential_form(tmp_path: Path) -> None:
     assert (answer - parallel).abs().max() > 0.01
 
 
-def test_pumer_counts_two_layers_a_step(tmp_path: Path) -> None:
+def test_pumer_numbers_two_layers_per_pair(tmp_path: Path) -> None:
     reduces = {"prune_r": 0.3, "merge_r": 0.5, "merge_text": 0.2, "reduce_layers": [0, 2, 3, 4]}
     model, checkpoint = loaded(pumers(tmp_path, PublishedMeter().pumers(), **reduces))
     assert model.config.layers == (0, 1, 2)
@@ -118,25 +120,25 @@ def test_pumer_counts_two_layers_a_step(tmp_path: Path) -> None:
     assert not checkpoint.weighted
 
 
-def test_a_folders_name_may_say_how_it_reduces(tmp_path: Path) -> None:
+def test_a_folder_name_may_tell_the_reduction(tmp_path: Path) -> None:
     source = pumers(tmp_path / "meter-vqa2-p0.2-r0.2-t0.1-024", PublishedMeter().pumers())
     model, _ = loaded(source)
     assert (model.config.layers, model.config.rates) == ((0, 1, 2), (0.2, 0.2, 0.1))
 
 
-def test_rates_are_what_pumers_code_makes_of_them() -> None:
+def test_rates_match_the_published_code() -> None:
     assert published_rates(0.2, 0.3, 0.1) == (0.2, 0.3, 0.1)
     assert published_rates(0.0, 0.3, 0.1) == (0.0, 0.0, 0.0)
     assert published_rates(0.2, 0.0, 0.1) == (0.0, 0.0, 0.1)
 
 
-def test_the_published_reductions_are_the_usual_ones() -> None:
-    assert usual("vqa", 6) == ((0, 1, 2, 3), (0.2, 0.2, 0.2))
-    assert usual("entail", 6) == ((0, 1, 2, 3), (0.3, 0.5, 0.2))
-    assert usual("reason", 6) == ((1, 2, 3), (0.3, 0.5, 0.2))
+def test_default_reductions_are_the_published_ones() -> None:
+    assert default_reduction("vqa", 6) == ((0, 1, 2, 3), (0.2, 0.2, 0.2))
+    assert default_reduction("entail", 6) == ((0, 1, 2, 3), (0.3, 0.5, 0.2))
+    assert default_reduction("reason", 6) == ((1, 2, 3), (0.3, 0.5, 0.2))
 
 
-def test_a_form_that_the_names_do_not_say_is_asked_for(tmp_path: Path) -> None:
+def test_an_ambiguous_form_is_rejected(tmp_path: Path) -> None:
     weights = PublishedMeter().official()
     mixed = {key.replace("vit_model.visual.", "vit_model."): w for key, w in weights.items()}
     source = official(tmp_path, mixed)
@@ -152,7 +154,7 @@ def test_a_form_that_the_names_do_not_say_is_asked_for(tmp_path: Path) -> None:
     model, _ = loaded(official(tmp_path, weights))
     assert model.config.form == "sequential"
     (tmp_path / "config.json").write_text('{"form": "both"}')
-    with pytest.raises(CheckpointError, match="form is 'both'; there are parallel, sequential"):
+    with pytest.raises(CheckpointError, match="form is 'both'; allowed are parallel, sequential"):
         load(str(source))
 
 
@@ -185,19 +187,19 @@ def test_missing_weights_are_named(tmp_path: Path, missing: str, message: str) -
         load(str(official(tmp_path, weights)))
 
 
-def test_texts_need_their_positions(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="59 tokens of text need 61 positions, not 60"):
+def test_too_few_positions_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="texts of 59 tokens need 61 positions; there are 60"):
         load(str(pumers(tmp_path, PublishedMeter().pumers(), max_text_len=59)))
 
 
-def test_another_text_tower_is_refused(tmp_path: Path) -> None:
+def test_another_text_tower_is_rejected(tmp_path: Path) -> None:
     source = pumers(tmp_path, PublishedMeter().pumers(), tokenizer="bert-base-uncased")
     with pytest.raises(CheckpointError, match="tokenizer is bert-base-uncased; supported is"):
         load(str(source))
 
 
 @torch.no_grad()
-def test_it_survives_our_own_format(tmp_path: Path) -> None:
+def test_native_format_round_trip(tmp_path: Path) -> None:
     model, checkpoint = loaded(official(tmp_path, PublishedMeter(images=2).official()))
     native.save(tmp_path / "ours", checkpoint)
     again, read = loaded(tmp_path / "ours")
@@ -210,7 +212,7 @@ def test_it_survives_our_own_format(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_random_weights_are_the_same_at_every_call() -> None:
+def test_random_weights_are_deterministic() -> None:
     model, checkpoint = loaded(Path("random:meter-ti16-32"))
     assert model.config.image_size == (32, 32)
     assert model.config.form == "sequential"

@@ -1,4 +1,4 @@
-"""OpenCLIP's state dicts, and OpenAI's: the vectors are theirs, and nothing is guessed."""
+"""State dicts of OpenCLIP and OpenAI: parity, and rejection of ambiguous ones."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ def write(folder: Path, *, quick: bool, name: str) -> OpenClip:
 
 
 def configured(folder: Path, content: dict[str, Any], **model: Any) -> Path:
-    """With changes of `model_cfg`, where objects are changed field by field."""
+    """Write a configuration with changes of `model_cfg`; nested objects are merged."""
     old = content["model_cfg"]
     new = {
         key: {**old[key], **value} if isinstance(value, dict) else value
         for key, value in model.items()
     }
-    made = {**content, "model_cfg": {**old, **new}}
-    (folder / "open_clip_config.json").write_text(json.dumps(made))
+    written = {**content, "model_cfg": {**old, **new}}
+    (folder / "open_clip_config.json").write_text(json.dumps(written))
     return folder
 
 
@@ -118,7 +118,7 @@ def configured(folder: Path, content: dict[str, Any], **model: Any) -> Path:
         ("vit_b_32-openai.pth", True),
     ],
 )
-def test_a_file_s_name_says_the_activation(name: str, quick: bool, tmp_path: Path) -> None:
+def test_the_file_name_tells_the_activation(name: str, quick: bool, tmp_path: Path) -> None:
     theirs = write(tmp_path, quick=quick, name=name)
     ours = dual(tmp_path / name)
     same(ours, theirs)
@@ -128,22 +128,22 @@ def test_a_file_s_name_says_the_activation(name: str, quick: bool, tmp_path: Pat
     assert ours.template == "a photo of a {}."
 
 
-def test_a_name_that_does_not_say_it_is_refused(tmp_path: Path) -> None:
+def test_a_file_name_without_activation_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, quick=True, name="clip.pt")
-    with pytest.raises(CheckpointError, match=r"GELU and with QuickGELU; put open_clip_config"):
+    with pytest.raises(CheckpointError, match=r"GELU and with QuickGELU; put its open_clip_config"):
         load(str(tmp_path / "clip.pt"))
 
 
-def test_a_tokenizer_that_ends_texts_otherwise_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_with_another_end_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, quick=True, name="vit-openai.pt")
     for file in ("vocab.json", "merges.txt"):
         (tmp_path / file).unlink()
     word_level(("a", "photo"), 16).save(tmp_path / "tokenizer.json")
-    with pytest.raises(CheckpointError, match="texts end in token 3, but the network looks for"):
+    with pytest.raises(CheckpointError, match="texts end in token 3, but the network pools"):
         load(str(tmp_path / "vit-openai.pt"))
 
 
-def test_openai_s_settings_give_it_away(tmp_path: Path) -> None:
+def test_openai_files_are_recognised_by_their_settings(tmp_path: Path) -> None:
     theirs = write(tmp_path, quick=True, name="ViT-B-32.pt")
     settings = {"input_resolution": 32, "context_length": 16, "vocab_size": 9}
     weights = theirs.state_dict() | {key: torch.tensor(at) for key, at in settings.items()}
@@ -153,7 +153,7 @@ def test_openai_s_settings_give_it_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("custom", [False, True])
-def test_a_folder_of_open_clip(quick: bool, custom: bool, tmp_path: Path) -> None:
+def test_an_open_clip_folder(quick: bool, custom: bool, tmp_path: Path) -> None:
     theirs = write(tmp_path, quick=quick, name="open_clip_pytorch_model.bin")
     if custom:
         weights = {
@@ -173,7 +173,7 @@ def test_a_folder_of_open_clip(quick: bool, custom: bool, tmp_path: Path) -> Non
     )
 
 
-def test_a_repository_of_open_clip_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_clip_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = write(tmp_path / "there", quick=False, name="open_clip_pytorch_model.bin")
     configured(tmp_path / "there", CONFIG)
     here = tmp_path / "here"
@@ -193,7 +193,7 @@ def test_a_repository_of_open_clip_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
-    """A SigLIP of ours, and its weights by OpenCLIP's names."""
+    """Return a SigLIP and its weights with OpenCLIP's names."""
     tower = {"dim": 64, "heads": 1, "activation": "gelu"}
     ours = tiny.dual_checkpoint(
         siglip=True,
@@ -246,18 +246,18 @@ def write_siglip(folder: Path, **changes: Any) -> DualCheckpoint:
 
 
 @torch.no_grad()
-def test_siglip_of_open_clip(tmp_path: Path) -> None:
-    made = write_siglip(tmp_path)
+def test_open_clip_siglip(tmp_path: Path) -> None:
+    written = write_siglip(tmp_path)
     ours = dual(tmp_path)
     config = ours.model.config
     assert config.scores == "sigmoid"
     assert (config.image.pool, config.text.padded, ours.text.padding) == ("attention", True, 1)
     assert ours.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
-    assert config.text == made.model.config.text
+    assert config.text == written.model.config.text
     image = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(ours.model.embed_images(image), made.model.embed_images(image))
+    torch.testing.assert_close(ours.model.embed_images(image), written.model.embed_images(image))
     ids = torch.from_numpy(ours.text.encode("a photo of a cat").ids)[None]
-    torch.testing.assert_close(ours.model.embed_texts(ids), made.model.embed_texts(ids))
+    torch.testing.assert_close(ours.model.embed_texts(ids), written.model.embed_texts(ids))
     tanh = {"act_kwargs": {"approximate": "tanh"}}
     write_siglip(
         tmp_path, text_cfg=tanh, vision_cfg={"timm_model_name": "vit_so400m_patch8_siglip_32"}
@@ -270,16 +270,19 @@ def test_siglip_of_open_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_cfg": {"timm_model_name": "vit_medium_patch16_gap_256"}}, "supported are SigLIP"),
-        ({"vision_cfg": {"timm_proj": "linear"}}, "supported are SigLIP"),
-        ({"text_cfg": {"no_causal_mask": False}}, "is causal"),
+        (
+            {"vision_cfg": {"timm_model_name": "vit_medium_patch16_gap_256"}},
+            "supported is vit_SIZE_patchN_siglip_N",
+        ),
+        ({"vision_cfg": {"timm_proj": "linear"}}, "supported is vit_SIZE_patchN_siglip_N"),
+        ({"text_cfg": {"no_causal_mask": False}}, "must have no_causal_mask"),
         ({"text_cfg": {"pool_type": "mean"}}, r"text_cfg\.pool_type: Input should be"),
         ({"text_cfg": {"embed_cls": True}}, r"text_cfg\.embed_cls = True is not supported"),
         ({"vision_cfg": {"attentional_pool": True}}, r"vision_cfg\.attentional_pool"),
         ({"text_cfg": {"hf_model_name": "roberta-base"}}, r"text_cfg\.hf_model_name"),
     ],
 )
-def test_what_siglip_cannot_be_is_told(
+def test_invalid_siglip_folders_are_rejected(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_siglip(tmp_path, **changes)
@@ -290,7 +293,7 @@ def test_what_siglip_cannot_be_is_told(
 def test_siglip_needs_its_configuration(tmp_path: Path) -> None:
     write_siglip(tmp_path)
     (tmp_path / "open_clip_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"open_clip_config\.json has to lie beside"):
+    with pytest.raises(CheckpointError, match=r"put its open_clip_config\.json beside the weights"):
         load(str(tmp_path / "open_clip_pytorch_model.bin"))
 
 
@@ -298,15 +301,19 @@ def test_siglip_needs_its_configuration(tmp_path: Path) -> None:
     ("key", "tensor", "message"),
     [
         ("visual.conv1.weight", torch.ones(64, 1, 8, 8), "square patches of 3 channels"),
-        ("visual.positional_embedding", torch.ones(16, 64), "15 patches, which form no square"),
+        (
+            "visual.positional_embedding",
+            torch.ones(16, 64),
+            "15 patches, which do not form a square",
+        ),
         ("positional_embedding", torch.ones(16), "1 dimensions instead of 2"),
         ("odd", torch.ones(1), "unknown: odd"),
-        ("visual.layer1.0.conv1.weight", None, "ResNets, are not supported"),
+        ("visual.layer1.0.conv1.weight", None, "not ResNets"),
         ("visual.proj", None, r"missing: visual\.proj"),
         ("ln_final.bias", None, r"missing: ln_final\.bias"),
     ],
 )
-def test_what_a_file_cannot_be_is_told(
+def test_invalid_files_are_rejected(
     key: str, tensor: Tensor | None, message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "laion.pt"
@@ -322,11 +329,11 @@ def test_what_a_file_cannot_be_is_told(
         load(str(file))
 
 
-def test_a_text_tower_that_is_not_clip_s_is_told(tmp_path: Path) -> None:
+def test_a_text_tower_other_than_clip_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, quick=False, name="open_clip_pytorch_model.bin")
     configured(tmp_path, CONFIG, text_cfg={"no_causal_mask": True})
-    with pytest.raises(CheckpointError, match="sees all tokens"):
+    with pytest.raises(CheckpointError, match="its attention is not causal"):
         load(str(tmp_path))
     (tmp_path / "open_clip_pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match="no weights in it: open_clip_model"):
+    with pytest.raises(CheckpointError, match=r"no weights \(open_clip_model"):
         load(str(tmp_path))

@@ -1,4 +1,4 @@
-"""SentencePiece's files, read without its library."""
+"""SentencePiece files, read without its library."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from tokenfold.models.checkpoints import sentencepiece, tokenizer
 from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
 
-def test_what_a_file_says(tmp_path: Path) -> None:
-    found = sentencepiece.read(write_sentence_pieces(tmp_path))
-    assert [piece for piece, _ in found.pieces] == PIECES
-    assert found.pieces[4][1] == pytest.approx(-8 / 6)
-    assert (found.unknown, found.control, found.characters) == (2, ["<pad>", "</s>"], b"")
+def test_vocabulary_is_read(tmp_path: Path) -> None:
+    vocabulary = sentencepiece.read(write_sentence_pieces(tmp_path))
+    assert [piece for piece, _ in vocabulary.pieces] == PIECES
+    assert vocabulary.pieces[4][1] == pytest.approx(-8 / 6)
+    assert (vocabulary.unknown, vocabulary.control, vocabulary.characters) == (
+        2,
+        ["<pad>", "</s>"],
+        b"",
+    )
 
 
-def test_texts_are_cut_into_the_likeliest_pieces(tmp_path: Path) -> None:
+def test_texts_are_split_into_the_likeliest_pieces(tmp_path: Path) -> None:
     write_sentence_pieces(tmp_path)
     ours = tokenizer.read(tmp_path, 12, siglip=True)
     encoded = ours.encode("  This is a PHOTO,  of   two dogs!")
@@ -34,7 +38,7 @@ def test_texts_are_cut_into_the_likeliest_pieces(tmp_path: Path) -> None:
         ours.encode("...!")
 
 
-def test_it_is_saved_as_what_it_is(tmp_path: Path) -> None:
+def test_tokenizer_survives_saving(tmp_path: Path) -> None:
     write_sentence_pieces(tmp_path)
     ours = tokenizer.read(tmp_path, 12, siglip=True)
     ours.save(tmp_path / "tokenizer.json")
@@ -49,31 +53,31 @@ def test_it_is_saved_as_what_it_is(tmp_path: Path) -> None:
     [
         (b"", "no pieces"),
         (b"\x0a", "index out of range"),
-        (b"\x0a\x50abc", "cut off"),
-        (b"\x0b", "no vocabulary of SentencePiece"),
-        (b"\x0a\x05\x0a\x03abc", "none for what is unknown"),
+        (b"\x0a\x50abc", "truncated"),
+        (b"\x0b", "not a vocabulary of SentencePiece"),
+        (b"\x0a\x05\x0a\x03abc", "no unknown piece"),
     ],
 )
-def test_damaged_files_are_told(content: bytes, message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"spiece\.model: .*{message}"):
         tokenizer.read(tmp_path, 12, siglip=True)
 
 
-def test_other_kinds_are_told(tmp_path: Path) -> None:
+def test_other_model_types_are_rejected(tmp_path: Path) -> None:
     write_sentence_pieces(tmp_path, kind=2)
-    with pytest.raises(CheckpointError, match="no unigram model"):
+    with pytest.raises(CheckpointError, match="not a unigram model"):
         tokenizer.read(tmp_path, 12, siglip=True)
     write_sentence_pieces(tmp_path, [piece for piece in PIECES if piece != "</s>"])
-    with pytest.raises(CheckpointError, match="</s> is not in it"):
+    with pytest.raises(CheckpointError, match="the piece </s> is missing"):
         tokenizer.read(tmp_path, 12, siglip=True)
     (tmp_path / "spiece.model").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer in it: tokenizer\.json, or spiece"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer \(tokenizer\.json, or spiece"):
         tokenizer.read(tmp_path, 12, siglip=True)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(
+def test_any_bytes_are_read_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes
 ) -> None:
     file = tmp_path_factory.mktemp("noise") / "spiece.model"

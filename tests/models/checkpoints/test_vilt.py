@@ -1,4 +1,4 @@
-"""ViLT checkpoints of every origin: what is read, in which order answers are, what is refused."""
+"""ViLT checkpoints of every origin: settings, order of answers, and rejected checkpoints."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tokenfold.bundle.text import word_level
 from tokenfold.models.checkpoints import answers, hub, native, pumer
 from tokenfold.models.checkpoints.checkpoint import CheckpointError, PairCheckpoint
 from tokenfold.models.checkpoints.load import load, load_classifier
-from tokenfold.models.pair import HeadConfig, images
-from tokenfold.models.vilt import Vilt, ViltConfig
+from tokenfold.models.networks.pair import HeadConfig, images
+from tokenfold.models.networks.vilt import Vilt, ViltConfig
 
 WORDS = [f"w{at}" for at in range(26)]
 QUESTION = torch.tensor([[2, 5, 6, 7, 3]])
@@ -45,7 +45,7 @@ HEAD_OF = {str(task): name for task, name in NAMES.items()}
 
 
 def network(*tasks: PairTask, **changes: Any) -> Vilt:
-    """Random; 64 channels wide, so of one head by the published rule."""
+    """Return a random network of width 64, which has one head by the published rule."""
     fields: dict[str, Any] = {
         "image_size": (32, 32),
         "patch_size": 8,
@@ -82,7 +82,7 @@ def same(loaded: PairCheckpoint, model: Vilt) -> None:
 
 
 def official(model: Vilt) -> dict[str, Tensor]:
-    """The weights by their published names, with a token type of its own in the text."""
+    """Return the weights with their published names, with a distinct token type for the text."""
     segment = torch.randn(2, model.config.dim, generator=torch.Generator().manual_seed(7))
     named = {"text_embeddings.position_ids": torch.arange(12)[None]}
     for key, tensor in model.state_dict().items():
@@ -141,7 +141,7 @@ ARCHITECTURES: dict[PairTask, str] = {
 
 
 def write_pumer(folder: Path, model: Vilt, **changes: Any) -> Path:
-    """A folder as on PuMer's hub pages, but that a tokenizer lies in it."""
+    """Write a folder like PuMer's on the hub, and add a tokenizer."""
     folder.mkdir(exist_ok=True)
     write_tokenizer(folder)
     weights = official(model)
@@ -185,7 +185,7 @@ def pair(source: Path) -> PairCheckpoint:
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; None takes one out."""
+    """Change fields of a JSON file; None removes a field."""
     content = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -193,7 +193,7 @@ def edit(file: Path, **changes: Any) -> None:
 # Hugging Face; tests/test_vilt.py holds the logits against theirs.
 
 
-def test_a_folder_says_its_answers_and_its_images(tmp_path: Path) -> None:
+def test_a_folder_tells_its_answers_and_preprocessing(tmp_path: Path) -> None:
     folder = write_huggingface(tmp_path, id2label=dict(enumerate(ANSWERS)))
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
@@ -237,13 +237,13 @@ def test_a_folder_says_its_answers_and_its_images(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, r"missing: vilt\.encoder\.layer\.2"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"architectures": ["ViltForMaskedLM"]}, "the architecture is ViltForMaskedLM"),
-        ({"architectures": ["ViltForImagesAndTextClassification"]}, "a classifier of -1 images"),
+        ({"architectures": ["ViltForImagesAndTextClassification"]}, "num_images is -1"),
         ({"id2label": {"0": "a", "1": "b"}}, "has 2 answers, not 4"),
-        ({"id2label": ["a"]}, "id2label is no object"),
-        ({"id2label": {"0": "a", "1": "b", "2": "b", "3": "c"}}, "there twice"),
+        ({"id2label": ["a"]}, "id2label is not an object"),
+        ({"id2label": {"0": "a", "1": "b", "2": "b", "3": "c"}}, "duplicate answers"),
     ],
 )
-def test_what_a_folder_cannot_be_is_told(
+def test_invalid_folders_are_rejected(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write_huggingface(tmp_path)
@@ -256,13 +256,13 @@ def test_what_a_folder_cannot_be_is_told(
     ("names", "message"),
     [
         (["False", "True"], None),
-        (["True", "False"], "have to be in order"),
-        (["a", "b"], "are not the labels to reason"),
-        (["false", "true", "maybe"], "are not the labels to reason"),
+        (["True", "False"], "their order must be"),
+        (["a", "b"], "the labels of reason are"),
+        (["false", "true", "maybe"], "the labels of reason are"),
         ([], None),
     ],
 )
-def test_to_reason_the_second_class_is_yes(
+def test_the_second_class_of_reason_is_true(
     names: list[str], message: str | None, tmp_path: Path
 ) -> None:
     labels = {"id2label": dict(enumerate(names))} if names else {"num_labels": 2}
@@ -283,7 +283,7 @@ def test_to_reason_the_second_class_is_yes(
         ({"size_divisor": 0}, "size_divisor: Input should be"),
     ],
 )
-def test_what_images_cannot_be_is_told(
+def test_invalid_image_processors_are_rejected(
     content: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write_huggingface(tmp_path)
@@ -292,7 +292,7 @@ def test_what_images_cannot_be_is_told(
         load(str(folder))
 
 
-def test_another_processor_is_read_as_what_it_is(tmp_path: Path) -> None:
+def test_another_processor_is_supported(tmp_path: Path) -> None:
     folder = write_huggingface(tmp_path)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
@@ -332,7 +332,7 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     torch.save(content, file)
 
 
-def test_retrieval_ranks_and_its_first_head_is_left_out(tmp_path: Path) -> None:
+def test_retrieval_uses_the_ranking_head(tmp_path: Path) -> None:
     model = network("match")
     file = write_official(tmp_path, model)
     matched = {"itm_score.fc.weight": torch.ones(2, 64), "itm_score.fc.bias": torch.ones(2)}
@@ -349,8 +349,11 @@ def test_retrieval_ranks_and_its_first_head_is_left_out(tmp_path: Path) -> None:
     [
         (lambda w: w.pop("pooler.dense.bias"), r"missing: pooler\.dense\.bias"),
         (lambda w: w.update(odd=torch.ones(1)), "unknown: odd"),
-        (lambda w: w.pop("vqa_classifier.3.weight"), "no head of a task: vqa_classifier"),
-        (lambda w: w.update({"transformer.pos_embed": torch.ones(1, 16, 64)}), "no square"),
+        (lambda w: w.pop("vqa_classifier.3.weight"), "no head of a task, vqa_classifier"),
+        (
+            lambda w: w.update({"transformer.pos_embed": torch.ones(1, 16, 64)}),
+            "do not form a square",
+        ),
         (lambda w: w.update({"transformer.pos_embed": torch.ones(17, 64)}), "2 dimensions instead"),
         (lambda w: w.pop("transformer.pos_embed"), r"missing: transformer\.pos_embed"),
         (
@@ -359,16 +362,16 @@ def test_retrieval_ranks_and_its_first_head_is_left_out(tmp_path: Path) -> None:
         ),
         (
             lambda w: w.update({"transformer.patch_embed.proj.weight": torch.ones(60, 3, 8, 8)}),
-            "how many heads share a width of 60",
+            "number of heads of a network of width 60",
         ),
         (
             lambda w: w.update({"text_embeddings.token_type_embeddings.weight": torch.ones(2, 6)}),
-            "not of one width",
+            "differ in width",
         ),
         (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), r"wrong shape: pooler"),
     ],
 )
-def test_what_an_official_file_cannot_be_is_told(
+def test_invalid_official_files_are_rejected(
     change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
     file = write_official(tmp_path, network("vqa"))
@@ -381,7 +384,7 @@ def test_two_images_need_a_third_modality(tmp_path: Path) -> None:
     file = write_official(tmp_path, network("reason"))
     two = {"token_type_embeddings.weight": torch.ones(2, 64)}
     rewrite(file, lambda weights: weights.update(two))
-    with pytest.raises(CheckpointError, match="three modality embeddings"):
+    with pytest.raises(CheckpointError, match="needs 3 modality embeddings"):
         load(str(file))
 
 
@@ -403,20 +406,22 @@ def test_a_folder_of_pumer(task: PairTask, tmp_path: Path) -> None:
 NONE: dict[str, Any] = {"reduce_layers": None, "prune_r": 0, "merge_r": 0, "merge_text": 0}
 
 
-def test_the_name_says_what_the_configuration_does_not(tmp_path: Path) -> None:
+def test_the_name_tells_the_reduction(tmp_path: Path) -> None:
     model = network("vqa")
-    found = pair(write_pumer(tmp_path / "vilt-vqa2-p0.2-r0.5-t0.1-12", model, **NONE))
-    assert (found.model.config.layers, found.model.config.rates) == ((1, 2), (0.2, 0.5, 0.1))
-    assert not found.weighted
+    loaded = pair(write_pumer(tmp_path / "vilt-vqa2-p0.2-r0.5-t0.1-12", model, **NONE))
+    assert (loaded.model.config.layers, loaded.model.config.rates) == ((1, 2), (0.2, 0.5, 0.1))
+    assert not loaded.weighted
     plain = pair(write_pumer(tmp_path / "vilt-vqa2-ft", model, **NONE))
     assert (plain.model.config.layers, plain.model.config.rates) == ((2,), (0.1, 0.3, 0.2))
     assert plain.weighted
     same(pair(write_pumer(tmp_path / "vilt-vqa2-p0.1-r0.3-t0.2-12", model)), model)
-    with pytest.raises(CheckpointError, match=r"reduces layers \(1, 2\) .*but vilt.* \(2, 5, 8\)"):
+    with pytest.raises(
+        CheckpointError, match=r"reduces layers \(1, 2\) .*but the name vilt.* \(2, 5, 8\)"
+    ):
         load(str(write_pumer(tmp_path / "vilt-vqa2-p0.1-r0.3-t0.2-258", model)))
 
 
-def test_a_hub_id_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_tells_the_reduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pumer(tmp_path / "0123abc", network("vqa"), **NONE)  # as the cache names it
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(folder))
     loaded = load("csarron/vilt-vqa2-p0.2-r0.5-t0.1-12")
@@ -444,7 +449,7 @@ def test_published_names(name: str, layers: tuple[int, ...]) -> None:
     [
         ({"prune_layers": [1]}, "learned pruning is not supported"),
         ({"reduce_layers": None}, "without reduce_layers"),
-        ({"prune_r": 0}, "supported are shares up to 1, with pruning"),
+        ({"prune_r": 0}, "supported are shares up to 1 with pruning"),
         ({"merge_r": 8}, "supported are shares up to 1"),
         ({"merge_style": "tip"}, "merge_style is 'tip'"),
         ({"sim_method": "k_metric"}, "sim_method is 'k_metric'"),
@@ -453,7 +458,7 @@ def test_published_names(name: str, layers: tuple[int, ...]) -> None:
         ({"reduce_layers": [3]}, "reducing layers are 0 to 2"),
     ],
 )
-def test_another_way_to_reduce_is_refused(
+def test_another_reduction_is_rejected(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write_pumer(tmp_path, network("vqa"))
@@ -465,7 +470,7 @@ def test_another_way_to_reduce_is_refused(
 # Tokenizers that the checkpoint lacks.
 
 
-def test_a_missing_tokenizer_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tokenizer_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hub").mkdir()
     write_tokenizer(tmp_path / "hub")
     asked = []
@@ -487,11 +492,11 @@ def test_a_missing_tokenizer_is_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         raise errors.LocalEntryNotFoundError(repository)
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"no tokenizer in it.*bert-base-uncased cannot be"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer, .*bert-base-uncased cannot be"):
         load(str(folder))
 
 
-def test_a_tokenizer_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_network_is_rejected(tmp_path: Path) -> None:
     folder = write_pumer(tmp_path, network("vqa"))
     write_tokenizer(folder, [f"w{at}" for at in range(27)])
     with pytest.raises(CheckpointError, match="the tokenizer has 31 words, the network 30"):
@@ -542,19 +547,19 @@ def test_the_order_of_pumer_is_alphabetical(content: Any, tmp_path: Path) -> Non
     assert pair(folder).labels == {"vqa": tuple(sorted(MANY))}
 
 
-def test_pumers_order_is_not_taken_for_the_official(tmp_path: Path) -> None:
+def test_pumers_order_is_rejected_for_official_weights(tmp_path: Path) -> None:
     file = many(tmp_path, "official")
     (tmp_path / "vqa2_label2ans.json").write_text(json.dumps(sorted(MANY)))
-    with pytest.raises(CheckpointError, match="alphabetical order: PuMer's"):
+    with pytest.raises(CheckpointError, match="alphabetical order, which only PuMer's"):
         load(str(file))
 
 
-def test_without_a_file_answers_have_numbers(
+def test_without_a_file_answers_are_numbered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert pair(many(tmp_path, "official")).labels["vqa"][39] == "LABEL_39"
-    assert "called by their numbers" in caplog.text
+    assert "the labels are LABEL_0 to" in caplog.text
     assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
@@ -562,30 +567,30 @@ def test_without_a_file_answers_have_numbers(
     ("content", "message"),
     [
         ("[", "Expecting value"),
-        ("3", "neither a list of answers"),
-        ("[1, 2]", "neither a list of answers"),
+        ("3", "is neither a list of answers"),
+        ("[1, 2]", "is neither a list of answers"),
         (json.dumps(MANY[:39]), "has 39 answers, not 40"),
         (json.dumps([*MANY, "more"]), "has 41 answers, not 40"),
-        (json.dumps([*MANY[:39], MANY[0]]), "there twice"),
-        (json.dumps({**SPARSE, "7": 7}), "an answer is no text"),
-        (json.dumps({at: name for at, name in SPARSE.items() if at != "9"}), "without is 5"),
+        (json.dumps([*MANY[:39], MANY[0]]), "duplicate answers"),
+        (json.dumps({**SPARSE, "7": 7}), "an answer is not a string"),
+        (json.dumps({at: name for at, name in SPARSE.items() if at != "9"}), "missing id is 5"),
         (json.dumps({"red": 0, "blue": 0}), "the same id"),
         ("{}", "has 0 answers"),
     ],
 )
-def test_a_damaged_file_of_answers_is_told(content: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_file_of_answers_is_rejected(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        answers.beside(tmp_path, 40, alphabetical=False)
+        answers.from_folder(tmp_path, 40, alphabetical=False)
 
 
-def test_files_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+def test_contradictory_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text(json.dumps(MANY))
     (tmp_path / "vqa_dict.json").write_text(json.dumps({"id2answer": SPARSE}))
-    assert answers.beside(tmp_path, 40, alphabetical=False) == tuple(MANY)
+    assert answers.from_folder(tmp_path, 40, alphabetical=False) == tuple(MANY)
     (tmp_path / "answers.txt").write_text("\n".join(MANY[::-1]))
     with pytest.raises(CheckpointError, match=r"answers\.json and answers\.txt and vqa_dict"):
-        answers.beside(tmp_path, 40, alphabetical=False)
+        answers.from_folder(tmp_path, 40, alphabetical=False)
 
 
 # Our own format.
@@ -608,7 +613,7 @@ def saved(folder: Path) -> PairCheckpoint:
     return checkpoint
 
 
-def test_our_own_folder_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_native_folder_round_trip(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path)
     loaded = pair(tmp_path)
     assert loaded.model.config == checkpoint.model.config
@@ -629,14 +634,14 @@ def test_our_own_folder_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "other"}, "kind is 'other'; there are image, vilt, meter"),
+        ({"kind": "other"}, "kind is 'other'; allowed are image, vilt, meter"),
         ({"kind": None}, "validation error"),
         ({"weighted": None}, "weighted"),
         ({"labels": {"vqa": ANSWERS}}, "labels for vqa, but heads for vqa, entail"),
         ({"surplus": 1}, "surplus"),
     ],
 )
-def test_a_damaged_description_is_told(
+def test_invalid_descriptions_are_rejected(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     saved(tmp_path)
@@ -645,12 +650,12 @@ def test_a_damaged_description_is_told(
         load(str(tmp_path))
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     saved(tmp_path)
     description = json.loads((tmp_path / "tokenfold.json").read_text())
     labels = {**description["labels"], "entail": ["yes", "no"]}
     edit(tmp_path / "tokenfold.json", labels=labels)
-    with pytest.raises(CheckpointError, match="2 labels to entail, but 3 logits"):
+    with pytest.raises(CheckpointError, match="2 labels for entail, but 3 logits"):
         load(str(tmp_path))
     saved(tmp_path)
     write_tokenizer(tmp_path, [f"w{at}" for at in range(50)])
@@ -669,7 +674,7 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
 # Random ones.
 
 
-def test_a_random_network(tmp_path: Path) -> None:
+def test_random_networks(tmp_path: Path) -> None:
     loaded = load("random:vilt-b32-64")
     assert isinstance(loaded, PairCheckpoint)
     config = loaded.model.config

@@ -1,4 +1,4 @@
-"""The models that the project ships: what they say of themselves holds."""
+"""The demo classifiers: their profile and their export are reproducible."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_every_level_has_its_measured_accuracy(name: str) -> None:
     )
     assert bundle.profile is not None
     for level in bundle.manifest.levels:
-        found = bundle.profile.levels[level].quality["classify"]
-        assert (found.metric, found.samples) == ("top1", 5000)
-        assert found.value > 0.75
+        measured = bundle.profile.levels[level].quality["classify"]
+        assert (measured.metric, measured.samples) == ("top1", 5000)
+        assert measured.value > 0.75
         assert bundle.profile.levels[level].latency
     exact = bundle.profile.levels["exact"].quality["classify"]
     assert exact.value >= 0.78
@@ -65,7 +65,7 @@ def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path)
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"the training images are not there: {DATA}")
 @pytest.mark.parametrize("name", BUNDLES)
-def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path: Path) -> None:
+def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     from tokenfold.models.training.cifar import save_held_out
 
     bundle = Bundle.open(DEMO / "bundles" / name)
@@ -85,5 +85,7 @@ def test_held_out_images_are_classified_as_the_profile_says(name: str, tmp_path:
     )
     for level, profile in measured.items():
         share = profile.quality["classify"]
-        said = bundle.profile.levels[level].quality["classify"]  # type: ignore[union-attr]
-        assert share.low <= said.value <= share.high, f"{level}: measured {share}, profile {said}"
+        published = bundle.profile.levels[level].quality["classify"]  # type: ignore[union-attr]
+        assert share.low <= published.value <= share.high, (
+            f"{level}: measured {share}, profile {published}"
+        )

@@ -1,4 +1,4 @@
-"""The dual encoder that the project ships: what it says of itself holds."""
+"""The demo dual encoder: its profile and its export are reproducible."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
 from tokenfold.models.checkpoints.load import load
+from tokenfold.models.training.retrieval import MEASURED, SETTINGS
 from tokenfold.models.training.retrieval_data import held_out
-from tokenfold.models.training.scenes_retrieval import MEASURED, SETTINGS
 from tokenfold.runtime.dual import DualSession
 
 DEMO = Path(__file__).parents[3] / "models" / "demo"
@@ -34,10 +34,10 @@ def test_every_level_has_its_measured_recall() -> None:
         DEFAULT_LEVELS
     )
     assert bundle.profile is not None
-    found = {name: level.quality["embed"] for name, level in bundle.profile.levels.items()}
-    assert {(one.metric, one.samples) for one in found.values()} == {("recall", MEASURED)}
-    assert found["exact"].value >= LEAST
-    assert found["balanced"].value >= found["exact"].value - LOSS
+    recalls = {name: level.quality["embed"] for name, level in bundle.profile.levels.items()}
+    assert {(one.metric, one.samples) for one in recalls.values()} == {("recall", MEASURED)}
+    assert recalls["exact"].value >= LEAST
+    assert recalls["balanced"].value >= recalls["exact"].value - LOSS
     assert all(level.latency and level.neighbours for level in bundle.profile.levels.values())
 
 
@@ -48,9 +48,9 @@ def test_the_network_is_small_and_sees_enough_tokens() -> None:
     assert checkpoint.model.config.image.workload("tome").tokens >= 144
 
 
-def test_the_checkpoint_says_how_it_was_trained() -> None:
-    told = json.loads((CHECKPOINT / "training.json").read_text())
-    assert told["steps"] == SETTINGS.steps
+def test_the_checkpoint_records_its_training_settings() -> None:
+    settings = json.loads((CHECKPOINT / "training.json").read_text())
+    assert settings["steps"] == SETTINGS.steps
 
 
 def test_the_checkpoint_exports_to_the_shipped_bundle(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_checkpoint_exports_to_the_shipped_bundle(tmp_path: Path) -> None:
         np.testing.assert_allclose(before.vectors, after.vectors, atol=1e-4)
 
 
-def test_held_out_scenes_are_found_as_the_profile_says() -> None:
+def test_recall_matches_the_profile() -> None:
     bundle = Bundle.open(BUNDLE)
     assert bundle.profile is not None
     session, count = DualSession(bundle), 300
@@ -89,7 +89,7 @@ def test_held_out_scenes_are_found_as_the_profile_says() -> None:
         assert right.mean() >= bundle.profile.levels[name].quality["embed"].low
 
 
-def test_short_queries_find_what_they_name() -> None:
+def test_short_queries_retrieve_matching_scenes() -> None:
     bundle = Bundle.open(BUNDLE)
     session = DualSession(bundle)
     gallery = held_out(300, first=80_000)

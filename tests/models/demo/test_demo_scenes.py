@@ -1,4 +1,4 @@
-"""The network for images with texts that the project ships: what it says of itself holds."""
+"""The demo vision-language network: its profile and its export are reproducible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenfold.export.recipe import Recipe
 from tokenfold.export.stages import Workers
 from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.load import load
-from tokenfold.models.training.scenes_data import MEASURED, write_held_out
+from tokenfold.models.training.pair_data import MEASURED, write_held_out
 from tokenfold.runtime.pair import PairSession, ask
 
 DEMO = Path(__file__).parents[3] / "models" / "demo"
@@ -38,8 +38,8 @@ def test_every_level_has_its_measured_accuracy(name: str) -> None:
     assert bundle.manifest.levels["balanced"].flops_ratio == pytest.approx(0.6, abs=0.01)
     for task, samples in MEASURED.items():
         for level in bundle.manifest.levels:
-            found = bundle.profile.levels[level].quality[task]
-            assert (found.metric, found.samples) == ("accuracy", samples)
+            measured = bundle.profile.levels[level].quality[task]
+            assert (measured.metric, measured.samples) == ("accuracy", samples)
         assert exact[task].value >= LEAST.get(task, 0.0)
         assert balanced[task].value >= exact[task].value - LOSS
     assert all(bundle.profile.levels[level].latency for level in bundle.manifest.levels)
@@ -74,7 +74,7 @@ def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_held_out_texts_are_answered_as_the_profile_says(name: str, tmp_path: Path) -> None:
+def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     bundle = Bundle.open(DEMO / "bundles" / name)
     manifest = bundle.manifest
     texts: dict[PairTask, int] = dict.fromkeys(MEASURED, 150)
@@ -83,7 +83,7 @@ def test_held_out_texts_are_answered_as_the_profile_says(name: str, tmp_path: Pa
     items = Items(tmp_path / "held-out.zip", labels)
     few = {level: manifest.levels[level] for level in ("exact", "balanced")}
     session = PairSession(bundle)
-    found = measure(
+    measured = measure(
         manifest.model_copy(update={"levels": few}),
         session,
         items,
@@ -92,13 +92,15 @@ def test_held_out_texts_are_answered_as_the_profile_says(name: str, tmp_path: Pa
         workers=Workers(2),
     )
     assert bundle.profile is not None
-    for level, measured in found.items():
-        for task, share in measured.quality.items():
-            said = bundle.profile.levels[level].quality[task].value
-            assert share.low <= said <= share.high, f"{level}, {task}: {share}, profile {said}"
+    for level, profile in measured.items():
+        for task, share in profile.quality.items():
+            published = bundle.profile.levels[level].quality[task].value
+            assert share.low <= published <= share.high, (
+                f"{level}, {task}: {share}, profile {published}"
+            )
 
 
-def test_the_tokenizer_knows_every_word_of_the_world() -> None:
+def test_the_tokenizer_knows_every_word_of_the_scenes() -> None:
     text = TextEncoder.open(DEMO / "bundles" / "scenes" / "tokenizer.json", 32)
     for word in scenes.WORDS:
         assert "[UNK]" not in text.encode(word).tokens

@@ -1,4 +1,4 @@
-"""PiToMe's matching against a loop written from the formulae, and what must never happen."""
+"""PiToMe's matching, compared with a loop written from the formulae, and its invariants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLEAR = 2 * ROUNDING  # closer energies may rank either way
 
 
 class Layer(NamedTuple):
-    """Metric (B, N, C) and size (B, N) of one layer, how many tokens to remove, and the matcher."""
+    """Metric (B, N, C) and size (B, N) of one layer, number of tokens to remove, and matcher."""
 
     metric: Tensor
     size: Tensor
@@ -45,7 +45,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def energies(metric: Tensor, size: Tensor, matcher: PiToMe) -> list[float]:
-    """Of one image: the mean of ELU(cosine - margin) over the others that are in play."""
+    """Return the energies of one image: the mean of ELU(cosine - margin) over the other tokens."""
     tokens = range(len(metric))
     players = [j for j in tokens if j >= matcher.protected and size[j] > 0]
     values = []
@@ -60,7 +60,7 @@ def energies(metric: Tensor, size: Tensor, matcher: PiToMe) -> list[float]:
 
 
 def looped(layer: Layer, image: int) -> list[int]:
-    """Slots of one image, by the words of the paper."""
+    """Return the slots of one image, computed as in the paper."""
     metric, size, matcher = layer.metric[image], layer.size[image], layer.matcher
     tokens = len(metric)
     r = clamp(layer.r, tokens, matcher.protected)
@@ -85,7 +85,7 @@ def looped(layer: Layer, image: int) -> list[int]:
 
 
 @given(layers())
-def test_energies_are_those_of_the_loop(layer: Layer) -> None:
+def test_energies_match_the_loop(layer: Layer) -> None:
     metric, size, _, matcher = layer
     unit = torch.nn.functional.normalize(metric, dim=-1)
     ours = matcher._energy(unit @ unit.transpose(1, 2), size)
@@ -100,7 +100,7 @@ def test_energies_are_those_of_the_loop(layer: Layer) -> None:
 
 
 @given(layers())
-def test_slots_are_those_of_the_loop(layer: Layer) -> None:
+def test_slots_match_the_loop(layer: Layer) -> None:
     metric, size, r, matcher = layer
     slots = matcher(metric, size, r)
     assert slots.dtype == torch.int64
@@ -118,7 +118,7 @@ def test_slots_are_those_of_the_loop(layer: Layer) -> None:
 
 
 @given(layers())
-def test_slots_are_slots(layer: Layer) -> None:
+def test_slots_are_valid(layer: Layer) -> None:
     metric, size, r, matcher = layer
     tokens = metric.shape[1]
     width = matcher.width(tokens, r)
@@ -131,7 +131,7 @@ def test_slots_are_slots(layer: Layer) -> None:
 
 
 @given(layers())
-def test_merging_keeps_mass(layer: Layer) -> None:
+def test_merging_keeps_the_total_size(layer: Layer) -> None:
     metric, size, r, matcher = layer
     width = matcher.width(metric.shape[1], r)
     y, new_size = slotting.reduce(metric, size, matcher(metric, size, r), width)
@@ -145,7 +145,7 @@ def test_merging_keeps_mass(layer: Layer) -> None:
 
 
 @given(layers())
-def test_absent_tokens_change_no_present_one(layer: Layer) -> None:
+def test_absent_tokens_do_not_change_present_ones(layer: Layer) -> None:
     metric, size, r, matcher = layer
     slots = matcher(metric, size, r)
     other = torch.where((size == 0).unsqueeze(-1), torch.randn_like(metric), metric)

@@ -1,4 +1,4 @@
-"""PuMer's slots: the published counts, what is kept, and padding that changes nothing."""
+"""PuMer's slots: the published counts, kept tokens, and padding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.models.published_pumer import PUBLISHED
 from tokenfold.bundle.pair_workload import Rates, ViltWorkload, pumer_widths
 from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.bundle.workload import clamp
-from tokenfold.models.blocks import Block
-from tokenfold.models.operators import EAGER, Operators, Tokens
-from tokenfold.models.published import PUBLISHED
+from tokenfold.models.networks.blocks import Block
+from tokenfold.models.networks.operators import EAGER, Operators, Tokens
 from tokenfold.models.reduction import slots as slotting
 from tokenfold.models.reduction.pumer import PuMer, prune
 from tokenfold.models.reduction.tome import ToMe
@@ -41,7 +41,7 @@ def network(text: int, image: int, depth: int, layers: tuple[int, ...]) -> ViltW
 
 
 class Published(NamedTuple):
-    """A configuration of the paper, and the tokens that it leaves."""
+    """A configuration of the paper, and the number of tokens that it leaves."""
 
     rates: Rates
     text: list[int]
@@ -95,7 +95,7 @@ def test_layers_that_do_not_reduce_have_no_counts() -> None:
 
 
 class Case(NamedTuple):
-    """Tokens of a layer: metric (1, N, C), importance (1, N), and how many of them are text."""
+    """Tokens of a layer: metric (1, N, C), importance (1, N), and the number of text tokens."""
 
     metric: Tensor
     importance: Tensor
@@ -138,14 +138,14 @@ def test_slots_are_pruning_then_merging_of_each_modality(case: Case) -> None:
     assert slots[text:][order[:keep]].tolist() == (among + words).tolist()
 
 
-def test_what_counts_as_equally_important_goes_from_the_end() -> None:
+def test_equally_important_tokens_are_pruned_from_the_end() -> None:
     importance = torch.tensor([[0.5, 0.1, 0.5, 0.1]])
     assert prune(importance, torch.ones(1, 4), 2).tolist() == [[0, -1, 1, -1]]
     assert prune(importance, torch.ones(1, 4), 3).tolist() == [[0, -1, -1, -1]]
     assert prune(importance, torch.ones(1, 4), 9).tolist() == [[0, -1, -1, -1]]
 
 
-def test_absent_tokens_are_not_those_that_were_to_be_pruned() -> None:
+def test_absent_tokens_do_not_count_as_pruned() -> None:
     importance = torch.tensor([[0.3, 0.9, 0.2, 0.9]])
     size = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     assert prune(importance, size, 1).tolist() == [[1, 0, -1, -1]]
@@ -185,25 +185,25 @@ def test_padding_of_either_modality_changes_nothing(case: Case, short: int, smal
 
 def block() -> Block:
     torch.manual_seed(3)
-    made = Block(DIM, HEADS, 24)
+    layer = Block(DIM, HEADS, 24)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in layer.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
-    return made.eval()
+    return layer.eval()
 
 
-def through(tokens: Tokens, counts: tuple[int, int, int], run: Operators, layers: int) -> Tokens:
-    """Layers of plain means, for as long as there are enough tokens."""
+def through(tokens: Tokens, counts: tuple[int, int, int], ops: Operators, layers: int) -> Tokens:
+    """Run layers of plain means while there are enough tokens."""
     with torch.no_grad():
         for _ in range(layers):
-            if not isinstance(run, type(PUBLISHED)):
+            if not isinstance(ops, type(PUBLISHED)):
                 tokens = tokens._replace(size=(tokens.size > 0).float())
-            tokens = block()(tokens, run, PuMer(), counts, size=tokens.size)
+            tokens = block()(tokens, ops, PuMer(), counts, size=tokens.size)
     return tokens
 
 
 @given(layers(least_text=1), st.integers(1, 3))
-def test_without_padding_the_normal_mode_is_the_published_one(case: Case, depth: int) -> None:
+def test_without_padding_the_results_match_the_published_mode(case: Case, depth: int) -> None:
     tokens = case.text + case.image
     x = torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(tokens))
     start = Tokens.start(x, text=case.text)
@@ -216,9 +216,7 @@ def test_without_padding_the_normal_mode_is_the_published_one(case: Case, depth:
 
 
 @given(layers(least_text=1), st.integers(1, 6), st.booleans())
-def test_a_layer_s_answer_does_not_depend_on_padding(
-    case: Case, short: int, weighted: bool
-) -> None:
+def test_a_layer_does_not_depend_on_padding(case: Case, short: int, weighted: bool) -> None:
     x = torch.randn(1, case.text + case.image, DIM, generator=torch.Generator().manual_seed(1))
     words, patches = x.split([case.text, case.image], dim=1)
     longer = torch.cat([words, torch.full((1, short, DIM), 5.0), patches], dim=1)
@@ -240,7 +238,7 @@ def test_a_layer_s_answer_does_not_depend_on_padding(
     assert torch.equal(among.size[:, present], alone.size)
 
 
-def test_as_published_padding_is_merged_like_text() -> None:
+def test_the_published_mode_merges_padding_like_text() -> None:
     x = torch.randn(1, 12, DIM, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 12)
     mask[:, 4:8] = 0

@@ -1,4 +1,4 @@
-"""The mechanism behind every reduction: moving, composing, unmerging."""
+"""Slots: moving, composing and unmerging tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenfold.models.reduction import slots as slotting
 
 
 class Layer(NamedTuple):
-    """Tokens of one layer, and where they go."""
+    """Tokens of one layer, and their slots."""
 
     x: Tensor
     size: Tensor
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
 @st.composite
 def layers(draw: st.DrawFn) -> Layer:
-    """Random tokens; some absent (size 0), some dropped, some slots empty."""
+    """Draw random tokens; some absent (size 0), some dropped, some slots empty."""
     batch, tokens, dim = draw(st.integers(1, 3)), draw(st.integers(1, 12)), draw(st.integers(1, 5))
     width = draw(st.integers(1, tokens))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -53,7 +53,7 @@ def test_reduce_is_the_weighted_mean(layer: Layer) -> None:
 
 
 @given(layers())
-def test_mass_is_kept(layer: Layer) -> None:
+def test_the_total_size_is_kept(layer: Layer) -> None:
     y, new_size = slotting.reduce(*layer)
     weight = layer.size * (layer.slots >= 0)
     close(new_size.sum(1), weight.sum(1))
@@ -72,7 +72,7 @@ def test_an_absent_token_changes_nothing(layer: Layer) -> None:
 
 
 @given(layers(), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-def test_a_token_alone_is_moved_bit_for_bit(layer: Layer, dtype: torch.dtype) -> None:
+def test_a_token_alone_in_its_slot_is_bit_identical(layer: Layer, dtype: torch.dtype) -> None:
     x = layer.x.to(dtype)
     y, _ = slotting.reduce(x, layer.size, layer.slots, layer.width)
     assert y.dtype == dtype
@@ -85,7 +85,7 @@ def test_a_token_alone_is_moved_bit_for_bit(layer: Layer, dtype: torch.dtype) ->
                 assert not y[b, s].any()
 
 
-def test_sums_of_halves_are_wide() -> None:
+def test_half_precision_sums_use_float32() -> None:
     # In float16 itself, 4096 + 1 is 4096, and 4096 values of 100 overflow.
     tokens = 4097
     x = torch.full((1, tokens, 1), 100.0, dtype=torch.float16)
@@ -138,7 +138,7 @@ def test_unmerge_gives_each_token_its_group_s_value(layer: Layer) -> None:
 
 
 @given(layers())
-def test_source_says_who_is_where(layer: Layer) -> None:
+def test_source_matrix_matches_the_slots(layer: Layer) -> None:
     source = slotting.source(layer.slots, layer.width)
     assert source.dtype == torch.bool
     assert torch.equal(source.sum(1), (layer.slots >= 0).long())
@@ -150,7 +150,7 @@ def test_source_says_who_is_where(layer: Layer) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3])
-def test_everything_dropped_is_nothing(tokens: int) -> None:
+def test_dropping_everything_leaves_zeros(tokens: int) -> None:
     slots = torch.full((1, tokens), slotting.DROPPED)
     y, size = slotting.reduce(torch.randn(1, tokens, 2), torch.ones(1, tokens), slots, 1)
     assert not y.any()

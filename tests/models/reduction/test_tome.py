@@ -1,4 +1,4 @@
-"""ToMe's matching against a loop written from the formulae, and what must never happen."""
+"""ToMe's matching, compared with a loop written from the formulae, and its invariants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.models.reduction.tome_variants import KthToMe, RandomToMe
 from tokenfold.bundle.workload import clamp
 from tokenfold.models.reduction import slots as slotting
-from tokenfold.models.reduction.tome import KthToMe, RandomToMe, ToMe
+from tokenfold.models.reduction.tome import ToMe
 
 MATCHERS = (ToMe(), ToMe(class_token=False), ToMe(distill_token=True))
 
 
 class Tokens(NamedTuple):
-    """Metric (B, N, C) and size (B, N) of one layer, and how many tokens to remove."""
+    """Metric (B, N, C) and size (B, N) of one layer, and the number of tokens to remove."""
 
     metric: Tensor
     size: Tensor
@@ -27,11 +28,11 @@ class Tokens(NamedTuple):
 
 
 @st.composite
-def layers(draw: st.DrawFn, *, most: int = 14, absent: bool = True) -> Tokens:
-    """Random tokens, in every third example with many exact ties and zero vectors."""
+def layers(draw: st.DrawFn, *, max_tokens: int = 14, absent: bool = True) -> Tokens:
+    """Draw random tokens, in every third example with many exact ties and zero vectors."""
     batch, tokens, dim = (
         draw(st.integers(1, 3)),
-        draw(st.integers(1, most)),
+        draw(st.integers(1, max_tokens)),
         draw(st.integers(2, 6)),
     )
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -51,7 +52,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def looped(metric: Tensor, size: Tensor, r: int, matcher: ToMe) -> list[int]:
-    """Slots of one image, by the words of the paper."""
+    """Return the slots of one image, computed as in the paper."""
     tokens = len(metric)
     r = clamp(r, tokens, matcher.protected)
     if r == 0:
@@ -88,7 +89,7 @@ def looped(metric: Tensor, size: Tensor, r: int, matcher: ToMe) -> list[int]:
 
 
 @given(layers(), st.sampled_from(MATCHERS))
-def test_slots_are_those_of_the_loop(layer: Tokens, matcher: ToMe) -> None:
+def test_slots_match_the_loop(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     slots = matcher(metric, size, r)
     assert slots.dtype == torch.int64
@@ -97,7 +98,7 @@ def test_slots_are_those_of_the_loop(layer: Tokens, matcher: ToMe) -> None:
 
 
 @given(layers(), st.sampled_from(MATCHERS))
-def test_slots_are_slots(layer: Tokens, matcher: ToMe) -> None:
+def test_slots_are_valid(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     tokens = metric.shape[1]
     width = matcher.width(tokens, r)
@@ -107,7 +108,7 @@ def test_slots_are_slots(layer: Tokens, matcher: ToMe) -> None:
 
 
 @given(layers(), st.sampled_from(MATCHERS))
-def test_merging_keeps_mass(layer: Tokens, matcher: ToMe) -> None:
+def test_merging_keeps_the_total_size(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     x = metric
     y, new_size = slotting.reduce(x, size, matcher(metric, size, r), matcher.width(x.shape[1], r))
@@ -130,7 +131,7 @@ def test_protected_tokens_stay_alone_and_in_front(layer: Tokens, matcher: ToMe) 
 
 
 @given(layers(), st.sampled_from(MATCHERS))
-def test_absent_tokens_change_no_present_one(layer: Tokens, matcher: ToMe) -> None:
+def test_absent_tokens_do_not_change_present_ones(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     slots = matcher(metric, size, r)
     other = torch.randn_like(metric)
@@ -139,7 +140,7 @@ def test_absent_tokens_change_no_present_one(layer: Tokens, matcher: ToMe) -> No
 
 
 @given(layers(absent=False), st.sampled_from(MATCHERS))
-def test_where_nothing_is_absent_nobody_needs_to_look(layer: Tokens, matcher: ToMe) -> None:
+def test_unpadded_matchers_skip_the_check_for_absent_tokens(layer: Tokens, matcher: ToMe) -> None:
     sure = replace(matcher, padded=False)
     assert torch.equal(sure(*layer), matcher(*layer))
 
@@ -164,7 +165,7 @@ def test_padding_changes_nothing(layer: Tokens, matcher: ToMe, padding: int) -> 
 
 
 @given(layers(), st.sampled_from(MATCHERS))
-def test_images_do_not_see_each_other(layer: Tokens, matcher: ToMe) -> None:
+def test_images_of_a_batch_are_independent(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     slots = matcher(metric, size, r)
     for b in range(len(metric)):
@@ -202,7 +203,7 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert ToMe(class_token=False)(same, torch.ones(1, 8), 2).tolist() == [[2, 2, 2, 3, 0, 4, 1, 5]]
 
 
-def test_ties_of_many_go_to_the_lowest_index_too() -> None:
+def test_many_ties_go_to_the_lowest_index() -> None:
     # Sorting may switch to a method that does not keep the order of equals.
     slots = ToMe()(torch.ones(1, 1001, 2), torch.ones(1, 1001), 100)[0]
     assert (slots[2:202:2] == slots[1]).all()
@@ -216,7 +217,7 @@ def test_a_distillation_token_needs_a_class_token() -> None:
 
 
 @given(layers(), st.integers(1, 5))
-def test_every_kth_token_takes_the_others(layer: Tokens, k: int) -> None:
+def test_every_kth_token_is_a_destination(layer: Tokens, k: int) -> None:
     metric, size, r = layer
     tokens = metric.shape[1]
     matcher = KthToMe(k)
@@ -237,8 +238,8 @@ def test_every_kth_token_takes_the_others(layer: Tokens, k: int) -> None:
                 assert slots[b, i] == scores.index(max(scores))
 
 
-def test_kth_needs_a_k() -> None:
-    with pytest.raises(ValueError, match="1 or more, not 0"):
+def test_kth_needs_a_positive_k() -> None:
+    with pytest.raises(ValueError, match="k is 0; it must be 1 or more"):
         KthToMe(0)
 
 

@@ -1,4 +1,4 @@
-"""Training of the shipped classifier, on a made-up archive of the same form."""
+"""Training of the demo classifier, on a small synthetic archive."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_augmentation_shifts_and_flips_whole_images() -> None:
     assert set(steps[:, 5:-5].unique().tolist()) == {-1.0, 1.0}, "flipped or not, never stretched"
 
 
-def test_a_broken_run_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -67,12 +67,12 @@ def test_a_broken_run_goes_on_as_if_nothing_had_happened(
         patched.setattr(cifar, "save", broken)
         with pytest.raises(KeyboardInterrupt):
             cifar.train(archive, out, epochs=2, batch=60, rate=1e-3, seed=0)
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match="contains a run"):
         cifar.train(archive, out, epochs=3, batch=60, rate=1e-3, seed=0)
     cifar.train(archive, out, epochs=2, batch=60, rate=1e-3, seed=0)
-    said = json.loads((out / "training.json").read_text())
-    assert (said["epoch"], said["seed"]) == (2, 0)
-    assert set(said["held_out"]) == {"exact", "high", "balanced", "fast", "fastest"}
+    summary = json.loads((out / "training.json").read_text())
+    assert (summary["epoch"], summary["seed"]) == (2, 0)
+    assert set(summary["held_out"]) == {"exact", "high", "balanced", "fast", "fastest"}
     checkpoint = native.load(out)
     assert isinstance(checkpoint, Checkpoint)
     assert checkpoint.labels == cifar.CLASSES

@@ -54,7 +54,7 @@ def runtime(
 
 @pytest.fixture
 def graph(fake: FakeRuntime, runtime: StandIn) -> Iterator[CudaGraph]:
-    own = CudaGraph(runtime.opener(), most=MOST)
+    own = CudaGraph(runtime.opener(), max_batch_size=MOST)
     assert fake.live["stream"] == 2
     yield own
     own.close()
@@ -188,7 +188,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_a_run_that_still_takes_memory_is_recorded_later(
     runtime: StandIn, caplog: pytest.LogCaptureFixture, grows: int
 ) -> None:
-    own = CudaGraph(runtime.opener(grows=grows), most=1)
+    own = CudaGraph(runtime.opener(grows=grows), max_batch_size=1)
     own.warm(PLANS[:1])
     assert own.recorded == 1
     assert runtime.runs <= 5
@@ -201,7 +201,7 @@ def test_a_run_that_still_takes_memory_is_recorded_later(
 def test_what_cannot_be_recorded_runs_all_the_same(
     runtime: StandIn, fake: FakeRuntime, caplog: pytest.LogCaptureFixture, kind: dict[str, Any]
 ) -> None:
-    own = CudaGraph(runtime.opener(**kind), most=MOST)
+    own = CudaGraph(runtime.opener(**kind), max_batch_size=MOST)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(5), PLANS[0])
@@ -231,7 +231,7 @@ def test_repeated_runs_take_no_more_memory(graph: CudaGraph, fake: FakeRuntime) 
 
 
 def test_a_graph_without_a_plan(fake: FakeRuntime, runtime: StandIn) -> None:
-    own = CudaGraph(runtime.opener(plan=False), most=2)
+    own = CudaGraph(runtime.opener(plan=False), max_batch_size=2)
     own.warm([()])
     assert own.recorded == 2
     before = runtime.runs
@@ -243,7 +243,7 @@ def test_a_graph_without_a_plan(fake: FakeRuntime, runtime: StandIn) -> None:
 
 
 def test_images_of_other_sizes_run_without_lanes(runtime: StandIn) -> None:
-    own = CudaGraph(runtime.opener(free=True), size=SHAPE[:2], most=2)
+    own = CudaGraph(runtime.opener(free=True), size=SHAPE[:2], max_batch_size=2)
     own.warm(PLANS)
     assert own.recorded == 6
     other = np.ones((3, 2, 5, 3), np.uint8)
@@ -256,7 +256,7 @@ def test_images_of_other_sizes_run_without_lanes(runtime: StandIn) -> None:
 
 @pytest.mark.parametrize("kind", [{"texts": True}, {"free": True}])
 def test_graphs_that_take_more(runtime: StandIn, kind: dict[str, bool]) -> None:
-    own = CudaGraph(runtime.opener(**kind), most=2)
+    own = CudaGraph(runtime.opener(**kind), max_batch_size=2)
     own.warm(PLANS)
     assert own.recorded == 0
     check(own, drawn(3), PLANS[0])
@@ -282,7 +282,7 @@ def test_resident_runs(graph: CudaGraph, fake: FakeRuntime, runtime: StandIn) ->
 
 
 def test_a_closed_graph_ends_its_runs_first(runtime: StandIn) -> None:
-    own = CudaGraph(runtime.opener(), most=MOST)
+    own = CudaGraph(runtime.opener(), max_batch_size=MOST)
     weights = runtime.weights(own)
     own.warm(PLANS[:1])
     start = own.resident(drawn(2), PLANS[0])
@@ -315,7 +315,7 @@ def test_a_closed_graph_ends_its_runs_first(runtime: StandIn) -> None:
 
 def test_what_an_error_holds_keeps_its_stream(runtime: StandIn, fake: FakeRuntime) -> None:
     """A failed run is the reason to close, and its traceback has the runner in its frames."""
-    own = CudaGraph(runtime.opener(), most=MOST)
+    own = CudaGraph(runtime.opener(), max_batch_size=MOST)
     weights = runtime.weights(own)
     with pytest.raises(runtime.refuses) as caught:
         check(own, drawn(2), (1, 2, 3))
@@ -343,7 +343,7 @@ def test_not_enough_memory(runtime: StandIn, fake: FakeRuntime, function: str) -
 
 
 def test_not_enough_memory_for_some_of_it(runtime: StandIn, fake: FakeRuntime) -> None:
-    own = CudaGraph(runtime.opener(), most=MOST)
+    own = CudaGraph(runtime.opener(), max_batch_size=MOST)
     opened = fake.live["device"]
     own.warm(PLANS[:1])
     warm = fake.live["device"]
@@ -351,11 +351,11 @@ def test_not_enough_memory_for_some_of_it(runtime: StandIn, fake: FakeRuntime) -
     for blocks in range(opened):
         fake.blocks = blocks
         with pytest.raises((CudaError, EngineError), match=r"MemoryAllocation|OutOfMemory"):
-            CudaGraph(runtime.opener(), most=MOST)
+            CudaGraph(runtime.opener(), max_batch_size=MOST)
         assert set(+fake.live) <= {"stream"}
     for blocks in range(opened, warm):
         fake.blocks = blocks
-        own = CudaGraph(runtime.opener(), most=MOST)
+        own = CudaGraph(runtime.opener(), max_batch_size=MOST)
         with pytest.raises(EngineError, match="OutOfMemory"):
             own.warm(PLANS[:1])
         fake.blocks = None

@@ -10,8 +10,8 @@ import pytest
 from tests.runtime.cuda.fake_runtime import FakeRuntime
 from tokenfold.runtime.cuda import device, session
 from tokenfold.runtime.cuda.device import Stream
+from tokenfold.runtime.graph import open_graph
 from tokenfold.runtime.native import onnxruntime as library
-from tokenfold.runtime.session import open_graph
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_every_profile_has_one_context_for_what_is_not_recorded(
 
 
 def test_every_recording_has_a_context(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(), most=MOST)
+    own = CudaGraph(tensorrt.opener(), max_batch_size=MOST)
     before = tensorrt.api.live["context"]
     own.warm(PLANS)
     assert tensorrt.api.live["context"] - before == own.recorded == 3 * len(up_to(MOST))
@@ -103,7 +103,7 @@ def test_what_is_recorded_waits_for_kernels_of_its_shapes(tensorrt: EngineStandI
     tensorrt.api.DynamicShapesKernelSpecializationStrategy = (
         DynamicShapesKernelSpecializationStrategy
     )
-    own = CudaGraph(tensorrt.opener(), most=2)
+    own = CudaGraph(tensorrt.opener(), max_batch_size=2)
     own.warm([(1, 2)])
     images = np.zeros((1, *SHAPE), np.uint8)
     # What comes with a plan of its own is not to wait.
@@ -115,7 +115,7 @@ def test_what_is_recorded_waits_for_kernels_of_its_shapes(tensorrt: EngineStandI
 
 
 def test_without_recordings_nothing_has_a_context_of_its_own(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(host=True), most=MOST)
+    own = CudaGraph(tensorrt.opener(host=True), max_batch_size=MOST)
     own.warm(PLANS)
     made = tensorrt.api.calls["create_execution_context"]
     own.warm(PLANS)
@@ -126,7 +126,7 @@ def test_without_recordings_nothing_has_a_context_of_its_own(tensorrt: EngineSta
 
 
 def test_memory_to_work_in_is_there_once(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(plans=PLANS[1:]), most=MOST)
+    own = CudaGraph(tensorrt.opener(plans=PLANS[1:]), max_batch_size=MOST)
     room = gpu.room(own._runner._work.address)  # type: ignore[attr-defined]
     assert room == 8 * 128
     own.close()
@@ -141,7 +141,7 @@ def test_a_plan_of_its_own_engine(tensorrt: EngineStandIn, warm: bool) -> None:
         tensorrt.engine(fake_engine.origin()),
         Engine(tensorrt.flavour, None, fake_engine.origin(PLANS[1]), other.content),
     ]
-    own = CudaGraph(lambda stream: EngineRunner(engines, stream), most=MOST)
+    own = CudaGraph(lambda stream: EngineRunner(engines, stream), max_batch_size=MOST)
     if warm:
         own.warm(PLANS)
     check(own, images(5), PLANS[0])
@@ -152,7 +152,7 @@ def test_a_plan_of_its_own_engine(tensorrt: EngineStandIn, warm: bool) -> None:
 
 
 def test_engines_of_single_plans(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(plans=PLANS), most=MOST)
+    own = CudaGraph(tensorrt.opener(plans=PLANS), max_batch_size=MOST)
     for warm in (False, True):
         for seed, plan in enumerate([*PLANS, (5, 6)]):
             for count in (1, 5, 20):
@@ -178,7 +178,7 @@ def test_engines_of_single_plans(tensorrt: EngineStandIn, gpu: FakeRuntime) -> N
 def test_out_of_range(
     tensorrt: EngineStandIn, given: Array, plan: tuple[int, ...], said: str
 ) -> None:
-    own = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], most=MOST)
+    own = CudaGraph(tensorrt.opener(free=True), size=SHAPE[:2], max_batch_size=MOST)
     started = tensorrt.runs
     with pytest.raises(EngineError, match=said):
         own.run(["logits"], feeds(given, plan))
@@ -189,7 +189,7 @@ def test_out_of_range(
 
 
 def test_texts(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(texts=True), most=MOST)
+    own = CudaGraph(tensorrt.opener(texts=True), max_batch_size=MOST)
     for length in (1, 6):
         ids = np.ones((3, length), np.int64)
         (logits,) = own.run(["logits"], feeds(images(3), PLANS[1], input_ids=ids))
@@ -209,7 +209,7 @@ def test_texts(tensorrt: EngineStandIn) -> None:
 
 def test_a_plan_that_nothing_depends_on(tensorrt: EngineStandIn) -> None:
     """It is no shape then, and has to be on the GPU all the same."""
-    own = CudaGraph(tensorrt.opener(unused=True), most=MOST)
+    own = CudaGraph(tensorrt.opener(unused=True), max_batch_size=MOST)
     own.warm(PLANS[:1])
     for count in (1, 5, 20):
         for plan in PLANS:
@@ -219,7 +219,7 @@ def test_a_plan_that_nothing_depends_on(tensorrt: EngineStandIn) -> None:
 
 
 def test_an_engine_that_needs_no_memory_to_work_in(tensorrt: EngineStandIn) -> None:
-    own = CudaGraph(tensorrt.opener(memory=0), most=MOST)
+    own = CudaGraph(tensorrt.opener(memory=0), max_batch_size=MOST)
     own.warm(PLANS[:1])
     for plan in PLANS[:2]:
         check(own, images(5), plan)
@@ -278,7 +278,7 @@ def test_failures_of_cuda(
 
 
 def test_failures_while_it_records(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    own = CudaGraph(tensorrt.opener(), most=1)
+    own = CudaGraph(tensorrt.opener(), max_batch_size=1)
     before = +gpu.live
     for function in ("create_execution_context", "set_input_shape", "execute_async_v3"):
         tensorrt.api.failing[function] = 1
@@ -293,7 +293,7 @@ def test_failures_while_it_records(tensorrt: EngineStandIn, gpu: FakeRuntime) ->
 
 
 def test_two_graphs_in_one_process(tensorrt: EngineStandIn, gpu: FakeRuntime) -> None:
-    one, other = (CudaGraph(tensorrt.opener(), most=MOST) for _ in range(2))
+    one, other = (CudaGraph(tensorrt.opener(), max_batch_size=MOST) for _ in range(2))
     one.warm(PLANS[:2])
 
     def run(seed: int) -> None:
@@ -306,7 +306,7 @@ def test_two_graphs_in_one_process(tensorrt: EngineStandIn, gpu: FakeRuntime) ->
             job.result()
     one.close()
     check(other, images(9), PLANS[2])
-    again = CudaGraph(tensorrt.opener(), most=MOST)
+    again = CudaGraph(tensorrt.opener(), max_batch_size=MOST)
     check(again, images(9), PLANS[2])
     for graph in (other, again):
         graph.close()

@@ -27,7 +27,7 @@ class CudaGraph:
 
     Attributes:
         native: whether the compiled ops run, rather than their portable bodies.
-        most: items of one run on the GPU; more are run in pieces.
+        max_batch_size: maximum items of one run on the GPU; larger batches are split.
         inputs: the shape of each; a size that is free has a name instead of a number.
     """
 
@@ -36,20 +36,20 @@ class CudaGraph:
         opened: Callable[[Stream], Runner],
         *,
         size: tuple[int, int] | None = None,
-        most: int = MOST,
+        max_batch_size: int = MOST,
     ) -> None:
         """Load the graph.
 
         Args:
             opened: loads what runs it, in the stream that it is given.
             size: (height, width) of most images, in pixels, for a graph that takes several.
-            most: 1 or more; rounded down to a bucket.
+            max_batch_size: 1 or more; rounded down to a bucket.
 
         Raises:
             CudaError: there is no GPU, or not so much memory in it.
             RuntimeError: of `opened`.
         """
-        self.most = largest(most)
+        self.max_batch_size = largest(max_batch_size)
         self._program: Program | None = None
         self._lock = Lock()
         self._closed = False
@@ -65,7 +65,7 @@ class CudaGraph:
             recordings = held.enter_context(ExitStack())
             if self._image is not None:
                 outputs = _outputs(self._runner, self._image)
-                common = (self._image, outputs, self.most)
+                common = (self._image, outputs, self.max_batch_size)
                 self._program = Program(self._runner, self._work, *common, recordings)
                 self._lanes = Lanes(*common, held)
             held.callback(self._rest)
@@ -88,8 +88,8 @@ class CudaGraph:
                 return self._runner.run(names, feeds)
         plan = _plan(feeds.get("plan", ()))
         pieces = [
-            self._piece(names, images[at : at + self.most], plan)
-            for at in range(0, len(images), self.most)
+            self._piece(names, images[at : at + self.max_batch_size], plan)
+            for at in range(0, len(images), self.max_batch_size)
         ]
         if len(pieces) == 1:
             return pieces[0]
@@ -102,7 +102,7 @@ class CudaGraph:
         """
         wanted = [_plan(plan) for plan in plans]
         # The largest first: the others find room in the memory that it took.
-        for size in reversed(up_to(self.most)):
+        for size in reversed(up_to(self.max_batch_size)):
             for plan in wanted:
                 with self._opened():
                     if self._program is not None:
@@ -120,8 +120,8 @@ class CudaGraph:
         Raises:
             ValueError: images of another size, or too many.
         """
-        if not self._fits(images) or len(images) > self.most:
-            raise ValueError(f"expected up to {self.most} images of the graph's own size")
+        if not self._fits(images) or len(images) > self.max_batch_size:
+            raise ValueError(f"expected up to {self.max_batch_size} images of the graph's own size")
         own, size = _plan(plan), bucket(len(images))
         with self._lane() as (lane, program):
             sent = lane.send(images, self._copies)

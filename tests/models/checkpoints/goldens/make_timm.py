@@ -1,4 +1,4 @@
-"""Write `timm.json`: what timm and torchvision compute with weights that any numpy can draw again.
+"""Write `timm.json`: outputs of timm and torchvision for weights that numpy can draw again.
 
 Needs timm and torchvision, which the tests do not; run it only to add networks:
 
@@ -34,7 +34,7 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
 
 
 def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """numpy keeps RandomState's stream for ever."""
+    """Draw weights from RandomState, whose stream numpy keeps stable."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     values = 0.3 * random.standard_normal(shape) + (0.5 if len(shape) == 1 else 0.0)
     return values.astype(np.float32)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfold.runtime.cuda.buckets import BUCKETS
-from tokenfold.runtime.session import Device
+from tokenfold.runtime.graph import Device
 from tokenfold.service.scheduling.backends.batching import max_concurrent_runs, take
 
 GPU: tuple[Device, ...] = ("cuda", "tensorrt")
