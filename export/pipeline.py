@@ -1,132 +1,143 @@
-"""From a checkpoint to a verified bundle."""
+"""The export pipeline: from a checkpoint to a verified and measured bundle."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.bundle.manifest import MODEL, Manifest
-from tokenfold.bundle.preprocess import Pixels
-from tokenfold.bundle.profile import PROFILE, LevelProfile
+from tokenfold.bundle.manifest import GRAPHS, Manifest
+from tokenfold.bundle.profile import PROFILE
 from tokenfold.bundle.writing import stored_files, write_document, write_manifest, writing
-from tokenfold.export import dual_pipeline, pair_pipeline, quality
-from tokenfold.export import graph as graphs
-from tokenfold.export.matchers import matchers
-from tokenfold.export.quantise import replace
-from tokenfold.export.recipe import Recipe, Stage, plan_levels
-from tokenfold.export.verify import normalised, verified_images, verify
-from tokenfold.export.versions import versions
-from tokenfold.models.checkpoints.checkpoint import (
-    AnyCheckpoint,
-    Checkpoint,
-    DualCheckpoint,
-    PairCheckpoint,
-)
-from tokenfold.runtime.session import Session
+from tokenfold.export import quantise
+from tokenfold.export.families.classifier import ClassifierFamily
+from tokenfold.export.families.dual import DualFamily
+from tokenfold.export.families.family import Family
+from tokenfold.export.families.pair import PairFamily
+from tokenfold.export.levels import default_level, plan_levels
+from tokenfold.export.quality.measuring import profile
+from tokenfold.export.recipe import Recipe
+from tokenfold.export.stages import Stage, Workers, no_stage
+from tokenfold.export.verification.comparison import verify
+from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint, DualCheckpoint, PairCheckpoint
+from tokenfold.models.checkpoints.load import load
+
+PACKAGES = ("tokenfold", "torch", "onnx", "onnxruntime", "onnxruntime-gpu")
+"""Packages whose versions the manifest records.
+
+Only one ONNX Runtime can be installed, and a checkout that is not installed has no version.
+"""
+
+
+def export_source(source: str, out: Path, recipe: Recipe, stage: Stage = no_stage) -> Bundle:
+    """Load a checkpoint and export it; see `export_bundle`.
+
+    Args:
+        source: names the checkpoint, see `tokenfold.models.checkpoints.load.load`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    step = stage(f"load {source}", 1)
+    checkpoint = load(source)
+    step()
+    return export_bundle(checkpoint, source, out, recipe, stage)
 
 
 def export_bundle(
-    checkpoint: AnyCheckpoint,
-    source: str,
-    out: Path,
-    recipe: Recipe,
-    stage: Stage = lambda _name, _steps: lambda: None,
+    checkpoint: AnyCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage = no_stage
 ) -> Bundle:
-    """Write a bundle to `out`, whole or not at all; what stood there is replaced.
+    """Export a checkpoint to a bundle at `out`, replacing a bundle that is there.
+
+    The bundle is written completely or not at all.
 
     Args:
-        source: how the checkpoint was named, for the manifest.
-        stage: told of each stage and step, for a progress bar.
+        source: name of the checkpoint, for the manifest.
+        stage: called at the start of each stage, for a progress bar.
 
     Raises:
-        VerificationError: the graph disagrees with PyTorch; nothing is written.
-        DataError: the images cannot be read; nothing is written.
+        VerificationError: a graph disagrees with PyTorch.
+        DataError: the images cannot be read.
         RecipeError, PlanError: the recipe does not fit the network.
+        BundleError: something other than a bundle is at `out`.
     """
-    if isinstance(checkpoint, PairCheckpoint):
-        return pair_pipeline.export_bundle(checkpoint, source, out, recipe, stage)
-    if isinstance(checkpoint, DualCheckpoint):
-        return dual_pipeline.export_bundle(checkpoint, source, out, recipe, stage)
-    method = recipe.image_method
-    config = checkpoint.model.config
-    own = matchers(method, config)
-    workload = config.workload(method)
-    levels = plan_levels(workload, recipe)
-    default = recipe.default(levels)
-    photos = None if recipe.images is None else quality.Photos(recipe.images, checkpoint.labels)
+    family = family_of(checkpoint, recipe)
+    levels = plan_levels(family.workload, recipe)
+    default = default_level(recipe, levels)
     with writing(out) as folder:
-        step = stage("export the graph", 1)
-        dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
-        graph = graphs.Graph(
-            checkpoint.model, checkpoint.preprocess, own, recipe.proportional, dtype
-        )
-        graphs.export(graph, folder / MODEL)
-        step()
-        if recipe.precision == "int8":
-            step = stage("quantise", 1)
-            replace(folder / MODEL)
-            step()
-
+        _write_graphs(family, folder, recipe, stage)
         manifest = Manifest(
             name=recipe.name,
             source=source,
             precision=recipe.precision,
-            workload=workload,
+            workload=family.workload,
             shape=recipe.shape,
-            proportional=recipe.proportional,
-            preprocess=checkpoint.preprocess,
-            tasks={"classify": checkpoint.labels},
             levels=levels,
             default_level=default,
             versions=versions(),
             files=stored_files(folder),
+            **family.manifest_fields(),
         )
-        write_manifest(folder, manifest)
-        bundle = Bundle.open(folder)
-        images = verified_images(photos, checkpoint.preprocess)
-        deviation = dict.fromkeys(levels, 0.0)
-        native = Session(bundle)
-        # The same file has to be right on either kind of ops.
-        sessions = [native, Session(bundle, native=False)] if native.native else [native]
-        step = stage("verify", len(levels) * len(sessions))
-        for session in sessions:
-            found = verify(
-                checkpoint,
-                own,
-                recipe.proportional,
-                recipe.precision,
-                session,
-                levels,
-                images,
-                step,
-            )
-            deviation = {name: max(deviation[name], found[name]) for name in levels}
-        if photos is not None:
-            step = stage("measure", len(photos))
-            qualities = quality.measure(
-                native,
-                levels,
-                photos,
-                checkpoint.preprocess,
-                unreduced=lambda pixels: _answer(checkpoint, pixels),
-                threads=recipe.threads,
-                progress=step,
-            )
-            write_document(
-                folder / PROFILE,
-                quality.profile(
-                    {name: LevelProfile(quality={"classify": q}) for name, q in qualities.items()},
-                    native=native.native,
-                ),
-            )
-        files = stored_files(folder)
-        write_manifest(folder, manifest.model_copy(update={"deviation": deviation, "files": files}))
+        # Sessions need no manifest on disk, so that it is written once, when it is complete.
+        bundle = Bundle(folder, manifest, None)
+        session = family.open_session(bundle)
+        # The same files have to be right with compiled ops and with their portable bodies.
+        portable = [family.open_session(bundle, native=False)] if session.native else []
+        step = stage("verify", len(levels))
+        deviation = verify(
+            manifest,
+            family.reference_answers(manifest),
+            [family.session_answers(manifest, one) for one in (session, *portable)],
+            step,
+        )
+        if family.samples:
+            workers = Workers(recipe.threads, stage("measure", family.samples))
+            measured = family.measure(manifest, session, workers)
+            write_document(folder / PROFILE, profile(measured, native=session.native))
+        complete = {"deviation": deviation, "files": stored_files(folder)}
+        write_manifest(folder, manifest.model_copy(update=complete))
     return Bundle.open(out)
 
 
-def _answer(checkpoint: Checkpoint, pixels: Pixels) -> int:
-    with torch.inference_mode():
-        logits = checkpoint.model(normalised(pixels[None], checkpoint.preprocess)).logits
-    return int(logits[0].argmax())
+def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any]:
+    """Return the family of a checkpoint.
+
+    Raises:
+        RecipeError: the recipe does not fit the network.
+        DataError: the recipe's images cannot be used.
+    """
+    if isinstance(checkpoint, PairCheckpoint):
+        return PairFamily(checkpoint, recipe)
+    if isinstance(checkpoint, DualCheckpoint):
+        return DualFamily(checkpoint, recipe)
+    return ClassifierFamily(checkpoint, recipe)
+
+
+def _write_graphs(family: Family[Any], folder: Path, recipe: Recipe, stage: Stage) -> None:
+    """Write the graphs, in the recipe's precision, and the tokenizer."""
+    names = GRAPHS[family.kind]
+    step = stage("export graphs", len(names))
+    for name, graph in family.graphs(
+        torch.float16 if recipe.precision == "fp16" else torch.float32
+    ):
+        graph.write(folder / name)
+        step()
+    if recipe.precision == "int8":
+        step = stage("quantise", len(names))
+        for name in names:
+            quantise.replace(folder / name)
+            step()
+    family.write_tokenizer(folder)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES` that are installed."""
+    installed = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed

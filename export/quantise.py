@@ -1,4 +1,4 @@
-"""int8: weights of linear layers per channel, activations quantised as they come."""
+"""int8 quantisation: weights of linear layers per channel, activations at run time."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from tokenfold.export import onnx_file
+from tokenfold.export.graphs import onnx_file
 
 
 def replace(graph: Path) -> None:
-    """Quantise a graph where it stands, with the file of its weights if there is one."""
-    with TemporaryDirectory(dir=graph.parent) as wide:
+    """Quantise a graph in place, with its file of weights if there is one."""
+    with TemporaryDirectory(dir=graph.parent) as unquantised:
         for file in graph.parent.glob(f"{graph.name}*"):
-            file.rename(Path(wide) / file.name)
-        quantise(Path(wide) / graph.name, graph)
+            file.rename(Path(unquantised) / file.name)
+        quantise(Path(unquantised) / graph.name, graph)
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the graph at `source` with the constants of its matrix products as int8.
+    """Write the graph at `source` to `target`, with the weights of matrix products as int8.
 
     Attention and the reduction ops stay in float32.
     """
     model = onnx.load(source)
-    # The quantiser takes types from value_info, which knows nothing of our ops' outputs.
+    # The quantiser reads types from value_info, which lacks the outputs of our ops.
     del model.graph.value_info[:]
-    # Its advice is to pre-process, which would inline the ops' bodies.
+    # The quantiser logs the advice to pre-process, which would inline the function bodies.
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with TemporaryDirectory(dir=target.parent) as folder:
-            bare = Path(folder) / "model.onnx"
-            onnx_file.save(model, bare)
+            stripped = Path(folder) / "model.onnx"
+            onnx_file.save(model, stripped)
             quantize_dynamic(
-                bare,
+                stripped,
                 target,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,

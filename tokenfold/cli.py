@@ -1,4 +1,4 @@
-"""The command line: `tokenfold serve`, `export`, `build`, `bench` and `ingest`."""
+"""The command line: `tokenfold serve`, `export`, `inspect`, `build`, `bench` and `ingest`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _COMMANDS = {
         "tokenfold.runtime.tensorrt.command", "build a bundle's TensorRT engines", "tensorrt"
     ),
     "bench": _Command("tokenfold.bench.command", "measure a bundle's levels", "cpu"),
+    "inspect": _Command("tokenfold.bundle.command", "print the description of a bundle", "cpu"),
     "ingest": _Command("tokenfold.client.ingest", "send a folder of images to a gallery", "cpu"),
 }
 

@@ -1,1 +1,1 @@
-"""The reduction ops of the `tokenfold` ONNX domain, for each runtime."""
+"""Ops of the `tokenfold` ONNX domain as function bodies."""

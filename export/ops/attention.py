@@ -1,8 +1,7 @@
-"""Bodies of the ops that attend, as ONNX text.
+"""Bodies of the attention ops, as ONNX text.
 
-What they cost, in microseconds on one core of a Zen 4 EPYC, fp32, 12 heads of 64, with
-our kernels (portable bodies in brackets), by `Attend` over the same tokens and the other ops of a
-PuMer layer at its published rates:
+Duration in microseconds on one core of a Zen 4 EPYC, fp32, 12 heads of 64, with our kernels
+(portable bodies in brackets), beside the other ops of a PuMer layer at its published rates:
 
                                      ViLT-B/32: 40 + 145     METER: 40 words, 577 of an image
     Attend                           1,190 (1,450)           820 (1,120) words over image
@@ -10,8 +9,8 @@ PuMer layer at its published rates:
     MatchPuMer                          32   (310)           179 (2,350) image, 12 (134) words
     Reduce                              24   (380)            54 (7,310) image, 14  (47) words
 
-The linear layers of one ViLT layer take 48,500, measured likewise, beside a busy second core: the
-score costs 0.4 % of each layer that reduces. Layers that do not reduce have none.
+The linear layers of one ViLT layer take 48,500, measured in the same way beside a busy second core:
+the score costs 0.4 % of each layer that reduces. Layers that do not reduce compute no score.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ ATTEND = """
     out = Reshape(together, flat)
 """
 
-# At least one query is looked at, for no runtime likes empty tensors; it counts as 0 if none is
-# asked.
+# At least one query is used, because runtimes handle empty tensors badly; it is weighted by 0 if
+# `queries` is 0.
 IMPORTANCE = """
     zeros = Constant<value_ints = [0]>()
     ones = Constant<value_ints = [1]>()

@@ -1,7 +1,7 @@
-"""The ops of the `tokenfold` domain as ONNX functions: the portable bodies that any runtime runs.
+"""Ops of the `tokenfold` domain as ONNX functions, whose bodies any runtime can run.
 
-They define the ops; the kernels and `tokenfold.models.reduction` compute the same. A model carries
-the functions it uses, so that it runs without our library.
+The bodies define the ops; the kernels and `tokenfold.models.reduction` compute the same. A model
+contains the functions it uses, so that it runs without our library.
 
     Attend       q, k, v, size -> softmax(q k^T scale + log size) v
     Importance   q, k, size, query_size, queries -> importance
@@ -13,30 +13,31 @@ the functions it uses, so that it runs without our library.
     LinearGelu   x, w, bias -> GELU(x w + bias)
     LinearAdd    x, w, bias, residual -> residual + x w + bias
 
-and `AttendPacked`, `MatchToMePacked` and `MatchPiToMePacked`, which take qkv (B, N, 3 D), in each
-token its queries, keys and values, instead of them,
+`AttendPacked`, `MatchToMePacked` and `MatchPiToMePacked` take qkv (B, N, 3 D) instead of q, k, v or
+keys: the query, key and value of each token side by side.
 
-with q (B, Q, D) and k, v, keys, x and residual (B, N, D), w (D, E) and bias (E) of any float type,
-size and importance (B, N) and query_size (B, Q) float32, slots (B, N) and trace (B, P) int64, and
-whole numbers that are int64 of one element. Values are finite, and some token is present.
+Shapes and types: q (B, Q, D), k, v, keys, x and residual (B, N, D), w (D, E) and bias (E) have any
+float type; size and importance (B, N) and query_size (B, Q) are float32; slots (B, N) and trace
+(B, P) are int64; counts are int64 with one element. Values are finite, and at least one token is
+present.
 
-`Attend` is an op beside matcher and reducer because the bias of log size that ONNX Runtime's own
-attention would need costs more than matching and reducing together (measured at 197 tokens: 60
-microseconds on top of 740, against 50 for both). Its kernel takes the sizes as they are.
+`Attend` is a separate op because ONNX Runtime's attention would need the bias log size as an input,
+which costs more than matching and reducing together (measured at 197 tokens: 60 microseconds on top
+of 740, against 50 for both). The kernel of `Attend` takes the sizes directly.
 
-`Importance` is what PuMer asks of attention: the probabilities of the first `queries` queries (all,
-if there are fewer), their mean over heads and over queries weighted by query_size; 0 where no query
-counts. It is computed from q and k once more, for those queries alone, so that attention itself
-need not keep probabilities; at ViLT's sizes that costs 0.19 ms where `Attend` takes 1.19 (more in
+`Importance` is the score by which PuMer prunes: the attention probabilities of the first `queries`
+queries (all, if there are fewer), averaged over heads and over queries weighted by query_size; 0
+if no query has a size. It is computed from q and k again, for those queries only, so that attention
+need not store probabilities. At ViLT's sizes this takes 0.19 ms, `Attend` 1.19 ms (more in
 `tokenfold.export.ops.attention`).
 
-Of r tokens that a matcher is asked to remove `max(0, min(r, (N - protected) / 2))` go; protected is
-0 to 2 for ToMe. Counts of `MatchPuMer` are (prune, merge, merge of the text): as many go as
-`tokenfold.bundle.pair_workload.pumer_widths` says, and if none goes then nothing moves. text is the
-number of leading tokens that are text, taken as 0 to N. `Reduce` computes from its own `protected`
-how many tokens go; with `protected = EXACT` r of them go.
+A matcher with a count of r removes `max(0, min(r, (N - protected) / 2))` tokens; protected is 0 to
+2 for ToMe. The counts of `MatchPuMer` are (prune, merge, merge of the text); it removes as many
+tokens as `tokenfold.bundle.pair_workload.pumer_widths` computes, and moves nothing if that is none.
+text is the number of leading tokens that are text, clamped to 0..N. `Reduce` computes the number of
+removed tokens from its own `protected`; with `protected = EXACT` it is r.
 
-The `plugin_` attributes are for TensorRT, which finds its plugins by them.
+TensorRT finds its plugins by the `plugin_` attributes.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
 
 _HEADER = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>'
 
-# Tokens that go.
+# Number of removed tokens.
 _REDUCED = """
     shape = Shape(size)
     n = Gather<axis = 0>(shape, ones)
@@ -82,8 +83,8 @@ _APART = """
     q, k, v = Split<axis = -1, num_outputs = 3>(qkv)
 """
 
-# A one-hot matrix product: built already transposed, for ONNX Runtime's Transpose + MatMul reads
-# stale memory where the inner size is 0.
+# A one-hot matrix product. It is built transposed, because ONNX Runtime's Transpose + MatMul reads
+# stale memory if the inner size is 0.
 _REDUCE = """
     width = Sub(n, count)
     width_scalar = Squeeze(width, zeros)
@@ -119,11 +120,10 @@ def _function(signature: str, body: str) -> FunctionProto:
 
 
 def _merging(part: str) -> list[NodeProto]:
-    """ToMe with a class token from PART__metric, PART__size and PART__r.
+    """Return the nodes of ToMe with a class token, with the prefix PART__ in all names.
 
-    All names are those of `MatchToMe` behind the part's, PART__slots and PART__count among them. A
-    call of another function would be shorter, but not every runtime looks for functions inside of
-    functions.
+    Inputs are PART__metric, PART__size and PART__r; outputs include PART__slots and PART__count. A
+    call of `MatchToMe` would be shorter, but not every runtime finds functions inside functions.
     """
     protected = "protected = Constant<value_int = 1>()"
     body = CONSTANTS + protected + COUNTS + UNIT + MATCH_TOME
@@ -144,7 +144,7 @@ def _match_pumer() -> FunctionProto:
 
 
 def functions() -> dict[str, FunctionProto]:
-    """Every op's body, by op type."""
+    """Return the function of every op, by op type."""
     keys_apart = _APART.replace("k,", "keys,")
     match = CONSTANTS + PROTECTED_TOKENS + COUNTS + MEAN + UNIT
     return {

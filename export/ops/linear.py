@@ -1,8 +1,8 @@
 """Bodies of the linear layers, as ONNX text.
 
-In half precision they are ops of their own for the sake of GPUs, where a layer's bias, GELU and
-residual can be part of the matrix product's kernel: apart, they read and write all tokens again.
-`tokenfold.export.linear` makes them from a traced graph.
+Linear layers in half precision are single ops for GPUs, where bias, GELU and residual can be part
+of the matrix product's kernel. As separate nodes, each reads and writes all tokens again.
+`tokenfold.export.graphs.linear` fuses the layers of a traced graph.
 """
 
 from __future__ import annotations

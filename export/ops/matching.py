@@ -1,7 +1,7 @@
-"""Bodies of the matchers, as ONNX text: each starts from `CONSTANTS` and says what it needs more.
+"""Bodies of the matchers, as ONNX text; each starts from `CONSTANTS`.
 
-Ranks are counted by comparison instead of sorted: no shape depends on the data, and ties go to the
-lowest index in every runtime.
+Ranks are counted by comparison instead of sorting, so that no shape depends on the data and ties go
+to the lowest index in every runtime.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CONSTANTS = """
     nothing = Constant<value_float = 0.0>()
 """
 
-# The attribute.
+# The attribute `protected` as a constant.
 PROTECTED_TOKENS = """
     protected = Constant<value_int: int = @protected>()
 """
 
-# protected is a number; n and count are of one element, token is 0..N-1.
+# protected is a scalar; n and count have one element; token is 0..N-1.
 COUNTS = """
     shape = Shape(size)
     n = Gather<axis = 0>(shape, ones)
@@ -59,7 +59,7 @@ UNIT = """
     unit = Div(metric, safe_length)
 """
 
-# Place in falling order of scores (B, K) with index k (K), ties to the lowest: (B, K) int64.
+# Rank in descending order of scores (B, K) with index k (K), ties to the lowest: (B, K) int64.
 RANK = """
     self_score = Unsqueeze(score, twos)
     other_score = Unsqueeze(score, ones)
@@ -74,9 +74,9 @@ RANK = """
     rank = ReduceSum<keepdims = 0>(ahead_count, last)
 """
 
-# Slots of which none is dropped, reordered so that those without a present token come last. Nothing
-# is written twice but equal ones: where tokens merge the last slot is nobody's, so absent tokens
-# write their 0 there. Counting over tokens costs less than comparing all with all.
+# Slots without dropped tokens, reordered so that slots without a present token come last. Only
+# equal values are written twice: where tokens merge, the last slot is unused, so absent tokens
+# write their 0 there. Counting over tokens costs less than comparing all pairs.
 ABSENT_LAST = """
     present = Greater(size, nothing)
     present_count = Cast<to = 7>(present)
@@ -93,7 +93,7 @@ ABSENT_LAST = """
     ordered = GatherElements<axis = 1>(order, chosen)
 """
 
-# One destination that is no token is added, for an image of a single token has none.
+# A destination that is not a token is added, because an image of a single token has none.
 MATCH_TOME = f"""
     sources = Slice(unit, zeros, end, ones, twos)
     given_destinations = Slice(unit, ones, end, ones, twos)
@@ -218,8 +218,8 @@ MATCH_PITOME = f"""
     slots = Where(is_source, target, kept)
 """
 
-# Metric and sizes of text and image are cut apart; where there is no text or no image, one token of
-# the other kind stands in, for no runtime likes empty tensors, and its slot is cut off.
+# Metric and sizes of text and image are split. Without text or image, one token of the other kind
+# stands in, because runtimes handle empty tensors badly, and its slot is dropped.
 PUMER_PARTS = f"""
     shape = Shape(size)
     n = Gather<axis = 0>(shape, ones)

@@ -17,7 +17,7 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import LevelProfile, Profile
 from tokenfold.bundle.writing import write_profile
 from tokenfold.export.pipeline import export_bundle
-from tokenfold.export.quality import profile
+from tokenfold.export.quality.measuring import profile
 from tokenfold.export.recipe import Recipe
 from tokenfold.models.checkpoints import native
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint

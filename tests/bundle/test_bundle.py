@@ -1,4 +1,4 @@
-"""A bundle is whole and unaltered, or it is refused."""
+"""Bundles: complete and unaltered, or refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def profile(*levels: str) -> Profile:
     )
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_written_bundle_is_read_back(tmp_path: Path) -> None:
     write(tmp_path / "b")
     bundle = Bundle.open(tmp_path / "b")
     assert bundle.model.read_bytes() == b"a graph"
@@ -101,7 +101,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_profile_joins_the_checked_files(tmp_path: Path) -> None:
+def test_a_profile_is_listed_and_checked(tmp_path: Path) -> None:
     write(tmp_path / "b")
     write_profile(tmp_path / "b", profile("exact"))
     found = Bundle.open(tmp_path / "b")
@@ -123,7 +123,7 @@ def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
     write(tmp_path / "b")
     (tmp_path / "b" / MODEL).write_bytes(b"another graph")
-    with pytest.raises(BundleError, match=r"model\.onnx is not the file"):
+    with pytest.raises(BundleError, match=r"model\.onnx is not the exported file"):
         Bundle.open(tmp_path / "b")
     (tmp_path / "b" / MODEL).unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
@@ -133,7 +133,10 @@ def test_missing_and_altered_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["format"], 1, "format"),
+        (["format"], 3, r"manifest\.json: .* has format 3; this version reads formats 1 and 2"),
+        (["format"], 0, "has format 0; this version reads formats 1 and 2"),
+        (["format"], 1, "tasks.classify"),
+        (["format"], "2", "format"),
         (["surprise"], 1, "surprise"),
         (["levels", "fast", "plan"], [4], "2 counts, not 1"),
         (["levels", "fast", "plan"], [4, -1], "0 or more"),
@@ -157,7 +160,7 @@ def test_a_wrong_manifest_is_refused(
         Bundle.open(tmp_path / "b")
 
 
-def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path) -> None:
+def test_an_image_text_network_has_graphs_tokenizer_and_tasks(tmp_path: Path) -> None:
     def make(missing: str = "", **changes: Any) -> Bundle:
         with writing(tmp_path / "p") as part:
             for name in {VISION, JOINT, TOKENIZER} - {missing}:
@@ -191,9 +194,9 @@ def test_a_network_with_texts_has_its_graphs_tokenizer_and_tasks(tmp_path: Path)
     for name in (VISION, JOINT, TOKENIZER):
         with pytest.raises(ValidationError, match=f"{name} is not listed"):
             make(missing=name)
-    with pytest.raises(ValidationError, match="has texts"):
+    with pytest.raises(ValidationError, match="the field text is required"):
         make(text=None)
-    with pytest.raises(ValidationError, match="does not classify"):
+    with pytest.raises(ValidationError, match="does not have the tasks classify"):
         make(tasks={"classify": ("a", "b")}, scores={})
     with pytest.raises(ValidationError, match="scores of entail"):
         make(scores={"entail": "sigmoid"})
@@ -232,7 +235,7 @@ def write_dual(folder: Path, *, missing: str = "", extra: str = "", **changes: A
     return Bundle.open(folder)
 
 
-def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) -> None:
+def test_a_dual_encoder_has_graphs_tokenizer_and_similarity(tmp_path: Path) -> None:
     bundle = write_dual(tmp_path / "d")
     assert bundle.manifest.kind == "dual"
     assert bundle.manifest.pair_tasks == []
@@ -243,10 +246,10 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
         with pytest.raises(ValidationError, match=f"{name} is not listed"):
             write_dual(tmp_path / "e", missing=name)
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"text": None}, "has texts"),
-        ({"similarity": None}, "how its vectors compare"),
-        ({"tasks": {"classify": ("a", "b")}}, "does not classify"),
-        ({"tasks": {"embed": (), "match": ()}}, "does not embed, match"),
+        ({"text": None}, "the field text is required"),
+        ({"similarity": None}, "the field similarity is required"),
+        ({"tasks": {"classify": ("a", "b")}}, "does not have the tasks classify"),
+        ({"tasks": {"embed": (), "match": ()}}, "does not have the tasks embed, match"),
     ]
     for changes, message in wrong:
         with pytest.raises(ValidationError, match=message):
@@ -254,13 +257,13 @@ def test_a_dual_encoder_has_its_graphs_tokenizer_and_similarity(tmp_path: Path) 
     write(tmp_path / "b")
     manifest = Bundle.open(tmp_path / "b").manifest
     assert manifest.kind == "classifier"
-    with pytest.raises(ValidationError, match="nothing else does"):
+    with pytest.raises(ValidationError, match="not allowed for others"):
         Manifest(**manifest.model_dump() | {"similarity": bundle.manifest.similarity})
-    with pytest.raises(ValidationError, match="does not embed"):
+    with pytest.raises(ValidationError, match="does not have the tasks embed"):
         Manifest(**manifest.model_dump() | {"tasks": {"embed": ()}})
 
 
-def test_neighbours_are_of_galleries_at_a_level(tmp_path: Path) -> None:
+def test_neighbours_name_known_levels(tmp_path: Path) -> None:
     write_dual(tmp_path / "d")
     for gallery in ("exact", "nonsense"):
         measured = LevelProfile(neighbours={gallery: 0.5})
@@ -282,13 +285,13 @@ def test_files_outside_the_bundle_are_refused(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
-def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: bytes) -> None:
+def test_damaged_manifests_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=MANIFEST):
         Bundle.open(tmp_path)
 
 
-def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_export_keeps_the_previous_bundle(tmp_path: Path) -> None:
     write(tmp_path / "b")
 
     def fail(out: Path) -> None:
@@ -321,7 +324,7 @@ def test_a_killed_export_leaves_no_bundle(tmp_path: Path) -> None:
     assert Bundle.find(tmp_path / "nowhere") == []
 
 
-def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_not_replaced(tmp_path: Path) -> None:
     thesis = tmp_path / "precious" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")

@@ -1,4 +1,4 @@
-"""The manifest: what contradicts itself is refused; what vectors depend on has a fingerprint."""
+"""Manifests: contradictions are refused, and a fingerprint identifies the network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stored(*names: str) -> dict[str, StoredFile]:
 
 
 def manifest(workload: Workload | ViltWorkload | DualWorkload, **changes: Any) -> Manifest:
-    """Of one level that removes nothing; made anew, so that everything is checked."""
+    """Return a validated manifest with one level that removes nothing."""
     tokens = workload.widths(workload.unreduced)[-1]
     level = Level(reduction=0, plan=workload.unreduced, flops_ratio=1, tokens_out=tokens)
     fields: dict[str, Any] = {
@@ -80,22 +80,22 @@ def dual(**changes: Any) -> Manifest:
     return manifest(DUAL, **own | changes)
 
 
-def test_images_of_any_shape_are_for_networks_that_pad_them() -> None:
+def test_only_image_text_networks_take_images_of_any_shape() -> None:
     assert pair(preprocess=BOUNDED).preprocess.resize == "bounded"
     for make in (classifier, dual):
         with pytest.raises(ValidationError, match="takes images of one size"):
             make(preprocess=BOUNDED)
 
 
-def test_only_dual_encoders_look_at_padding() -> None:
+def test_only_dual_encoders_attend_to_padding() -> None:
     padded = TextSpec(most_tokens=9, padding=1)
     assert dual(text=padded).text == padded
     with pytest.raises(ValidationError, match="padding"):
         pair(text=padded)
 
 
-def test_how_vectors_are_scored_is_said_once() -> None:
-    with pytest.raises(ValidationError, match="similarity says"):
+def test_only_similarity_has_the_scores_of_a_dual_encoder() -> None:
+    with pytest.raises(ValidationError, match=r"similarity\.scores"):
         dual(scores={"embed": "sigmoid"})
 
 
@@ -117,11 +117,11 @@ def test_similarities_are_finite(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", ""])
 def test_a_template_holds_one_label(template: str) -> None:
-    with pytest.raises(ValidationError, match="does not hold one"):
+    with pytest.raises(ValidationError, match="must hold exactly one"):
         Similarity(width=1, scale=1.0, scores="sigmoid", template=template)
 
 
-def test_fingerprints_are_of_what_vectors_depend_on() -> None:
+def test_the_fingerprint_covers_everything_vectors_depend_on() -> None:
     own = dual()
     assert len(own.fingerprint) == 64
     same = [

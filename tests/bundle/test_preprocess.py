@@ -29,14 +29,14 @@ SHAPES = [
 
 
 def picture(height: int, width: int) -> Image.Image:
-    """Smooth, so that the details of a filter do not dominate."""
+    """Return a smooth image, so that details of the resize filter matter little."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = [rows * 255 / height, columns * 255 / width, np.full_like(rows, 90)]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sizes_and_pixels_are_those_of_transformers(shape: tuple[int, int]) -> None:
+def test_sizes_and_pixels_equal_those_of_transformers(shape: tuple[int, int]) -> None:
     theirs: Any = transformers.ViltImageProcessorPil(
         do_normalize=False, do_rescale=False, do_pad=False
     )
@@ -56,11 +56,11 @@ def test_sizes_are_within_bounds(height: int, width: int) -> None:
     assert VILT.size_of(width, height) == (columns, rows)
 
 
-def test_a_strip_is_one_patch_high() -> None:
+def test_a_very_long_image_is_one_patch_high() -> None:
     assert pixels(picture(2, 3000), VILT).shape == (32, 608, 3)
 
 
-def test_other_ways_have_one_size() -> None:
+def test_other_resize_modes_have_one_size() -> None:
     assert Preprocess(size=(20, 30)).size_of(500, 3) == (20, 30)
 
 
@@ -73,6 +73,6 @@ def test_other_ways_have_one_size() -> None:
         {"resize": "shorter", "shorter_side": 8, "longest": 9},
     ],
 )
-def test_a_contradiction_is_told(fields: dict[str, Any]) -> None:
+def test_contradictory_settings_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="bounded"):
         Preprocess(size=(8, 8), **fields)

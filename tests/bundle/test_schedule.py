@@ -59,7 +59,7 @@ def matchers_for(method: Method, config: VisionConfig) -> Sequence[Matcher]:
 
 
 def counted(config: VisionConfig, method: Method, plan: Sequence[int]) -> int:
-    """Multiply-accumulates by torch's counter, which counts two operations for each."""
+    """Return the multiply-accumulates that torch counts; it counts each as two operations."""
     model = VisionTransformer(config).eval()
     image = torch.zeros(1, 3, *config.image_size)
     # Only the plain attention is products that the counter sees.
@@ -76,7 +76,7 @@ def counted(config: VisionConfig, method: Method, plan: Sequence[int]) -> int:
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_flops_are_those_of_torch_s_counter(network: str, plan: tuple[int, ...]) -> None:
+def test_flops_equal_those_of_the_torch_counter(network: str, plan: tuple[int, ...]) -> None:
     config = VisionConfig(**{**SMALL.model_dump(), **NETWORKS[network]})
     assert config.workload("tome").flops(plan) == counted(config, "tome", plan)
 
@@ -90,12 +90,14 @@ def test_flops_of_pitome_with_protected_tokens(network: str, plan: tuple[int, ..
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("network", ["no class token"])
-def test_flops_of_pitome_are_those_of_torch_s_counter(network: str, plan: tuple[int, ...]) -> None:
+def test_flops_of_pitome_equal_those_of_the_torch_counter(
+    network: str, plan: tuple[int, ...]
+) -> None:
     config = VisionConfig(**{**SMALL.model_dump(), **NETWORKS[network]})
     assert config.workload("pitome").flops(plan) == counted(config, "pitome", plan)
 
 
-def test_flops_are_in_the_papers_convention() -> None:
+def test_flops_follow_the_convention_of_the_papers() -> None:
     assert DEIT_S.flops([0] * 12) / 1e9 == pytest.approx(4.6, abs=0.05)
 
 
@@ -146,14 +148,14 @@ def test_at_most_half_of_the_unprotected_merge(r: int, tokens: int, protected: i
         assert merged == r
 
 
-def test_reductions_hit_what_was_asked() -> None:
+def test_reductions_are_close_to_the_request() -> None:
     for shape in SHAPES:
         for asked in DEFAULT_LEVELS.values():
             plan = plan_for(DEIT_S, asked, shape)
             assert 1 - flops_ratio(DEIT_S, plan) == pytest.approx(asked, abs=0.005)
 
 
-def test_shapes_are_what_their_names_say() -> None:
+def test_shapes_rise_fall_or_stay_constant() -> None:
     constant, rising, falling = (plan_for(DEIT_S, 0.25, shape) for shape in SHAPES)
     assert max(constant) - min(constant) <= 1
     assert list(rising) == sorted(rising)
@@ -162,14 +164,14 @@ def test_shapes_are_what_their_names_say() -> None:
     assert falling[-1] == 0 < falling[0]
 
 
-def test_no_reduction_is_no_plan() -> None:
+def test_a_reduction_of_0_removes_nothing() -> None:
     for workload in WORKLOADS.values():
         assert plan_for(workload, 0.0) == (0,) * workload.depth
     none = DEIT_S.model_copy(update={"method": "none"})
     assert plan_for(none, 0.7) == (0,) * 12
 
 
-def test_too_much_asked_is_the_most_there_is() -> None:
+def test_a_reduction_out_of_reach_gives_the_most_reduced_plan() -> None:
     plan = plan_for(DEIT_S, 1.0)
     assert (
         DEIT_S.widths(plan)[-1] == 2
@@ -183,7 +185,7 @@ def test_too_much_asked_is_the_most_there_is() -> None:
     asked=st.floats(0, 1),
     other=st.floats(0, 1),
 )
-def test_plans_are_monotone_closest_and_what_runs(
+def test_plans_are_monotone_closest_and_attainable(
     workload: Workload, shape: Shape, asked: float, other: float
 ) -> None:
     plan, otherwise = plan_for(workload, asked, shape), plan_for(workload, other, shape)
@@ -233,13 +235,13 @@ def test_any_network_gets_monotone_plans(
 
 
 @pytest.mark.parametrize("asked", [-0.1, 1.01, float("nan"), float("inf")])
-def test_a_reduction_outside_its_range_is_told(asked: float) -> None:
+def test_reductions_outside_0_to_1_are_refused(asked: float) -> None:
     with pytest.raises(PlanError, match="between 0 and 1, not"):
         plan_for(DEIT_S, asked)
 
 
-def test_a_wrong_plan_is_told() -> None:
-    with pytest.raises(PlanError, match="a plan here has 12 counts, not 3"):
+def test_plans_of_a_wrong_length_or_sign_are_refused() -> None:
+    with pytest.raises(PlanError, match="a plan of this network has 12 counts, not 3"):
         DEIT_S.flops([1, 2, 3])
     with pytest.raises(PlanError, match="0 or more, not -2"):
         DEIT_S.widths([0] * 11 + [-2])
@@ -247,7 +249,7 @@ def test_a_wrong_plan_is_told() -> None:
 
 @pytest.mark.parametrize("siglip", [False, True])
 @pytest.mark.parametrize("tokens", [1, 2, 7, 12])
-def test_flops_of_texts_are_those_of_torch_s_counter(siglip: bool, tokens: int) -> None:
+def test_flops_of_texts_equal_those_of_the_torch_counter(siglip: bool, tokens: int) -> None:
     model = tiny.dual(siglip=siglip)
     with (
         torch.no_grad(),
@@ -259,7 +261,7 @@ def test_flops_of_texts_are_those_of_torch_s_counter(siglip: bool, tokens: int) 
     assert 2 * workload.text_flops(tokens) == counter.get_total_flops()
 
 
-def test_a_dual_encoder_s_plans_are_its_image_tower_s() -> None:
+def test_a_dual_encoder_has_the_plans_of_its_image_tower() -> None:
     for siglip in (False, True):
         config = tiny.dual(siglip=siglip).config
         dual, image = config.workload("pitome"), config.image.workload("pitome")
@@ -268,6 +270,6 @@ def test_a_dual_encoder_s_plans_are_its_image_tower_s() -> None:
             assert plan == plan_for(image, reduction)
             assert dual.flops(plan) == image.flops(plan)
             assert dual.widths(plan) == image.widths(plan)
-    with pytest.raises(PlanError, match="a text of 0 tokens"):
+    with pytest.raises(PlanError, match="the text has 0 tokens"):
         dual.text_flops(0)
     assert type(dual).model_validate_json(dual.model_dump_json()) == dual

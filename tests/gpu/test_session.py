@@ -17,16 +17,20 @@ import pytest
 from tests import tiny
 from tests.gpu import engines
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.bundle.manifest import Precision
-from tokenfold.bundle.random_texts import random_texts
+from tokenfold.bundle.manifest import Manifest, Precision
 from tokenfold.bundle.tasks import PairTask
-from tokenfold.bundle.text import TextEncoder
+from tokenfold.bundle.text import TextEncoder, random_texts
 from tokenfold.bundle.workload import Plan
-from tokenfold.export.dual_verify import verified_texts
-from tokenfold.export.pair_verify import cases, verify
+from tokenfold.export.families.pair import pair_answers
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
-from tokenfold.export.verify import judge, random_images
+from tokenfold.export.verification.comparison import judge, verify
+from tokenfold.export.verification.inputs import (
+    Case,
+    pair_batches,
+    random_images,
+    text_batches,
+)
 from tokenfold.models.checkpoints.checkpoint import AnyCheckpoint
 from tokenfold.models.networks.pair import images as images_of
 from tokenfold.runtime.cuda import device, session
@@ -284,11 +288,17 @@ def test_text_vectors_equal_the_cpus(opened: OpenedBundle) -> None:
     limit = 10 * BATCH_TOLERANCE[opened.precision]
     assert opened.bundle.manifest.text is not None
     encoder = TextEncoder.open(opened.bundle.tokenizer, opened.bundle.manifest.text.most_tokens)
-    for ids, size in verified_texts(encoder):
+    for ids, size in text_batches(encoder):
         expected, actual = (
             dual_session.embed_texts(ids, size) for dual_session in (cpu, opened.gpu)
         )
         np.testing.assert_allclose(actual, expected, atol=limit)
+
+
+def compare(manifest: Manifest, cpu: PairSession, gpu: PairSession, cases: Sequence[Case]) -> None:
+    """Check that both sessions give the same answers; raise VerificationError otherwise."""
+    expected, actual = (pair_answers(manifest, session, cases) for session in (cpu, gpu))
+    verify(manifest, expected, [actual])
 
 
 @pytest.mark.parametrize(("name", "precision"), PAIRS)
@@ -302,13 +312,13 @@ def test_results_of_image_text_networks_equal_the_cpus(
     cpu = PairSession(with_texts)
     gpu = PairSession(with_texts, device=where, engines=_engines(with_texts, where))
     free = isinstance(cpu.graph.inputs["image"][1], str)
-    given = cases(text, tiny.SIZE, patch=8 if free else None)
-    verify(manifest, cpu, [gpu], given)
+    given = pair_batches(text, tiny.SIZE, patch=8 if free else None)
+    compare(manifest, cpu, gpu, given)
     gpu.warm([])
     assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch_size))
-    verify(manifest, cpu, [gpu], given)
+    compare(manifest, cpu, gpu, given)
     with ThreadPoolExecutor(2) as pool:
-        for job in [pool.submit(verify, manifest, cpu, [gpu], given) for _ in range(4)]:
+        for job in [pool.submit(compare, manifest, cpu, gpu, given) for _ in range(4)]:
             job.result()
     gpu.close()
 
@@ -340,7 +350,8 @@ def test_runs_contain_no_copies_between_host_and_gpu(
     else:
         gpu = pairs = PairSession(bundle, device="cuda")
         text = TextEncoder.open(bundle.tokenizer, tiny.vilt().config.most_text)
-        verify(bundle.manifest, PairSession(bundle), [pairs], cases(text, tiny.SIZE, patch=None))
+        cases = pair_batches(text, tiny.SIZE, patch=None)
+        compare(bundle.manifest, PairSession(bundle), pairs, cases)
     assert isinstance(gpu.graph, CudaGraph)
     for onnx_session, native in profiled:
         assert native

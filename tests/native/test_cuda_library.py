@@ -14,8 +14,8 @@ import pytest
 
 from tests import tiny
 from tests.native.cuda_host.library import TOP
-from tokenfold.export.graph import Graph, export
-from tokenfold.export.verify import random_images
+from tokenfold.export.graphs.classifier import ClassifierGraph
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.reduction.tome import ToMe
 from tokenfold.runtime import libraries
 
@@ -81,7 +81,7 @@ def test_library_exports_only_its_entry_points(built: Path, name: str, entries: 
 def test_cpu_sessions_give_equal_results(built: Path, tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint()
     path = tmp_path / "model.onnx"
-    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True), path)
+    ClassifierGraph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True).write(path)
     feeds = {"image": random_images(tiny.SIZE, 3), "plan": np.array([2, 3, 1])}
     results = []
     for ops in (built / "onnxruntime" / "libtokenfold_ort_cuda.so", libraries.find()):

@@ -18,10 +18,10 @@ from tests.native import placement
 from tests.native.cuda_host import registered
 from tests.native.cuda_host.library import TOP, compiler
 from tokenfold.bundle.pair_workload import PairMethod
-from tokenfold.export.dual_graph import ImageGraph, TextGraph
-from tokenfold.export.graph import Graph, export
+from tokenfold.export.graphs.classifier import ClassifierGraph
+from tokenfold.export.graphs.dual import ImageGraph, TextGraph
+from tokenfold.export.graphs.pair import JointGraph, VisionGraph
 from tokenfold.export.ops.functions import functions
-from tokenfold.export.pair_graph import JointGraph, VisionGraph
 from tokenfold.models.reduction.pitome import PiToMe
 from tokenfold.models.reduction.tome import ToMe
 from tokenfold.runtime import libraries
@@ -42,25 +42,31 @@ def written(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], No
 @written("tome")
 def tome(path: Path) -> None:
     checkpoint = tiny.checkpoint(distill_token=True)
-    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe(True, True)] * 3, True), path)
+    ClassifierGraph(checkpoint.model, checkpoint.preprocess, [ToMe(True, True)] * 3, True).write(
+        path
+    )
 
 
 @written("half")
 def half(path: Path) -> None:
     checkpoint = tiny.checkpoint()
-    export(Graph(checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True, torch.float16), path)
+    ClassifierGraph(
+        checkpoint.model, checkpoint.preprocess, [ToMe()] * 3, True, torch.float16
+    ).write(path)
 
 
 @written("pitome")
 def pitome(path: Path) -> None:
     checkpoint = tiny.checkpoint()
-    export(Graph(checkpoint.model, checkpoint.preprocess, [PiToMe(0.5, 1)] * 3, False), path)
+    ClassifierGraph(checkpoint.model, checkpoint.preprocess, [PiToMe(0.5, 1)] * 3, False).write(
+        path
+    )
 
 
 @written("unreduced")
 def unreduced(path: Path) -> None:
     checkpoint = tiny.checkpoint()
-    export(Graph(checkpoint.model, checkpoint.preprocess, None, True), path)
+    ClassifierGraph(checkpoint.model, checkpoint.preprocess, None, True).write(path)
 
 
 @written("image")

@@ -17,7 +17,7 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe
-from tokenfold.export.verify import random_images
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.runtime import libraries
 from tokenfold.runtime import session as runtime
 from tokenfold.runtime.dual import DualSession

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from tokenfold.bench.measure import LaunchQueue, Subject
 from tokenfold.bundle.bundle import Bundle
-from tokenfold.bundle.random_texts import random_texts
 from tokenfold.bundle.tasks import PairTask
-from tokenfold.bundle.text import TextEncoder
+from tokenfold.bundle.text import TextEncoder, random_texts
 from tokenfold.bundle.workload import Plan
 from tokenfold.runtime.dual import DualSession
 from tokenfold.runtime.pair import Float, Int, PairRunner, PairSession, ask

@@ -29,7 +29,7 @@ from tokenfold.bench.torch_eager import COMPARED, OTHER_NETWORK, locate
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan, Workload
 from tokenfold.export.matchers import matchers
-from tokenfold.export.verify import normalised
+from tokenfold.export.reference import normalised
 from tokenfold.models.checkpoints.load import load_classifier
 from tokenfold.models.networks.vit import VisionTransformer
 from tokenfold.models.reduction.matcher import Matcher

@@ -16,10 +16,8 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Kind, Manifest, Precision
 from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload
 from tokenfold.bundle.workload import DualWorkload, Plan, Workload
-from tokenfold.export.dual_reference import Reference as DualReference
 from tokenfold.export.matchers import matchers
-from tokenfold.export.pair_reference import Reference
-from tokenfold.export.verify import normalised
+from tokenfold.export.reference import DualReference, PairReference, normalised
 from tokenfold.models.checkpoints.checkpoint import DualCheckpoint, PairCheckpoint
 from tokenfold.models.checkpoints.load import load, load_classifier
 from tokenfold.models.networks.meter import Meter, merging_tower
@@ -186,7 +184,7 @@ class DualEager(Eager):
 
     def logits(self, prepared: torch.Tensor, plan: Plan) -> Float:
         """Return embeddings (B, width); see `Eager`."""
-        return self._reference.embedded(prepared, plan).vectors
+        return self._reference.embed_normalised(prepared, plan).vectors
 
 
 class PairEager(Eager):
@@ -207,7 +205,7 @@ class PairEager(Eager):
         )
         if exported_workload != workload:
             raise ValueError(OTHER_NETWORK)
-        self._reference = Reference(checkpoint, workload, weighted=manifest.weighted)
+        self._reference = PairReference(checkpoint, workload, weighted=manifest.weighted)
         super().__init__(manifest, inputs, len(inputs[0].ids))
 
     def prepared(self, questions: Questions) -> tuple[list[torch.Tensor], Questions]:
@@ -218,7 +216,9 @@ class PairEager(Eager):
         """See `Eager`."""
         images, questions = prepared
         with torch.inference_mode():
-            embedded = [self._reference.embedded(image_batch).numpy() for image_batch in images]
+            embedded = [
+                self._reference.embed_normalised(image_batch).numpy() for image_batch in images
+            ]
         plans = [plan] * len(images)
         outputs = ask(
             self._reference, embedded, questions.ids, questions.size, plans, task=questions.task

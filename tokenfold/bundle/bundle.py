@@ -1,19 +1,18 @@
-"""The bundle: the folder that export writes and the service reads. No torch in here.
+"""Bundles: the folders that export writes and the service reads.
 
-    manifest.json   what the model is, its levels, and the sha256 of every other file
-    profile.json    what was measured, level by level; optional
+    manifest.json   description of the model, its levels, and the sha256 of all other files
+    profile.json    measurements of the levels; optional
 
-of an image classifier:
+An image classifier has
     model.onnx      one graph for every level: `image`, `plan` -> `logits`, `slots`
 
-of a network that sees an image with a text, in two graphs, so that an image is embedded once
-whatever the number of texts:
+An image-text network has two graphs, so that an image is embedded once for any number of texts:
     vision.onnx     `image` -> `image_tokens`
-    joint.onnx      `image_tokens`, `input_ids`, `text_size`, `plan` -> an output for each task,
+    joint.onnx      `image_tokens`, `input_ids`, `text_size`, `plan` -> one output per task,
                     `pooled`, `text_slots`, `image_slots`
-    tokenizer.json  how a text becomes `input_ids`
+    tokenizer.json  converts a text to `input_ids`
 
-of a dual encoder, whose images and texts meet nowhere but in the comparison of their vectors:
+A dual encoder, which compares vectors of images and texts, has
     image.onnx      `image`, `plan` -> `vector` of length 1, `slots`
     text.onnx       `input_ids`, `text_size` -> `vector` of length 1
     tokenizer.json  as above
@@ -25,9 +24,7 @@ import hashlib
 from pathlib import Path
 from typing import Self, TypeVar
 
-from pydantic import ValidationError
-
-from tokenfold.bundle.document import Document
+from tokenfold.bundle.document import VersionedDocument
 from tokenfold.bundle.manifest import (
     IMAGE,
     JOINT,
@@ -40,15 +37,19 @@ from tokenfold.bundle.manifest import (
 )
 from tokenfold.bundle.profile import PROFILE, Profile
 
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", bound=VersionedDocument)
 
 
 class BundleError(ValueError):
-    """A folder that is no valid bundle; the message names the file and what is wrong with it."""
+    """A folder that is not a valid bundle; the message names the file and its problem."""
 
 
 class Bundle:
-    """An opened bundle."""
+    """A bundle in a folder.
+
+    Attributes:
+        profile: measurements of the levels; None for a bundle that was not measured.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, profile: Profile | None) -> None:
         self.folder = folder
@@ -57,40 +58,40 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """The path of an image classifier's graph."""
+        """Path of an image classifier's graph."""
         return self.folder / MODEL
 
     @property
     def vision(self) -> Path:
-        """The path of the graph that embeds images, of a network with texts."""
+        """Path of the graph of an image-text network that embeds images."""
         return self.folder / VISION
 
     @property
     def joint(self) -> Path:
-        """The path of the graph in which image and text meet."""
+        """Path of the graph of an image-text network that combines image and text."""
         return self.folder / JOINT
 
     @property
     def image(self) -> Path:
-        """The path of the graph that makes vectors of images, of a dual encoder."""
+        """Path of the graph of a dual encoder that embeds images."""
         return self.folder / IMAGE
 
     @property
     def text(self) -> Path:
-        """The path of the graph that makes vectors of texts, of a dual encoder."""
+        """Path of the graph of a dual encoder that embeds texts."""
         return self.folder / TEXT
 
     @property
     def tokenizer(self) -> Path:
-        """The path of a network with texts' tokenizer."""
+        """Path of the tokenizer of a network that takes texts."""
         return self.folder / TOKENIZER
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read and check a bundle: schema, presence and checksum of every file.
+        """Read a bundle and check its schema and the checksums of its files.
 
         Raises:
-            BundleError: something is missing, unknown to this version, or altered.
+            BundleError: a file is missing, altered, or has a format unknown to this version.
         """
         manifest = read_document(folder / MANIFEST, Manifest)
         for name, stored in manifest.files.items():
@@ -98,7 +99,9 @@ class Bundle:
             if not path.is_file():
                 raise BundleError(f"{path} is missing")
             if sha256(path) != stored.sha256:
-                raise BundleError(f"{path} is not the file that was exported: its sha256 differs")
+                raise BundleError(
+                    f"{path} is not the exported file: its sha256 differs from the manifest"
+                )
         profile = None
         if PROFILE in manifest.files:
             profile = read_document(folder / PROFILE, Profile)
@@ -108,37 +111,37 @@ class Bundle:
                 raise BundleError(f"{folder / PROFILE}: unknown levels {sorted(unknown)}")
             tasks = {task for level in profile.levels.values() for task in level.quality}
             if tasks - set(manifest.tasks):
-                asked = sorted(tasks - set(manifest.tasks))
-                raise BundleError(f"{folder / PROFILE}: unknown tasks {asked}")
+                unknown_tasks = sorted(tasks - set(manifest.tasks))
+                raise BundleError(f"{folder / PROFILE}: unknown tasks {unknown_tasks}")
         return cls(folder, manifest, profile)
 
     @staticmethod
     def find(root: Path) -> list[Path]:
-        """The bundle folders at or directly below `root`, by name."""
+        """Return the bundle folders at or directly below `root`, sorted by name."""
         if (root / MANIFEST).is_file():
             return [root]
         if not root.is_dir():
             return []
         folders = (path.parent for path in root.glob(f"*/{MANIFEST}"))
-        # A killed export leaves a temporary folder behind, with a dot in front.
+        # The temporary folder of an export that was killed starts with a dot.
         return sorted(folder for folder in folders if not folder.name.startswith("."))
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hex."""
+    """Return the checksum of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_document(path: Path, document: type[D]) -> D:
-    """A manifest or profile.
+    """Read a manifest or profile.
 
     Raises:
-        BundleError: it is missing, or no such document.
+        BundleError: the file is missing, has an unknown format, or is not such a document.
     """
     try:
-        return document.model_validate_json(path.read_text())
+        return document.parse(path.read_text())
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing") from error
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from error

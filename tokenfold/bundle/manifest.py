@@ -1,18 +1,19 @@
-"""The manifest: what a bundle says of itself, and the names of its files. No torch in here."""
+"""Manifests: the description of a bundle, and the names of its files."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tokenfold.bundle.document import Document, Name, Share
+from tokenfold.bundle.document import Document, Name, Share, VersionedDocument
 from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload, ViltWorkload
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask, Task
+from tokenfold.bundle.text import TOKENIZER as TOKENIZER  # one of the bundle's files
 from tokenfold.bundle.text import Template
 from tokenfold.bundle.workload import DualWorkload, PlanError, Shape, Workload
 
@@ -22,13 +23,12 @@ VISION = "vision.onnx"
 JOINT = "joint.onnx"
 IMAGE = "image.onnx"
 TEXT = "text.onnx"
-TOKENIZER = "tokenizer.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 Scoring = Literal["softmax", "sigmoid"]
-"""How logits become scores: of answers that exclude each other, or each by itself."""
+"""Function from logits to scores: for answers that exclude each other, or for independent ones."""
 Kind = Literal["classifier", "pair", "dual"]
-"""What a network takes: images, images with texts, or either of them by itself."""
+"""Kind of network: takes images, image-text pairs, or images and texts separately."""
 AnyWorkload = Annotated[
     Workload | ViltWorkload | MeterWorkload | DualWorkload, Field(discriminator="kind")
 ]
@@ -38,7 +38,7 @@ GRAPHS: dict[Kind, tuple[str, ...]] = {
     "pair": (VISION, JOINT),
     "dual": (IMAGE, TEXT),
 }
-"""The graphs of a bundle."""
+"""File names of the graphs, by kind of network."""
 
 
 def _inside(path: str) -> str:
@@ -52,12 +52,13 @@ FilePath = Annotated[str, AfterValidator(_inside)]
 
 
 class Level(Document):
-    """A named point between speed and accuracy.
+    """A named trade-off between speed and accuracy.
 
     Attributes:
-        reduction: the requested fraction of FLOPs to remove, 0 to 1.
-        plan: tokens each layer removes; with a text, of the nominal image and the longest text.
-        flops_ratio: FLOPs left, of the unreduced network's.
+        reduction: requested fraction of FLOPs to remove, 0 to 1.
+        plan: tokens that each layer removes; for an image-text network, of an image of the usual
+            size with the longest text.
+        flops_ratio: FLOPs relative to the unreduced network, (0, 1].
         tokens_out: tokens after the last layer.
     """
 
@@ -68,19 +69,19 @@ class Level(Document):
 
 
 class StoredFile(Document):
-    """A file's checksum and length."""
+    """Checksum and length of a file."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class TextSpec(Document):
-    """Which texts a network takes.
+    """Limits of the texts that a network takes.
 
     Attributes:
-        most_tokens: of the longest, special tokens included; longer ones are cut.
-        padding: the id that fills every text up to `most_tokens`, with size 1, for a network that
-            was trained to look at it (SigLIP); None where a text runs at its own length.
+        most_tokens: maximum length, special tokens included; longer texts are truncated.
+        padding: token id that fills every text up to `most_tokens`, with size 1, for a network
+            that was trained to attend to padding (SigLIP); None for texts of any length.
     """
 
     most_tokens: int = Field(ge=1)
@@ -88,13 +89,13 @@ class TextSpec(Document):
 
 
 class Similarity(Document):
-    """How vectors of a dual encoder compare: a logit is `scale * cosine + bias`.
+    """Comparison of a dual encoder's vectors: a logit is `scale * cosine + bias`.
 
     Attributes:
-        width: numbers in a vector.
-        scale: already out of the logarithm in which it was learned.
-        scores: how logits become scores, of texts that exclude each other, or each by itself.
-        template: what makes a text of a label for zero-shot classification, at its `{}`.
+        width: length of a vector.
+        scale: scale of the cosine, not its logarithm.
+        scores: function from logits to scores.
+        template: text for zero-shot classification, in which a label replaces `{}`.
     """
 
     width: int = Field(ge=1)
@@ -104,27 +105,28 @@ class Similarity(Document):
     template: Template = "{}"
 
 
-class Manifest(Document):
-    """What a bundle says of itself.
+class Manifest(VersionedDocument):
+    """Description of a bundle.
 
     Attributes:
-        format: of this file; another number is refused.
-        name: what the service calls the model.
-        tasks: what the network can be asked, with the labels in the order of the logits; no labels
-            for a single logit that ranks. Of two labels to match or reason, the second is yes.
-        scores: how a task's logits become scores, where that is not softmax.
-        source: what was exported.
-        workload: the network, as the schedule sees it; turns any reduction into a plan.
-        shape: how the plans spread over the layers.
-        proportional: whether attention counts token sizes; of a network that reduces images alone.
-        weighted: whether tokens merge by size and attention counts sizes; of a network with texts.
-        text: of a network with texts.
-        similarity: of a dual encoder.
-        levels: by name, from the least reduced to the most.
-        default_level: for a request that names none.
-        versions: of the packages that made it.
-        deviation: largest difference from PyTorch that the export saw, per level.
-        files: every other file, by its path in the bundle.
+        format: format number of this file; see `tokenfold.bundle.document.VersionedDocument`.
+        name: name of the model in the service.
+        tasks: tasks of the network, with their labels in the order of the logits; no labels for a
+            ranking head with a single logit. The second of two labels of `match` or `reason` is
+            the positive one.
+        scores: functions from logits to scores, of tasks that do not use softmax.
+        source: name of the checkpoint that was exported.
+        workload: sizes of the network, from which the schedule computes plans.
+        shape: distribution of the removed tokens over the layers.
+        proportional: whether attention counts token sizes, in an image network.
+        weighted: whether tokens merge by size and attention counts sizes, in an image-text network.
+        text: limits of texts, of a network that takes them.
+        similarity: comparison of vectors, of a dual encoder.
+        levels: levels by name, from the least reduced to the most.
+        default_level: level for requests that choose none.
+        versions: versions of the packages used to build the bundle.
+        deviation: largest difference from PyTorch at export, per level.
+        files: all other files, by path in the bundle.
     """
 
     format: Literal[2] = 2
@@ -146,6 +148,13 @@ class Manifest(Document):
     deviation: dict[str, float] = Field(default_factory=dict)
     files: dict[FilePath, StoredFile]
 
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Convert format 1, which had image classifiers only, with the field `labels`."""
+        fields = {key: value for key, value in content.items() if key not in ("task", "labels")}
+        workload = {**content.get("workload", {}), "kind": "image"}
+        return {**fields, "tasks": {"classify": content.get("labels")}, "workload": workload}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.default_level not in self.levels:
@@ -153,24 +162,32 @@ class Manifest(Document):
         kind = self.kind
         for name in self._needed:
             if name not in self.files:
-                raise ValueError(f"{name} is not listed")
+                raise ValueError(f"{name} is not listed in files")
         if (kind == "classifier") != (self.text is None):
-            raise ValueError("a network has texts if it sees them, and only then")
+            raise ValueError(
+                "the field text is required for networks with texts, and not allowed for others"
+            )
         if (kind == "dual") != (self.similarity is not None):
-            raise ValueError("a dual encoder says how its vectors compare, and nothing else does")
+            raise ValueError(
+                "the field similarity is required for dual encoders, and not allowed for others"
+            )
         if kind != "pair" and self.preprocess.resize == "bounded":
-            raise ValueError("a network of this kind takes images of one size")
+            raise ValueError(
+                f"resize 'bounded' is for the kind pair; the kind {kind} takes images of one size"
+            )
         if kind == "pair" and self.text is not None and self.text.padding is not None:
-            raise ValueError("padding is looked at by dual encoders alone")
+            raise ValueError("the field text.padding is for dual encoders")
         if kind == "dual" and self.scores:
-            raise ValueError("of a dual encoder similarity says how it scores")
-        asked = set(self.tasks)
+            raise ValueError(
+                "the field scores is not for dual encoders; they have similarity.scores"
+            )
+        tasks = set(self.tasks)
         only = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
-        if asked != only if only else asked & {"classify", "embed"}:
-            raise ValueError(f"a network of this kind does not {', '.join(self.tasks)}")
+        if tasks != only if only else tasks & {"classify", "embed"}:
+            raise ValueError(f"the kind {kind} does not have the tasks {', '.join(self.tasks)}")
         unknown = sorted(set(self.scores) - set(self.tasks))
         if unknown:
-            raise ValueError(f"scores of {', '.join(unknown)}, which is no task here")
+            raise ValueError(f"scores of {', '.join(unknown)}, which is not in tasks")
         for name, level in self.levels.items():
             try:
                 tokens = self.workload.widths(level.plan)[-1]
@@ -178,66 +195,73 @@ class Manifest(Document):
                 raise ValueError(f"level {name}: {error}") from error
             ratio = flops_ratio(self.workload, level.plan)
             if tokens != level.tokens_out or abs(ratio - level.flops_ratio) > 1e-6:
-                raise ValueError(f"level {name}: tokens or FLOPs do not follow from its plan")
+                raise ValueError(
+                    f"level {name}: tokens_out or flops_ratio do not follow from its plan"
+                )
         return self
 
     @property
     def kind(self) -> Kind:
-        """What the network takes."""
+        """Kind of network."""
         if isinstance(self.workload, PairWorkload):
             return "pair"
         return "dual" if isinstance(self.workload, DualWorkload) else "classifier"
 
     @property
     def _needed(self) -> tuple[str, ...]:
-        """Files without which the network is not whole."""
+        """Names of the files that the network needs."""
         graphs = GRAPHS[self.kind]
         return graphs if self.kind == "classifier" else (*graphs, TOKENIZER)
 
     @property
     def fingerprint(self) -> str:
-        """What outputs depend on: hex of a sha256 that differs where the network does.
+        """Identity of the network: hex of a sha256 over everything that outputs depend on.
 
-        It covers the graphs with their weights, the tokenizer, and how images and texts are made
-        ready; neither names and levels nor what was measured. Vectors of two bundles can be
-        compared if their fingerprints are equal.
+        It covers the graphs with their weights, the tokenizer, and the pre-processing of images and
+        texts, but not names, levels and measurements. Vectors of two bundles can be compared if
+        their fingerprints are equal.
         """
         stored = [
             f"{name} {file.sha256}"
             for name, file in sorted(self.files.items())
             if name.startswith(self._needed)
         ]
-        # Without defaults: a field that is added one day leaves the old bundles what they were.
-        ready = [
+        # Without defaults, so that a new field does not change the fingerprint of old bundles.
+        preprocessing = [
             part.model_dump_json(exclude_defaults=True)
             for part in (self.preprocess, self.text)
             if part is not None
         ]
-        return hashlib.sha256("\n".join([*stored, *ready]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*stored, *preprocessing]).encode()).hexdigest()
 
     @property
     def cpu_only(self) -> str | None:
-        """Why no GPU is to run the network, for people; None if one may."""
+        """Reason why the network runs on CPUs only, for people; None if it does not."""
         if self.precision == "int8":
             return f"{self.name} is an int8 bundle, which is for the CPU"
         return None
 
     @property
     def pair_tasks(self) -> list[PairTask]:
-        """Those of its tasks that are on an image and a text."""
+        """Tasks that take an image and a text."""
         return [task for task in self.tasks if task != "classify" and task != "embed"]
 
     def plan(self, level: Level, *, text: int, image: int) -> tuple[int, ...]:
-        """A level's plan for a text and an image of so many tokens.
+        """Return a level's plan for an image with a text.
+
+        Args:
+            text, image: their numbers of tokens.
 
         Raises:
-            TypeError: the network sees images alone, whose number of tokens is fixed.
+            TypeError: the network is not an image-text network.
         """
         if not isinstance(self.workload, PairWorkload):
             raise TypeError(f"{self.name} takes no texts")
-        own = self.workload.sized(text=text, image=image)
-        return level.plan if own == self.workload else plan_for(own, level.reduction, self.shape)
+        sized = self.workload.sized(text=text, image=image)
+        if sized == self.workload:
+            return level.plan
+        return plan_for(sized, level.reduction, self.shape)
 
     def scoring(self, task: Task) -> Scoring:
-        """How a task's logits become scores."""
+        """Return the function from a task's logits to scores."""
         return self.scores.get(task, "softmax")

@@ -1,7 +1,6 @@
-"""What an image with a text costs; see `workload`. No torch in here.
+"""Workloads of image-text networks; see `tokenfold.bundle.workload`.
 
-Of a plan each layer has one count where tokens merge, and three (prune, merge, text) where PuMer
-reduces.
+A plan has one count per layer for ToMe, and three counts per layer (prune, merge, text) for PuMer.
 """
 
 from __future__ import annotations
@@ -26,20 +25,21 @@ from tokenfold.bundle.workload import (
 
 PairMethod = Literal["none", "tome", "pumer"]
 Rates = tuple[float, float, float]
-"""Shares of a layer's tokens: image tokens to prune, then to merge, and text tokens to merge."""
+"""Fractions of a layer's tokens: of the image to prune and to merge, and of the text to merge."""
 
-# Steps in which PuMer's rates grow from nothing to all that can go. A rate that is much smaller
-# than the largest stops short of that: to reach it the steps would be too coarse for the others.
+# PuMer's rates grow from 0 to _MAX_RATE in this number of steps. A rate that is more than
+# _MAX_RATIO times smaller than the largest stays below _MAX_RATE, because growing that far would
+# make the steps too coarse for the other rates.
 _STEPS = 512
-_MOST = 0.95
-_APART = 32
+_MAX_RATE = 0.95
+_MAX_RATIO = 32
 
 
 def pumer_widths(text: int, image: int, counts: Sequence[int]) -> tuple[int, int]:
-    """Text and image tokens that are left when asked for counts (prune, merge, text).
+    """Return the text and image tokens left after a layer with counts (prune, merge, text).
 
-    At least one image token stays; of what pruning leaves, and of the text, at most half of all
-    but the first can merge (PuMer, section 3).
+    At least one image token stays. Merging removes at most half of the text tokens, and of the
+    image tokens that pruning leaves, not counting the first of each (PuMer, section 3).
     """
     prune, merge, words = counts
     keep = max(image - max(prune, 0), min(image, 1))
@@ -47,16 +47,16 @@ def pumer_widths(text: int, image: int, counts: Sequence[int]) -> tuple[int, int
 
 
 class PairWorkload(BaseWorkload):
-    """An image and a text.
+    """An image with a text.
 
     Attributes:
         method: `tome` merges both modalities jointly, `pumer` prunes and merges.
         text: tokens of the text, class token and separator included.
         image: tokens of the image, class token included.
         most_text: tokens of the longest text.
-        layers: those that PuMer reduces, counted from 0.
-        rates: of a PuMer reduction; a requested one scales them together.
-        depth: layers with counts in the plan.
+        layers: layers that PuMer reduces, counted from 0.
+        rates: PuMer's rates, which a requested reduction scales together.
+        depth: number of layers with counts in the plan.
     """
 
     method: PairMethod
@@ -70,28 +70,30 @@ class PairWorkload(BaseWorkload):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.text > self.most_text:
-            raise ValueError(f"a text of {self.text} tokens is longer than {self.most_text}")
+            raise ValueError(f"the text has {self.text} tokens; the maximum is {self.most_text}")
         if any(not 0 <= layer < self.depth for layer in self.layers):
             raise ValueError(f"reducing layers are 0 to {self.depth - 1}, not {self.layers}")
         if self.method == "pumer" and (not self.layers or not any(self.rates)):
-            raise ValueError("PuMer needs layers that reduce, and a rate above 0")
+            raise ValueError("PuMer needs at least one reducing layer and a rate above 0")
         if any(not 0 <= rate <= 1 for rate in self.rates):
-            raise ValueError(f"rates are 0 to 1, not {self.rates}")
+            raise ValueError(f"the rates are {self.rates}; they must be between 0 and 1")
         return self
 
     def sized(self, *, text: int | None = None, image: int | None = None) -> Self:
-        """The same network on a text or an image of another length.
+        """Return the workload of the same network for a text or an image of another length.
 
         Raises:
-            PlanError: it takes no text or image of such a length.
+            PlanError: the network does not take a text or image of this length.
         """
         text = self.text if text is None else text
         image = self.image if image is None else image
-        # A copy is not validated; this is asked for every new length.
+        # A copy is not validated, because the service makes one for every new length.
         if not 1 <= text <= self.most_text:
-            raise PlanError(f"a text of {text} tokens, where it has at most {self.most_text}")
+            raise PlanError(
+                f"the text has {text} tokens; it must have at least 1 and at most {self.most_text}"
+            )
         if image < 1:
-            raise PlanError(f"an image of {image} tokens")
+            raise PlanError(f"the image has {image} tokens; it must have at least 1")
         return self.model_copy(update={"text": text, "image": image})
 
     @property
@@ -102,57 +104,58 @@ class PairWorkload(BaseWorkload):
     @property
     @abstractmethod
     def embedding(self) -> int:
-        """Of the FLOPs those of the image alone, which several texts can share."""
+        """FLOPs of embedding the image, which several texts can share."""
 
     def streams(self, plan: Sequence[int]) -> list[tuple[int, int]]:
-        """(text, image) tokens before the first layer with counts and after each, for PuMer."""
-        found = [(self.text, self.image)]
+        """Return PuMer's (text, image) tokens before the first layer with counts and after each."""
+        streams = [(self.text, self.image)]
         for layer in range(self.depth):
-            found.append(pumer_widths(*found[-1], plan[3 * layer : 3 * layer + 3]))
-        return found
+            streams.append(pumer_widths(*streams[-1], plan[3 * layer : 3 * layer + 3]))
+        return streams
 
     def plan_at(self, rates: Rates, shape: Shape = "constant") -> Plan:
-        """The plan of fixed rates: each reducing layer loses such shares of what enters it.
+        """Return the plan in which each reducing layer loses fixed fractions of its tokens.
 
-        Counts are rounded half to even, of the tokens before pruning, as published.
+        As published, fractions are of the tokens before pruning, and counts are rounded half to
+        even.
         """
-        given = dict(zip(self.layers, weights(shape, len(self.layers)), strict=True))
+        shares = dict(zip(self.layers, weights(shape, len(self.layers)), strict=True))
         text, image = self.text, self.image
         plan: list[int] = []
         for layer in range(self.depth):
-            share = min(given.get(layer, 0.0), 1.0 / max(*rates, 1e-9))
-            asked = (
+            share = min(shares.get(layer, 0.0), 1.0 / max(*rates, 1e-9))
+            counts = (
                 round(rates[0] * share * image),
                 round(rates[1] * share * image),
                 round(rates[2] * share * text),
             )
-            text_after, image_after = pumer_widths(text, image, asked)
-            kept = max(image - asked[0], 1)
+            text_after, image_after = pumer_widths(text, image, counts)
+            kept = max(image - counts[0], 1)
             plan += [image - kept, kept - image_after, text - text_after]
             text, image = text_after, image_after
         return tuple(plan)
 
     def _scaled(self, shape: Shape) -> Iterator[Plan]:
-        """PuMer's rates, scaled together from nothing to all that can go."""
-        least = max(min(rate for rate in self.rates if rate > 0), max(self.rates) / _APART)
-        most = _MOST / least
-        last: Plan | None = None
+        """Yield the plans of PuMer's rates, scaled together from 0 to the most reduced plan."""
+        smallest = max(min(rate for rate in self.rates if rate > 0), max(self.rates) / _MAX_RATIO)
+        max_scale = _MAX_RATE / smallest
+        previous: Plan | None = None
         for step in range(_STEPS + 1):
-            # Quadratic: small reductions have the finer steps.
-            scale = most * (step / _STEPS) ** 2
-            prune, merge, text = (min(rate * scale, _MOST) for rate in self.rates)
+            # Quadratic, so that small reductions have finer steps.
+            scale = max_scale * (step / _STEPS) ** 2
+            prune, merge, text = (min(rate * scale, _MAX_RATE) for rate in self.rates)
             plan = self.plan_at((prune, merge, text), shape)
-            if plan != last:  # half of them round to the same counts
+            if plan != previous:  # half of the steps round to the same counts
                 yield plan
-            last = plan
+            previous = plan
 
 
 class ViltWorkload(PairWorkload):
-    """One stream of text and image tokens (ViLT).
+    """ViLT: one stream of text and image tokens.
 
     Attributes:
         dim, mlp_dim, metric_dim: widths of a token, of the MLP, of the matcher's metric.
-        stem: multiply-accumulates of the patch embedding, for each image token but the class.
+        stem: multiply-accumulates of the patch embedding, per image token except the class token.
         head: multiply-accumulates after the last layer.
     """
 
@@ -173,7 +176,7 @@ class ViltWorkload(PairWorkload):
 
     @property
     def _joint(self) -> Workload:
-        """The same stream for a method that does not tell text from image."""
+        """Workload of the same stream for a method that treats text and image tokens alike."""
         return Workload(
             method="none" if self.method == "none" else "tome",
             tokens=self.tokens,
@@ -208,22 +211,23 @@ class ViltWorkload(PairWorkload):
         return total
 
     def _matching_flops(self, text: int, image: int, counts: Sequence[int]) -> int:
-        again = text * (text + image) * self.dim  # the attention of the text, once more
-        return again + pumer_flops(text, image, counts, self.metric_dim)
+        importance = text * (text + image) * self.dim  # attention of the text, computed again
+        return importance + pumer_flops(text, image, counts, self.metric_dim)
 
     def ladder(self, shape: Shape) -> Iterator[Plan]:
         return self._scaled(shape) if self.method == "pumer" else self._joint.ladder(shape)
 
 
 class MeterWorkload(PairWorkload):
-    """A stream of text and one of image tokens, behind a tower of their own each (METER).
+    """METER: a stream of text tokens and one of image tokens, each behind its own tower.
 
     Attributes:
-        form: whether the image layer of a step sees the text before or behind the text layer.
+        form: `parallel` if the image layer of a step attends to the text before the text layer,
+            `sequential` if after it.
         dim, mlp_dim, metric_dim: widths of a token, of the MLPs, of the matcher's metric.
-        vision_widths: tokens before the first layer of the image tower and after each.
-        text_depth: layers of the text tower.
-        stem: multiply-accumulates of the patch embedding, for each token but the class.
+        vision_widths: tokens before the first layer of the image tower and after each layer.
+        text_depth: number of layers of the text tower.
+        stem: multiply-accumulates of the patch embedding, per token except the class token.
         head: multiply-accumulates after the last layer.
     """
 
@@ -241,27 +245,29 @@ class MeterWorkload(PairWorkload):
     def _two_streams(self) -> Self:
         if self.method == "tome":
             raise ValueError(
-                "METER's text and image are no one stream that ToMe could merge: choose none or "
-                "pumer, and for ToMe in the image tower so many tokens in each of its layers"
+                "the method tome does not fit METER, whose text and image tokens are separate "
+                "streams: use none or pumer; --tower reduces the image tower with ToMe"
             )
         if self.vision_widths[-1] != self.image:
             raise ValueError(
-                f"the image tower gives {self.vision_widths[-1]} tokens, not {self.image}"
+                f"the image tower returns {self.vision_widths[-1]} tokens, not {self.image}"
             )
         return self
 
     def sized(self, *, text: int | None = None, image: int | None = None) -> Self:
-        """The same network on a text or an image of another length.
+        """Return the workload of the same network for a text or an image of another length.
 
         Raises:
-            PlanError: as of every such network; or the image tower reduces, so that its tokens do
-                not say how many it took.
+            PlanError: the network does not take this length, or its image tower reduces, so that
+                the number of tokens does not determine the size of the image.
         """
         other = super().sized(text=text, image=image)
         if other.image == self.image:
             return other
         if self.vision_widths[0] != self.image:
-            raise PlanError("the length of an image is fixed where ToMe reduces its tower")
+            raise PlanError(
+                "the number of image tokens is fixed in a network whose image tower reduces"
+            )
         widths = (other.image,) * len(self.vision_widths)
         return other.model_copy(update={"vision_widths": widths})
 
@@ -270,7 +276,7 @@ class MeterWorkload(PairWorkload):
         return 3 * self.depth
 
     def widths(self, plan: Sequence[int]) -> list[int]:
-        """As of every workload; the towers are before the first layer with counts."""
+        """Return the token counts after the towers and after each layer with counts."""
         self.check(plan)
         return [text + image for text, image in self.streams(plan)]
 
@@ -285,7 +291,7 @@ class MeterWorkload(PairWorkload):
             total += 2 * (words + patches) * self.dim * self.mlp_dim
             counts = plan[3 * step : 3 * step + 3]
             if any(counts):
-                total += text * image * self.dim  # the text's attention to the image, once more
+                total += text * image * self.dim  # importance: text-to-image attention
                 total += pumer_flops(text, image, counts, self.metric_dim)
         return total
 
@@ -304,7 +310,7 @@ class MeterWorkload(PairWorkload):
         return self.embedding + self.text_depth * layer
 
     def _attention(self, queries: int, keys: int) -> int:
-        """Of one layer, its projections included."""
+        """Return the multiply-accumulates of one attention layer with its projections."""
         return 2 * (queries + keys) * self.dim**2 + 2 * queries * keys * self.dim
 
     def ladder(self, shape: Shape) -> Iterator[Plan]:
@@ -312,7 +318,7 @@ class MeterWorkload(PairWorkload):
 
 
 def even_widths(tokens: int, r: int, layers: int) -> list[int]:
-    """Token counts before the first layer and after each that merges r, the class token kept."""
+    """Return token counts before the first layer and after each, if each layer removes r tokens."""
     counts = [tokens]
     for _ in range(layers):
         counts.append(counts[-1] - clamp(r, counts[-1], 1))
@@ -320,7 +326,7 @@ def even_widths(tokens: int, r: int, layers: int) -> list[int]:
 
 
 def pumer_flops(text: int, image: int, counts: Sequence[int], metric_dim: int) -> int:
-    """Multiply-accumulates of the similarities by which both modalities merge."""
+    """Return the multiply-accumulates of the similarities by which both modalities merge."""
     prune, merge, words = counts
     keep = max(image - prune, 1)
     total = bipartite_flops(keep, metric_dim) if clamp(merge, keep, 1) else 0

@@ -1,4 +1,4 @@
-"""How a photo becomes a network's input. No torch: export and the service share it."""
+"""Pre-processing of images: from an opened image to a network's input."""
 
 from __future__ import annotations
 
@@ -30,32 +30,31 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = frozenset((5, 6, 7, 8))  # whose width is the upright image's height
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations whose width is the upright image's height
 
-# A JPEG is decoded at half, a quarter or an eighth of its size where that still leaves this many
-# times the pixels that the network sees: several times faster, and the antialiased resize after it
-# hides the difference (tests/service/test_images.py bounds it).
-_GAP = 2
+# A JPEG is decoded at half, a quarter or an eighth of its size if each side is then still at least
+# this many times the network's. That is several times faster, and the antialiased resize hides the
+# difference (tests/service/test_images.py bounds it).
+_DRAFT_FACTOR = 2
 
-# Of a strip longer than this many times its width only the middle is scaled: one pixel by a million
-# would become terabytes.
-_STRIP = 16
+# Only the middle of an image is scaled if it is more than this many times longer than wide: scaling
+# an image of 1 by 1,000,000 pixels would take terabytes.
+_MAX_ASPECT = 16
 
 
 class Preprocess(BaseModel):
-    """Resize, crop and normalise.
+    """Parameters of resizing, cropping and normalising.
 
     Attributes:
-        size: height and width of the network's input, pixels; where `resize` is `bounded`, those
-            that its position embedding is made for.
-        resize: `stretch` goes straight to `size`; `shorter` scales the shorter side to
-            `shorter_side` and crops the centre; `bounded` scales the shorter side to
-            `shorter_side`, or as far as the longer one stays within `longest`, and then cuts both
-            down to a multiple of `multiple`: images keep their shape, nearly, and come out in
-            many sizes (ViLT).
+        size: height and width of the network's input, pixels; for `bounded` the size that the
+            position embedding was made for.
+        resize: `stretch` resizes to `size`; `shorter` scales the shorter side to `shorter_side` and
+            crops the centre; `bounded` scales the shorter side to `shorter_side`, or less if the
+            longer side would exceed `longest`, and rounds both down to a multiple of `multiple`.
+            Images keep nearly their aspect ratio then, and have many sizes (ViLT).
         shorter_side: pixels, for `shorter` and `bounded`.
         longest, multiple: pixels, for `bounded`.
-        mean, std: per channel, of values in 0..1.
+        mean, std: mean and standard deviation per channel, of values in 0..1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,13 +72,13 @@ class Preprocess(BaseModel):
     def _consistent(self) -> Self:
         bounds = (self.shorter_side, self.longest, self.multiple)
         if self.resize == "bounded" and None in bounds:
-            raise ValueError("bounded needs shorter_side, longest and multiple")
+            raise ValueError("resize 'bounded' needs shorter_side, longest and multiple")
         if self.resize != "bounded" and (self.longest or self.multiple):
-            raise ValueError("longest and multiple are for bounded alone")
+            raise ValueError("longest and multiple are for resize 'bounded' only")
         return self
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of these comes out in, pixels."""
+        """Return the height and width, pixels, to which an image of a size is resized."""
         if self.resize != "bounded" or not (self.shorter_side and self.longest and self.multiple):
             return self.size
         shorter, multiple = self.shorter_side, self.multiple
@@ -88,7 +87,7 @@ class Preprocess(BaseModel):
         else:
             sides = (height * (shorter / width), shorter)
         scale = min(self.longest / max(sides), 1)
-        # A strip would come out with no pixels at all.
+        # Rounding down would leave no pixels of a very long image.
         rows, columns = (
             max(int(side * scale + 0.5) // multiple * multiple, multiple) for side in sides
         )
@@ -96,28 +95,28 @@ class Preprocess(BaseModel):
 
 
 class DepthError(ValueError):
-    """An image whose values have no known range."""
+    """An image whose values have an unknown range."""
 
 
 def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
-    """An opened image as the network's input.
+    """Convert an opened image to the network's input.
 
-    The first frame, turned upright as its EXIF says, transparency laid over white, 16 bits a
-    channel scaled to 8.
+    Uses the first frame, rotated by its EXIF orientation, with transparency over white and 16 bits
+    per channel scaled to 8.
 
     Args:
-        image: not yet loaded, for a large JPEG is decoded smaller.
+        image: an image that is not loaded yet, so that a large JPEG can be decoded smaller.
 
     Returns:
-        (height, width, 3) uint8, RGB; `preprocess.size_of` says which height and width.
+        (height, width, 3) uint8, RGB, of the size that `preprocess.size_of` returns.
 
     Raises:
-        DepthError: 32 bits a channel.
+        DepthError: the image has 32 bits per channel.
         Exception: Pillow's decoders raise nearly anything on corrupt data: OSError, SyntaxError,
             ValueError, struct.error, zlib.error, IndexError...
     """
-    # Nothing but JPEG reacts to it.
-    image.draft("RGB", (_GAP * max(preprocess.size_of(image.height, image.width)),) * 2)
+    # Only JPEG decoders use the hint.
+    image.draft("RGB", (_DRAFT_FACTOR * max(preprocess.size_of(image.height, image.width)),) * 2)
     image.load()
     turn = _turn(image)
     image = _eight_bits(image)
@@ -125,11 +124,11 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
 
 
 def lies(image: Image.Image) -> bool:
-    """Whether an image's width is its height when it is turned upright, as its EXIF says.
+    """Whether the EXIF orientation swaps an image's width and height.
 
-    Of a PNG it is known without decoding only once it is decoded.
+    The orientation of a PNG is known only after decoding.
     """
-    return _orientation(image) in _LYING
+    return _orientation(image) in _SIDEWAYS
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -138,20 +137,22 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
-        # A broken EXIF block does not make the picture unreadable.
+        # An image with a broken EXIF block is still readable.
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in mode L, RGB or RGBA."""
+    """Return the image in mode L, RGB or RGBA."""
     if image.mode.startswith("I;16"):
-        # convert() would clip at 255 instead of scaling. The upper byte, as Pillow does for colour.
+        # convert() would clip at 255. The upper byte is what Pillow takes for colour images.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DepthError("Images of 32 bits a channel are not read: their range is not known.")
+        raise DepthError(
+            "Images with 32 bits per channel are not supported, because their range is unknown."
+        )
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -169,25 +170,25 @@ def _fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
 
 
 def _centre(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Scale the shorter side, and cut out the centre."""
+    """Scale the shorter side and crop the centre."""
     height, width = preprocess.size
     shorter = preprocess.shorter_side or min(preprocess.size)
     w, h = image.size
-    most = _STRIP * min(w, h)
-    if max(w, h) > most:
-        left, top = max(0, w - most) // 2, max(0, h - most) // 2
-        image = image.crop((left, top, left + min(w, most), top + min(h, most)))
+    longest = _MAX_ASPECT * min(w, h)
+    if max(w, h) > longest:
+        left, top = max(0, w - longest) // 2, max(0, h - longest) // 2
+        image = image.crop((left, top, left + min(w, longest), top + min(h, longest)))
         w, h = image.size
-    # The longer side is cut down to whole pixels, as torchvision and transformers do.
+    # The longer side is rounded down, as torchvision and transformers do.
     size = (shorter, shorter * h // w) if w <= h else (shorter * w // h, shorter)
     scaled = _resize(image, size, preprocess.interpolation)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    # Beyond the image's edge (a crop larger than the shorter side) this is black.
+    # A crop that is larger than the image is black beyond its edge.
     return scaled.crop((left, top, left + width, top + height))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
     method = _RESAMPLING[interpolation]
-    # What is more than six times too large is averaged in boxes first; below, nothing changes.
+    # Images more than six times too large are averaged in boxes first; others are not changed.
     gap = None if method == Image.Resampling.NEAREST else 3.0
     return image.resize(size, method, reducing_gap=gap)

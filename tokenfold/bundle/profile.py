@@ -1,13 +1,13 @@
-"""The profile: what was measured of a bundle, level by level. No torch in here."""
+"""Profiles: measurements of a bundle's levels."""
 
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from tokenfold.bundle.document import Document, Name, Share
+from tokenfold.bundle.document import Document, Name, Share, VersionedDocument
 from tokenfold.bundle.tasks import Task
 
 PROFILE = "profile.json"
@@ -19,10 +19,10 @@ class Quality(Document):
     """A measured share of right answers, with its 95 % interval.
 
     Attributes:
-        metric: `top1` against the labels of images, `accuracy` against the answers to texts,
-            `recall` of the image that a text was written for as the first among all images
-            measured, or `agreement` with the unreduced model's first answer (of a dual encoder:
-            the image nearest to an image).
+        metric: `top1` against the labels of images; `accuracy` against the answers to texts;
+            `recall`, the share of texts that find their image first among all measured images; or
+            `agreement` with the first answer of the unreduced model, which is the nearest image
+            for a dual encoder.
     """
 
     metric: Metric
@@ -33,7 +33,7 @@ class Quality(Document):
 
 
 class Latency(Document):
-    """Time of one run of `batch` images, milliseconds."""
+    """Duration of one run of `batch` images, milliseconds."""
 
     batch: int = Field(ge=1)
     p50_ms: float = Field(gt=0)
@@ -41,13 +41,13 @@ class Latency(Document):
 
 
 class LevelProfile(Document):
-    """What was measured of one level.
+    """Measurements of one level.
 
     Attributes:
-        quality: by task, of those that were measured.
-        neighbours: of a dual encoder, by the level of a gallery: of the ten images there that are
-            nearest to an image at the gallery's own level, the share that the image finds, too,
-            when it is embedded at this level.
+        quality: quality of each measured task.
+        neighbours: for a dual encoder, top-10 overlap by the level of a gallery: the share of an
+            image's ten nearest images, with all images embedded at the gallery's level, that are
+            also found when the query image is embedded at this level.
     """
 
     quality: dict[Task, Quality] = Field(default_factory=dict)
@@ -57,13 +57,13 @@ class LevelProfile(Document):
     peak_memory_mb: float | None = Field(default=None, gt=0)
 
 
-class Profile(Document):
-    """Measured curves, and on what they were measured.
+class Profile(VersionedDocument):
+    """Measurements of all levels, with the machine and runtime that they are from.
 
     Attributes:
         machine: processor and cores.
-        runtime: name and version, and whether the native ops ran.
-        texts_per_second: of a dual encoder, texts of the most tokens it takes.
+        runtime: name and version of the runtime, and the kind of ops that ran.
+        texts_per_second: throughput of a dual encoder for texts of the maximum length.
     """
 
     format: Literal[2] = 2
@@ -72,3 +72,13 @@ class Profile(Document):
     runtime: str
     texts_per_second: float | None = Field(default=None, gt=0)
     levels: dict[Name, LevelProfile]
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Convert format 1, in which the only task was `classify`."""
+        levels = {
+            name: {**level, "quality": {"classify": quality} if quality else {}}
+            for name, level in content.get("levels", {}).items()
+            for quality in [level.get("quality")]
+        }
+        return {**content, "levels": levels}

@@ -1,4 +1,7 @@
-"""From a requested reduction to a plan. No torch in here: the service does it for each request."""
+"""Schedule: the plan for a requested reduction.
+
+The service computes it for each request, so nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +22,40 @@ DEFAULT_LEVELS: dict[str, float] = {
 
 
 def flops_ratio(workload: BaseWorkload, plan: Sequence[int]) -> float:
-    """FLOPs of the plan over those of the unreduced network, in (0, 1]."""
+    """Return the FLOPs of a plan relative to the unreduced network, in (0, 1]."""
     return workload.flops(plan) / workload.flops(workload.unreduced)
 
 
 class Ramp(NamedTuple):
-    """ToMe's own schedule: a line through r, falling for inflect -1, level for 0, rising for 1."""
+    """ToMe's schedule: counts on a line around r that falls for inflect -1 and rises for 1."""
 
     r: int
     inflect: float = 0.0
 
 
 def linear(r: int, inflect: float, depth: int) -> Plan:
-    """The plan of `Ramp(r, inflect)`."""
+    """Return the plan of `Ramp(r, inflect)`."""
     low = int(r * (1.0 - inflect))
     step = (2 * r - 2 * low) / max(depth - 1, 1)
     return tuple(int(low + step * i) for i in range(depth))
 
 
 def plan_for(workload: BaseWorkload, reduction: float, shape: Shape = "constant") -> Plan:
-    """The reachable plan whose FLOPs are closest to (1 - reduction) of the unreduced network's.
+    """Return the plan whose FLOPs are closest to (1 - reduction) of the unreduced network's.
 
-    Monotone: a larger request never gives more FLOPs. A request beyond what the network can reach
-    gets its most reduced plan.
+    The result is monotone: a larger reduction never gives more FLOPs. A reduction beyond the
+    network's reach gives its most reduced plan.
 
     Args:
         reduction: the fraction of FLOPs to remove, 0 to 1.
-        shape: how the removed tokens spread over the layers.
+        shape: distribution of the removed tokens over the layers.
 
     Raises:
         PlanError: the reduction is not in 0..1.
     """
     if not 0.0 <= reduction <= 1.0:
-        raise PlanError(f"a reduction is between 0 and 1, not {reduction}")
-    plans, removed = _family(workload, shape)
+        raise PlanError(f"the reduction must be between 0 and 1, not {reduction}")
+    plans, removed = _savings(workload, shape)
     at = bisect.bisect_left(removed, reduction)
     if at == len(removed) or (at and reduction - removed[at - 1] <= removed[at] - reduction):
         at -= 1
@@ -60,14 +63,14 @@ def plan_for(workload: BaseWorkload, reduction: float, shape: Shape = "constant"
 
 
 def reach(workload: BaseWorkload, shape: Shape = "constant") -> float:
-    """The largest fraction of the FLOPs that a plan of the network removes."""
-    _, removed = _family(workload, shape)
+    """Return the largest fraction of FLOPs that a plan of the network removes."""
+    _, removed = _savings(workload, shape)
     return removed[-1]
 
 
 @lru_cache(maxsize=1024)
-def _family(workload: BaseWorkload, shape: Shape) -> tuple[list[Plan], list[float]]:
-    """The plans of a network's ladder that save more than the one before, with what each saves."""
+def _savings(workload: BaseWorkload, shape: Shape) -> tuple[list[Plan], list[float]]:
+    """Return the plans of a ladder that save more FLOPs than the one before, and their savings."""
     plans, removed = [workload.unreduced], [0.0]
     full = workload.flops(workload.unreduced)
     for plan in workload.ladder(shape):

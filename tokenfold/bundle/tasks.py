@@ -1,10 +1,10 @@
-"""What a network can be asked. No torch in here."""
+"""Tasks of the networks."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Task = Literal["classify", "embed", "vqa", "entail", "reason", "match"]
-"""`embed` makes a vector of an image or of a text."""
+"""All tasks; `embed` makes a vector of an image or a text."""
 PairTask = Literal["vqa", "entail", "reason", "match"]
-"""Tasks on an image and a text; `reason` takes two images."""
+"""Tasks that take an image and a text; `reason` takes two images."""

@@ -1,7 +1,7 @@
-"""What an image's tokens cost: exact widths and FLOPs of a plan. No torch in here.
+"""Workloads: exact token counts and FLOPs of an image under a plan.
 
-FLOPs are multiply-accumulates of every matrix product, the convention of the papers (DeiT-S is
-4.6 G). A *plan* is flat: the counts of each layer one after the other.
+FLOPs are multiply-accumulates of every matrix product, the convention of the papers (DeiT-S has
+4.6 G). A *plan* is flat: the counts of all layers in order.
 """
 
 from __future__ import annotations
@@ -20,74 +20,78 @@ Plan = tuple[int, ...]
 
 
 class PlanError(ValueError):
-    """A plan or reduction that no network of this size can take."""
+    """A plan or reduction that does not fit the network."""
 
 
 def clamp(r: int, tokens: int, protected: int) -> int:
-    """The tokens that a layer really merges when asked for r: at most half of the unprotected."""
+    """Return the tokens that a layer removes for a count of r: at most half of the unprotected."""
     return max(0, min(r, (tokens - protected) // 2))
 
 
 class BaseWorkload(BaseModel, ABC):
-    """What decides the FLOPs of one input of a network with reducing layers."""
+    """Sizes of a network with reducing layers, which determine the FLOPs of one input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     @abstractmethod
     def plan_length(self) -> int:
-        """Counts in a plan."""
+        """Number of counts in a plan."""
 
     @property
     def unreduced(self) -> Plan:
-        """The plan that removes nothing."""
+        """Plan that removes nothing."""
         return (0,) * self.plan_length
 
     @abstractmethod
     def widths(self, plan: Sequence[int]) -> list[int]:
-        """Token counts before the first layer and after each, text and image together.
+        """Return the token counts before the first layer and after each layer.
+
+        The tokens of text and image are added.
 
         Raises:
-            PlanError: the plan has another length than the network's, or a negative count.
+            PlanError: the plan does not fit the network, see `check`.
         """
 
     @abstractmethod
     def flops(self, plan: Sequence[int]) -> int:
-        """Multiply-accumulates of one input: every matrix product, matching included.
+        """Return the multiply-accumulates of one input, including those of matching.
 
         Raises:
-            PlanError: as `widths`.
+            PlanError: the plan does not fit the network, see `check`.
         """
 
     @abstractmethod
     def ladder(self, shape: Shape) -> Iterator[Plan]:
-        """Plans from the least reduced to the most, by which a requested reduction is met."""
+        """Yield plans from the least to the most reduced, from which a reduction is chosen."""
 
     def check(self, plan: Sequence[int]) -> None:
-        """Whether a plan is of this network.
-
-        Raises:
-            PlanError: it has another length, or a negative count.
+        """Check that a plan has the network's length and no negative count; raise PlanError
+        otherwise.
         """
         if len(plan) != self.plan_length:
-            raise PlanError(f"a plan here has {self.plan_length} counts, not {len(plan)}")
+            raise PlanError(
+                f"a plan of this network has {self.plan_length} counts, not {len(plan)}"
+            )
         if any(r < 0 for r in plan):
-            raise PlanError(f"a plan's counts are 0 or more, not {min(plan)}")
+            raise PlanError(f"the counts of a plan are 0 or more, not {min(plan)}")
 
 
 class ImageWorkload(BaseWorkload):
     """One stream of image tokens.
 
     Attributes:
-        method: the matcher, whose similarity matrix costs a matrix product too.
+        method: the matcher, whose similarity matrix is a matrix product, too.
         tokens: tokens that enter the first layer, protected ones included.
         protected: leading tokens that are never merged away (class, distillation).
-        depth, dim: layers, and the width of a token.
-        mlp_dim: hidden width of the MLP; mlp_products: matrix products in it (2, or 3 when gated).
+        depth, dim: number of layers, and width of a token.
+        mlp_dim: hidden width of the MLP.
+        mlp_products: matrix products in the MLP: 2, or 3 when it is gated.
         metric_dim: width of the matcher's metric (one attention head).
         stem: multiply-accumulates before the first layer (patch embedding).
-        head: multiply-accumulates after the last one, and head_per_token: those for each token that
-            is left (attention pooling).
+        head: multiply-accumulates after the last layer.
+        head_per_token: additional multiply-accumulates after the last layer for each token that is
+            left (attention pooling).
     """
 
     method: Method
@@ -114,7 +118,7 @@ class ImageWorkload(BaseWorkload):
         return counts
 
     def flops(self, plan: Sequence[int]) -> int:
-        # A layer attends over its incoming tokens, reduces, and runs its MLP on what is left.
+        # A layer attends over its incoming tokens, reduces, and runs its MLP on the tokens left.
         counts = self.widths(plan)
         d = self.dim
         total = self.stem + self.head + counts[-1] * self.head_per_token
@@ -131,16 +135,16 @@ class ImageWorkload(BaseWorkload):
         return tokens * tokens * self.metric_dim
 
     def ladder(self, shape: Shape) -> Iterator[Plan]:
-        """Tokens go one at a time, by Sainte-Lague's divisor rule on the weights of the shape.
+        """Yield plans that remove one token more each, chosen by Sainte-Lague's divisor rule.
 
-        Each plan contains the one before it, which makes the FLOPs monotone, and steps are single
-        tokens, far finer than stepping every layer at once.
+        Each plan contains the one before it, which makes the FLOPs monotone. Steps of single tokens
+        are much finer than steps of all layers at once.
         """
         yield self.unreduced
         if self.method == "none":
             return
         raw = [0] * self.depth
-        # (votes already won) / weight decides who gets the next token; ties go to the first layer.
+        # (tokens already removed) / weight decides on the next layer; ties go to the first layer.
         heap = [(1.0 / w, i, w) for i, w in enumerate(weights(shape, self.depth)) if w > 0]
         heapq.heapify(heap)
         while heap:
@@ -148,7 +152,7 @@ class ImageWorkload(BaseWorkload):
             raw[layer] += 1
             counts = self.widths(raw)
             if counts[layer] - counts[layer + 1] < raw[layer]:
-                # This layer is full, and only gets fuller as earlier layers take more.
+                # This layer cannot remove more, and even less once earlier layers remove more.
                 raw[layer] -= 1
                 heapq.heappop(heap)
                 continue
@@ -163,10 +167,10 @@ class Workload(ImageWorkload):
 
 
 class TextWorkload(BaseModel):
-    """A text tower that nothing reduces: what decides the FLOPs of one text.
+    """Sizes of an unreduced text tower, which determine the FLOPs of one text.
 
     Attributes:
-        depth, dim, mlp_dim: layers, width of a token, hidden width of the MLP.
+        depth, dim, mlp_dim: number of layers, width of a token, hidden width of the MLP.
         head: multiply-accumulates after the last layer.
     """
 
@@ -178,20 +182,23 @@ class TextWorkload(BaseModel):
     head: int = Field(ge=0)
 
     def flops(self, tokens: int) -> int:
-        """Multiply-accumulates of one text of so many tokens, padding that is attended to included.
+        """Return the multiply-accumulates of one text.
+
+        Args:
+            tokens: length of the text, including padding that the network attends to.
 
         Raises:
-            PlanError: there is no token.
+            PlanError: the length is below 1.
         """
         if tokens < 1:
-            raise PlanError(f"a text of {tokens} tokens")
+            raise PlanError(f"the text has {tokens} tokens; it must have at least 1")
         d = self.dim
         layer = tokens * (4 * d * d + 2 * d * self.mlp_dim) + 2 * tokens * tokens * d
         return self.depth * layer + self.head
 
 
 class DualWorkload(ImageWorkload):
-    """A dual encoder: its plans and FLOPs are of one image; texts have their own.
+    """A dual encoder: plans and FLOPs are those of one image.
 
     Attributes:
         text: the text tower.
@@ -201,17 +208,17 @@ class DualWorkload(ImageWorkload):
     text: TextWorkload
 
     def text_flops(self, tokens: int) -> int:
-        """Multiply-accumulates of one text, see `TextWorkload.flops`."""
+        """Return the multiply-accumulates of one text, see `TextWorkload.flops`."""
         return self.text.flops(tokens)
 
 
 def bipartite_flops(tokens: int, metric_dim: int) -> int:
-    """Multiply-accumulates of the similarities between even and odd tokens."""
+    """Return the multiply-accumulates of the similarities between even and odd tokens."""
     return ((tokens + 1) // 2) * (tokens // 2) * metric_dim
 
 
 def weights(shape: Shape, layers: int) -> list[float]:
-    """How much of a reduction each layer takes: 1 on average."""
+    """Return the share of a reduction that each layer takes: 1 on average."""
     rising = [2.0 * i / (layers - 1) for i in range(layers)] if layers > 1 else [1.0] * layers
     if shape == "increasing":
         return rising

@@ -1,7 +1,4 @@
-"""Writing a bundle: whole or not at all, for it is a temporary folder until it is renamed.
-
-No torch in here.
-"""
+"""Writing bundles completely or not at all, through a temporary folder that is renamed."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from tokenfold.bundle.profile import PROFILE, Profile
 
 
 def stored_files(folder: Path) -> dict[str, StoredFile]:
-    """Checksums of every file below a folder but the manifest."""
+    """Return checksums and lengths of all files below a folder except the manifest."""
     return {
         path.relative_to(folder).as_posix(): StoredFile(
             sha256=sha256(path), bytes=path.stat().st_size
@@ -31,27 +28,27 @@ def stored_files(folder: Path) -> dict[str, StoredFile]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest; inside `writing`, last of all files."""
+    """Write the manifest; inside `writing`, this is the last file to write."""
     write_document(folder / MANIFEST, manifest)
 
 
 def write_profile(folder: Path, profile: Profile) -> None:
-    """Put a profile into a bundle and note it in the manifest."""
+    """Add a profile to a bundle and list it in the manifest."""
     manifest = read_document(folder / MANIFEST, Manifest)
-    with writing(folder) as renewed:
-        shutil.copytree(folder, renewed, dirs_exist_ok=True)
-        write_document(renewed / PROFILE, profile)
-        write_manifest(renewed, manifest.model_copy(update={"files": stored_files(renewed)}))
+    with writing(folder) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        write_document(copy / PROFILE, profile)
+        write_manifest(copy, manifest.model_copy(update={"files": stored_files(copy)}))
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well.
+    """Yield a temporary folder beside `out` that replaces `out` at the end of the block.
 
-    When the block fails, or the process is killed, `out` is as it was.
+    When the block fails or the process is killed, `out` stays unchanged.
 
     Raises:
-        BundleError: `out` is there, and is neither a bundle nor an empty folder.
+        BundleError: `out` exists and is neither a bundle nor an empty folder.
     """
     out = out.resolve()
     check_replaceable(out)
@@ -69,23 +66,22 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 def check_replaceable(out: Path) -> None:
-    """Whether a bundle may be written to `out`.
+    """Check that a bundle may be written to `out`; raise BundleError otherwise.
 
-    Raises:
-        BundleError: something else is there, which is not ours to delete.
+    Files and folders that are no bundles are not replaced; an empty folder is.
     """
     if not out.exists() or (out / MANIFEST).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
-        raise BundleError(f"{out} is there and is no bundle; it is left alone")
+        raise BundleError(f"{out} exists and is not a bundle; it is left alone")
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders; in one step where the system can."""
+    """Swap two folders, in one step on systems that support it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    at_fdcwd, rename_exchange = -100, 2
     if renameat2 is not None and not renameat2(
-        here, os.fsencode(new), here, os.fsencode(old), exchange
+        at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), rename_exchange
     ):
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent)) / old.name

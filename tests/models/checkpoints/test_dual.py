@@ -258,7 +258,7 @@ def test_invalid_native_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a padded tower needs a padding id"):
         load(str(tmp_path))
     edit(tmp_path / "tokenfold.json", padding=999)
-    with pytest.raises(CheckpointError, match="no token 999 to pad with"):
+    with pytest.raises(CheckpointError, match="padding token 999 is not in"):
         load(str(tmp_path))
     for template in (5, "it is", "{} or {}"):
         edit(tmp_path / "tokenfold.json", padding=0, template=template)

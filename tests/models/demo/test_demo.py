@@ -9,10 +9,12 @@ import pytest
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.schedule import DEFAULT_LEVELS
-from tokenfold.export import quality
 from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.quality.classifier import measure
+from tokenfold.export.quality.photos import Photos
 from tokenfold.export.recipe import Recipe
-from tokenfold.export.verify import random_images
+from tokenfold.export.stages import Workers
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.load import load_classifier as load
 from tokenfold.runtime.session import Session
 
@@ -69,18 +71,20 @@ def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     bundle = Bundle.open(DEMO / "bundles" / name)
     manifest = bundle.manifest
     save_held_out(DATA, tmp_path / "held-out.zip")
-    photos = quality.Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
+    photos = Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
     assert len(photos) == 5000
     photos.names, photos.labels = photos.names[::10], (photos.labels or [])[::10]
-    measured = quality.measure(
-        Session(bundle),
-        {level: manifest.levels[level] for level in ("exact", "balanced")},
+    few = {level: manifest.levels[level] for level in ("exact", "balanced")}
+    session = Session(bundle)
+    measured = measure(
+        manifest.model_copy(update={"levels": few}),
+        session,
         photos,
-        manifest.preprocess,
-        unreduced=lambda _: -1,
-        threads=2,
+        unreduced=session,
+        workers=Workers(2),
     )
-    for level, share in measured.items():
+    for level, profile in measured.items():
+        share = profile.quality["classify"]
         published = bundle.profile.levels[level].quality["classify"]  # type: ignore[union-attr]
         assert share.low <= published.value <= share.high, (
             f"{level}: measured {share}, profile {published}"

@@ -11,10 +11,11 @@ from tokenfold import scenes
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import TextEncoder
-from tokenfold.export import pair_quality
 from tokenfold.export.pipeline import export_bundle
+from tokenfold.export.quality.pair import Items, measure
 from tokenfold.export.recipe import Recipe
-from tokenfold.export.verify import random_images
+from tokenfold.export.stages import Workers
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.models.checkpoints.load import load
 from tokenfold.models.training.pair_data import MEASURED, write_held_out
 from tokenfold.runtime.pair import PairSession, ask
@@ -79,20 +80,20 @@ def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     texts: dict[PairTask, int] = dict.fromkeys(MEASURED, 150)
     write_held_out(tmp_path / "held-out.zip", texts)
     labels = {task: manifest.tasks[task] for task in manifest.pair_tasks}
-    items = pair_quality.Items(tmp_path / "held-out.zip", labels)
+    items = Items(tmp_path / "held-out.zip", labels)
     few = {level: manifest.levels[level] for level in ("exact", "balanced")}
     session = PairSession(bundle)
-    measured = pair_quality.measure(
+    measured = measure(
         manifest.model_copy(update={"levels": few}),
         session,
         items,
         TextEncoder.open(bundle.tokenizer, 32),
         unreduced=session,
-        threads=2,
+        workers=Workers(2),
     )
     assert bundle.profile is not None
-    for level, tasks in measured.items():
-        for task, share in tasks.items():
+    for level, profile in measured.items():
+        for task, share in profile.quality.items():
             published = bundle.profile.levels[level].quality[task].value
             assert share.low <= published <= share.high, (
                 f"{level}, {task}: {share}, profile {published}"

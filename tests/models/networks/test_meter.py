@@ -25,7 +25,7 @@ from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import word_level
 from tokenfold.bundle.workload import PlanError, Shape
-from tokenfold.export.pair_pipeline import export_bundle
+from tokenfold.export.pipeline import export_bundle
 from tokenfold.export.recipe import Recipe, RecipeError
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
 from tokenfold.models.checkpoints.meter_names import FIRST_POSITION
@@ -275,7 +275,7 @@ def test_export_gives_a_verified_bundle(tmp_path: Path) -> None:
         weighted=True,
     )
     recipe = Recipe(name="meter", tower=2, levels={"exact": 0.0, "fast": 0.1})
-    bundle = export_bundle(checkpoint, "tiny", tmp_path / "meter", recipe, lambda *_: lambda: None)
+    bundle = export_bundle(checkpoint, "tiny", tmp_path / "meter", recipe)
     manifest = bundle.manifest
     assert manifest.workload == merging_tower(model, 2).config.workload("pumer")
     assert manifest.workload.kind == "meter"
@@ -287,7 +287,7 @@ def test_export_gives_a_verified_bundle(tmp_path: Path) -> None:
 def test_only_meter_merges_in_an_image_tower(tmp_path: Path) -> None:
     recipe = Recipe(name="vilt", tower=2)
     with pytest.raises(RecipeError, match="only METER has an image tower"):
-        export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe, lambda *_: lambda: None)
+        export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe)
 
 
 def counted(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:
@@ -378,12 +378,12 @@ def test_text_length_does_not_change_the_network() -> None:
     assert other.flops(other.unreduced) > workload.sized(text=5).flops(other.unreduced)
     reduced = MeterConfig.model_validate({**TINY.model_dump(), "vision_merged": 2}).workload("none")
     assert reduced.sized(text=3).text == 3
-    for length, message in ((0, "of 0 tokens"), (TINY.most_text + 1, f"at most {TINY.most_text}")):
+    for length, message in ((0, "has 0 tokens"), (TINY.most_text + 1, f"at most {TINY.most_text}")):
         with pytest.raises(PlanError, match=message):
             workload.sized(text=length)
-    with pytest.raises(PlanError, match="an image of 0 tokens"):
+    with pytest.raises(PlanError, match="the image has 0 tokens"):
         workload.sized(image=0)
-    with pytest.raises(PlanError, match="the length of an image is fixed"):
+    with pytest.raises(PlanError, match="the number of image tokens is fixed"):
         reduced.sized(image=31)
 
 
@@ -396,7 +396,7 @@ def test_a_workload_survives_a_manifest() -> None:
 def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValidationError, match="form"):
         MeterConfig.model_validate({"protect_class": True, "heads": TINY.heads})
-    with pytest.raises(ValidationError, match="no one stream that ToMe could merge"):
+    with pytest.raises(ValidationError, match="separate streams"):
         TINY.workload("tome")
     model = tiny()
     ids, size = texts(1)

@@ -15,7 +15,7 @@ from tokenfold import scenes as world
 from tokenfold.bundle.schedule import plan_for
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import word_level
-from tokenfold.export.pair_quality import Items
+from tokenfold.export.quality.pair import Items
 from tokenfold.models.training import pair
 from tokenfold.models.training.pair_data import (
     GRID,

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.runtime.tensorrt.bundles import KINDS, bundle
 from tokenfold.bundle.manifest import GRAPHS
 from tokenfold.export.ops.functions import functions
-from tokenfold.export.verify import random_images
+from tokenfold.export.verification.inputs import random_images
 from tokenfold.runtime.libraries import DOMAIN
 from tokenfold.runtime.tensorrt import network
 

@@ -26,15 +26,15 @@ def test_no_request_looks_for_the_plans_of_a_length(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = ServedModel(Bundle.open(write(tmp_path / "a")))
-    schedule._family.cache_clear()
+    schedule._savings.cache_clear()
     warmup.plan_ahead(model)
-    searched = schedule._family.cache_info().misses
+    searched = schedule._savings.cache_info().misses
     assert searched
     choice = model.levels.choose(Selector(reduction=0.37), next(iter(model.tasks)))
     if (nominal := model.levels.nominal) is not None:
         for text in range(1, nominal.text + 1):
             model.levels.fit(choice, nominal._replace(text=text))
-    assert schedule._family.cache_info().misses == searched
+    assert schedule._savings.cache_info().misses == searched
 
 
 @pytest.mark.parametrize(("padded", "lengths"), [(False, (8, MOST_TOKENS)), (True, (MOST_TOKENS,))])

@@ -1,0 +1,1 @@
+"""Families: what the pipeline needs to know of each kind of network."""

@@ -1,0 +1,104 @@
+"""Base class of the families: the parts of an export that depend on the kind of network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Generic, NotRequired, Protocol, TypedDict, TypeVar
+
+import torch
+
+from tokenfold.bundle.bundle import Bundle
+from tokenfold.bundle.manifest import (
+    AnyWorkload,
+    Kind,
+    Manifest,
+    Scoring,
+    Similarity,
+    TextSpec,
+)
+from tokenfold.bundle.preprocess import Preprocess
+from tokenfold.bundle.profile import LevelProfile
+from tokenfold.bundle.tasks import Task
+from tokenfold.export.stages import Workers
+from tokenfold.export.verification.comparison import Answers
+from tokenfold.runtime.session import BaseSession
+
+S = TypeVar("S", bound=BaseSession)
+
+
+class ModelGraph(Protocol):
+    """A network that is ready to be traced."""
+
+    def write(self, path: Path) -> None:
+        """Trace the network and write the ONNX file."""
+        ...
+
+
+class ManifestFields(TypedDict):
+    """Fields of the manifest that a family supplies; see `tokenfold.bundle.manifest.Manifest`."""
+
+    preprocess: Preprocess
+    tasks: dict[Task, tuple[str, ...]]
+    proportional: NotRequired[bool]
+    scores: NotRequired[dict[Task, Scoring]]
+    similarity: NotRequired[Similarity]
+    text: NotRequired[TextSpec]
+    weighted: NotRequired[bool]
+
+
+class Family(ABC, Generic[S]):
+    """A checkpoint with its recipe, as the pipeline exports it.
+
+    The constructor of each family checks that the recipe fits the network, and lists the data to
+    measure on; it raises RecipeError or DataError otherwise.
+
+    Attributes:
+        kind: kind of network, which determines the names of the graphs.
+        workload: the network as the schedule takes it.
+        samples: number of items to measure on; 0 without data.
+    """
+
+    kind: ClassVar[Kind]
+    workload: AnyWorkload
+    samples: int = 0
+
+    @abstractmethod
+    def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, ModelGraph]]:
+        """Yield the file name of each graph with its network, one at a time to save memory.
+
+        Args:
+            dtype: type of weights and tokens.
+        """
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer of a network that takes texts."""
+
+    @abstractmethod
+    def manifest_fields(self) -> ManifestFields:
+        """Return the family's fields of the manifest."""
+
+    @abstractmethod
+    def open_session(self, bundle: Bundle, *, native: bool = True) -> S:
+        """Load the graphs of a bundle.
+
+        Args:
+            native: whether to use the compiled ops where they are built.
+        """
+
+    @abstractmethod
+    def reference_answers(self, manifest: Manifest) -> Answers:
+        """Return the PyTorch network's answers to the verification inputs."""
+
+    @abstractmethod
+    def session_answers(self, manifest: Manifest, session: S) -> Answers:
+        """Return a session's answers to the verification inputs."""
+
+    @abstractmethod
+    def measure(self, manifest: Manifest, session: S, workers: Workers) -> dict[str, LevelProfile]:
+        """Measure the quality of each level on the recipe's images.
+
+        Raises:
+            DataError: an image or a text cannot be read.
+        """

@@ -1,0 +1,1 @@
+"""Measured quality of the levels: accuracy, recall, or agreement with the unreduced network."""

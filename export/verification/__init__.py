@@ -1,0 +1,1 @@
+"""Verification: exported graphs compute what PyTorch computes."""
