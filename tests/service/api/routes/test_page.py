@@ -1,4 +1,4 @@
-"""The page: it is there, and needs nothing from elsewhere."""
+"""Tests of the demo page: it is complete and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         yield remote
 
 
-def test_what_it_refers_to_is_there(client: Remote) -> None:
+def test_every_link_of_the_page_is_served(client: Remote) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
     links = re.findall(r'(?:href|src)="(/[^"]*)"', page.text)
     assert "/page/page.js" in links
-    assert "/docs" not in links  # its scripts come from elsewhere
+    assert "/docs" not in links  # its scripts come from another host
     for link in links:
         assert client.get(link).status_code == 200, link
 
 
-def test_its_tasks_are_those_of_the_api() -> None:
+def test_the_tasks_of_the_page_are_those_of_the_api() -> None:
     script = (FOLDER / "tasks.js").read_text()
     tasks = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
-    # A vector is nothing to look at: the page searches with it.
+    # The page does not show vectors; it uses them to search.
     assert tasks == [task for task in get_args(Task) if task != "embed"]
     requests: dict[str, type[BaseModel]] = {
         "vqa": VqaRequest, "entail": EntailRequest, "reason": ReasonRequest, "match": MatchRequest
     }  # fmt: skip
     for task, request in requests.items():
-        own = re.search(rf'^  {task}: .*?field: "(\w+)"', script, re.DOTALL | re.MULTILINE)
-        assert own is not None
-        assert own[1] in request.model_fields
+        field = re.search(rf'^  {task}: .*?field: "(\w+)"', script, re.DOTALL | re.MULTILINE)
+        assert field is not None
+        assert field[1] in request.model_fields
 
 
-def test_nothing_comes_from_elsewhere() -> None:
+def test_the_page_loads_nothing_from_other_hosts() -> None:
     for file in FOLDER.iterdir():
         assert not re.search(r"https?://|//[a-z]+\.[a-z]", file.read_text()), file
 
@@ -71,14 +71,14 @@ def test_every_element_that_the_script_names_exists() -> None:
             assert f'id="{name}"' in html, name
 
 
-def test_what_it_searches_by_is_what_the_api_takes() -> None:
+def test_the_search_fields_of_the_page_are_those_of_the_api() -> None:
     script = (FOLDER / "search.js").read_text()
     sent = re.findall(r'\["(\w+)", [$sS N]', script) + re.findall(r'append\("(\w+)"', script)
     assert {"text", "id", "image", "rerank", "reduction", "top_k"} == set(sent)
     assert set(sent) <= set(SearchRequest.model_fields)
 
 
-def test_every_import_is_there() -> None:
+def test_every_imported_script_exists() -> None:
     for script in FOLDER.glob("*.js"):
         for name in re.findall(r'from "\./([^"]+)"', script.read_text()):
             assert (FOLDER / name).is_file(), name
@@ -88,7 +88,7 @@ def test_a_level_between_whole_percents_can_be_chosen() -> None:
     html = (FOLDER / "index.html").read_text()
     slider = re.search(r'<input[^>]* id="reduction"[^>]*>', html)
     assert slider is not None
-    # Otherwise the browser rounds what a level's button sets, and no level is chosen.
+    # Otherwise the browser rounds the value set by a level's button, and no level matches.
     assert 'step="any"' in slider[0]
 
 
@@ -103,7 +103,7 @@ def test_a_level_between_whole_percents_can_be_chosen() -> None:
         ("@x\ny", '"@x\ny"'),
     ],
 )
-def test_names_reach_curl_whole(name: str, curl: str) -> None:
+def test_file_names_are_escaped_for_curl(name: str, curl: str) -> None:
     script = (FOLDER / "curl.js").read_text()
     functions = re.findall(
         r"^export (function (?:shell|field)\(.*?^})", script, re.DOTALL | re.MULTILINE
