@@ -33,7 +33,8 @@ RED, BLUE, LIME = picture("red"), picture("blue"), picture("lime")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("bundles")
-    bundle(folder / "colours")
+    # With real work, so that measured durations of levels follow their FLOPs as the API assumes.
+    bundle(folder / "colours", work=20)
     pair_bundle(folder / "pairs", name="pairs")
     dual_bundle(folder / "dual", name="dual")
     return folder

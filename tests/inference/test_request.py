@@ -78,7 +78,7 @@ def test_a_request_and_a_result_survive_pickling() -> None:
         run_seconds=0.3,
         ended=4.0,
     )
-    choice = Choice("fast", 0.5, (1, 0), work)
+    choice = Choice("fast", (1, 0), 0.5, work)
     failure = TooSlowNow("The queue is long.", retry_after=2)
     copy = pickle.loads(pickle.dumps(Result(choice, [item, failure])))
     assert copy.choice == choice

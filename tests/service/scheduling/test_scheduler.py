@@ -79,12 +79,14 @@ class Caller:
         cost: float = 0.01,
         within: float = FOREVER,
         submit: bool = True,
+        priority: int = 0,
     ) -> Ticket:
         holder: list[Ticket] = []
         ticket = self.scheduler.admit(
             [cost] * len(numbers),
             within=within,
             done=lambda: self.finished.append(holder[0]),
+            priority=priority,
         )
         holder.append(ticket)
         if submit:
@@ -564,3 +566,16 @@ def test_no_request_is_lost_under_concurrent_load(start: Start) -> None:
     assert all(isinstance(outcome, RunOutput) for ticket in tickets for outcome in ticket.outcomes)
     assert caller.scheduler.depth == 0
     assert caller.scheduler.wait == 0.0
+
+
+def test_runs_of_a_higher_priority_start_first(start: Start) -> None:
+    caller, backend = start(), Fake()
+    tickets = [busy(caller, backend)]
+    priorities = [0, 1, 0, 2, -1, 1]
+    tickets += [
+        caller.ask(backend, number, plan=number % 2, priority=priority)
+        for number, priority in enumerate(priorities)
+    ]
+    backend.gate.set()
+    caller.wait(*tickets)
+    assert [numbers[0] for _, numbers in backend.ran] == [-1, 3, 1, 5, 0, 2, 4]

@@ -141,7 +141,7 @@ class TestVectors:
 
 
 class TestRefused:
-    def test_images_together_with_texts_are_refused(self, client: Remote) -> None:
+    def test_a_request_has_either_images_or_texts(self, client: Remote) -> None:
         image = base64.b64encode(RED).decode()
         for fields, count_word in (({}, "neither"), ({"image": image, "text": "red"}, "both")):
             detail = problem(client.post("/v1/embed", json=fields), 422, "invalid-request")

@@ -339,7 +339,7 @@ class TestBadTexts:
     def test_a_file_in_the_place_of_a_text_is_refused(self, client: Remote) -> None:
         files = {"image": ("a.png", RED), "question": ("q.txt", b"what")}
         response = client.post("/v1/vqa", files=files)
-        assert "question: is text, not a file" in problem(response, 422, "invalid-request")
+        assert "question: must be text, not a file" in problem(response, 422, "invalid-request")
 
     def test_text_that_is_not_utf_8_is_refused(self, client: Remote) -> None:
         content = (
@@ -377,7 +377,7 @@ class TestCounts:
     def test_fields_of_another_task_are_refused(self, client: Remote) -> None:
         response = client.ask("vqa", RED, question="what", statement="red")
         detail = problem(response, 422, "invalid-request")
-        assert detail.startswith("statement: is no field here; known: model, level, ")
+        assert detail.startswith("statement: unknown field; known: model, level, ")
         assert detail.endswith("image, question, top_k")
 
     def test_json_that_is_not_an_object_is_refused(self, client: Remote) -> None:
