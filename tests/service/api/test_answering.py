@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from fastapi import Response
 
-from tokenfold.inference.errors import ImageError, ImageFormat, InvalidRequest
+from tokenfold.inference.errors import ImageError, ImageFormat, InvalidRequest, RequestError
 from tokenfold.service.api.answering import check_count, response, results
 from tokenfold.service.errors import QueueFull
 from tokenfold.service.metrics import Track
@@ -17,9 +18,13 @@ def answer(**changes: Any) -> dict[str, Any]:
     return {"batch_size": 1, "timings_ms": {"decode": 1.0, "infer": 2.0}} | changes
 
 
+def decoded(sent: Response) -> Any:
+    return json.loads(bytes(sent.body))
+
+
 def test_the_response_has_the_model_the_extra_fields_and_the_results() -> None:
     track = Track()
-    body = json.loads(response("colours", [answer()], track, {"texts": []}).body)
+    body = decoded(response("colours", [answer()], track, {"texts": []}))
     assert body == {"model": "colours", "texts": [], "results": [answer()]}
     assert track.outcome == "ok"
 
@@ -32,10 +37,10 @@ def test_server_timing_has_the_slowest_item_of_each_stage_and_the_largest_batch(
 
 def test_a_failed_item_is_a_problem_in_its_place() -> None:
     track = Track()
-    listed = [ImageFormat("not an image"), answer()]
+    listed: list[dict[str, Any] | RequestError] = [ImageFormat("not an image"), answer()]
     sent = response("colours", listed, track, {})
     assert sent.status_code == 200
-    first, second = json.loads(sent.body)["results"]
+    first, second = decoded(sent)["results"]
     assert first["problem"]["status"] == 415
     assert second == answer()
     assert track.outcome == "partial"
@@ -52,7 +57,7 @@ def test_if_all_items_fail_the_response_is_the_first_problem_with_all_of_them() 
     refused = response("colours", [QueueFull("full", retry_after=2), ImageError("bad")], track, {})
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "2"
-    problems = [result["problem"] for result in json.loads(refused.body)["results"]]
+    problems = [result["problem"] for result in decoded(refused)["results"]]
     assert [problem["status"] for problem in problems] == [503, 422]
     assert track.outcome == "rejected"
 
