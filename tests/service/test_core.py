@@ -16,14 +16,7 @@ from tests.service import standin
 from tests.service.api.classification import results
 from tests.service.gated import Gated
 from tests.service.scheduling.backends.stub_kind import StubKind
-from tests.service.standin import (
-    WORKLOAD,
-    bundle,
-    picture,
-    problem,
-    serving,
-    until,
-)
+from tests.service.standin import WORKLOAD, bundle, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.workload import Plan
 from tokenfold.inference.backend import Backend

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.service import standin
-from tests.service.standin import (
-    Remote,
-    bundle,
-    picture,
-    serving,
-)
+from tests.service.standin import Remote, bundle, picture, serving
 from tokenfold.service.app import create_app
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.standin import (
-    Remote,
-)
+from tests.service.standin import Remote
 from tokenfold.service.api.schemas.inference import ClassifyResponse
 
 

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.service import standin
-from tests.service.standin import (
-    Remote,
-    bundle,
-    serving,
-)
+from tests.service.standin import Remote, bundle, serving
 from tokenfold.service.app import create_app
 
 

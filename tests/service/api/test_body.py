@@ -7,11 +7,7 @@ import time
 import pytest
 
 from tests.service.api.classification import results
-from tests.service.standin import (
-    Remote,
-    picture,
-    problem,
-)
+from tests.service.standin import Remote, picture, problem
 
 
 class TestMalformedBodies:

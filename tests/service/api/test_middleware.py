@@ -13,13 +13,7 @@ import pytest
 
 from tests.service import standin
 from tests.service.api.classification import results
-from tests.service.standin import (
-    Remote,
-    picture,
-    problem,
-    serving,
-    until,
-)
+from tests.service.standin import Remote, picture, problem, serving, until
 from tokenfold.service.app import create_app
 
 

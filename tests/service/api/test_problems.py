@@ -8,13 +8,7 @@ import pytest
 
 from tests.service.api.classification import json_body, results
 from tests.service.gated import Gated
-from tests.service.standin import (
-    PROBLEM,
-    Remote,
-    picture,
-    problem,
-    serving,
-)
+from tests.service.standin import PROBLEM, Remote, picture, problem, serving
 from tokenfold.inference import errors as inference
 from tokenfold.inference.errors import RequestError
 from tokenfold.service import errors

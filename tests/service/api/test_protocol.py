@@ -13,10 +13,7 @@ import httpx
 import pytest
 
 from tests.service import standin
-from tests.service.standin import (
-    problem,
-    serving,
-)
+from tests.service.standin import problem, serving
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.app import create_app
 

@@ -13,13 +13,7 @@ from PIL import Image
 
 from tests.service import standin
 from tests.service.api.classification import base64_of, json_body, results
-from tests.service.standin import (
-    WORKLOAD,
-    Remote,
-    encoded,
-    picture,
-    problem,
-)
+from tests.service.standin import WORKLOAD, Remote, encoded, picture, problem
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 
 

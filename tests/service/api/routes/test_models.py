@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from tests.service.standin import (
-    LABELS,
-    Remote,
-)
+from tests.service.standin import LABELS, Remote
 
 
 def test_models_are_listed_with_their_levels(client: Remote) -> None:

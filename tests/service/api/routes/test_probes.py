@@ -12,13 +12,7 @@ from tests.service import standin
 from tests.service.api.classification import results
 from tests.service.gated import Gated
 from tests.service.scheduling.backends.stub_kind import StubKind
-from tests.service.standin import (
-    Remote,
-    picture,
-    problem,
-    serving,
-    until,
-)
+from tests.service.standin import Remote, picture, problem, serving, until
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.inference import sessions
 from tokenfold.inference.backend import Backend
@@ -56,17 +50,17 @@ class TestStarting:
         release.start()
         with serving(app) as remote:
             release.join()
-            assert self.seen == [503, 503, 200, 503, 503]
+            assert self.statuses == [503, 503, 200, 503, 503]
             assert remote.get("/readyz").status_code == 200
             assert remote.get("/startupz").status_code == 200
             assert results(remote.classify(picture()))
 
     def _probe(self, app: Any, gate: threading.Event) -> None:
         # `serving` returns when the models are loaded; this runs before.
-        self.seen: list[int] = []
+        self.statuses: list[int] = []
         until(lambda: hasattr(app.state, "port"))
         with Remote(f"http://127.0.0.1:{app.state.port}") as remote:
-            self.seen = [
+            self.statuses = [
                 remote.get("/readyz").status_code,
                 remote.get("/startupz").status_code,
                 remote.get("/livez").status_code,
