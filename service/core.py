@@ -123,7 +123,7 @@ class Core:
             await asyncio.sleep(0.02)
 
     def stop(self) -> bool:
-        """End the threads. Return whether all workers have ended; a second call only looks."""
+        """End the threads. Return whether all workers have ended; a second call only reports."""
         # First, so that requests which are given up now are not reported as failures.
         self.scheduler.drain()
         self.preparation.stop()

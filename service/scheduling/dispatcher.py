@@ -23,9 +23,9 @@ from tokenfold.service.scheduling.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 # Seconds before the dispatcher checks whether the caller is still there.
-_UNWATCHED = 0.1
-# Characters of all texts that are encoded in the event loop: a few questions. More take a thread.
-_ENCODED_AT_ONCE = 2000
+_WATCH_DELAY = 0.1
+# Characters of all texts that are encoded in the event loop; longer texts are encoded in a thread.
+_MAX_INLINE_CHARACTERS = 2000
 
 Gone = Callable[[], Awaitable[Any]]
 """Returns when the caller has gone away."""
@@ -86,7 +86,7 @@ class Dispatcher:
             InvalidRequest: the request needs more runs than may wait, or its selector is invalid.
             RequestError: no level can be chosen; see `Levels.choose`.
         """
-        if sum(map(len, request.texts)) <= _ENCODED_AT_ONCE:
+        if sum(map(len, request.texts)) <= _MAX_INLINE_CHARACTERS:
             prepared = Prepared.of(model, request)
         else:
             prepared = await asyncio.to_thread(Prepared.of, model, request)
@@ -124,7 +124,9 @@ class Dispatcher:
             await _wait(request, gone, settled, seconds)
         finally:
             self._scheduler.cancel(ticket)
-        results = [self._expired() if result is None else result for result in execution.results()]
+        results = [
+            self._expired(seconds) if result is None else result for result in execution.results()
+        ]
         return Result(choice, results, prepared.texts)
 
     async def answer(
@@ -165,9 +167,9 @@ class Dispatcher:
             return math.ceil(runs / self._scheduler.workers)
         return 1.0 + (runs - 1) * model.costs.share
 
-    def _expired(self) -> Expired:
+    def _expired(self, seconds: float) -> Expired:
         return Expired(
-            f"The answer was not ready after {self.limits.max_seconds:g} s.",
+            f"The answer was not ready after {seconds:.3g} s.",
             retry_after=whole_seconds(self._scheduler.wait),
         )
 
@@ -221,7 +223,7 @@ async def _wait(
     timers = [loop.call_later(timeout, _resolve, settled, "late")]
     if gone is not None:
         # Most answers are ready before it is worth watching the caller.
-        timers.append(loop.call_later(_UNWATCHED, look))
+        timers.append(loop.call_later(_WATCH_DELAY, look))
     try:
         if await settled == "gone":
             logger.info("the caller went away", extra={"caller": request.caller, "id": request.id})

@@ -1,4 +1,4 @@
-"""Images: every odd one a camera, a browser or an attacker sends."""
+"""Tests of image decoding, with unusual, damaged and malicious files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def colour(pixels: Pixels) -> tuple[int, ...]:
 
 
 def arrow(size: tuple[int, int] = (24, 16)) -> Image.Image:
-    """Red at the upper left, green at the upper right, blue below."""
+    """Return an image that is red at the upper left, green at the upper right and blue below."""
     image = Image.new("RGB", size, "blue")
     w, h = size
     image.paste("red", (0, 0, w // 2, h // 2))
@@ -46,7 +46,7 @@ def arrow(size: tuple[int, int] = (24, 16)) -> Image.Image:
 
 
 @pytest.mark.parametrize("style", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_formats(style: str) -> None:
+def test_supported_formats_are_decoded(style: str) -> None:
     red, green, blue = colour(decode(picture("red", style=style)))
     assert red > 250
     assert green < 5
@@ -54,24 +54,24 @@ def test_formats(style: str) -> None:
 
 
 @pytest.mark.parametrize("style", ["PPM", "ICO", "TGA", "PCX"])
-def test_formats_that_are_not_read(style: str) -> None:
+def test_unsupported_formats_are_refused(style: str) -> None:
     with pytest.raises(ImageFormat, match="JPEG, PNG"):
         decode(picture("red", style=style))
 
 
 @pytest.mark.parametrize("data", [b"no image at all", b"\xff\xd8", b"GIF8", b"\x00" * 1000])
-def test_no_image(data: bytes) -> None:
+def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
     with pytest.raises(ImageFormat):
         decode(data)
 
 
-def test_empty() -> None:
+def test_an_empty_file_is_refused() -> None:
     with pytest.raises(ImageError, match="0 bytes"):
         decode(b"")
 
 
 @pytest.mark.parametrize("style", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated(style: str) -> None:
+def test_truncated_images_are_refused(style: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), style)
     with pytest.raises(RequestError) as caught:
@@ -80,7 +80,7 @@ def test_truncated(style: str) -> None:
 
 
 @given(st.data())
-def test_corrupt_bytes_never_break_out(data: st.DataObject) -> None:
+def test_corrupt_images_raise_only_image_errors(data: st.DataObject) -> None:
     style = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]))
     whole = bytearray(encoded(arrow(), style))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -89,33 +89,33 @@ def test_corrupt_bytes_never_break_out(data: st.DataObject) -> None:
         decode(bytes(whole))
 
 
-def test_one_pixel() -> None:
+def test_an_image_of_one_pixel_is_decoded() -> None:
     assert colour(decode(picture("lime", (1, 1)))) == (0, 255, 0)
 
 
-def test_cmyk() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red, green, blue = colour(decode(encoded(image, "JPEG")))
     assert red > 200
     assert max(green, blue) < 60
 
 
-def test_grey() -> None:
+def test_grey_images_are_converted_to_rgb() -> None:
     assert colour(decode(encoded(Image.new("L", (9, 9), 77)))) == (77, 77, 77)
     assert colour(decode(encoded(Image.new("1", (9, 9), 1)))) == (255, 255, 255)
 
 
-def test_grey_with_alpha() -> None:
+def test_transparent_grey_becomes_white() -> None:
     assert colour(decode(encoded(Image.new("LA", (9, 9), (0, 0))))) == (255, 255, 255)
     assert colour(decode(encoded(Image.new("LA", (9, 9), (9, 255))))) == (9, 9, 9)
 
 
-def test_palette() -> None:
+def test_palette_images_are_converted_to_rgb() -> None:
     image = arrow((8, 8)).quantize(8)
     np.testing.assert_array_equal(decode(encoded(image)), np.asarray(arrow((8, 8))))
 
 
-def test_palette_with_transparency() -> None:
+def test_transparent_palette_entries_become_white() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 0, 0, 255])
     image.paste(0, (0, 0, 8, 4))
@@ -125,16 +125,16 @@ def test_palette_with_transparency() -> None:
         assert colour(pixels[4:]) == (0, 0, 255)
 
 
-def test_transparency_is_white_and_does_not_bleed() -> None:
+def test_transparent_pixels_are_white_and_do_not_bleed_into_their_neighbours() -> None:
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 32, 64))
     pixels = decode(encoded(image))
-    # Black hides behind the transparent half; none of it may show at the seam.
+    # The transparent half is black underneath; black must not show at the seam.
     assert pixels[..., 0].min() > 250
     assert colour(pixels[:, 5:]) == (255, 255, 255)
 
 
-def test_sixteen_bits_are_scaled() -> None:
+def test_grey_of_16_bits_is_scaled_to_8() -> None:
     for value, expected in ((0, 0), (257 * 100, 100), (65535, 255), (300, 1)):
         image = Image.fromarray(np.full((8, 8), value, dtype=np.uint16))
         assert image.mode == "I;16"
@@ -142,11 +142,11 @@ def test_sixteen_bits_are_scaled() -> None:
             assert colour(decode(encoded(image, style))) == (expected,) * 3
 
 
-def test_sixteen_bits_of_three_channels() -> None:
+def test_colours_of_16_bits_are_scaled_to_8() -> None:
     assert colour(decode(png((65535, 32768, 0), bits=16))) == (255, 128, 0)
 
 
-def test_thirty_two_bits_are_refused() -> None:
+def test_images_of_32_bits_are_refused() -> None:
     for dtype in (np.int32, np.float32):
         image = Image.fromarray(np.ones((8, 8), dtype=dtype))
         with pytest.raises(ImageError, match="32 bits"):
@@ -154,7 +154,7 @@ def test_thirty_two_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("style", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame(style: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(style: str) -> None:
     frames = [Image.new("RGB", (16, 16), name) for name in ("red", "blue", "lime")]
     options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
     if style == "WEBP":
@@ -164,9 +164,9 @@ def test_of_an_animation_the_first_frame(style: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("style", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_turned_upright(orientation: int, style: str) -> None:
-    # What a camera stores: the upright picture turned the other way round.
-    back = {
+def test_the_exif_orientation_is_applied(orientation: int, style: str) -> None:
+    # A camera stores the upright image with the inverse of its orientation applied.
+    inverse = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -177,7 +177,7 @@ def test_turned_upright(orientation: int, style: str) -> None:
         8: Image.Transpose.ROTATE_270,
     }[orientation]
     upright = arrow((64, 32))
-    stored = upright if back is None else upright.transpose(back)
+    stored = upright if inverse is None else upright.transpose(inverse)
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"exif": exif}
@@ -186,8 +186,8 @@ def test_turned_upright(orientation: int, style: str) -> None:
     if style == "JPEG":
         options |= {"quality": 100, "subsampling": 0}
     preprocess = Preprocess(size=(32, 64), interpolation="nearest")
-    found = decode(encoded(stored, style, **options), preprocess).astype(int)
-    assert np.abs(found - np.asarray(upright)).mean() < 3
+    pixels = decode(encoded(stored, style, **options), preprocess).astype(int)
+    assert np.abs(pixels - np.asarray(upright)).mean() < 3
 
 
 def test_broken_exif_is_ignored() -> None:
@@ -196,7 +196,7 @@ def test_broken_exif_is_ignored() -> None:
 
 
 def png(colour: tuple[int, int, int], bits: int = 8, size: tuple[int, int] = (4, 4)) -> bytes:
-    """A PNG by hand: Pillow writes no 16 bits of colour, and no images larger than they are."""
+    """Return a PNG that Pillow cannot write: of 16 bits per colour, or with a false size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -215,33 +215,37 @@ def png(colour: tuple[int, int, int], bits: int = 8, size: tuple[int, int] = (4,
     )
 
 
-def test_bombs_are_refused_by_their_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_with_too_many_pixels_are_refused_by_their_header(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def never(*_: object) -> None:
-        raise AssertionError("it was decoded")
+        raise AssertionError("the image was decoded")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", never)
     with pytest.raises(ImageTooLarge, match="10000 x 10000"):
         decode(png((1, 2, 3), size=(10_000, 10_000)), max_pixels=50_000_000)
-    # Far above what makes Pillow warn and raise by itself.
+    # Far above the size at which Pillow itself warns and raises.
     with pytest.raises(ImageTooLarge):
         decode(png((1, 2, 3), size=(60_000, 60_000)), max_pixels=50_000_000)
 
 
-def test_the_limit_itself_is_allowed() -> None:
+def test_the_pixel_limit_is_inclusive() -> None:
     assert colour(decode(picture("red", (10, 10)), max_pixels=100)) == (255, 0, 0)
     with pytest.raises(ImageTooLarge):
         decode(picture("red", (10, 10)), max_pixels=99)
 
 
 @pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1), (3, 5), (500, 7)])
-def test_extreme_shapes_stay_small(size: tuple[int, int]) -> None:
+def test_extreme_aspect_ratios_are_decoded(size: tuple[int, int]) -> None:
     for preprocess in (SMALL, Preprocess(size=(8, 8), resize="shorter", shorter_side=10)):
         assert colour(decode(picture("red", size), preprocess)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (97, 411)])
 @pytest.mark.parametrize("shorter", [224, 256, 248])
-def test_shorter_side_and_crop_equal_resize_and_crop(size: tuple[int, int], shorter: int) -> None:
+def test_resizing_the_shorter_side_equals_resizing_and_cropping_with_pillow(
+    size: tuple[int, int], shorter: int
+) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     w, h = size
@@ -263,7 +267,7 @@ def test_a_crop_beyond_the_image_is_black() -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_stretch_is_pillows_resize(interpolation: Any) -> None:
+def test_stretching_equals_pillows_resize(interpolation: Any) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     method = Image.Resampling[interpolation.upper()]
@@ -272,7 +276,7 @@ def test_stretch_is_pillows_resize(interpolation: Any) -> None:
     np.testing.assert_array_equal(decode(encoded(image), preprocess), expected)
 
 
-def test_the_native_size_is_left_alone() -> None:
+def test_an_image_of_the_models_size_is_not_resized() -> None:
     noise = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG", quality=90)
     with Image.open(io.BytesIO(data)) as image:
@@ -280,16 +284,18 @@ def test_the_native_size_is_left_alone() -> None:
     np.testing.assert_array_equal(decode(data, Preprocess(size=(32, 32))), expected)
 
 
-def test_decoding_a_large_jpeg_reduced_hardly_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_a_large_jpeg_at_reduced_scale_changes_pixels_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     y, x = np.mgrid[0:1200, 0:1600]
     waves = [np.sin(x / a + y / b) * 100 + 128 for a, b in ((9, 31), (23, 17), (57, 5))]
     image = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
     data = encoded(image, "JPEG", quality=90)
     preprocess = Preprocess(size=(224, 224))
-    found = decode(data, preprocess, max_pixels=2_000_000).astype(int)
+    reduced = decode(data, preprocess, max_pixels=2_000_000).astype(int)
     monkeypatch.setattr("tokenfold.bundle.preprocess._GAP", 1000)
     whole = decode(data, preprocess, max_pixels=2_000_000).astype(int)
-    difference = np.abs(found - whole)
-    assert difference.max() > 0  # else nothing was reduced, and this test tests nothing
+    difference = np.abs(reduced - whole)
+    assert difference.max() > 0  # otherwise nothing was reduced
     assert difference.mean() < 1.5
     assert difference.max() < 16

@@ -1,4 +1,4 @@
-"""The selector: which plan a request gets, and what it is told when there is none."""
+"""Tests of the level selection: by name, reduction, latency budget and accuracy budget."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def manifest(workload: Workload = VIT_S) -> Manifest:
         workload=workload,
         preprocess=Preprocess(size=(224, 224)),
         tasks={"classify": ("a", "b")},
-        # From the most reduced on: the service sorts them.
+        # In reverse order: `Levels` sorts them.
         levels={
             name: Level(
                 reduction=NAMES[name],
@@ -78,7 +78,7 @@ def profile(accuracy: dict[str, float]) -> Profile:
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -102,40 +102,41 @@ def levels(
     default: str | None = None,
     clock: Clock | None = None,
 ) -> Measured:
-    # Without a clock of its own a test takes no time.
+    # By default the clock stands still.
     costs = Costs(clock=clock or Clock())
-    found = Measured(
+    measured_levels = Measured(
         manifest(), None if accuracy is None else profile(accuracy), costs, default=default
     )
     known = {
-        VIT_S.flops(level.plan): MILLISECONDS[name] / 1000 for name, level in found.levels.items()
+        VIT_S.flops(level.plan): MILLISECONDS[name] / 1000
+        for name, level in measured_levels.levels.items()
     }
     costs.learn(Times(known))
-    return found
+    return measured_levels
 
 
 def works(reduction: float, workload: BaseWorkload = VIT_S) -> Works:
     return (Work.of(workload, plan_for(workload, reduction)),)
 
 
-def test_by_name_and_by_default() -> None:
+def test_a_level_is_chosen_by_name_or_by_default() -> None:
     assert levels().choose(Selector(level="fast"), "classify").level == "fast"
     assert levels().choose(Selector(), "classify").level == "balanced"
     assert levels(default="high").choose(Selector(), "classify").level == "high"
 
 
-def test_from_the_least_reduced_to_the_most() -> None:
+def test_levels_are_sorted_by_reduction() -> None:
     assert list(levels().levels) == list(NAMES)
 
 
-def test_unknown_names_list_the_known() -> None:
+def test_the_error_for_an_unknown_level_lists_the_known_ones() -> None:
     with pytest.raises(UnknownLevel, match=r"'turbo'.*exact, high, balanced, fast, fastest"):
         levels().choose(Selector(level="turbo"), "classify")
     with pytest.raises(UnknownLevel, match="'turbo'"):
         levels(default="turbo")
 
 
-def test_two_selectors() -> None:
+def test_two_selectors_are_refused() -> None:
     with pytest.raises(TwoSelectors, match="reduction and min_accuracy"):
         levels().choose(Selector(reduction=0.1, min_accuracy=0.0), "classify")
 
@@ -150,14 +151,14 @@ def test_any_reduction_gets_the_closest_plan(reduction: float) -> None:
     assert choice.level in {*NAMES, "custom"}
 
 
-def test_a_reduction_that_is_a_level_has_its_name() -> None:
+def test_a_reduction_equal_to_a_levels_is_named_after_the_level() -> None:
     for name, share in NAMES.items():
         assert levels().choose(Selector(reduction=share), "classify").level == name
     assert levels().choose(Selector(reduction=0.31), "classify").level == "custom"
 
 
 @pytest.mark.parametrize("reduction", [-0.1, 1.1, float("nan"), float("inf")])
-def test_reductions_outside_the_range(reduction: float) -> None:
+def test_reductions_outside_0_to_1_are_refused(reduction: float) -> None:
     with pytest.raises(InvalidRequest, match="between 0 and 1"):
         levels().choose(Selector(reduction=reduction), "classify")
 
@@ -165,79 +166,86 @@ def test_reductions_outside_the_range(reduction: float) -> None:
 @pytest.mark.parametrize(
     ("budget", "expected"), [(1000, "exact"), (50.1, "exact"), (49, "high"), (15.1, "fastest")]
 )
-def test_latency_budget_takes_the_least_reduced_that_fits(budget: float, expected: str) -> None:
+def test_a_latency_budget_selects_the_least_reduced_level_that_fits(
+    budget: float, expected: str
+) -> None:
     assert levels().choose(Selector(max_latency_ms=budget), "classify").level == expected
 
 
-def test_latency_budget_takes_the_most_accurate_that_fits() -> None:
+def test_a_latency_budget_selects_the_most_accurate_level_that_fits() -> None:
     assert levels(ACCURACY).choose(Selector(max_latency_ms=1000), "classify").level == "high"
 
 
-def test_latency_budget_counts_the_queue_and_all_runs() -> None:
-    found = levels()
-    assert found.choose(Selector(max_latency_ms=60), "classify", wait=0.02).level == "high"
+def test_a_latency_budget_includes_the_queue_and_all_runs() -> None:
+    candidates = levels()
+    assert candidates.choose(Selector(max_latency_ms=60), "classify", wait=0.02).level == "high"
     assert (
-        found.choose(
+        candidates.choose(
             Selector(max_latency_ms=60),
             "classify",
-            takes=lambda choice: 2 * found.costs.seconds((choice.work,)),
+            takes=lambda choice: 2 * candidates.costs.seconds((choice.work,)),
         ).level
         == "balanced"
     )
 
 
-def test_latency_budget_nobody_meets() -> None:
+def test_a_latency_budget_below_the_fastest_level_is_refused() -> None:
     with pytest.raises(LatencyBudget, match=r"fastest level, fastest, takes about 15\.0 ms"):
         levels().choose(Selector(max_latency_ms=10), "classify")
 
 
-def test_latency_budget_that_only_the_queue_breaks() -> None:
+def test_a_latency_budget_exceeded_by_the_queue_asks_to_retry() -> None:
     with pytest.raises(TooSlowNow, match="1200 ms in the queue") as caught:
         levels().choose(Selector(max_latency_ms=60), "classify", wait=1.2)
     assert caught.value.retry_after == 2
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"), [(0.8, "high"), (0.79, "balanced"), (0.5, "fastest"), (0, "fastest")]
+    ("min_accuracy", "expected"),
+    [(0.8, "high"), (0.79, "balanced"), (0.5, "fastest"), (0, "fastest")],
 )
-def test_accuracy_budget_takes_the_fastest_that_reaches_it(wanted: float, expected: str) -> None:
-    assert levels(ACCURACY).choose(Selector(min_accuracy=wanted), "classify").level == expected
+def test_an_accuracy_budget_selects_the_fastest_level_that_reaches_it(
+    min_accuracy: float, expected: str
+) -> None:
+    assert (
+        levels(ACCURACY).choose(Selector(min_accuracy=min_accuracy), "classify").level == expected
+    )
 
 
-def test_a_latency_budget_is_not_locked_out_for_good() -> None:
+def test_a_latency_budget_is_accepted_again_after_a_slow_phase() -> None:
     clock = Clock()
-    found = levels(clock=clock)
+    candidates = levels(clock=clock)
     for _ in range(200):
-        found.costs.observe(works(0.0), 60.0)
+        candidates.costs.observe(works(0.0), 60.0)
     with pytest.raises(LatencyBudget):
-        found.choose(Selector(max_latency_ms=60), "classify")
-    # Every budget is refused, so nothing runs that could show that the machine is free again.
+        candidates.choose(Selector(max_latency_ms=60), "classify")
+    # Every budget is refused, so no run can show that the machine is fast again.
     clock.now += 60
-    assert found.choose(Selector(max_latency_ms=60), "classify").level == "exact"
+    assert candidates.choose(Selector(max_latency_ms=60), "classify").level == "exact"
 
 
-def test_accuracy_budget_nobody_meets() -> None:
+def test_an_accuracy_budget_above_the_best_level_is_refused() -> None:
     with pytest.raises(AccuracyBudget, match=r"high, was measured at 0\.8050"):
         levels(ACCURACY).choose(Selector(min_accuracy=0.9), "classify")
 
 
-def test_accuracy_was_never_measured() -> None:
+def test_an_accuracy_budget_needs_a_profile() -> None:
     with pytest.raises(NoProfile, match="vit"):
         levels().choose(Selector(min_accuracy=0.1), "classify")
 
 
-def test_levels_of_which_some_were_measured() -> None:
-    found = levels({"fast": 0.9})
-    assert found.choose(Selector(min_accuracy=0.5), "classify").level == "fast"
-    # Nothing can be said of the others, so the least reduced counts as the best.
-    assert found.choose(Selector(max_latency_ms=1000), "classify").level == "exact"
+def test_a_profile_may_cover_only_some_levels() -> None:
+    candidates = levels({"fast": 0.9})
+    assert candidates.choose(Selector(min_accuracy=0.5), "classify").level == "fast"
+    # The accuracy of the others is unknown, so the least reduced level counts as the best.
+    assert candidates.choose(Selector(max_latency_ms=1000), "classify").level == "exact"
 
 
 def test_a_network_without_reduction_has_one_plan() -> None:
     workload = VIT_S.model_copy(update={"method": "none"})
-    found = Levels(manifest(workload), None)
-    assert found.choose(Selector(reduction=0.7), "classify").plan == (0,) * 12
-    assert found.choose(Selector(reduction=0.7), "classify").level == "exact"
+    candidates = Levels(manifest(workload), None)
+    assert candidates.choose(Selector(reduction=0.7), "classify").plan == (0,) * 12
+    assert candidates.choose(Selector(reduction=0.7), "classify").level == "exact"
 
 
 VILT = ViltWorkload(
@@ -247,7 +255,7 @@ VILT = ViltWorkload(
 
 
 def pairs(quality: Mapping[str, Mapping[Task, float]] | None = None) -> Measured:
-    """Of a network with texts: seconds are GFLOPs."""
+    """Return levels of a network with texts, whose runs take one second per GFLOP."""
     plans = {name: plan_for(VILT, share) for name, share in NAMES.items()}
     fields = manifest().model_dump() | {
         "workload": VILT,
@@ -274,50 +282,52 @@ def pairs(quality: Mapping[str, Mapping[Task, float]] | None = None) -> Measured
             name: LevelProfile(
                 quality={
                     task: Quality(metric="accuracy", value=value, low=0, high=1, samples=10)
-                    for task, value in found.items()
+                    for task, value in values.items()
                 }
             )
-            for name, found in (quality or {}).items()
+            for name, values in (quality or {}).items()
         },
     )
-    found = Measured(Manifest.model_validate(fields), measured, Costs(clock=Clock()))
-    found.costs.learn(
+    pair_levels = Measured(Manifest.model_validate(fields), measured, Costs(clock=Clock()))
+    pair_levels.costs.learn(
         Times({flops: flops / 1e9 for flops in map(VILT.flops, plans.values())}, embedding=0.5)
     )
-    return found
+    return pair_levels
 
 
 class TestTexts:
     @given(st.floats(0, 1), st.integers(3, 40), st.integers(2, 241))
-    def test_a_plan_of_its_own_for_each_length(
+    def test_each_text_length_has_its_own_plan(
         self, reduction: float, text: int, image: int
     ) -> None:
-        found = pairs()
-        choice = found.choose(Selector(reduction=reduction), "vqa")
+        candidates = pairs()
+        choice = candidates.choose(Selector(reduction=reduction), "vqa")
         sized = VILT.sized(text=text, image=image)
-        fit = found.fit(choice, Size(text, image))
+        fit = candidates.fit(choice, Size(text, image))
         assert fit.plan == plan_for(sized, reduction)
         assert fit.work.ratio == flops_ratio(sized, fit.plan)
         assert fit.work.tokens_in == text + image
         assert choice.plan == plan_for(VILT, reduction)
 
-    def test_a_level_is_the_bundles_own_plan_at_the_nominal_size(self) -> None:
-        found = pairs()
-        for name, level in found.levels.items():
-            choice = found.choose(Selector(level=name), "vqa")
-            assert found.fit(choice, Size(40, 145)).plan == level.plan == choice.plan
-            assert found.fit(choice, Size(12, 145)).work.flops < choice.work.flops
+    def test_a_level_has_the_bundles_plan_at_the_nominal_size(self) -> None:
+        candidates = pairs()
+        for name, level in candidates.levels.items():
+            choice = candidates.choose(Selector(level=name), "vqa")
+            assert candidates.fit(choice, Size(40, 145)).plan == level.plan == choice.plan
+            assert candidates.fit(choice, Size(12, 145)).work.flops < choice.work.flops
 
-    def test_accuracy_is_that_of_the_task(self) -> None:
-        found = pairs({"exact": {"vqa": 0.9, "match": 0.8}, "fast": {"vqa": 0.85, "match": 0.5}})
-        assert found.choose(Selector(min_accuracy=0.8), "vqa").level == "fast"
-        assert found.choose(Selector(min_accuracy=0.8), "match").level == "exact"
+    def test_an_accuracy_budget_uses_the_accuracy_of_the_task(self) -> None:
+        candidates = pairs(
+            {"exact": {"vqa": 0.9, "match": 0.8}, "fast": {"vqa": 0.85, "match": 0.5}}
+        )
+        assert candidates.choose(Selector(min_accuracy=0.8), "vqa").level == "fast"
+        assert candidates.choose(Selector(min_accuracy=0.8), "match").level == "exact"
         with pytest.raises(AccuracyBudget):
-            found.choose(Selector(min_accuracy=0.85), "match")
+            candidates.choose(Selector(min_accuracy=0.85), "match")
         with pytest.raises(NoProfile, match="vit at match"):
             pairs({"exact": {"vqa": 0.9}}).choose(Selector(min_accuracy=0.1), "match")
 
 
-def test_no_other_network_reads_texts_by_themselves() -> None:
+def test_only_dual_encoders_have_a_cost_of_texts_without_images() -> None:
     with pytest.raises(TypeError, match="dual encoders"):
         Work.of_text(VIT_S, 8)

@@ -1,4 +1,4 @@
-"""Scores: shares, or each by itself, whatever the logits are."""
+"""Tests of the scores of logits, and of vectors as JSON."""
 
 from __future__ import annotations
 
@@ -40,21 +40,23 @@ def float32(*values: float) -> Any:
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=3, max_size=3))
-def test_shares_and_single_ones(bundle: Bundle, values: list[float]) -> None:
+def test_softmax_and_sigmoid_scores_are_probabilities_in_the_order_of_the_logits(
+    bundle: Bundle, values: list[float]
+) -> None:
     logits = float32(*values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a difference beyond float32
-        shares = scores(model(bundle), "vqa", logits)
-    single = scores(model(bundle, {"vqa": "sigmoid"}), "vqa", logits)
-    assert shares.sum() == pytest.approx(1)
-    for found in (shares, single):
-        assert (found >= 0).all()
-        assert (found <= 1).all()
-        # Order is kept, as far as numbers of this size can tell.
-        assert (np.diff(found[np.argsort(logits)]) >= 0).all()
+        softmax = scores(model(bundle), "vqa", logits)
+    sigmoid = scores(model(bundle, {"vqa": "sigmoid"}), "vqa", logits)
+    assert softmax.sum() == pytest.approx(1)
+    for probabilities in (softmax, sigmoid):
+        assert (probabilities >= 0).all()
+        assert (probabilities <= 1).all()
+        # The order is kept, up to rounding.
+        assert (np.diff(probabilities[np.argsort(logits)]) >= 0).all()
 
 
-def test_known_values(bundle: Bundle) -> None:
+def test_scores_of_known_logits(bundle: Bundle) -> None:
     sigmoid = model(bundle, {"vqa": "sigmoid"})
     assert scores(sigmoid, "vqa", float32(0, np.log(3), -np.log(3))) == pytest.approx(
         [0.5, 0.75, 0.25]
@@ -64,12 +66,12 @@ def test_known_values(bundle: Bundle) -> None:
     )
 
 
-def test_best(bundle: Bundle) -> None:
-    found = best(model(bundle), "vqa", float32(1, 3, 1), 2, name="answer")
-    assert [(one["answer"], one["index"]) for one in found] == [("green", 1), ("red", 0)]
+def test_best_returns_the_highest_scores_first(bundle: Bundle) -> None:
+    answers = best(model(bundle), "vqa", float32(1, 3, 1), 2, name="answer")
+    assert [(answer["answer"], answer["index"]) for answer in answers] == [("green", 1), ("red", 0)]
 
 
-def test_yes_of_one_logit_and_of_two(bundle: Bundle) -> None:
+def test_positive_takes_one_logit_or_two(bundle: Bundle) -> None:
     assert TASKS["match"] == ()
     assert positive(model(bundle), "match", float32(0)) == 0.5
     assert positive(model(bundle), "match", float32(np.log(3))) == pytest.approx(0.75)
@@ -78,7 +80,9 @@ def test_yes_of_one_logit_and_of_two(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
-def test_numbers_that_are_none(bundle: Bundle, bad: float, scoring: Scoring) -> None:
+def test_logits_that_are_not_finite_are_an_internal_error(
+    bundle: Bundle, bad: float, scoring: Scoring
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.raises(InternalError, match="no finite numbers"):
@@ -89,16 +93,16 @@ VECTORS = arrays.arrays(np.float32, st.integers(1, 8), elements=st.floats(-1, 1,
 
 
 @given(VECTORS)
-def test_base64_is_exact_and_numbers_nearly(found: npt.NDArray[np.float32]) -> None:
-    exact = written(found, "base64")
+def test_base64_vectors_are_exact_and_numbers_are_rounded(values: npt.NDArray[np.float32]) -> None:
+    exact = written(values, "base64")
     assert isinstance(exact, str)
-    assert np.frombuffer(b64decode(exact), "<f4").tobytes() == found.tobytes()
-    numbers = json.loads(json.dumps(written(found, "float")))
-    np.testing.assert_allclose(numbers, found, rtol=0, atol=1e-9)
+    assert np.frombuffer(b64decode(exact), "<f4").tobytes() == values.tobytes()
+    numbers = json.loads(json.dumps(written(values, "float")))
+    np.testing.assert_allclose(numbers, values, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_vector_that_is_not_finite(tmp_path: Path, bad: float) -> None:
+def test_a_vector_that_is_not_finite_is_an_internal_error(tmp_path: Path, bad: float) -> None:
     model = Model(Bundle.open(dual_bundle(tmp_path / "a")))
     with pytest.raises(InternalError, match="no finite numbers"):
         vector(model, {"vector": np.array([0.5, bad], np.float32)})

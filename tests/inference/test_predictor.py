@@ -1,4 +1,4 @@
-"""The Python API: the same results as the server's, for every task."""
+"""Tests of the Python API: its results equal the server's for every task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ RED, BLUE, LIME = picture("red"), picture("blue"), picture("lime")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("bundles")
-    bundle(folder / "colours")
+    # With real work, so that measured durations of levels follow their FLOPs as the API assumes.
+    bundle(folder / "colours", work=20)
     pair_bundle(folder / "pairs", name="pairs")
     dual_bundle(folder / "dual", name="dual")
     return folder
@@ -64,7 +65,7 @@ def dual(root: Path) -> Iterator[Predictor]:
 
 
 def served(remote: Remote, task: str, **fields: Any) -> Any:
-    """Results of the server for a request in JSON."""
+    """Return the results of the server for a request in JSON."""
     images = fields.pop("images", ())
     if images:
         fields["image"] = [base64.b64encode(image).decode() for image in images]
@@ -74,7 +75,7 @@ def served(remote: Remote, task: str, **fields: Any) -> Any:
 
 
 def untimed(result: dict[str, Any]) -> dict[str, Any]:
-    """A result without what differs from run to run, as JSON has it."""
+    """Return a result as JSON has it, without the fields that differ between runs."""
     assert set(result["timings_ms"]) == {"decode", "queue", "infer", "post"}
     plain = {key: value for key, value in result.items() if key not in ("timings_ms", "batch_size")}
     if "grid" in plain:
@@ -154,13 +155,15 @@ def test_matches_equal_the_servers(pairs: Predictor, remote: Remote) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, as in JSON."""
+    """Return a value with lists in the place of tuples, as in JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def test_every_form_of_an_image(colours: Predictor, tmp_path: Path) -> None:
+def test_an_image_may_be_a_path_bytes_a_pillow_image_or_an_array(
+    colours: Predictor, tmp_path: Path
+) -> None:
     path = tmp_path / "red.png"
     path.write_bytes(RED)
     pixels = Image.open(io.BytesIO(RED)).convert("RGB")
@@ -170,7 +173,7 @@ def test_every_form_of_an_image(colours: Predictor, tmp_path: Path) -> None:
         assert result["predictions"] == expected["predictions"]
 
 
-def test_the_orientation_of_a_pillow_image_counts(colours: Predictor) -> None:
+def test_the_orientation_of_a_pillow_image_is_applied(colours: Predictor) -> None:
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (0, 0, 40, 12))
     image.getexif()[0x0112] = 6
@@ -187,7 +190,7 @@ def test_many_images_keep_their_order(colours: Predictor) -> None:
     assert labels == ["red", "blue", "green"] * 30
 
 
-def test_errors_say_what_is_allowed(
+def test_error_messages_name_what_is_allowed(
     colours: Predictor, pairs: Predictor, dual: Predictor, tmp_path: Path
 ) -> None:
     with pytest.raises(UnknownLevel, match="balanced"):

@@ -1,4 +1,4 @@
-"""Texts: what is read, and what is refused before a tokenizer sees it."""
+"""Tests of the checks that texts pass before they reach the tokenizer, and of their encoding."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ENCODER = word_level(("red", "blue"), 6)
 
 
 @given(st.text(max_size=50))
-def test_control_characters_and_nothing_else_are_refused(text: str) -> None:
-    kinds = {unicodedata.category(one) for one in text if one not in "\t\n\r"}
+def test_only_blank_texts_and_control_characters_are_refused(text: str) -> None:
+    kinds = {unicodedata.category(character) for character in text if character not in "\t\n\r"}
     if not text.strip() or kinds & {"Cc", "Cs"}:
         with pytest.raises(ValueError, match=r"empty|unreadable"):
             readable(text)
@@ -25,7 +25,7 @@ def test_control_characters_and_nothing_else_are_refused(text: str) -> None:
         assert readable(text) == text
 
 
-def test_lengths() -> None:
+def test_texts_longer_than_the_limit_are_refused() -> None:
     assert readable("a" * MAX_CHARACTERS)
     with pytest.raises(ValueError, match="at most"):
         readable("a" * (MAX_CHARACTERS + 1))
@@ -34,7 +34,7 @@ def test_lengths() -> None:
 
 
 @pytest.mark.parametrize("length", [1, MAX_CHARACTERS])
-def test_short_and_long_ones_are_encoded_alike(length: int) -> None:
+def test_short_and_long_texts_are_encoded_alike(length: int) -> None:
     texts = ["red " * (length // 4 + 1), "blue"]
     long, short = encode(ENCODER, texts, "question")
     assert describe(short, pieces=True) == {
@@ -49,7 +49,7 @@ def test_short_and_long_ones_are_encoded_alike(length: int) -> None:
 
 
 @pytest.mark.parametrize("filling", [1, MAX_CHARACTERS])
-def test_nothing_left_to_read_names_the_text(filling: int) -> None:
+def test_the_error_for_a_text_without_tokens_names_the_text(filling: int) -> None:
     texts = ["red" * (filling // 3), "\u200b"]
     texts[0] = texts[0] or "red"
     with pytest.raises(InvalidRequest, match=r"question\.1: is empty"):

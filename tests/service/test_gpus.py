@@ -1,4 +1,4 @@
-"""GPUs' metrics, from a management library that is there, is not, or fails."""
+"""Tests of the GPU metrics, with a management library that works, fails or is missing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokenfold.service.gpus import Gpu, GpuCollector, Gpus
 
 
 class Library:
-    """What is used of pynvml, with two GPUs.
+    """A stand-in for pynvml with two GPUs.
 
     Attributes:
-        begun: how often it was initialised.
-        fails: a function that raises.
+        begun: number of initialisations.
+        fails: name of the function that raises.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    found = Library()
-    monkeypatch.setitem(sys.modules, "pynvml", found)
-    return found
+    stub = Library()
+    monkeypatch.setitem(sys.modules, "pynvml", stub)
+    return stub
 
 
 @pytest.mark.usefixtures("library")
-def test_what_they_do_is_told() -> None:
+def test_memory_and_utilisation_are_exported() -> None:
     assert Gpus().read() == [Gpu(0, 10_000, 50_000, 0.5), Gpu(1, 11_000, 50_000, 0.55)]
     registry = CollectorRegistry()
     registry.register(GpuCollector())
@@ -65,12 +65,12 @@ def test_what_they_do_is_told() -> None:
     assert registry.get_sample_value("tokenfold_gpu_utilization_ratio", {"gpu": "1"}) == 0.55
 
 
-def test_they_are_asked_at_each_scrape_and_not_before(library: Library) -> None:
+def test_gpus_are_read_at_each_scrape(library: Library) -> None:
     registry = CollectorRegistry()
     registry.register(GpuCollector())
     assert library.begun == 0
     assert list(registry.collect())
-    # One that fails now and then is asked again.
+    # After a failure the GPUs are read again.
     library.fails = "memory"
     assert not list(registry.collect())
     library.fails = ""
@@ -78,7 +78,7 @@ def test_they_are_asked_at_each_scrape_and_not_before(library: Library) -> None:
     assert library.begun == 1
 
 
-def test_a_gpu_in_parts_tells_its_memory_alone(library: Library) -> None:
+def test_a_partitioned_gpu_exports_only_its_memory(library: Library) -> None:
     library.fails = "utilisation"
     registry = CollectorRegistry()
     registry.register(GpuCollector())
@@ -87,7 +87,7 @@ def test_a_gpu_in_parts_tells_its_memory_alone(library: Library) -> None:
     assert registry.get_sample_value("tokenfold_gpu_utilization_ratio", {"gpu": "1"}) is None
 
 
-def test_without_a_driver_there_are_none(library: Library) -> None:
+def test_without_a_driver_there_are_no_gpus(library: Library) -> None:
     library.fails = "init"
     gpus = Gpus()
     assert gpus.read() == []
@@ -96,7 +96,7 @@ def test_without_a_driver_there_are_none(library: Library) -> None:
     assert library.begun == 1
 
 
-def test_without_the_package_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pynvml_there_are_no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     registry = CollectorRegistry()
     registry.register(GpuCollector())

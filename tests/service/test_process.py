@@ -1,4 +1,4 @@
-"""`tokenfold serve` as a process: signals, logs, its imports, and the command line around it."""
+"""Tests of `tokenfold serve` as a process: signals, logs, imports and the command line."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle(tmp_path_factory.mktemp("slow") / "a", work=400)
 
 
-def test_sigterm_answers_what_was_accepted(slow: Path) -> None:
+def test_sigterm_answers_accepted_requests(slow: Path) -> None:
     with (
         process(slow, workers=1) as (running, remote),
         ThreadPoolExecutor(8) as pool,
-        Remote(remote.url) as other,
+        Remote(remote.url) as second_client,
     ):
-        other.get("/livez")
+        second_client.get("/livez")
         futures = [pool.submit(remote.classify, picture()) for _ in range(4)]
         until(lambda: remote.sample("tokenfold_queue_depth") >= 3)
         running.send_signal(signal.SIGTERM)
-        until(lambda: other.get("/readyz").status_code == 503)
-        # Still there for those who ask, while the accepted ones are being answered.
-        refused = other.classify(picture())
+        until(lambda: second_client.get("/readyz").status_code == 503)
+        # New requests are refused while accepted ones are being answered.
+        refused = second_client.classify(picture())
         assert refused.status_code == 503
         assert refused.json()["type"] == "urn:tokenfold:problem:draining"
         assert int(refused.headers["retry-after"]) >= 1
-        assert other.get("/livez").status_code == 200
+        assert second_client.get("/livez").status_code == 200
         assert [future.result().status_code for future in futures] == [200] * 4
         assert running.wait(10) == 0
 
 
-def test_sigterm_when_idle_ends_soon(slow: Path) -> None:
+def test_sigterm_ends_an_idle_server_soon(slow: Path) -> None:
     with process(slow) as (running, remote):
-        # An open connection that says nothing does not hold it up.
+        # An idle connection does not delay the shutdown.
         port = int(remote.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)):
             begun = time.monotonic()
@@ -60,7 +60,7 @@ def test_sigterm_when_idle_ends_soon(slow: Path) -> None:
             assert time.monotonic() - begun < 5
 
 
-def test_a_second_signal_ends_at_once(slow: Path) -> None:
+def test_a_second_signal_ends_the_server_at_once(slow: Path) -> None:
     with process(slow, workers=1) as (running, remote), ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(remote.classify, picture()) for _ in range(8)]
         until(lambda: remote.sample("tokenfold_queue_depth") >= 6)
@@ -76,7 +76,7 @@ def test_a_second_signal_ends_at_once(slow: Path) -> None:
     assert "Traceback" not in "".join(remote.log)  # type: ignore[attr-defined]
 
 
-def test_a_drain_that_takes_too_long_is_cut_off(slow: Path) -> None:
+def test_a_drain_ends_at_its_timeout(slow: Path) -> None:
     with (
         process(slow, workers=1, drain_timeout=1) as (running, remote),
         ThreadPoolExecutor(32) as pool,
@@ -105,19 +105,19 @@ def test_logs_are_json_with_the_request_id(slow: Path) -> None:
     assert set(loaded["levels_ms"]) == {"exact", "balanced", "fast"}
 
 
-def test_a_taken_port_is_said(slow: Path) -> None:
+def test_a_port_in_use_is_reported(slow: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("-m", "tokenfold", "serve", f"--bundles={slow}", f"--port={port}")
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count("address already in use") == 1
-    assert "Traceback" not in done.stderr
-    assert "terminate called" not in done.stderr
-    assert "CRITICAL" not in done.stderr.upper()
+        completed = run("-m", "tokenfold", "serve", f"--bundles={slow}", f"--port={port}")
+    assert completed.returncode == 1, completed.stderr
+    assert completed.stderr.count("address already in use") == 1
+    assert "Traceback" not in completed.stderr
+    assert "terminate called" not in completed.stderr
+    assert "CRITICAL" not in completed.stderr.upper()
 
 
-def test_sigterm_while_loading_is_a_clean_end(tmp_path: Path) -> None:
-    # Several tenths of a second for each run of the warm-up, of which there are a dozen.
+def test_sigterm_while_loading_ends_cleanly(tmp_path: Path) -> None:
+    # Each of the dozen runs of the warm-up takes a few tenths of a second.
     bundle(tmp_path / "a", work=400)
     line = [sys.executable, "-m", "tokenfold", "serve", f"--bundles={tmp_path}", "--port=0"]
     with subprocess.Popen([*line, "--workers=1"], stderr=subprocess.PIPE, text=True) as running:
@@ -136,20 +136,20 @@ def test_sigterm_while_loading_is_a_clean_end(tmp_path: Path) -> None:
     assert "CRITICAL" not in text.upper()
 
 
-def test_a_damaged_bundle_is_said(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_reported(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "a")
     (folder / "model.onnx").write_bytes(b"no graph")
-    done = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}")
-    assert done.returncode == 1
-    assert "model.onnx" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}")
+    assert completed.returncode == 1
+    assert "model.onnx" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
-def test_a_bundle_that_does_not_load_ends_the_server(tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     bundle(tmp_path / "a", labels=("red", "green"))
-    done = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}", "--port=0")
-    assert done.returncode == 1
-    assert "3 outputs and 2 labels" in done.stderr
+    completed = run("-m", "tokenfold", "serve", f"--bundles={tmp_path}", "--port=0")
+    assert completed.returncode == 1
+    assert "3 outputs and 2 labels" in completed.stderr
 
 
 def test_serving_imports_no_torch() -> None:
@@ -157,45 +157,45 @@ def test_serving_imports_no_torch() -> None:
         "import sys; sys.modules['torch'] = None\n"
         "import pkgutil, importlib\n"
         "from tokenfold import service\n"
-        "for found in pkgutil.walk_packages(service.__path__, 'tokenfold.service.'):\n"
-        "    importlib.import_module(found.name)\n"
+        "for module in pkgutil.walk_packages(service.__path__, 'tokenfold.service.'):\n"
+        "    importlib.import_module(module.name)\n"
         "heavy = {'torch', 'onnx', 'onnxscript', 'transformers', 'safetensors'}\n"
         "print(sorted(name for name in heavy if sys.modules.get(name)))\n"
     )
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    completed = run("-c", code)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip() == "[]"
 
 
 class TestCommandLine:
-    def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_lists_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["--help"]) == 0
         assert "serve" in capsys.readouterr().out
         assert cli.main([]) == 2
         assert "usage" in capsys.readouterr().err
 
-    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_version_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["--version"]) == 0
         assert capsys.readouterr().out.startswith("tokenfold ")
 
-    def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_command_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["sevre"]) == 2
         assert "'sevre'" in capsys.readouterr().err
 
-    def test_without_torch_export_names_the_extra(self) -> None:
-        # The import system says of a module that is None what it says of one that is not there.
+    def test_export_without_torch_names_the_extra_to_install(self) -> None:
+        # A module that is None in sys.modules raises the same error as one that is not installed.
         code = (
             "import sys; sys.modules['torch'] = None\n"
             "from tokenfold import cli\n"
             "sys.exit(cli.main(['export', 'random:vit-ti16', '--out', 'x']))"
         )
-        done = run("-c", code)
-        assert done.returncode == 1
-        assert "needs torch" in done.stderr
-        assert "tokenfold[export]" in done.stderr
+        completed = run("-c", code)
+        assert completed.returncode == 1
+        assert "needs torch" in completed.stderr
+        assert "tokenfold[export]" in completed.stderr
 
-    def test_the_other_commands_are_there(self) -> None:
+    def test_every_command_has_help(self) -> None:
         for name in ("serve", "export", "bench", "ingest"):
-            done = run("-m", "tokenfold", name, "--help")
-            assert done.returncode == 0, done.stderr
-            assert f"tokenfold {name}" in done.stdout
+            completed = run("-m", "tokenfold", name, "--help")
+            assert completed.returncode == 0, completed.stderr
+            assert f"tokenfold {name}" in completed.stdout

@@ -60,7 +60,7 @@ def answer(
         fields = finish([outcome.output for _, outcome in items])
     except RequestError as error:
         return error
-    fields |= _circumstances(model, request, result, items)
+    fields |= _shared_fields(model, request, result, items)
     fields["batch_size"] = max(outcome.batch_size for _, outcome in items)
     seconds = _seconds(request, items)
     seconds["post"] = time.perf_counter() - begun
@@ -172,7 +172,7 @@ def embedding(model: Model, encoding: Encoding) -> Finish:
     return finish
 
 
-def _circumstances(
+def _shared_fields(
     model: Model, request: Request, result: Result, items: Sequence[tuple[Item, ItemResult]]
 ) -> Answer:
     """Return the fields that the answers of every task share.

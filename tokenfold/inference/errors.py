@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 _MAX_LISTED = 5  # fields that an error's text names
 _MAX_ECHO = 100  # characters of the caller's input that an error repeats
@@ -46,6 +46,10 @@ class RequestError(Exception):
         self.detail = detail
         self.errors = tuple(errors)
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Results carry errors across processes. Exceptions pickle their positional arguments alone.
+        return type(self).__new__, (type(self), self.detail), self.__dict__
 
 
 class InternalError(RequestError):

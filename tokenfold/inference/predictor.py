@@ -39,7 +39,7 @@ ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 MAX_PIXELS = 200_000_000
 """Largest width times height of an image."""
 
-_WAVE = 64  # images that are decoded before any is run: it bounds the memory of long lists
+_MAX_DECODED = 64  # images that are decoded before any is run: it bounds the memory of long lists
 
 
 class Options(TypedDict, total=False):
@@ -430,8 +430,8 @@ def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 
 
 def _waves(listed: Sequence[ImageLike]) -> Iterator[Sequence[ImageLike]]:
-    for start in range(0, len(listed), _WAVE):
-        yield listed[start : start + _WAVE]
+    for start in range(0, len(listed), _MAX_DECODED):
+        yield listed[start : start + _MAX_DECODED]
 
 
 def _encoded(images: ImageLike | Sequence[ImageLike]) -> list[bytes]:

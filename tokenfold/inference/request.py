@@ -55,7 +55,8 @@ class Request:
         slots: whether to return where each token ended up.
         arrived: time of arrival, in seconds of `time.perf_counter`, which the processes of a
             machine share.
-        deadline: time by which the answer is needed, on the same clock.
+        deadline: time by which the answer is needed, on the same clock. Another machine needs it
+            converted.
         priority: requests of a higher priority run first.
         caller: identification of the caller, for logs.
         id: identification of the request, for logs.

@@ -37,8 +37,8 @@ class EmbedRequest(InferenceBody):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if bool(self.image) == bool(self.text):
-            given = "both are" if self.image else "neither is"
-            raise ValueError(f"exactly one of image and text is needed; {given} given")
+            given = "both" if self.image else "neither"
+            raise ValueError(f"send either image or text; the request has {given}")
         return self
 
 

@@ -137,7 +137,7 @@ class Run(BaseModel):
     timings_ms: Timings
 
 
-class Circumstances(Run):
+class SharedFields(Run):
     """The fields that the answers of every task on images share."""
 
     reduction: Reduction
@@ -156,8 +156,8 @@ class ImageSlots(BaseModel):
     protected: int | None = Field(None, description="Leading tokens that are no patches.")
 
 
-# The last base's fields come first: an answer before its circumstances.
-class Result(ImageSlots, Circumstances):
+# The last base's fields come first: an answer before the fields that all tasks share.
+class Result(ImageSlots, SharedFields):
     """The fields of an answer about an image without a text."""
 
 
@@ -201,7 +201,7 @@ class Predictions(BaseModel):
     predictions: list[Prediction]
 
 
-# The last base's fields come first: the answer before its circumstances.
+# The last base's fields come first: the answer before the fields that all tasks share.
 class ClassifyResult(Result, Predictions):
     """The most probable classes of an image."""
 

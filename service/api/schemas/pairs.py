@@ -8,9 +8,9 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from tokenfold.service.api.problems import ItemProblem
 from tokenfold.service.api.schemas.inference import (
-    Circumstances,
     Images,
     InferenceBody,
+    SharedFields,
     Texts,
     whole,
 )
@@ -46,7 +46,7 @@ class PairSlots(BaseModel):
     protected: int
 
 
-class PairResult(Circumstances):
+class PairResult(SharedFields):
     """The fields that every answer about an image and a text shares."""
 
     text: Text
@@ -79,7 +79,7 @@ class Answers(BaseModel):
     answers: list[Answer]
 
 
-# The last base's fields come first: the answer before its circumstances.
+# The last base's fields come first: the answer before the fields that all tasks share.
 class VqaResult(PairResult, Answers):
     """The most probable answers to a question."""
 
@@ -162,7 +162,7 @@ class MatchScores(BaseModel):
     scores: list[float] = Field(description="0 to 1, in the order of the texts.")
 
 
-class MatchResult(Circumstances, MatchScores):
+class MatchResult(SharedFields, MatchScores):
     """A row of the matrix: one image with every text."""
 
     slots: list[PairSlots] | None = Field(None, description="One for each text.")

@@ -1,8 +1,8 @@
 """A chain of backends for one model: the next one takes over when one fails.
 
 A run that raises is repeated on the next backend. If it succeeds there, the first backend was at
-fault and is not used again. If it fails everywhere, the items were at fault, and nothing changes.
-Either way the caller gets the answer of the other backend.
+fault and is not used again. If it fails everywhere, the items were at fault, nothing changes, and
+the caller gets the first error.
 
 A better backend may be promoted to the front later, once its TensorRT engines are built.
 """
@@ -30,7 +30,7 @@ class _Stage:
         kind: the kind of backend.
         backend: the backend; None while it is not loaded.
         running: its runs in flight.
-        left: whether it is not in use any more, and is closed once no run is in flight.
+        left: whether it was replaced; it is closed after its last run.
         given_up: whether it has failed, or could not be loaded.
     """
 
@@ -41,7 +41,7 @@ class _Stage:
         self.left = False
         self.given_up = False
 
-    def spent(self) -> Backend | None:
+    def take_closable(self) -> Backend | None:
         """Return the backend to close now, if any. The caller holds the lock."""
         if not self.left or self.running:
             return None
@@ -129,7 +129,7 @@ class BackendChain:
             self._stage, self._current = stage, backend
             self._stages = (stage, *self._stages)
             before.left = True
-            spent = before.spent()
+            spent = before.take_closable()
             self._metrics.uses(self._name, kind.name, before=before.kind.name)
         logger.info("%s: %s takes over from %s", *(self._name, kind.name, before.kind.name))
         self._close(before.kind, spent)
@@ -140,7 +140,7 @@ class BackendChain:
         for stage in self._stages:
             with self._lock:
                 stage.left = True
-                spent = stage.spent()
+                spent = stage.take_closable()
             self._close(stage.kind, spent)
 
     def _run_elsewhere(
@@ -186,7 +186,8 @@ class BackendChain:
             try:
                 backend = stage.kind.load(self._bundle)
             except Exception:
-                stage.given_up = True
+                with self._lock:
+                    stage.given_up = True
                 logger.exception("%s: %s cannot be loaded", self._name, stage.kind.name)
                 self._metrics.failed(self._name, stage.kind.name)
                 return None
@@ -199,7 +200,7 @@ class BackendChain:
     def _exit(self, stage: _Stage) -> None:
         with self._lock:
             stage.running -= 1
-            spent = stage.spent()
+            spent = stage.take_closable()
         self._close(stage.kind, spent)
 
     def _give_up(self, failing: Sequence[_Stage], working: _Stage, error: Exception) -> None:
@@ -217,7 +218,7 @@ class BackendChain:
                 self._stage, self._current = working, working.backend
                 # Later, another thread may have given up this one too.
                 self._metrics.uses(self._name, working.kind.name)
-            spent = [(stage.kind, stage.spent()) for stage in left]
+            spent = [(stage.kind, stage.take_closable()) for stage in left]
         for stage in left:
             logger.error(
                 "%s: backend %s failed and is given up; %s takes over: %s",

@@ -100,7 +100,7 @@ def opened(
             )
             continue
         return BackendChain(bundle, kind, backend, rest, metrics=metrics, switched=switched)
-    raise AssertionError("there is always a last one")
+    raise AssertionError("kinds must not be empty")
 
 
 def tested(bundle: Bundle, kind: BackendKind) -> Backend:

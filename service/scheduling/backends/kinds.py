@@ -51,7 +51,7 @@ class BackendKind(ABC):
     def prepare(  # noqa: B027 - nothing by default
         self, bundle: Bundle, on_progress: ProgressCallback, stopping: threading.Event
     ) -> None:
-        """Build that, which takes minutes; see `process.build`. Any exception may be raised."""
+        """Build what `unprepared` lists, which takes minutes; see `process.build`."""
 
 
 class CpuKind(BackendKind):

@@ -196,7 +196,7 @@ class Preparation:
         job.now(state="serving")
 
     def _report(self, job: _Job, progress: Progress) -> None:
-        # The start of another engine must not set the progress back.
+        # The progress must not decrease when the next engine starts.
         done = max(job.status.done, progress.done)
         self._metrics.built(*job.names, done)
         job.now(done=done, engine=progress.engine, phase=progress.phase)

@@ -1,4 +1,4 @@
-"""Loaded by schemathesis: what the schema cannot say is that an image has to be one."""
+"""Hooks for schemathesis: valid images, which the schema cannot describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, true, and found to be so by schemathesis."""
+"""Tests of the OpenAPI document: complete, correct, and checked by schemathesis."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
 
 @pytest.fixture(scope="module")
 def document(client: Remote) -> dict[str, Any]:
-    found: dict[str, Any] = client.get("/openapi.json").json()
-    return found
+    content: dict[str, Any] = client.get("/openapi.json").json()
+    return content
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -63,10 +63,12 @@ def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from methods.values()
 
 
-def test_every_operation_has_an_id_and_says_what_it_does(document: dict[str, Any]) -> None:
-    names = [found["operationId"] for found in operations(document)]
+def test_every_operation_has_an_id_a_summary_and_a_description(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for operation in operations(document)]
     assert len(names) == len(set(names))
-    assert all(found["summary"] and found["description"] for found in operations(document))
+    assert all(
+        operation["summary"] and operation["description"] for operation in operations(document)
+    )
 
 
 def test_every_error_is_a_problem(document: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ def test_every_error_is_a_problem(document: dict[str, Any]) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-def test_the_models_and_levels_are_the_served_ones(document: dict[str, Any]) -> None:
+def test_models_and_levels_are_enumerated(document: dict[str, Any]) -> None:
     served = {
         "Classify": ["colours", "plain", "dual"],  # with labels
         "Embed": ["dual"],
@@ -102,7 +104,7 @@ def test_the_models_and_levels_are_the_served_ones(document: dict[str, Any]) -> 
         ("match", MatchRequest, MatchResponse),
     ],
 )
-def test_the_examples_are_good(
+def test_the_examples_are_valid(
     document: dict[str, Any],
     client: Remote,
     task: str,
@@ -120,7 +122,7 @@ def test_the_examples_are_good(
     response_model.model_validate(answer)
 
 
-def test_how_texts_and_images_may_be_given(document: dict[str, Any]) -> None:
+def test_limits_of_texts_and_images_are_documented(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     text = schemas["VqaRequest"]["properties"]["question"]["anyOf"]
     assert text[0]["maxLength"] == MAX_CHARACTERS
@@ -134,7 +136,7 @@ def test_how_texts_and_images_may_be_given(document: dict[str, Any]) -> None:
     assert schemas["ClassifyRequestForm"]["properties"]["labels"]["maxItems"] == MAX_LABELS
 
 
-def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) -> None:
+def test_the_example_of_classify_has_the_costs_of_the_demo_model(document: dict[str, Any]) -> None:
     content = document["paths"]["/v1/classify"]["post"]["responses"]["200"]["content"]
     answer = content["application/json"]["example"]
     reduction = answer["results"][0]["reduction"]
@@ -153,7 +155,7 @@ def test_the_example_is_what_the_demo_model_answers(document: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("task", "pairs"), [("vqa", 1), ("entail", 1), ("reason", 2), ("match", 2)]
 )
-def test_the_examples_of_pairs_cost_what_the_demo_model_spends(
+def test_the_examples_of_pairs_have_the_costs_of_the_demo_model(
     document: dict[str, Any], task: str, pairs: int
 ) -> None:
     content = document["paths"][f"/v1/{task}"]["post"]["responses"]["200"]["content"]
@@ -162,22 +164,22 @@ def test_the_examples_of_pairs_cost_what_the_demo_model_spends(
     manifest = Bundle.open(DEMO / answer["model"]).manifest
     workload = manifest.workload
     assert isinstance(workload, PairWorkload)
-    own = workload.sized(text=result.get("text", {"tokens": 8})["tokens"])
+    sized = workload.sized(text=result.get("text", {"tokens": 8})["tokens"])
     level = manifest.levels[result["reduction"]["level"]]
-    plan = manifest.plan(level, text=own.text, image=own.image)
-    assert result["reduction"]["flops_ratio"] == pytest.approx(flops_ratio(own, plan), abs=0.005)
-    assert result["reduction"]["tokens_in"] == pairs * own.tokens
-    assert result["reduction"]["tokens_out"] == pairs * own.widths(plan)[-1]
+    plan = manifest.plan(level, text=sized.text, image=sized.image)
+    assert result["reduction"]["flops_ratio"] == pytest.approx(flops_ratio(sized, plan), abs=0.005)
+    assert result["reduction"]["tokens_in"] == pairs * sized.tokens
+    assert result["reduction"]["tokens_out"] == pairs * sized.widths(plan)[-1]
 
 
-def test_the_documentation_page(client: Remote) -> None:
+def test_the_documentation_page_is_served(client: Remote) -> None:
     assert client.get("/docs").status_code == 200
 
 
-# What no schema can say: how many images go with how many texts, what a tokenizer keeps, and which
-# models take labels.
+# The schema cannot describe which counts of images and texts can be paired, which texts a tokenizer
+# reduces to nothing, and which models take labels.
 CONFIGURATION = """
-# An image that is not in a new gallery is no gallery that is not there.
+# A missing image in a new gallery does not mean that the gallery is missing.
 [checks]
 ensure_resource_availability.enabled = false
 
@@ -188,10 +190,10 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422",
 [[operations]]
 include-operation-id = ["embed"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "503"]
-# In a form a number is a text like any other.
+# In a form a number is a text.
 checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 
-# Names of galleries and images that there are none of. And one value of a form is a list, too.
+# Random names are unknown galleries and images. In a form a single value is a list, too.
 [[operations]]
 include-tag = ["galleries"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "503"]
@@ -199,11 +201,11 @@ checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]
 """
 
 
-def test_schemathesis_finds_nothing(
+def test_schemathesis_finds_no_failures(
     document: dict[str, Any], client: Remote, tmp_path: Path
 ) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", client.url + "/openapi.json"),
             *("--checks=all", "--max-examples=40", "--generation-deterministic", "--no-color"),
@@ -218,6 +220,6 @@ def test_schemathesis_finds_nothing(
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     operations = sum(len(methods) for methods in document["paths"].values())
-    assert f"{operations} selected / {operations} total" in done.stdout
+    assert f"{operations} selected / {operations} total" in completed.stdout

@@ -1,4 +1,4 @@
-"""The catalog: which model does a task, and what its images are made of."""
+"""Tests of the catalog: the model of a task, and the patch grid of its images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def meter(patches: int, tower: int) -> MeterWorkload:
 
 
 def model(root: Path, workload: PairWorkload, preprocess: Preprocess) -> ServedModel:
-    """The stand-in, as if it were another network."""
+    """Return the stand-in model with another workload and pre-processing."""
     manifest = Bundle.open(pair_bundle(root)).manifest
     level = Level(
         reduction=0.0,
@@ -44,22 +44,22 @@ def model(root: Path, workload: PairWorkload, preprocess: Preprocess) -> ServedM
     return ServedModel(Bundle(root, checked, None))
 
 
-def test_grids_of_images_that_keep_their_shape(tmp_path: Path) -> None:
-    found = model(tmp_path / "a", WORKLOAD, BOUNDED)
-    assert found.grid == (4, 4)
-    assert found.grid_of((16, 32)) == (4, 8)
-    assert found.image_tokens((16, 32)) == 33
-    assert found.image_tokens((28, 16)) == 29
-    assert found.protected == 1
+def test_the_grid_follows_the_shape_of_the_image(tmp_path: Path) -> None:
+    served = model(tmp_path / "a", WORKLOAD, BOUNDED)
+    assert served.grid == (4, 4)
+    assert served.grid_of((16, 32)) == (4, 8)
+    assert served.image_tokens((16, 32)) == 33
+    assert served.image_tokens((28, 16)) == 29
+    assert served.protected == 1
 
 
-def test_grids_of_ones_that_are_wide(tmp_path: Path) -> None:
+def test_the_grid_of_a_wide_nominal_size(tmp_path: Path) -> None:
     wide = WORKLOAD.sized(image=1 + 12 * 18)
-    found = model(tmp_path / "a", wide, Preprocess(size=(384, 576)))
-    assert found.grid == (12, 18)
+    served = model(tmp_path / "a", wide, Preprocess(size=(384, 576)))
+    assert served.grid == (12, 18)
 
 
-def test_a_tower_that_merges_patches(tmp_path: Path) -> None:
+def test_the_grid_of_an_image_tower_that_merges_patches(tmp_path: Path) -> None:
     whole = model(tmp_path / "a", meter(324, 0), Preprocess(size=(288, 288)))
     assert whole.grid == (18, 18)
     assert whole.image_tokens((288, 288)) == 325
@@ -68,15 +68,15 @@ def test_a_tower_that_merges_patches(tmp_path: Path) -> None:
     assert merged.image_tokens((288, 288)) == 325 - 12 * 16
 
 
-def test_the_default_of_a_task_is_the_first_or_the_chosen_one(tmp_path: Path) -> None:
+def test_the_default_model_of_a_task_is_the_first_or_the_configured_one(tmp_path: Path) -> None:
     bundle(tmp_path / "a")
     pair_bundle(tmp_path / "b", name="first", tasks=["vqa"])
     pair_bundle(tmp_path / "c", name="second", tasks=["vqa", "match"])
-    asked: tuple[PairTask, ...] = ("vqa", "match")
+    tasks: tuple[PairTask, ...] = ("vqa", "match")
     catalog = Catalog.open(tmp_path)
-    assert [catalog.find(None, task).name for task in asked] == ["first", "second"]
+    assert [catalog.find(None, task).name for task in tasks] == ["first", "second"]
     catalog = Catalog.open(tmp_path, default="second")
-    assert [catalog.find(None, task).name for task in asked] == ["second", "second"]
+    assert [catalog.find(None, task).name for task in tasks] == ["second", "second"]
     assert catalog.find(None, "classify").name == "colours"
     with pytest.raises(UnknownModel, match="no model for reason"):
         catalog.find(None, "reason")
@@ -84,9 +84,9 @@ def test_the_default_of_a_task_is_the_first_or_the_chosen_one(tmp_path: Path) ->
         catalog.find("first", "match")
 
 
-def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_a_bundle_error(tmp_path: Path) -> None:
     root = pair_bundle(tmp_path / "a")
-    found = ServedModel(Bundle.open(root))
+    served = ServedModel(Bundle.open(root))
     (root / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        found.load(lambda _: None)  # type: ignore[arg-type, return-value]
+        served.load(lambda _: None)  # type: ignore[arg-type, return-value]

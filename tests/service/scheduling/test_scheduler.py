@@ -1,4 +1,4 @@
-"""The scheduler: order, bounds, batches, cancellation, failures, death and drain."""
+"""Tests of the scheduler: order, bounds, batches, cancellation, failures and drain."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ FOREVER = float("inf")
 
 
 def call(plan: int = 1) -> Call:
-    """Calls of different plans share no run."""
+    """Return a call; calls of different plans never share a run."""
     return Call("answer", "classify", ((plan,),), ((1, 1),))
 
 
 class Fake:
-    """A backend that waits at a gate, and notes what it ran."""
+    """A backend whose runs wait for `gate` and are recorded in `ran`."""
 
     native = False
 
     def __init__(self, max_batch: int = 1, max_concurrent_runs: int | None = None) -> None:
-        self._most = max_batch
+        self._max_batch = max_batch
         self.max_concurrent_runs = max_concurrent_runs
         self.gate = threading.Event()
         self.ran: list[tuple[int, list[int]]] = []
@@ -47,7 +47,7 @@ class Fake:
         self.fails: dict[int, BaseException] = {}
 
     def batch_size_for(self, _: Call, waiting: int, /) -> int:
-        return min(waiting, self._most)
+        return min(waiting, self._max_batch)
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         numbers = [int(sample["number"]) for sample in samples]
@@ -61,11 +61,11 @@ class Fake:
         return [{**sample, **({"slots": np.zeros(1)} if slots else {})} for sample in samples]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
 
 class Caller:
-    """Requests of one scheduler."""
+    """Submits requests to a scheduler, and collects the finished ones."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -79,12 +79,14 @@ class Caller:
         cost: float = 0.01,
         within: float = FOREVER,
         submit: bool = True,
+        priority: int = 0,
     ) -> Ticket:
         holder: list[Ticket] = []
         ticket = self.scheduler.admit(
             [cost] * len(numbers),
             within=within,
             done=lambda: self.finished.append(holder[0]),
+            priority=priority,
         )
         holder.append(ticket)
         if submit:
@@ -130,18 +132,24 @@ def busy(caller: Caller, backend: Fake) -> Ticket:
     return ticket
 
 
-def test_one_request(start: Start) -> None:
+def test_a_request_gets_the_outcome_of_each_run(start: Start) -> None:
     caller, backend = start(), Fake()
     backend.gate.set()
     ticket = caller.ask(backend, 7, 8)
     caller.wait(ticket)
-    assert [int(o.output["number"]) for o in ticket.outcomes if isinstance(o, RunOutput)] == [7, 8]
+    assert [
+        int(outcome.output["number"])
+        for outcome in ticket.outcomes
+        if isinstance(outcome, RunOutput)
+    ] == [7, 8]
     assert all(
-        o.batch_size == 1 and o.seconds >= 0 for o in ticket.outcomes if isinstance(o, RunOutput)
+        outcome.batch_size == 1 and outcome.seconds >= 0
+        for outcome in ticket.outcomes
+        if isinstance(outcome, RunOutput)
     )
 
 
-def test_first_come_first_served_across_queues(start: Start) -> None:
+def test_requests_are_served_in_order_of_arrival_across_queues(start: Start) -> None:
     caller, backend = start(), Fake()
     tickets = [busy(caller, backend)]
     tickets += [caller.ask(backend, i, plan=i % 3) for i in range(9)]
@@ -171,7 +179,7 @@ def test_batches_form_while_the_device_is_busy(start: Start) -> None:
     assert middle.batch_size == 3
 
 
-def test_workers_run_beside_each_other(start: Start) -> None:
+def test_workers_run_concurrently(start: Start) -> None:
     caller, backend = start(workers=3), Fake()
     ticket = caller.ask(backend, 1, 2, 3, 4)
     until(lambda: backend.running == 3)
@@ -179,15 +187,15 @@ def test_workers_run_beside_each_other(start: Start) -> None:
     caller.wait(ticket)
 
 
-def test_a_device_has_no_more_runs_than_it_wants(start: Start) -> None:
+def test_a_device_has_at_most_its_maximum_of_concurrent_runs(start: Start) -> None:
     caller, gpu, cpu = start(workers=4), Fake(max_batch=8, max_concurrent_runs=2), Fake()
     tickets = [busy(caller, gpu), busy(caller, gpu)]
-    tickets += [caller.ask(gpu, at) for at in range(6)]
-    # It is passed over, and nobody waits behind it.
-    other = caller.ask(cpu, 1)
+    tickets += [caller.ask(gpu, number) for number in range(6)]
+    # The GPU is passed over, and does not delay the CPU.
+    cpu_ticket = caller.ask(cpu, 1)
     until(lambda: cpu.running == 1)
     cpu.gate.set()
-    caller.wait(other)
+    caller.wait(cpu_ticket)
     assert gpu.running == 2
     assert caller.scheduler.depth == 6
     gpu.gate.set()
@@ -195,11 +203,11 @@ def test_a_device_has_no_more_runs_than_it_wants(start: Start) -> None:
     assert sorted(gpu.ran) == [(1, [-1]), (1, [-1]), (1, [0, 1, 2, 3, 4, 5])]
 
 
-def test_every_worker_wakes_when_a_device_wants_more(start: Start) -> None:
+def test_every_worker_wakes_when_a_device_allows_more_runs(start: Start) -> None:
     caller, backend = start(workers=4), Fake(max_concurrent_runs=1)
     tickets = [busy(caller, backend)]
-    tickets += [caller.ask(backend, at) for at in range(4)]
-    # As when a GPU is given up for the CPU.
+    tickets += [caller.ask(backend, number) for number in range(4)]
+    # This happens when a GPU is replaced by the CPU.
     backend.max_concurrent_runs = None
     tickets.append(caller.ask(backend, 4))
     until(lambda: backend.running == 4)
@@ -207,7 +215,7 @@ def test_every_worker_wakes_when_a_device_wants_more(start: Start) -> None:
     caller.wait(*tickets)
 
 
-def test_stopping_empties_what_waits_for_a_device() -> None:
+def test_stopping_runs_what_waits_for_a_device() -> None:
     scheduler = Scheduler(workers=4, limit=9)
     scheduler.start()
     caller, backend = Caller(scheduler), Fake(max_concurrent_runs=1)
@@ -219,12 +227,12 @@ def test_stopping_empties_what_waits_for_a_device() -> None:
     assert tickets == caller.finished
 
 
-def test_a_share_of_a_run_is_waited_for(start: Start) -> None:
+def test_the_wait_counts_the_share_of_a_run(start: Start) -> None:
     caller, backend = start(), Fake()
     first = busy(caller, backend)
     ticket = caller.scheduler.admit([1.0, 3.0], within=FOREVER, done=lambda: None, share=0.25)
     assert caller.scheduler.wait == pytest.approx(1.005)
-    # The longest run still takes as long as it does.
+    # The longest run still takes its whole duration.
     with pytest.raises(TooSlowNow):
         caller.scheduler.admit([3.0], within=4.0, done=lambda: None, share=0.25)
     caller.scheduler.cancel(ticket)
@@ -232,20 +240,20 @@ def test_a_share_of_a_run_is_waited_for(start: Start) -> None:
     caller.wait(first)
 
 
-def test_the_queue_is_bounded(start: Start) -> None:
+def test_a_full_queue_refuses_requests(start: Start) -> None:
     caller, backend = start(limit=4), Fake()
     first = busy(caller, backend)
     waiting = caller.ask(backend, 1, 2, 3, cost=2.5)
     with pytest.raises(QueueFull, match="3 items wait, and at most 4") as caught:
         caller.ask(backend, 4, 5)
-    # 3 x 2.5 s wait, and half of the first one's 0.01 s is left: one worker needs 8 s.
+    # Runs of 3 x 2.5 s wait, and half of the running 0.01 s is left: rounded up, 8 s.
     assert caught.value.retry_after == 8
     one_more = caller.ask(backend, 4)
     backend.gate.set()
     caller.wait(first, waiting, one_more)
 
 
-def test_places_are_held_while_decoding(start: Start) -> None:
+def test_places_are_taken_before_images_are_decoded(start: Start) -> None:
     caller, backend = start(limit=2), Fake()
     backend.gate.set()
     ticket = caller.ask(backend, 1, 2, submit=False)
@@ -271,7 +279,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start) -> None:
     caller.wait(*tickets)
 
 
-def test_the_wait_is_nothing_while_a_worker_is_free(start: Start) -> None:
+def test_the_wait_is_zero_while_a_worker_is_free(start: Start) -> None:
     caller, backend = start(workers=2), Fake()
     tickets = [busy(caller, backend)]
     assert caller.scheduler.wait == 0.0
@@ -282,20 +290,20 @@ def test_the_wait_is_nothing_while_a_worker_is_free(start: Start) -> None:
     assert caller.scheduler.wait == 0.0
 
 
-def test_cancelled_before_it_ran(start: Start) -> None:
+def test_a_request_cancelled_in_the_queue_does_not_run(start: Start) -> None:
     caller, backend = start(limit=2), Fake()
     first = busy(caller, backend)
-    gone = caller.ask(backend, 1, 2)
-    caller.scheduler.cancel(gone)
+    cancelled = caller.ask(backend, 1, 2)
+    caller.scheduler.cancel(cancelled)
     assert caller.scheduler.depth == 0
     after = caller.ask(backend, 3, 4)
     backend.gate.set()
     caller.wait(first, after)
     assert [numbers[0] for _, numbers in backend.ran] == [-1, 3, 4]
-    assert gone not in caller.finished
+    assert cancelled not in caller.finished
 
 
-def test_cancelled_while_it_ran_and_while_it_was_decoded(start: Start) -> None:
+def test_requests_cancelled_while_running_or_decoding_are_not_reported(start: Start) -> None:
     caller, backend = start(), Fake()
     running = busy(caller, backend)
     decoding = caller.ask(backend, 1, 2, submit=False)
@@ -310,7 +318,9 @@ def test_cancelled_while_it_ran_and_while_it_was_decoded(start: Start) -> None:
     assert [numbers[0] for _, numbers in backend.ran] == [-1]
 
 
-def test_a_failing_run_fails_alone(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_run_does_not_affect_others(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     caller, backend = start(), Fake()
     backend.fails = {2: RuntimeError("secret")}
     backend.gate.set()
@@ -323,7 +333,7 @@ def test_a_failing_run_fails_alone(start: Start, caplog: pytest.LogCaptureFixtur
     assert caller.scheduler.alive
 
 
-def test_a_failing_item_does_not_fail_its_batch(start: Start) -> None:
+def test_a_failed_item_does_not_fail_its_batch(start: Start) -> None:
     caller, backend = start(), Fake(max_batch=8)
     first = busy(caller, backend)
     backend.fails = {2: ValueError("bad item")}
@@ -334,7 +344,7 @@ def test_a_failing_item_does_not_fail_its_batch(start: Start) -> None:
     assert kinds == [RunOutput, RunOutput, InternalError, RunOutput]
 
 
-def test_a_backend_that_returns_too_few_fails_its_items(start: Start) -> None:
+def test_a_backend_that_returns_too_few_outputs_fails_its_items(start: Start) -> None:
     class Short(Fake):
         def run(self, *_: object, **__: object) -> Sequence[Sample]:
             return []
@@ -346,7 +356,7 @@ def test_a_backend_that_returns_too_few_fails_its_items(start: Start) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
+def test_a_worker_answers_before_it_dies_and_is_reported_dead(start: Start) -> None:
     caller, backend = start(workers=2), Fake()
     backend.fails = {1: SystemExit()}
     backend.gate.set()
@@ -354,7 +364,7 @@ def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
     caller.wait(ticket)
     assert isinstance(ticket.outcomes[0], InternalError)
     until(lambda: not caller.scheduler.alive)
-    # The other one goes on.
+    # The other worker goes on.
     after = caller.ask(backend, 2)
     caller.wait(after)
     assert isinstance(after.outcomes[0], RunOutput)
@@ -362,7 +372,7 @@ def test_a_worker_that_dies_is_seen_and_answers_first(start: Start) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_no_worker_lives_requests_are_refused_at_once(tmp_path: Path) -> None:
+def test_requests_are_refused_when_no_worker_is_alive(tmp_path: Path) -> None:
     bundle(tmp_path / "a")
     core = Core(settings(tmp_path, workers=2))
     core.start()
@@ -372,7 +382,7 @@ def test_when_no_worker_lives_requests_are_refused_at_once(tmp_path: Path) -> No
     backend.gate.set()
     caller.wait(caller.ask(backend, 1))
     until(lambda: not core.scheduler.alive)
-    # The other one still answers.
+    # The other worker still answers.
     core.check_room()
     caller.wait(caller.ask(backend, 1))
     until(lambda: core.scheduler.dead)
@@ -380,12 +390,12 @@ def test_when_no_worker_lives_requests_are_refused_at_once(tmp_path: Path) -> No
         core.check_room()
     assert core.stop()
     assert core.join_loader()
-    # Workers that a shutdown has ended did not die.
+    # After a shutdown the reason is the shutdown, not dead workers.
     with pytest.raises(Draining):
         core.check_room()
 
 
-def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
+def test_a_shutdown_while_loading_is_not_a_failure(tmp_path: Path) -> None:
     bundle(tmp_path / "a")
     failures: list[None] = []
     begun, go_on = threading.Event(), threading.Event()
@@ -412,7 +422,7 @@ def test_a_shutdown_while_loading_is_no_failure(tmp_path: Path) -> None:
     assert not core.started
 
 
-def test_a_slowness_of_the_past_refuses_nobody(start: Start) -> None:
+def test_a_past_slow_phase_refuses_no_requests(start: Start) -> None:
     now = 0.0
     costs = Costs(clock=lambda: now)
     works = (Work.of(WORKLOAD, plan_for(WORKLOAD, 0.0)),)
@@ -427,7 +437,7 @@ def test_a_slowness_of_the_past_refuses_nobody(start: Start) -> None:
     caller.wait(caller.ask(backend, 1, cost=costs.seconds(works), within=3.0))
 
 
-def test_draining_answers_what_was_accepted(start: Start) -> None:
+def test_a_drain_answers_admitted_requests(start: Start) -> None:
     caller, backend = start(), Fake()
     tickets = [busy(caller, backend), caller.ask(backend, 1)]
     decoding = caller.ask(backend, 2, submit=False)
@@ -441,7 +451,7 @@ def test_draining_answers_what_was_accepted(start: Start) -> None:
     assert caller.scheduler.pending == 0
 
 
-def test_stopping_empties_the_queues_first() -> None:
+def test_stopping_runs_queued_requests_first() -> None:
     scheduler = Scheduler(workers=1, limit=9)
     scheduler.start()
     caller, backend = Caller(scheduler), Fake()
@@ -452,7 +462,7 @@ def test_stopping_empties_the_queues_first() -> None:
     assert not scheduler.alive
 
 
-def test_stopping_leaves_a_stuck_worker_behind() -> None:
+def test_stopping_does_not_wait_for_a_stuck_worker() -> None:
     scheduler = Scheduler(workers=1, limit=9)
     scheduler.start()
     backend = Fake()
@@ -463,14 +473,14 @@ def test_stopping_leaves_a_stuck_worker_behind() -> None:
     backend.gate.set()
 
 
-def test_what_follows_from_a_run_goes_before_later_requests(start: Start) -> None:
+def test_the_second_step_of_a_request_goes_before_later_requests(start: Start) -> None:
     caller, backend = start(), Fake()
     first = busy(caller, backend)
     two_steps = caller.ask(backend, 1, 2, submit=False)
-    seen: list[Outcome] = []
+    outcomes: list[Outcome] = []
 
     def follow(outcome: Outcome) -> None:
-        seen.append(outcome)
+        outcomes.append(outcome)
         caller.submit(two_steps, 1, backend, 2)
 
     caller.submit(two_steps, 0, backend, 1, on_outcome=follow)
@@ -478,10 +488,10 @@ def test_what_follows_from_a_run_goes_before_later_requests(start: Start) -> Non
     backend.gate.set()
     caller.wait(first, two_steps, later)
     assert [numbers[0] for _, numbers in backend.ran] == [-1, 1, 2, 3, 4]
-    assert seen == [two_steps.outcomes[0]]
+    assert outcomes == [two_steps.outcomes[0]]
 
 
-def test_a_failed_step_is_told_too(start: Start) -> None:
+def test_a_failed_first_step_is_passed_to_on_outcome(start: Start) -> None:
     caller, backend = start(), Fake()
     backend.fails = {1: RuntimeError()}
     backend.gate.set()
@@ -490,29 +500,29 @@ def test_a_failed_step_is_told_too(start: Start) -> None:
         ticket, 0, backend, 1, on_outcome=lambda outcome: caller.scheduler.fail(ticket, 1, outcome)
     )
     caller.wait(ticket)
-    assert all(isinstance(found, InternalError) for found in ticket.outcomes)
+    assert all(isinstance(outcome, InternalError) for outcome in ticket.outcomes)
     assert caller.scheduler.depth == 0
 
 
-def test_nothing_follows_from_a_cancelled_request(start: Start) -> None:
+def test_the_second_step_of_a_cancelled_request_does_not_run(start: Start) -> None:
     caller, backend = start(), Fake()
     ticket = caller.ask(backend, 1, 2, submit=False)
-    told = threading.Event()
+    followed = threading.Event()
 
     def follow(_: Outcome) -> None:
         caller.submit(ticket, 1, backend, 2)
-        told.set()
+        followed.set()
 
     caller.submit(ticket, 0, backend, 1, on_outcome=follow)
     until(lambda: backend.running == 1)
     caller.scheduler.cancel(ticket)
     backend.gate.set()
-    assert told.wait(10)
+    assert followed.wait(10)
     until(lambda: caller.scheduler.pending == 0)
     assert [numbers for _, numbers in backend.ran] == [[1]]
 
 
-def test_items_of_different_costs(start: Start) -> None:
+def test_the_wait_adds_up_items_of_different_costs(start: Start) -> None:
     caller, backend = start(), Fake()
     first = busy(caller, backend)
     ticket = caller.scheduler.admit([1.0, 3.0], within=FOREVER, done=lambda: None)
@@ -527,14 +537,14 @@ def test_items_of_different_costs(start: Start) -> None:
     caller.wait(first)
 
 
-def test_stress_nothing_is_lost(start: Start) -> None:
+def test_no_request_is_lost_under_concurrent_load(start: Start) -> None:
     caller, backend = start(workers=4, limit=10_000), Fake(max_batch=4)
     backend.gate.set()
     tickets: list[Ticket] = []
     cancelled: list[Ticket] = []
     lock = threading.Lock()
 
-    def many(seed: int) -> None:
+    def submit_requests(seed: int) -> None:
         choose = np.random.default_rng(seed)
         for i in range(200):
             ticket = caller.ask(backend, *range(choose.integers(1, 4)), plan=i % 5)
@@ -545,7 +555,7 @@ def test_stress_nothing_is_lost(start: Start) -> None:
                 else:
                     tickets.append(ticket)
 
-    threads = [threading.Thread(target=many, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=submit_requests, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -553,6 +563,19 @@ def test_stress_nothing_is_lost(start: Start) -> None:
     until(lambda: caller.scheduler.pending == 0)
     until(lambda: len(set(caller.finished) & set(tickets)) == len(tickets))
     assert len(caller.finished) == len(set(caller.finished))
-    assert all(isinstance(o, RunOutput) for ticket in tickets for o in ticket.outcomes)
+    assert all(isinstance(outcome, RunOutput) for ticket in tickets for outcome in ticket.outcomes)
     assert caller.scheduler.depth == 0
     assert caller.scheduler.wait == 0.0
+
+
+def test_runs_of_a_higher_priority_start_first(start: Start) -> None:
+    caller, backend = start(), Fake()
+    tickets = [busy(caller, backend)]
+    priorities = [0, 1, 0, 2, -1, 1]
+    tickets += [
+        caller.ask(backend, number, plan=number % 2, priority=priority)
+        for number, priority in enumerate(priorities)
+    ]
+    backend.gate.set()
+    caller.wait(*tickets)
+    assert [numbers[0] for _, numbers in backend.ran] == [-1, 3, 1, 5, 0, 2, 4]

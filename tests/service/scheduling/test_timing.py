@@ -1,4 +1,4 @@
-"""Models that are timed again."""
+"""Tests of the repeated timing of a model after its backend has changed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tokenfold.service.scheduling.scheduler import Scheduler
 from tokenfold.service.scheduling.timing import Timing
 
 
-class Other:
-    """Stands for a model whose backend changes now and then."""
+class ChangingModel:
+    """A stand-in for a model whose backend changes."""
 
     name = "other"
 
@@ -39,38 +39,40 @@ class Other:
         self.learnt.append(times)
 
 
-def test_times_of_two_backends_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Times] = []
+def test_times_measured_across_a_change_of_backend_are_discarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds: list[Times] = []
 
     def times(*_: Any) -> Times:
-        made.append(Times({1: float(len(made))}))
-        return made[-1]
+        rounds.append(Times({1: float(len(rounds))}))
+        return rounds[-1]
 
     monkeypatch.setattr(warmup, "times", times)
-    # Before and after each round.
-    changing = cast(ServedModel, Other("first", "second", "second", "third", "third"))
-    assert timing.measure(changing, lambda *_: [], 2) is made[2]
-    assert len(made) == 3
+    # The kind is read before and after each round.
+    changing = cast(ServedModel, ChangingModel("first", "second", "second", "third", "third"))
+    assert timing.measure(changing, lambda *_: [], 2) is rounds[2]
+    assert len(rounds) == 3
 
 
-def test_a_model_is_timed_while_it_answers(tmp_path: Path) -> None:
+def test_a_model_is_timed_again_while_it_serves(tmp_path: Path) -> None:
     bundle(tmp_path / "a")
     second = Seconds()
     app = create_app(standin.settings(tmp_path), kinds=[second.kind, CpuKind()])
     with serving(app):
         core = app.state.core
         (model,) = core.catalog
-        before = len(second.made[0].ran)
+        runs_before = len(second.made[0].ran)
         model.costs.learn(Times({1: 1e6}))
-        found = Timing(core.scheduler, 512)
-        found.again(model)
-        (thread,) = found.threads
+        timer = Timing(core.scheduler, 512)
+        timer.again(model)
+        (thread,) = timer.threads
         thread.join(30)
-        assert len(second.made[0].ran) > before
+        assert len(second.made[0].ran) > runs_before
         assert 0 < model.costs.seconds((model.levels.work(model.levels.levels["exact"].plan),)) < 10
 
 
-def test_a_shutdown_ends_it(
+def test_a_shutdown_ends_the_timing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = Scheduler(workers=1, limit=1)
@@ -80,28 +82,28 @@ def test_a_shutdown_ends_it(
         begun.set()
         scheduler.drain()
         run_many(cast(Any, None), {}, False, 1)
-        raise AssertionError("nothing is run any more")
+        raise AssertionError("a run was started after the shutdown")
 
     monkeypatch.setattr(warmup, "times", times)
-    model = Other("first")
-    found = Timing(scheduler, 512)
-    found.again(cast(ServedModel, model))
-    found.threads[0].join(10)
+    model = ChangingModel("first")
+    timer = Timing(scheduler, 512)
+    timer.again(cast(ServedModel, model))
+    timer.threads[0].join(10)
     assert begun.is_set()
     assert not model.learnt
-    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_what_goes_wrong_is_told(
+def test_a_failed_timing_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def times(*_: Any) -> Times:
         raise OSError("no")
 
     monkeypatch.setattr(warmup, "times", times)
-    model = Other("first")
-    found = Timing(Scheduler(workers=1, limit=1), 512)
-    found.again(cast(ServedModel, model))
-    found.threads[0].join(10)
+    model = ChangingModel("first")
+    timer = Timing(Scheduler(workers=1, limit=1), 512)
+    timer.again(cast(ServedModel, model))
+    timer.threads[0].join(10)
     assert not model.learnt
     assert "other could not be timed again" in caplog.text

@@ -1,4 +1,4 @@
-"""What is done before the first request, so that no request has to."""
+"""Tests of the warm-up before the first request."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tokenfold.service.scheduling.catalog import ServedModel
 
 
 @pytest.mark.parametrize("write", [bundle, pair_bundle, dual_bundle])
-def test_no_request_looks_for_the_plans_of_a_length(
+def test_plans_of_every_text_length_are_computed_at_warm_up(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = ServedModel(Bundle.open(write(tmp_path / "a")))
     schedule._savings.cache_clear()
     warmup.plan_ahead(model)
-    searched = schedule._savings.cache_info().misses
-    assert searched
+    misses = schedule._savings.cache_info().misses
+    assert misses
     choice = model.levels.choose(Selector(reduction=0.37), next(iter(model.tasks)))
     if (nominal := model.levels.nominal) is not None:
         for text in range(1, nominal.text + 1):
             model.levels.fit(choice, nominal._replace(text=text))
-    assert schedule._savings.cache_info().misses == searched
+    assert schedule._savings.cache_info().misses == misses
 
 
 @pytest.mark.parametrize(("padded", "lengths"), [(False, (8, MOST_TOKENS)), (True, (MOST_TOKENS,))])
-def test_texts_by_themselves_are_timed(
+def test_texts_without_images_are_timed_at_warm_up(
     padded: bool, lengths: tuple[int, ...], tmp_path: Path
 ) -> None:
     dual_bundle(tmp_path / "a", padded=padded)
@@ -51,7 +51,7 @@ def test_texts_by_themselves_are_timed(
         assert model.costs.seconds((model.levels.choose(Selector(), "embed").work,)) > 0
 
 
-def test_vectors_of_another_width_are_told(tmp_path: Path) -> None:
+def test_vectors_of_another_width_than_the_manifests_fail_the_start(tmp_path: Path) -> None:
     dual_bundle(tmp_path / "a", width=7)
     app = create_app(standin.settings(tmp_path))
     with serving(app):

@@ -1,4 +1,4 @@
-"""A kind of backend made of functions."""
+"""A backend kind for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _nothing(_: Bundle, __: ProgressCallback, ___: threading.Event) -> None:
 
 
 class StubKind(BackendKind):
-    """A kind of backend made of functions."""
+    """A backend kind whose methods call the given functions."""
 
     def __init__(
         self,

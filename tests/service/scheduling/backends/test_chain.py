@@ -1,4 +1,4 @@
-"""Backends that fail while they serve: whoever asked is answered, by the next one."""
+"""Tests of the chain of backends: a backend that fails is replaced, and no request is lost."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as found:
-        yield found
+    with ThreadPoolExecutor(16) as executor:
+        yield executor
 
 
 def app(bundles: Path, *kinds: BackendKind, **changes: Any) -> Any:
@@ -60,22 +60,22 @@ def failures(remote: Remote, name: str = "cuda", model: str = "colours") -> floa
 
 
 def ask(remote: Remote, pool: ThreadPoolExecutor, count: int = 60) -> None:
-    """Many requests at once, each of which must be answered right."""
-    names = [list(COLOURS)[at % len(COLOURS)] for at in range(count)]
+    """Send many concurrent requests, and check each answer."""
+    names = [list(COLOURS)[index % len(COLOURS)] for index in range(count)]
     levels = ["exact", "balanced", "fast"]
     futures = [
-        pool.submit(remote.classify, picture(name), level=levels[at % 3])
-        for at, name in enumerate(names)
+        pool.submit(remote.classify, picture(name), level=levels[index % 3])
+        for index, name in enumerate(names)
     ]
     for future, name in zip(futures, names, strict=True):
         response = future.result()
         assert response.status_code == 200, response.text
-        (found,) = response.json()["results"]
-        assert found["predictions"][0]["label"] == COLOURS[name]
+        (result,) = response.json()["results"]
+        assert result["predictions"][0]["label"] == COLOURS[name]
 
 
 class TestThroughTheServer:
-    def test_it_fails_at_the_first_request(
+    def test_a_backend_that_fails_is_replaced_by_the_next_for_good(
         self, bundles: Path, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
     ) -> None:
         second = Seconds()
@@ -89,31 +89,37 @@ class TestThroughTheServer:
             labels = {"model": "colours"}
             assert remote.sample("tokenfold_model_backend", backend="cuda", **labels) == 0
             assert remote.sample("tokenfold_model_backend", backend="cpu", **labels) == 1
-            (made,) = second.made
-            until(lambda: made.closed == 1)
-            # For good: it is not asked again.
+            (failing,) = second.made
+            until(lambda: failing.closed == 1)
+            # The failed backend is not used again.
             second.fails = lambda _: False
-            ran = len(made.ran)
+            ran = len(failing.ran)
             ask(remote, pool, 10)
-            assert len(made.ran) == ran
-        said = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
-        assert said == [
+            assert len(failing.ran) == ran
+        messages = [
+            record.getMessage() for record in caplog.records if record.levelno == logging.ERROR
+        ]
+        assert messages == [
             "colours: backend cuda failed and is given up; cpu takes over: the device is gone"
         ]
 
-    def test_it_fails_in_the_middle_of_many(self, bundles: Path, pool: ThreadPoolExecutor) -> None:
+    def test_a_failure_under_load_loses_no_request(
+        self, bundles: Path, pool: ThreadPoolExecutor
+    ) -> None:
         second = Seconds()
         with serving(app(bundles, second.kind, CPU)) as remote:
-            (made,) = second.made
-            enough = len(made.ran) + 12
-            second.fails = lambda _: len(made.ran) > enough
+            (failing,) = second.made
+            enough = len(failing.ran) + 12
+            second.fails = lambda _: len(failing.ran) > enough
             ask(remote, pool, 200)
             assert backend(remote) == "cpu"
             assert failures(remote) == 1
-            until(lambda: made.closed == 1)
+            until(lambda: failing.closed == 1)
             assert remote.get("/readyz").status_code == 200
 
-    def test_two_batches_fail_at_once(self, bundles: Path, pool: ThreadPoolExecutor) -> None:
+    def test_two_batches_that_fail_together_count_as_one_failure(
+        self, bundles: Path, pool: ThreadPoolExecutor
+    ) -> None:
         second = Seconds()
         with serving(app(bundles, second.kind, CPU)) as remote:
             both = threading.Barrier(2)
@@ -128,7 +134,7 @@ class TestThroughTheServer:
             assert failures(remote) == 1
             until(lambda: second.made[0].closed == 1)
 
-    def test_a_bad_item_fails_alone_and_moves_nothing(
+    def test_an_item_that_fails_on_every_backend_does_not_replace_the_backend(
         self, bundles: Path, pool: ThreadPoolExecutor
     ) -> None:
         first, last = Seconds(), Seconds("cpu", device="cpu")
@@ -140,18 +146,18 @@ class TestThroughTheServer:
             for future in futures:
                 assert "gone" not in problem(future.result(), 500, "internal")
             mixed = remote.classify(picture("red"), picture("black"), picture("blue")).json()
-            assert ["predictions" in one for one in mixed["results"]] == [True, False, True]
+            assert ["predictions" in record for record in mixed["results"]] == [True, False, True]
             assert backend(remote) == "cuda"
             assert failures(remote) == 0
-            # Loaded once, to be held against; then it waits.
+            # Loaded once, for the self-test of the first; then it waits.
             assert last.loaded == 1
-            # And where the first one is at fault, it takes over still.
+            # If the first backend itself fails, the last one still takes over.
             first.fails = lambda _: True
             ask(remote, pool, 30)
             assert backend(remote) == "cpu"
             assert last.loaded == 1
 
-    def test_there_is_nothing_to_fall_back_to(self, bundles: Path) -> None:
+    def test_the_only_backend_is_kept_after_a_failure(self, bundles: Path) -> None:
         second = Seconds()
         with serving(app(bundles, second.kind, CPU, backend="cuda")) as remote:
             second.fails = lambda _: True
@@ -160,7 +166,7 @@ class TestThroughTheServer:
             second.fails = lambda _: False
             assert remote.classify(picture()).status_code == 200
 
-    def test_what_comes_next_cannot_be_loaded(
+    def test_a_backend_that_cannot_be_loaded_is_skipped(
         self, bundles: Path, pool: ThreadPoolExecutor
     ) -> None:
         first, middle = Seconds(), Seconds("middle")
@@ -172,7 +178,7 @@ class TestThroughTheServer:
             assert failures(remote) == failures(remote, "middle") == 1
             assert middle.loaded == 1
 
-    def test_a_device_that_takes_the_next_backend_with_it(
+    def test_two_backends_that_fail_are_both_replaced(
         self, bundles: Path, pool: ThreadPoolExecutor
     ) -> None:
         first, middle = Seconds("first"), Seconds("middle")
@@ -181,13 +187,13 @@ class TestThroughTheServer:
             ask(remote, pool, 60)
             assert backend(remote) == "cpu"
             assert failures(remote, "first") == failures(remote, "middle") == 1
-            until(lambda: all(made.closed == 1 for made in first.made + middle.made))
+            until(lambda: all(failing.closed == 1 for failing in first.made + middle.made))
 
-    def test_budgets_follow_the_backend(self, bundles: Path) -> None:
+    def test_expected_durations_are_those_of_the_current_backend(self, bundles: Path) -> None:
         second = Seconds()
-        found = app(bundles, second.kind, CPU)
-        with serving(found) as remote:
-            core = found.state.core
+        server_app = app(bundles, second.kind, CPU)
+        with serving(server_app) as remote:
+            core = server_app.state.core
             (model,) = core.catalog
             assert core.dispatcher.share(model) == model.costs.share
             assert core.dispatcher.relative_duration(model, 5) == 1 + 4 * model.costs.share
@@ -198,31 +204,31 @@ class TestThroughTheServer:
             until(lambda: model.costs.share == 1.0)
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
 
-    def test_it_fails_while_it_is_timed(
+    def test_a_backend_that_fails_while_timed_is_replaced(
         self, bundles: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         second = Seconds()
-        real, asked = warmup.times, []
+        real, timed_kinds = warmup.times, []
 
         def times(model: ServedModel, *rest: Any) -> Times:
-            found = real(model, *rest)
-            asked.append(model.backend.kind.name)
-            if len(asked) > 1:
-                return found
+            measured = real(model, *rest)
+            timed_kinds.append(model.backend.kind.name)
+            if len(timed_kinds) > 1:
+                return measured
             second.fails = lambda _: True
             real(model, *rest)
-            until(lambda: len(asked) == 2)  # the thread that times the next one
-            return found._replace(runs=dict.fromkeys(found.runs, 1e6))
+            until(lambda: len(timed_kinds) == 2)  # until the next backend has been timed
+            return measured._replace(runs=dict.fromkeys(measured.runs, 1e6))
 
         monkeypatch.setattr(warmup, "times", times)
-        found = app(bundles, second.kind, CPU)
-        with serving(found) as remote:
+        server_app = app(bundles, second.kind, CPU)
+        with serving(server_app) as remote:
             assert backend(remote) == "cpu"
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
 
-    def test_every_kind_of_network(self, tmp_path: Path) -> None:
+    def test_answers_stay_the_same_for_every_kind_of_network(self, tmp_path: Path) -> None:
         every_kind(tmp_path)
-        asked: dict[Task, dict[str, Any]] = {
+        fields_by_task: dict[Task, dict[str, Any]] = {
             "vqa": {"question": "what colour is it"},
             "entail": {"hypothesis": "it is red"},
             "match": {"text": ["it is red", "it is blue"]},
@@ -231,18 +237,18 @@ class TestThroughTheServer:
         }
 
         def answers(remote: Remote) -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            for task, fields in asked.items():
+            collected: dict[str, Any] = {}
+            for task, fields in fields_by_task.items():
                 images = [picture("red"), picture("blue")][: 2 if task == "reason" else 1]
                 response = remote.ask(task, *images, level="balanced", **fields)
                 assert response.status_code == 200, response.text
-                found[task] = response.json()["results"]
-                for one in found[task]:
-                    del one["timings_ms"], one["batch_size"]
+                collected[task] = response.json()["results"]
+                for record in collected[task]:
+                    del record["timings_ms"], record["batch_size"]
             response = remote.post("/v1/embed", json={"text": ["a red circle"]})
             assert response.status_code == 200, response.text
-            found["text"] = response.json()["results"][0]["vector"]
-            return found
+            collected["text"] = response.json()["results"][0]["vector"]
+            return collected
 
         second = Seconds()
         with serving(app(tmp_path, second.kind, CPU)) as remote:
@@ -256,7 +262,7 @@ class TestThroughTheServer:
 
 
 class Plain:
-    """A backend of numbers, three a run at most."""
+    """A backend that maps numbers to numbers, at most three per run."""
 
     native = False
     max_concurrent_runs = None
@@ -272,7 +278,7 @@ class Plain:
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         assert (call, slots) == (CALL, True)
         self.ran.append(len(samples))
-        return [{"logits": np.array(self._change(float(one["image"])))} for one in samples]
+        return [{"logits": np.array(self._change(float(sample["image"])))} for sample in samples]
 
     def close(self) -> None:
         self.closed += 1
@@ -286,12 +292,12 @@ def gone(_: float) -> float:
     raise RuntimeError("first")
 
 
-def always(one: Backend) -> Callable[[Bundle], Backend]:
-    return lambda _: one
+def always(backend: Backend) -> Callable[[Bundle], Backend]:
+    return lambda _: backend
 
 
 class Checked:
-    """A backend that is not used in a way that it must not be."""
+    """A backend that asserts that it is never used after it was closed."""
 
     native = False
     max_concurrent_runs = None
@@ -325,7 +331,7 @@ class Checked:
 
 
 class Checks:
-    """A kind of them, and whether their runs fail."""
+    """A kind of `Checked` backends, whose runs fail once `broken` is set."""
 
     def __init__(self, name: str) -> None:
         self.kind = StubKind(name, "cuda", self.load)
@@ -338,12 +344,12 @@ class Checks:
 
 
 class Chained:
-    """Makes chains of such backends, and notes what takes over."""
+    """Base class of tests that build chains, and record which backends take over."""
 
-    def _chain(self, found: Bundle, first: Backend, *rest: Backend) -> BackendChain:
-        kinds = [StubKind(f"rest-{at}", "cpu", always(one)) for at, one in enumerate(rest)]
+    def _chain(self, opened: Bundle, first: Backend, *rest: Backend) -> BackendChain:
+        kinds = [StubKind(f"rest-{index}", "cpu", always(one)) for index, one in enumerate(rest)]
         return BackendChain(
-            found,
+            opened,
             StubKind("first", "cuda", lambda _: first),
             first,
             kinds,
@@ -356,13 +362,15 @@ class Chained:
 
 
 class TestAlone(Chained):
-    def test_a_batch_is_cut_as_the_next_one_likes(self, bundles: Path) -> None:
-        found = Bundle.open(bundles / "a")
+    def test_a_failed_batch_is_split_into_batches_of_the_next_backend(self, bundles: Path) -> None:
+        opened = Bundle.open(bundles / "a")
         first, after = Plain(gone), Plain(lambda number: 2 * number)
-        chain = self._chain(found, first, after)
-        samples = [{"image": np.array(float(at))} for at in range(8)]
+        chain = self._chain(opened, first, after)
+        samples = [{"image": np.array(float(number))} for number in range(8)]
         outputs = chain.run(samples, CALL, slots=True)
-        assert [float(one["logits"]) for one in outputs] == [2.0 * at for at in range(8)]
+        assert [float(output["logits"]) for output in outputs] == [
+            2.0 * number for number in range(8)
+        ]
         assert sorted(after.ran) == [2, 3, 3]
         assert self.switched == ["rest-0"]
         assert first.closed == 1
@@ -370,10 +378,10 @@ class TestAlone(Chained):
         chain.close()
         assert after.closed == 1
 
-    def test_the_pieces_of_a_batch_run_side_by_side(
+    def test_the_pieces_of_a_failed_batch_run_concurrently(
         self, bundles: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One after the other, those of a GPU's batch would take a CPU longer than requests may."""
+        """One after the other, a GPU's batch could exceed the request timeout on a CPU."""
         monkeypatch.setattr("tokenfold.service.scheduling.backends.chain.cores", lambda: 3)
         together = threading.Barrier(3, timeout=10)
 
@@ -383,18 +391,20 @@ class TestAlone(Chained):
             return number
 
         chain = self._chain(Bundle.open(bundles / "a"), Plain(gone), Plain(meet))
-        samples = [{"image": np.array(float(at))} for at in range(9)]
+        samples = [{"image": np.array(float(number))} for number in range(9)]
         outputs = chain.run(samples, CALL, slots=True)
-        assert [float(one["logits"]) for one in outputs] == [float(at) for at in range(9)]
+        assert [float(output["logits"]) for output in outputs] == [
+            float(number) for number in range(9)
+        ]
 
-    def test_the_first_error_is_told(self, bundles: Path) -> None:
-        found = Bundle.open(bundles / "a")
+    def test_the_error_of_the_first_backend_is_raised_if_all_fail(self, bundles: Path) -> None:
+        opened = Bundle.open(bundles / "a")
 
-        def other(_: float) -> float:
+        def fail_differently(_: float) -> float:
             raise ValueError("second")
 
         first = Plain(gone)
-        chain = self._chain(found, first, Plain(other))
+        chain = self._chain(opened, first, Plain(fail_differently))
         for _ in range(2):
             with pytest.raises(RuntimeError, match="first"):
                 chain.run([{"image": np.array(1.0)}], CALL, slots=True)
@@ -402,7 +412,7 @@ class TestAlone(Chained):
         assert self.switched == []
         assert not first.closed
 
-    def test_outputs_that_are_too_few_are_a_failure(self, bundles: Path) -> None:
+    def test_too_few_outputs_are_a_failure(self, bundles: Path) -> None:
         class Short(Plain):
             def run(self, *_: object, **__: object) -> Sequence[Sample]:
                 return []
@@ -411,7 +421,7 @@ class TestAlone(Chained):
         with pytest.raises(RuntimeError, match="first"):
             chain.run([{"image": np.array(1.0)}], CALL, slots=True)
 
-    def test_it_is_closed_when_the_last_run_has_left(self, bundles: Path) -> None:
+    def test_a_replaced_backend_is_closed_after_its_last_run(self, bundles: Path) -> None:
         go_on = threading.Event()
         inside = threading.Event()
 
@@ -436,19 +446,19 @@ class TestAlone(Chained):
         thread.join(10)
         assert [first.closed, len(slow)] == [1, 1]
 
-    def test_many_threads_load_the_next_one_once(self, bundles: Path) -> None:
+    def test_the_next_backend_is_loaded_once_by_many_threads(self, bundles: Path) -> None:
         second = Seconds()
-        found = Bundle.open(bundles / "a")
+        opened = Bundle.open(bundles / "a")
         registry = CollectorRegistry()
         first = Plain(gone)
         chain = BackendChain(
-            found,
+            opened,
             StubKind("first", "cuda", lambda _: first),
             first,
             [second.kind],
             metrics=BackendMetrics(registry),
         )
-        call = Call("answer", "classify", (found.manifest.workload.unreduced,), ((16, 16),))
+        call = Call("answer", "classify", (opened.manifest.workload.unreduced,), ((16, 16),))
         sample = {"image": np.zeros((16, 16, 3), np.uint8)}
 
         class Now(Plain):
@@ -470,17 +480,19 @@ class TestAlone(Chained):
 
 
 class TestPromoted(Chained):
-    """Once a better backend is there: see test_preparation.py for those whose engines are built."""
+    """Promotion of a better backend; test_preparation.py has those whose engines are built."""
 
     def _promoted(
-        self, found: Bundle, first: Backend, new: Backend, *rest: Backend
+        self, opened: Bundle, first: Backend, new: Backend, *rest: Backend
     ) -> tuple[BackendChain, BackendKind]:
-        chain = self._chain(found, first, *rest)
+        chain = self._chain(opened, first, *rest)
         kind = StubKind("new", "cuda", always(new))
         chain.promote(kind, new)
         return chain, kind
 
-    def test_it_runs_what_comes(self, bundles: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_promoted_backend_runs_new_requests(
+        self, bundles: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         first, new = Plain(), Plain(lambda number: 2 * number)
         chain, kind = self._promoted(Bundle.open(bundles / "a"), first, new)
         (output,) = chain.run([{"image": np.array(4.0)}], CALL, slots=True)
@@ -492,7 +504,7 @@ class TestPromoted(Chained):
         chain.close()
         assert (first.closed, new.closed) == (1, 1)
 
-    def test_what_was_there_ends_its_runs(self, bundles: Path) -> None:
+    def test_the_previous_backend_finishes_its_runs(self, bundles: Path) -> None:
         inside, go_on = threading.Barrier(3), threading.Event()
 
         def slow(number: float) -> float:
@@ -515,17 +527,19 @@ class TestPromoted(Chained):
             assert [len(future.result()) for future in futures] == [1, 1]
         assert (first.closed, new.ran) == (1, [1])
 
-    def test_what_was_there_is_the_next(self, bundles: Path) -> None:
+    def test_the_previous_backend_is_the_fallback(self, bundles: Path) -> None:
         first, last = Plain(), Plain()
         chain, _ = self._promoted(Bundle.open(bundles / "a"), first, Plain(gone), last)
         chain.run([{"image": np.array(1.0)}], CALL, slots=True)
         assert chain.kind.name == "first"
         assert self.switched == ["new", "first"]
         assert (first.ran, last.ran) == ([1], [])
-        # It is not in the way of what it is loaded for again.
+        # It was closed before it was loaded again.
         assert first.closed == 1
 
-    def test_its_runs_that_fail_are_run_by_the_new_one(self, bundles: Path) -> None:
+    def test_failed_runs_of_the_previous_backend_are_repeated_on_the_new_one(
+        self, bundles: Path
+    ) -> None:
         inside, go_on = threading.Event(), threading.Event()
 
         def fail(number: float) -> float:
@@ -543,14 +557,14 @@ class TestPromoted(Chained):
             assert len(future.result()) == 1
         assert (new.ran, last.ran) == ([1], [])
         assert chain.kind.name == "new"
-        # It is the one at fault, and is not asked when the new one fails.
+        # The first backend has failed, so it is skipped when the new one fails.
         assert self.switched == ["new"]
         new._change = gone
         chain.run([{"image": np.array(1.0)}], CALL, slots=True)
         assert chain.kind.name == "rest-0"
         assert first.ran == [1]
 
-    def test_items_that_fail_everywhere_change_nothing(self, bundles: Path) -> None:
+    def test_items_that_fail_on_every_backend_change_nothing(self, bundles: Path) -> None:
         def odd(number: float) -> float:
             return gone(number) if number % 2 else number
 
@@ -563,14 +577,14 @@ class TestPromoted(Chained):
         assert chain.kind.name == "new"
         assert self.switched == ["new"]
 
-    def test_it_cannot_be_loaded_again(self, bundles: Path) -> None:
-        """For want of memory, perhaps: the one behind it takes over."""
+    def test_a_previous_backend_that_cannot_be_loaded_again_is_skipped(self, bundles: Path) -> None:
+        """The previous backend may find no memory; then the next one takes over."""
         second, last = Seconds(), Plain()
-        found = Bundle.open(bundles / "a")
+        opened = Bundle.open(bundles / "a")
         chain = BackendChain(
-            found,
+            opened,
             second.kind,
-            second.kind.load(found),
+            second.kind.load(opened),
             [StubKind("last", "cpu", always(last))],
             metrics=BackendMetrics(CollectorRegistry()),
         )
@@ -579,18 +593,18 @@ class TestPromoted(Chained):
         chain.run([{"image": np.array(1.0)}], CALL, slots=True)
         assert chain.kind.name == "last"
 
-    def test_under_load_whatever_happens(self, bundles: Path) -> None:
-        """Nothing that is closed runs, all are answered, and what fails is left."""
-        found = Bundle.open(bundles / "a")
+    def test_no_request_is_lost_while_backends_change(self, bundles: Path) -> None:
+        """No closed backend runs, every request is answered, and failed backends are replaced."""
+        opened = Bundle.open(bundles / "a")
         for _ in range(5):
-            self._overtake(found)
+            self._overtake(opened)
 
-    def _overtake(self, found: Bundle) -> None:
+    def _overtake(self, opened: Bundle) -> None:
         new, first, last = Checks("new"), Checks("first"), Checks("last")
         chain = BackendChain(
-            found,
+            opened,
             first.kind,
-            first.load(found),
+            first.load(opened),
             [last.kind],
             metrics=BackendMetrics(CollectorRegistry()),
         )
@@ -606,7 +620,7 @@ class TestPromoted(Chained):
 
         with ThreadPoolExecutor(8) as pool:
             futures = [pool.submit(ask) for _ in range(8)]
-            chain.promote(new.kind, new.load(found))
+            chain.promote(new.kind, new.load(opened))
             until(lambda: first.made[0].closed)
             new.broken = True
             until(lambda: chain.kind is first.kind)
@@ -614,16 +628,16 @@ class TestPromoted(Chained):
             until(lambda: chain.kind is last.kind)
             end.set()
             assert min(future.result(10) for future in futures) > 0
-        assert [one.closed for one in new.made + first.made] == [True, True, True]
-        assert [one.closed for one in last.made] == [False]
+        assert [backend.closed for backend in new.made + first.made] == [True, True, True]
+        assert [backend.closed for backend in last.made] == [False]
 
 
-def test_galleries_go_on(tmp_path: Path) -> None:
+def test_galleries_work_after_a_backend_failure(tmp_path: Path) -> None:
     dual_bundle(tmp_path / "b")
     second = Seconds()
     with serving(app(tmp_path, second.kind, CPU)) as remote:
-        made = remote.post("/v1/galleries", json={"name": "g", "model": "dual"})
-        assert made.status_code == 201, made.text
+        created = remote.post("/v1/galleries", json={"name": "g", "model": "dual"})
+        assert created.status_code == 201, created.text
         second.fails = lambda _: True
         files = [("image", ("a.png", picture(name))) for name in ("red", "blue")]
         added = remote.post("/v1/galleries/g/images", files=files)

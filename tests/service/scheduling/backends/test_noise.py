@@ -1,4 +1,4 @@
-"""Inputs that mean nothing: of the right shapes, the same every time."""
+"""Tests of the random inputs of the self-test and the warm-up."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ def manifest(tmp_path: Path) -> Manifest:
     return Bundle.open(bundle(tmp_path / "a")).manifest
 
 
-def test_an_item_of_each_kind(tmp_path: Path) -> None:
-    found = manifest(tmp_path)
-    one = noise.sample(found, images=1)
-    assert set(one) == {"image"}
-    assert one["image"].shape == (SIDE, SIDE, 3)
-    assert one["image"].dtype == np.uint8
-    two = noise.sample(found, images=2, text=5, vocabulary=7)
-    assert set(two) == {"image", "second_image", "input_ids"}
-    assert two["input_ids"].shape == (5,)
-    assert two["input_ids"].max() < 7
-    assert not np.array_equal(two["image"], two["second_image"])
-    again = noise.sample(found, images=1)
-    assert np.array_equal(one["image"], again["image"])
-    assert not np.array_equal(one["image"], noise.sample(found, images=1, seed=1)["image"])
+def test_samples_have_the_right_shapes_and_are_reproducible(tmp_path: Path) -> None:
+    image_manifest = manifest(tmp_path)
+    single = noise.sample(image_manifest, images=1)
+    assert set(single) == {"image"}
+    assert single["image"].shape == (SIDE, SIDE, 3)
+    assert single["image"].dtype == np.uint8
+    pair = noise.sample(image_manifest, images=2, text=5, vocabulary=7)
+    assert set(pair) == {"image", "second_image", "input_ids"}
+    assert pair["input_ids"].shape == (5,)
+    assert pair["input_ids"].max() < 7
+    assert not np.array_equal(pair["image"], pair["second_image"])
+    repeated = noise.sample(image_manifest, images=1)
+    assert np.array_equal(single["image"], repeated["image"])
+    assert not np.array_equal(
+        single["image"], noise.sample(image_manifest, images=1, seed=1)["image"]
+    )
 
 
-def test_how_many_images_a_step_looks_at() -> None:
+def test_the_number_of_images_of_each_step() -> None:
     assert noise.images_of("classify", "answer") == 1
     assert noise.images_of("reason", "answer") == 2
     assert noise.images_of("reason", "embed") == 1
     assert noise.images_of("embed", "read") == 0
 
 
-def test_lengths_of_texts(tmp_path: Path) -> None:
+def test_the_text_lengths_to_test(tmp_path: Path) -> None:
     plain = manifest(tmp_path)
     lengths = {
         spec: noise.lengths(plain.model_copy(update={"text": spec}))

@@ -1,4 +1,4 @@
-"""EngineStore that are built while another backend serves, or before the start where none may."""
+"""Tests of engines built while another backend serves, or before the start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models."""
+    """A folder with two bundles."""
     root = tmp_path_factory.mktemp("bundles")
     bundle(root / "a", name="colours")
     bundle(root / "b", name="plain")
@@ -49,8 +49,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One."""
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one bundle."""
     root = tmp_path_factory.mktemp("bundle")
     bundle(root / "a", name="colours")
     return root
@@ -71,12 +71,12 @@ def backend(remote: Remote, model: str = "colours") -> str:
 
 def engines(remote: Remote) -> list[dict[str, Any]]:
     response = remote.get("/startupz")
-    found = response.json()
+    body = response.json()
     if response.status_code == 200:
-        assert found["status"] == "ok"
+        assert body["status"] == "ok"
     else:
         problem(response, 503, "starting")
-    listed: list[dict[str, Any]] = found.get("engines", [])
+    listed: list[dict[str, Any]] = body.get("engines", [])
     for entry in listed:
         EngineStatus.model_validate(entry)
     return listed
@@ -87,58 +87,58 @@ def states(remote: Remote) -> list[str]:
 
 
 def progress(remote: Remote) -> dict[str, float]:
-    """Of each model's engines, as far as they are told of."""
-    found = re.findall(
+    """Return the build progress of each model in the metrics."""
+    samples = re.findall(
         rf'^{PROGRESS}\{{backend="tensorrt",model="(\w+)"\}} (\S+)$',
         remote.get("/metrics").text,
         re.MULTILINE,
     )
-    return {model: float(done) for model, done in found}
+    return {model: float(fraction) for model, fraction in samples}
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.levelno == level]
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 class Load:
-    """Requests without a pause, from several threads, until it ends; each must be answered."""
+    """Context that sends requests from several threads without pause, and checks each answer."""
 
     def __init__(self, remote: Remote, threads: int = 8) -> None:
         self._remote = remote
         self._end = threading.Event()
         self._pool = ThreadPoolExecutor(threads)
-        self._futures = [self._pool.submit(self._ask, at) for at in range(threads)]
+        self._futures = [self._pool.submit(self._ask, offset) for offset in range(threads)]
 
-    def _ask(self, at: int) -> int:
+    def _ask(self, offset: int) -> int:
         names = {"red": "red", "lime": "green", "blue": "blue"}
-        asked = 0
+        count = 0
         while not self._end.is_set():
-            name = list(names)[(at + asked) % 3]
-            level = ["exact", "balanced", "fast"][asked % 3]
+            name = list(names)[(offset + count) % 3]
+            level = ["exact", "balanced", "fast"][count % 3]
             response = self._remote.classify(picture(name), level=level, model="colours")
             assert response.status_code == 200, response.text
-            (found,) = response.json()["results"]
-            assert found["predictions"][0]["label"] == names[name]
-            asked += 1
-        return asked
+            (result,) = response.json()["results"]
+            assert result["predictions"][0]["label"] == names[name]
+            count += 1
+        return count
 
     def __enter__(self) -> Load:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self.asked = [future.result(30) for future in self._futures]
+        self.counts = [future.result(30) for future in self._futures]
         self._pool.shutdown()
 
 
 class TestInTheBackground:
-    def test_another_serves_meanwhile(
+    def test_another_backend_serves_while_engines_are_built(
         self, bundles: Path, engined: Engined, caplog: pytest.LogCaptureFixture
     ) -> None:
         engined.gate.touch()
         second = Seconds()
-        found = app(bundles, engined.kind, second.kind, CPU)
-        with serving(found) as remote:
+        server_app = app(bundles, engined.kind, second.kind, CPU)
+        with serving(server_app) as remote:
             assert [backend(remote, name) for name in ("colours", "plain")] == ["cuda", "cuda"]
             assert remote.classify(picture()).status_code == 200
             until(lambda: engines(remote)[0].get("phase") == "step 9")
@@ -167,25 +167,25 @@ class TestInTheBackground:
             assert remote.sample(FAILURES, **labels) == 0
             assert remote.sample(USED, **labels) == 1
             assert remote.sample(USED, model="colours", backend="cuda") == 0
-            # What ran them is closed, for its memory.
-            until(lambda: [made.closed for made in second.made] == [1, 1])
-            assert [made.closed for made in engined.made] == [0, 0]
-            self._check_costs(found.state.core)
-        said = [line for line in messages(caplog, logging.INFO) if line.startswith("colours")]
-        assert said[0] == "colours: backend tensorrt is not used yet: its engines are not built"
-        assert "colours: engines for backend tensorrt are being built" in said
-        tenths = [line for line in said if line.endswith("%")]
+            # The previous backends are closed, to release their memory.
+            until(lambda: [loaded.closed for loaded in second.made] == [1, 1])
+            assert [loaded.closed for loaded in engined.made] == [0, 0]
+            self._check_costs(server_app.state.core)
+        lines = [line for line in messages(caplog, logging.INFO) if line.startswith("colours")]
+        assert lines[0] == "colours: backend tensorrt is not used yet: its engines are not built"
+        assert "colours: engines for backend tensorrt are being built" in lines
+        tenths = [line for line in lines if line.endswith("%")]
         assert tenths == [
             f"colours: engines for backend tensorrt are built to {tenth}0 %"
             for tenth in range(1, 11)
         ]
         (built,) = [
-            one
-            for one in caplog.records
-            if one.getMessage() == "colours: engines for backend tensorrt are built"
+            record
+            for record in caplog.records
+            if record.getMessage() == "colours: engines for backend tensorrt are built"
         ]
         assert built.__dict__["seconds"] > 0
-        assert said[-2:] == [
+        assert lines[-2:] == [
             "colours: backend tensorrt passed its self-test",
             "colours: tensorrt takes over from cuda",
         ]
@@ -193,18 +193,18 @@ class TestInTheBackground:
 
     @staticmethod
     def _check_costs(engine: Core) -> None:
-        """Times and shares are those of what runs it."""
+        """Check that durations and shares are those of the new backend."""
         model = engine.catalog.get("colours")
         assert model.backend.max_concurrent_runs == 2
         assert engine.dispatcher.share(model) == model.costs.share
 
-    def test_the_times_follow(
-        self, one: Path, engined: Engined, monkeypatch: pytest.MonkeyPatch
+    def test_expected_durations_follow_the_new_backend(
+        self, single: Path, engined: Engined, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engined.gate.touch()
-        found = app(one, engined.kind, CPU)
-        with serving(found) as remote:
-            engine = found.state.core
+        server_app = app(single, engined.kind, CPU)
+        with serving(server_app) as remote:
+            engine = server_app.state.core
             (model,) = engine.catalog
             assert engine.dispatcher.share(model) == 1 / 4
             assert engine.dispatcher.relative_duration(model, 5) == 2
@@ -220,12 +220,12 @@ class TestInTheBackground:
             assert remote.classify(picture(), max_latency_ms=5000).status_code == 200
 
     @pytest.mark.parametrize("name", ["cuda", "cpu"])
-    def test_no_request_is_lost_when_it_takes_over(
-        self, one: Path, engined: Engined, name: str
+    def test_no_request_is_lost_when_the_new_backend_takes_over(
+        self, single: Path, engined: Engined, name: str
     ) -> None:
         engined.gate.touch()
         second = Seconds(name, device=name)
-        with serving(app(one, engined.kind, second.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, second.kind, CPU)) as remote:
             with Load(remote) as load:
                 time.sleep(0.3)
                 assert backend(remote) == name
@@ -233,13 +233,15 @@ class TestInTheBackground:
                 until(lambda: backend(remote) == "tensorrt", 30)
                 ran = len(engined.made[0].ran)
                 until(lambda: len(engined.made[0].ran) > ran + 20, 30)
-            assert min(load.asked) > 0
-            # Each was asserted to run nothing once it is closed.
-            assert [made.closed for made in second.made] == [1]
+            assert min(load.counts) > 0
+            # A closed backend asserts that it runs nothing.
+            assert [loaded.closed for loaded in second.made] == [1]
             for given_up in ("tensorrt", "cuda", "cpu"):
                 assert remote.sample(FAILURES, model="colours", backend=given_up) == 0
 
-    def test_engines_that_are_there_are_used(self, bundles: Path, engined: Engined) -> None:
+    def test_existing_engines_are_used_from_the_start(
+        self, bundles: Path, engined: Engined
+    ) -> None:
         engined.build(Bundle.open(bundles / "a"))
         engined.mode["plain"] = "hangs"
         second = Seconds()
@@ -248,17 +250,19 @@ class TestInTheBackground:
             assert [entry["model"] for entry in engines(remote)] == ["plain"]
             assert len(second.made) == 1
 
-    def test_nothing_to_do(self, one: Path, engined: Engined) -> None:
-        engined.build(Bundle.open(one / "a"))
-        with serving(app(one, engined.kind, CPU)) as remote:
+    def test_nothing_is_built_when_every_engine_exists(
+        self, single: Path, engined: Engined
+    ) -> None:
+        engined.build(Bundle.open(single / "a"))
+        with serving(app(single, engined.kind, CPU)) as remote:
             assert remote.get("/startupz").json() == {"status": "ok"}
             assert PROGRESS + "{" not in remote.get("/metrics").text
             assert not engined.prepared
 
-    def test_a_second_start_builds_nothing(self, one: Path, engined: Engined) -> None:
-        with serving(app(one, engined.kind, CPU)) as remote:
+    def test_a_second_start_builds_nothing(self, single: Path, engined: Engined) -> None:
+        with serving(app(single, engined.kind, CPU)) as remote:
             until(lambda: states(remote) == ["serving"])
-        with serving(app(one, engined.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, CPU)) as remote:
             assert backend(remote) == "tensorrt"
         assert engined.prepared == ["colours"]
 
@@ -271,7 +275,7 @@ class TestFailures:
             ("aborts", "the builder was killed by SIGABRT: what():  bad luck"),
         ],
     )
-    def test_a_build_that_fails(
+    def test_a_failed_build_leaves_the_other_backend_in_use(
         self,
         bundles: Path,
         engined: Engined,
@@ -298,9 +302,11 @@ class TestFailures:
             assert remote.classify(picture(), model="colours").status_code == 200
         assert messages(caplog, logging.ERROR) == [f"colours: backend tensorrt is not used: {why}"]
 
-    def test_a_build_that_is_killed(self, one: Path, engined: Engined) -> None:
+    def test_a_killed_build_leaves_the_other_backend_in_use(
+        self, single: Path, engined: Engined
+    ) -> None:
         engined.gate.touch()
-        with serving(app(one, engined.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, CPU)) as remote:
             until(lambda: engines(remote)[0].get("phase") == "step 9")
             (pid,) = engined.processes()
             os.kill(pid, signal.SIGKILL)
@@ -309,7 +315,7 @@ class TestFailures:
             assert backend(remote) == "cpu"
             assert remote.classify(picture()).status_code == 200
 
-    def test_a_self_test_that_fails(
+    def test_engines_that_fail_the_self_test_are_not_used(
         self, bundles: Path, engined: Engined, caplog: pytest.LogCaptureFixture
     ) -> None:
         engined.wrong = 1.0
@@ -317,52 +323,56 @@ class TestFailures:
         with serving(app(bundles, engined.kind, second.kind, CPU)) as remote, Load(remote):
             until(lambda: states(remote) == ["failed", "failed"], 30)
             assert [backend(remote, name) for name in ("colours", "plain")] == ["cuda", "cuda"]
-            assert [made.closed for made in engined.made] == [1, 1]
-            assert [made.closed for made in second.made] == [0, 0]
+            assert [loaded.closed for loaded in engined.made] == [1, 1]
+            assert [loaded.closed for loaded in second.made] == [0, 0]
             assert [entry["done"] for entry in engines(remote)] == [1.0, 1.0]
             assert "differs from the CPU by more than" in engines(remote)[0]["why"]
             assert progress(remote) == {}
             assert remote.sample(FAILURES, model="plain", backend="tensorrt") == 1
-        said = messages(caplog, logging.ERROR)
-        assert [line.partition(": differs from the CPU")[0] for line in said] == [
+        lines = messages(caplog, logging.ERROR)
+        assert [line.partition(": differs from the CPU")[0] for line in lines] == [
             "colours: backend tensorrt is not used",
             "plain: backend tensorrt is not used",
         ]
 
-    def test_engines_that_do_not_load(self, one: Path, engined: Engined) -> None:
+    def test_engines_that_cannot_be_loaded_are_not_used(
+        self, single: Path, engined: Engined
+    ) -> None:
         engined.error = MemoryError()
-        with serving(app(one, engined.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, CPU)) as remote:
             until(lambda: states(remote) == ["failed"])
             assert engines(remote)[0]["why"] == "MemoryError"
             assert backend(remote) == "cpu"
 
-    def test_a_folder_that_cannot_be_read(
-        self, one: Path, engined: Engined, caplog: pytest.LogCaptureFixture
+    def test_an_unreadable_engine_folder_disables_the_backend(
+        self, single: Path, engined: Engined, caplog: pytest.LogCaptureFixture
     ) -> None:
         def unprepared(_: Bundle) -> list[str]:
             raise PermissionError("not yours")
 
         kind = StubKind("tensorrt", "cuda", engined.kind.load, unprepared=unprepared)
-        with serving(app(one, kind, CPU)) as remote:
+        with serving(app(single, kind, CPU)) as remote:
             assert backend(remote) == "cpu"
             assert engines(remote) == []
             assert remote.sample(FAILURES, model="colours", backend="tensorrt") == 1
         assert messages(caplog, logging.ERROR) == [
             "colours: backend tensorrt is not used: not yours"
         ]
-        by_force = app(one, kind, CPU, backend="tensorrt")
+        by_force = app(single, kind, CPU, backend="tensorrt")
         with serving(by_force):
             assert isinstance(by_force.state.core.failed, PermissionError)
 
 
 class TestLaterFailures:
-    def test_it_falls_back_twice(self, one: Path, engined: Engined) -> None:
+    def test_a_built_backend_that_fails_falls_back_twice(
+        self, single: Path, engined: Engined
+    ) -> None:
         second = Seconds()
-        with serving(app(one, engined.kind, second.kind, CPU)) as remote, Load(remote):
+        with serving(app(single, engined.kind, second.kind, CPU)) as remote, Load(remote):
             until(lambda: states(remote) == ["serving"], 30)
             engined.fails = lambda _: True
             until(lambda: backend(remote) == "cuda", 30)
-            # What ran it before was closed when it was not needed, and is loaded again.
+            # The previous backend was closed at the promotion, and is loaded again.
             assert second.loaded == 2
             until(lambda: engined.made[0].closed == 1)
             (entry,) = engines(remote)
@@ -377,10 +387,12 @@ class TestLaterFailures:
                       ("tensorrt", "cuda", "cpu")]  # fmt: skip
             assert failed == [1, 1, 0]
 
-    def test_what_served_meanwhile_has_failed_by_then(self, one: Path, engined: Engined) -> None:
+    def test_a_backend_that_failed_before_the_promotion_is_not_a_fallback(
+        self, single: Path, engined: Engined
+    ) -> None:
         engined.gate.touch()
         second = Seconds()
-        with serving(app(one, engined.kind, second.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, second.kind, CPU)) as remote:
             second.fails = lambda _: True
             assert remote.classify(picture()).status_code == 200
             assert backend(remote) == "cpu"
@@ -392,11 +404,13 @@ class TestLaterFailures:
             assert backend(remote) == "cpu"
             assert second.loaded == 1
 
-    def test_it_takes_over_while_another_fails(self, one: Path, engined: Engined) -> None:
-        """Runs of what served meanwhile fail at the moment it is relieved."""
+    def test_a_promotion_during_failures_of_the_previous_backend_loses_no_request(
+        self, single: Path, engined: Engined
+    ) -> None:
+        """Runs of the previous backend fail at the moment of the promotion."""
         engined.gate.touch()
         second = Seconds()
-        with serving(app(one, engined.kind, second.kind, CPU)) as remote:
+        with serving(app(single, engined.kind, second.kind, CPU)) as remote:
             held = threading.Event()
 
             def fails(_: object) -> bool:
@@ -411,9 +425,9 @@ class TestLaterFailures:
                 until(lambda: states(remote) == ["serving"])
                 held.set()
                 for future in futures:
-                    (found,) = future.result().json()["results"]
-                    assert found["predictions"][0]["label"] == "blue"
-            # The fault was that of the other alone, which is not asked again.
+                    (result,) = future.result().json()["results"]
+                    assert result["predictions"][0]["label"] == "blue"
+            # Only the previous backend has failed, so it is not used again.
             assert backend(remote) == "tensorrt"
             assert remote.sample(FAILURES, model="colours", backend="cuda") == 1
             assert remote.sample(FAILURES, model="colours", backend="tensorrt") == 0
@@ -425,16 +439,16 @@ class TestLaterFailures:
 
 
 class TestShutdown:
-    def test_during_a_build(
+    def test_a_shutdown_ends_a_build(
         self, bundles: Path, engined: Engined, caplog: pytest.LogCaptureFixture
     ) -> None:
         engined.mode["colours"] = "hangs"
-        found = app(bundles, engined.kind, CPU)
-        with serving(found) as remote:
+        server_app = app(bundles, engined.kind, CPU)
+        with serving(server_app) as remote:
             until(lambda: len(engined.processes()) == 2)
             assert remote.classify(picture()).status_code == 200
             begun = time.monotonic()
-        assert found.state.core.join_loader()
+        assert server_app.state.core.join_loader()
         until(lambda: not engined.processes())
         assert time.monotonic() - begun < 10
         assert engined.prepared == ["colours"]
@@ -442,11 +456,13 @@ class TestShutdown:
         assert not messages(caplog, logging.ERROR)
         assert "engines given up: the server is shutting down" in messages(caplog, logging.INFO)
 
-    def test_a_drain_ends_it_before_the_last_answer(self, one: Path, engined: Engined) -> None:
+    def test_a_drain_ends_a_build_before_the_last_answer(
+        self, single: Path, engined: Engined
+    ) -> None:
         engined.mode["colours"] = "hangs"
         second = Seconds()
-        found = app(one, engined.kind, second.kind, CPU)
-        with serving(found) as remote, ThreadPoolExecutor(2) as pool:
+        server_app = app(single, engined.kind, second.kind, CPU)
+        with serving(server_app) as remote, ThreadPoolExecutor(2) as pool:
             until(lambda: len(engined.processes()) == 2)
             held = threading.Event()
 
@@ -455,17 +471,19 @@ class TestShutdown:
                 return False
 
             second.fails = slow
-            asked = pool.submit(remote.classify, picture())
+            answer = pool.submit(remote.classify, picture())
             until(lambda: second.made[0].running == 1)
-            drained = pool.submit(lambda: asyncio.run(found.state.core.drain()))
+            drained = pool.submit(lambda: asyncio.run(server_app.state.core.drain()))
             until(lambda: not engined.processes())
-            assert not asked.done()
+            assert not answer.done()
             held.set()
-            assert asked.result().status_code == 200
+            assert answer.result().status_code == 200
             drained.result(10)
             until(lambda: progress(remote) == {})
 
-    def test_during_the_self_test(self, one: Path, engined: Engined) -> None:
+    def test_a_shutdown_during_the_self_test_closes_the_backend(
+        self, single: Path, engined: Engined
+    ) -> None:
         begun, held = threading.Event(), threading.Event()
 
         def fails(_: object) -> bool:
@@ -474,76 +492,78 @@ class TestShutdown:
             return False
 
         engined.fails = fails
-        found = app(one, engined.kind, CPU)
-        with serving(found) as remote:
+        server_app = app(single, engined.kind, CPU)
+        with serving(server_app) as remote:
             assert begun.wait(20)
             until(lambda: states(remote) == ["testing"])
         held.set()
-        assert found.state.core.join_loader()
-        # It is not used any more, and given back.
+        assert server_app.state.core.join_loader()
+        # The new backend is not used, and is closed.
         assert engined.made[0].closed == 1
-        assert found.state.core.catalog.get("colours").backend.kind is CPU
+        assert server_app.state.core.catalog.get("colours").backend.kind is CPU
 
 
 class TestByForce:
-    def test_it_is_built_before_the_start(self, bundles: Path, engined: Engined) -> None:
+    def test_engines_of_the_configured_backend_are_built_before_the_start(
+        self, bundles: Path, engined: Engined
+    ) -> None:
         engined.gate.touch()
-        found = app(bundles, engined.kind, CPU, backend="tensorrt")
-        seen: dict[str, Any] = {}
-        probe = threading.Thread(target=self._probe, args=(found, engined, seen))
+        server_app = app(bundles, engined.kind, CPU, backend="tensorrt")
+        observed: dict[str, Any] = {}
+        probe = threading.Thread(target=self._probe, args=(server_app, engined, observed))
         probe.start()
-        with serving(found, patience=30) as remote:
+        with serving(server_app, patience=30) as remote:
             probe.join()
             assert [backend(remote, name) for name in ("colours", "plain")] == ["tensorrt"] * 2
             assert states(remote) == ["serving", "serving"]
             assert remote.classify(picture()).status_code == 200
-            assert [made.closed for made in engined.made] == [0, 0]
-        assert seen["states"] == ["building", "waiting"]
-        assert seen["refused"] == [503, 503, 200]
+            assert [loaded.closed for loaded in engined.made] == [0, 0]
+        assert observed["states"] == ["building", "waiting"]
+        assert observed["refused"] == [503, 503, 200]
 
     @staticmethod
-    def _probe(found: Any, engined: Engined, seen: dict[str, Any]) -> None:
-        # `serving` returns when the models are loaded: look in before.
-        until(lambda: hasattr(found.state, "port"))
-        with Remote(f"http://127.0.0.1:{found.state.port}") as remote:
+    def _probe(server_app: Any, engined: Engined, observed: dict[str, Any]) -> None:
+        # `serving` returns when the models are loaded; this runs before.
+        until(lambda: hasattr(server_app.state, "port"))
+        with Remote(f"http://127.0.0.1:{server_app.state.port}") as remote:
             until(lambda: engines(remote) and engines(remote)[0]["done"] > 0.4)
-            seen["states"] = states(remote)
-            seen["refused"] = [
+            observed["states"] = states(remote)
+            observed["refused"] = [
                 remote.get("/startupz").status_code,
                 remote.classify(picture()).status_code,
                 remote.get("/livez").status_code,
             ]
         engined.gate.unlink()
 
-    def test_a_build_that_fails_ends_the_server(self, bundles: Path, engined: Engined) -> None:
+    def test_a_failed_build_fails_the_start(self, bundles: Path, engined: Engined) -> None:
         engined.mode["plain"] = "fails"
         failed = threading.Event()
-        found = create_app(
+        server_app = create_app(
             standin.settings(bundles, backend="tensorrt"),
             kinds=[engined.kind, CPU],
             on_failure=failed.set,
         )
-        with serving(found) as remote:
+        with serving(server_app) as remote:
             assert failed.is_set()
-            assert isinstance(found.state.core.failed, BuildError)
+            assert isinstance(server_app.state.core.failed, BuildError)
             assert states(remote) == ["serving", "failed"]
 
-    def test_a_self_test_that_fails_ends_it_too(self, one: Path, engined: Engined) -> None:
+    def test_a_failed_self_test_fails_the_start(self, single: Path, engined: Engined) -> None:
         engined.wrong = 1.0
-        found = app(one, engined.kind, CPU, backend="tensorrt")
-        with serving(found) as remote:
-            assert isinstance(found.state.core.failed, SelfTestError)
+        server_app = app(single, engined.kind, CPU, backend="tensorrt")
+        with serving(server_app) as remote:
+            assert isinstance(server_app.state.core.failed, SelfTestError)
             (entry,) = engines(remote)
             assert entry["state"] == "failed"
             assert "differs from the CPU by more than" in entry["why"]
 
-    def test_a_shutdown_during_the_build_is_no_failure(
-        self, one: Path, engined: Engined, caplog: pytest.LogCaptureFixture
+    def test_a_shutdown_during_the_build_is_not_a_failure(
+        self, single: Path, engined: Engined, caplog: pytest.LogCaptureFixture
     ) -> None:
         engined.mode["colours"] = "hangs"
         failures: list[None] = []
         engine = Core(
-            standin.settings(one, backend="tensorrt"),
+            standin.settings(single, backend="tensorrt"),
             kinds=[engined.kind, CPU],
             on_failure=lambda: failures.append(None),
         )
@@ -558,76 +578,76 @@ class TestByForce:
 
 
 def prepared(bundle: Bundle, *kinds: BackendKind) -> tuple[Preparation, list[BackendKind]]:
-    found = Preparation(BackendMetrics(CollectorRegistry()))
-    return found, found.survey(bundle, kinds)
+    preparation = Preparation(BackendMetrics(CollectorRegistry()))
+    return preparation, preparation.survey(bundle, kinds)
 
 
 def unbuilt(name: str, *, prepare: Any = None) -> BackendKind:
     def load(_: Bundle) -> Any:
-        raise AssertionError("it was not to be loaded")
+        raise AssertionError("the backend must not be loaded")
 
-    more = {} if prepare is None else {"prepare": prepare}
-    return StubKind(name, "cuda", load, unprepared=lambda _: ["model"], **more)
+    options = {} if prepare is None else {"prepare": prepare}
+    return StubKind(name, "cuda", load, unprepared=lambda _: ["model"], **options)
 
 
 class TestAlone:
-    def test_who_runs_at_first(self, one: Path) -> None:
-        found = Bundle.open(one / "a")
+    def test_the_backends_that_serve_until_engines_are_built(self, single: Path) -> None:
+        opened = Bundle.open(single / "a")
         better, worse, ready = unbuilt("better"), unbuilt("worse"), Seconds("ready").kind
         for kinds, first, listed in (
             ([ready, CPU], [ready, CPU], []),
             ([better, ready, CPU], [ready, CPU], ["better"]),
-            # One that is no better than what is ready is not worth it.
+            # A backend after one that is ready is not built.
             ([ready, better, CPU], [ready, CPU], []),
             ([better, worse, CPU], [CPU], ["better"]),
             ([better], [better], ["better"]),
             ([better, worse], [better], ["better"]),
         ):
-            preparation, now = prepared(found, *kinds)
+            preparation, now = prepared(opened, *kinds)
             assert now == first
             assert [status.backend for status in preparation.statuses] == listed
 
-    def test_nothing_is_built_before_the_start_that_can_wait(self, one: Path) -> None:
-        found = Bundle.open(one / "a")
-        preparation, _ = prepared(found, unbuilt("better"), CPU)
-        with preparation.before(found):
+    def test_engines_that_can_wait_are_not_built_before_the_start(self, single: Path) -> None:
+        opened = Bundle.open(single / "a")
+        preparation, _ = prepared(opened, unbuilt("better"), CPU)
+        with preparation.before(opened):
             pass
         assert [status.state for status in preparation.statuses] == ["waiting"]
 
-    def test_progress_does_not_go_back(self, one: Path) -> None:
-        found = Bundle.open(one / "a")
-        seen: list[tuple[float, str | None]] = []
+    def test_progress_never_decreases(self, single: Path) -> None:
+        opened = Bundle.open(single / "a")
+        reported: list[tuple[float, str | None]] = []
 
-        def prepare(_: Bundle, told: ProgressCallback, __: threading.Event) -> None:
+        def prepare(_: Bundle, report: ProgressCallback, __: threading.Event) -> None:
             for done, engine in ((0.5, "a"), (0.1, "b"), (0.7, "b")):
-                told(Progress(done, engine, "working"))
+                report(Progress(done, engine, "working"))
                 (status,) = preparation.statuses
-                seen.append((status.done, status.engine))
+                reported.append((status.done, status.engine))
 
-        preparation, _ = prepared(found, unbuilt("better", prepare=prepare))
-        with preparation.before(found):
+        preparation, _ = prepared(opened, unbuilt("better", prepare=prepare))
+        with preparation.before(opened):
             (status,) = preparation.statuses
             assert (status.state, status.done, status.engine) == ("testing", 1.0, None)
         assert [status.state for status in preparation.statuses] == ["serving"]
-        assert seen == [(0.5, "a"), (0.5, "b"), (0.7, "b")]
+        assert reported == [(0.5, "a"), (0.5, "b"), (0.7, "b")]
 
-    def test_it_does_not_begin_after_the_end(self, one: Path) -> None:
-        found = Bundle.open(one / "a")
-        preparation, _ = prepared(found, unbuilt("better"))
+    def test_no_build_starts_after_stop(self, single: Path) -> None:
+        opened = Bundle.open(single / "a")
+        preparation, _ = prepared(opened, unbuilt("better"))
         preparation.stop()
-        with pytest.raises(StoppedError), preparation.before(found):
-            raise AssertionError("it was to be built first")
+        with pytest.raises(StoppedError), preparation.before(opened):
+            raise AssertionError("the build must not start")
         assert [status.state for status in preparation.statuses] == ["waiting"]
 
-    def test_there_is_no_thread_without_work(self, one: Path) -> None:
-        preparation, _ = prepared(Bundle.open(one / "a"), CPU)
+    def test_no_thread_starts_without_engines_to_build(self, single: Path) -> None:
+        preparation, _ = prepared(Bundle.open(single / "a"), CPU)
         before = threading.active_count()
         preparation.start({})
         assert threading.active_count() == before
         assert preparation.join(0.0)
 
 
-# `tokenfold serve`, but for its backends.
+# `tokenfold serve` with stand-in backends.
 SERVER = """
 import sys
 from pathlib import Path
@@ -642,19 +662,21 @@ sys.exit(server.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("asked", ["auto", "tensorrt"])
-def test_sigterm_during_a_build(asked: str, one: Path, engined: Engined) -> None:
-    line = [sys.executable, "-c", SERVER, str(engined.folder), f"--bundles={one}", "--port=0"]
-    line += [f"--backend={asked}", f"--data-dir={one / standin.DATA}", "--log-format=text"]
+@pytest.mark.parametrize("configured", ["auto", "tensorrt"])
+def test_sigterm_during_a_build_ends_the_server_and_the_builder(
+    configured: str, single: Path, engined: Engined
+) -> None:
+    line = [sys.executable, "-c", SERVER, str(engined.folder), f"--bundles={single}", "--port=0"]
+    line += [f"--backend={configured}", f"--data-dir={single / standin.DATA}", "--log-format=text"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
         assert running.stderr is not None
         until(lambda: len(engined.processes()) == 2, 30)
         running.send_signal(signal.SIGTERM)
         # The builder would take ten minutes.
-        said = running.stderr.read()
-        assert running.wait(20) == 0, said
+        log = running.stderr.read()
+        assert running.wait(20) == 0, log
         until(lambda: not engined.processes())
-    assert "given up: the server is shutting down" in said
-    assert "Traceback" not in said
-    assert "ERROR" not in said
+    assert "given up: the server is shutting down" in log
+    assert "Traceback" not in log
+    assert "ERROR" not in log
     assert not list(engined.folder.glob("*.engine"))

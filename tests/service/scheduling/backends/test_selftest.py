@@ -1,4 +1,4 @@
-"""The self-test: what answers as the CPU does passes, and nothing else."""
+"""Tests of the self-test, which compares a backend with the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[[dict[str, np.ndarray], Call, int], None]
 
 
 class Changed:
-    """A backend whose outputs are changed."""
+    """A backend that changes the outputs of another one."""
 
     native = True
     max_concurrent_runs = None
@@ -36,26 +36,28 @@ class Changed:
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         self.calls.append((call, len(samples)))
-        found = [
-            {name: value.copy() for name, value in one.items()}
-            for one in self._inner.run(samples, call, slots=slots)
+        outputs = [
+            {name: value.copy() for name, value in output.items()}
+            for output in self._inner.run(samples, call, slots=slots)
         ]
-        for one in found:
-            self._change(one, call, len(samples))
-        return found
+        for output in outputs:
+            self._change(output, call, len(samples))
+        return outputs
 
     def close(self) -> None: ...
 
 
 def reducing(path: Path) -> Bundle:
-    """Of which the default level reduces."""
-    found = Bundle.open(path)
-    manifest = found.manifest.model_copy(update={"default_level": "balanced"})
-    return Bundle(found.folder, manifest, found.profile)
+    """Open a bundle with a default level that reduces."""
+    original = Bundle.open(path)
+    manifest = original.manifest.model_copy(update={"default_level": "balanced"})
+    return Bundle(original.folder, manifest, original.profile)
 
 
 @pytest.fixture(scope="module", params=[bundle, pair_bundle, dual_bundle])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tested_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     return reducing(request.param(tmp_path_factory.mktemp("bundle") / "a"))
 
 
@@ -63,106 +65,106 @@ def is_reduced(call: Call) -> bool:
     return any(sum(plan) for plan in call.plans)
 
 
-def check(made: Bundle, change: Change) -> dict[str, float]:
-    reference = sessions.load(made)
-    return selftest.check(made, Changed(reference, change), reference)
+def check(tested_bundle: Bundle, change: Change) -> dict[str, float]:
+    reference = sessions.load(tested_bundle)
+    return selftest.check(tested_bundle, Changed(reference, change), reference)
 
 
-def test_every_kind_of_network_passes(made: Bundle) -> None:
-    reference = sessions.load(made)
+def test_a_correct_backend_passes_for_every_kind_of_network(tested_bundle: Bundle) -> None:
+    reference = sessions.load(tested_bundle)
     tested = Changed(reference)
-    seen = selftest.check(made, tested, reference)
-    assert max(seen.values()) < 1e-5
+    differences = selftest.check(tested_bundle, tested, reference)
+    assert max(differences.values()) < 1e-5
     steps = {call.step for call, _ in tested.calls}
-    match made.manifest.kind:
+    match tested_bundle.manifest.kind:
         case "classifier":
-            assert set(seen) == {"classify", "classify together"}
+            assert set(differences) == {"classify", "classify together"}
             assert steps == {"answer"}
         case "pair":
-            assert set(seen) == {
-                f"{what}{how}" for what in ("embed", *TASKS) for how in ("", " together")
+            assert set(differences) == {
+                f"{task}{suffix}" for task in ("embed", *TASKS) for suffix in ("", " together")
             }
             assert steps == {"answer", "embed"}
         case "dual":
-            assert {"read", "embed"} <= set(seen)
+            assert {"read", "embed"} <= set(differences)
             assert steps == {"answer", "read"}
     assert {size for call, size in tested.calls if not is_reduced(call)} == {1, 3}
     assert any(is_reduced(call) for call, _ in tested.calls)
 
 
-def number(found: dict[str, np.ndarray]) -> np.ndarray:
-    return next(found[name] for name in ("logits", "vector", "image_tokens") if name in found)
+def number(output: dict[str, np.ndarray]) -> np.ndarray:
+    return next(output[name] for name in ("logits", "vector", "image_tokens") if name in output)
 
 
-def test_other_numbers_fail(made: Bundle) -> None:
-    def change(found: dict[str, np.ndarray], call: Call, _: int) -> None:
+def test_different_numbers_fail(tested_bundle: Bundle) -> None:
+    def change(output: dict[str, np.ndarray], call: Call, _: int) -> None:
         if not is_reduced(call):
-            number(found).flat[0] += 0.01 * np.abs(number(found)).max()
+            number(output).flat[0] += 0.01 * np.abs(number(output)).max()
 
     with pytest.raises(SelfTestError, match=r"more than 0\.001: .*e-0"):
-        check(made, change)
+        check(tested_bundle, change)
 
 
-def test_a_little_is_no_difference(made: Bundle) -> None:
-    def change(found: dict[str, np.ndarray], call: Call, _: int) -> None:
+def test_small_differences_pass(tested_bundle: Bundle) -> None:
+    def change(output: dict[str, np.ndarray], call: Call, _: int) -> None:
         if not is_reduced(call):
-            number(found).flat[0] += 1e-4 * np.abs(number(found)).max()
+            number(output).flat[0] += 1e-4 * np.abs(number(output)).max()
 
-    assert 1e-5 < max(check(made, change).values()) < 1e-3
+    assert 1e-5 < max(check(tested_bundle, change).values()) < 1e-3
 
 
-def test_a_batch_that_answers_otherwise_fails(made: Bundle) -> None:
-    def change(found: dict[str, np.ndarray], _: Call, items: int) -> None:
+def test_a_batch_with_different_answers_fails(tested_bundle: Bundle) -> None:
+    def change(output: dict[str, np.ndarray], _: Call, items: int) -> None:
         if items > 1:
-            number(found)[...] *= 1.5
+            number(output)[...] *= 1.5
 
     with pytest.raises(SelfTestError, match=r"together [3-7]\.\d+e-01"):
-        check(made, change)
+        check(tested_bundle, change)
 
 
-def test_numbers_that_are_none_fail(made: Bundle) -> None:
-    def change(found: dict[str, np.ndarray], _: Call, __: int) -> None:
-        number(found).flat[0] = np.nan
+def test_nan_fails(tested_bundle: Bundle) -> None:
+    def change(output: dict[str, np.ndarray], _: Call, __: int) -> None:
+        number(output).flat[0] = np.nan
 
     with pytest.raises(SelfTestError, match="inf"):
-        check(made, change)
+        check(tested_bundle, change)
 
 
-def test_reduced_answers_may_differ_but_not_be_none(made: Bundle) -> None:
-    def differ(found: dict[str, np.ndarray], call: Call, _: int) -> None:
+def test_answers_of_reduced_runs_may_differ_but_must_be_finite(tested_bundle: Bundle) -> None:
+    def differ(output: dict[str, np.ndarray], call: Call, _: int) -> None:
         if is_reduced(call):
-            number(found)[...] *= 1.5
+            number(output)[...] *= 1.5
 
-    def overflow(found: dict[str, np.ndarray], call: Call, _: int) -> None:
+    def overflow(output: dict[str, np.ndarray], call: Call, _: int) -> None:
         if is_reduced(call):
-            number(found).flat[0] = np.inf
+            number(output).flat[0] = np.inf
 
-    def misplace(found: dict[str, np.ndarray], _: Call, __: int) -> None:
-        for name, value in found.items():
+    def misplace(output: dict[str, np.ndarray], _: Call, __: int) -> None:
+        for name, value in output.items():
             if name.endswith("slots"):
                 value[0] = 1000
 
-    check(made, differ)
+    check(tested_bundle, differ)
     with pytest.raises(SelfTestError, match=r"reduced: \w+ is not finite"):
-        check(made, overflow)
+        check(tested_bundle, overflow)
     with pytest.raises(SelfTestError, match="slots are no positions of"):
-        check(made, misplace)
+        check(tested_bundle, misplace)
 
 
-def test_other_shapes_fail(made: Bundle) -> None:
+def test_different_shapes_fail(tested_bundle: Bundle) -> None:
     class Cut(Changed):
         def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
-            found = super().run(samples, call, slots=slots)
-            return [{name: value[:1] for name, value in one.items()} for one in found]
+            outputs = super().run(samples, call, slots=slots)
+            return [{name: value[:1] for name, value in output.items()} for output in outputs]
 
-    reference = sessions.load(made)
+    reference = sessions.load(tested_bundle)
     with pytest.raises(SelfTestError, match="inf"):
-        selftest.check(made, Cut(reference), reference)
+        selftest.check(tested_bundle, Cut(reference), reference)
 
 
-def test_a_backend_that_does_not_run_fails_by_its_own_error(made: Bundle) -> None:
+def test_an_error_of_the_backend_is_passed_on(tested_bundle: Bundle) -> None:
     def change(*_: object) -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        check(made, change)
+        check(tested_bundle, change)

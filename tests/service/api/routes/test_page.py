@@ -1,4 +1,4 @@
-"""The page at /: complete, consistent with the API, and without external resources."""
+"""Tests of the demo page: it is complete and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         yield remote
 
 
-def test_every_link_is_served(client: Remote) -> None:
+def test_every_link_of_the_page_is_served(client: Remote) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
     links = re.findall(r'(?:href|src)="(/[^"]*)"', page.text)
     assert "/page/page.js" in links
-    assert "/docs" not in links  # FastAPI's page loads scripts from a CDN
+    assert "/docs" not in links  # its scripts come from another host
     for link in links:
         assert client.get(link).status_code == 200, link
 
 
-def test_tasks_match_the_api() -> None:
+def test_the_tasks_of_the_page_are_those_of_the_api() -> None:
     script = (FOLDER / "tasks.js").read_text()
     tasks = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
-    # Embeddings have no tab: the page uses them for search.
+    # The page does not show vectors; it uses them to search.
     assert tasks == [task for task in get_args(Task) if task != "embed"]
     requests: dict[str, type[BaseModel]] = {
         "vqa": VqaRequest, "entail": EntailRequest, "reason": ReasonRequest, "match": MatchRequest
@@ -59,7 +59,7 @@ def test_tasks_match_the_api() -> None:
         assert field[1] in request.model_fields
 
 
-def test_no_external_resources() -> None:
+def test_the_page_loads_nothing_from_other_hosts() -> None:
     for file in FOLDER.iterdir():
         assert not re.search(r"https?://|//[a-z]+\.[a-z]", file.read_text()), file
 
@@ -71,14 +71,14 @@ def test_every_element_named_in_a_script_exists() -> None:
             assert f'id="{name}"' in html, name
 
 
-def test_search_fields_match_the_api() -> None:
+def test_the_search_fields_of_the_page_are_those_of_the_api() -> None:
     script = (FOLDER / "search.js").read_text()
     sent = re.findall(r'\["(\w+)", [$qN]', script) + re.findall(r'append\("(\w+)"', script)
     assert {"text", "id", "image", "rerank", "reduction", "top_k"} == set(sent)
     assert set(sent) <= set(SearchRequest.model_fields)
 
 
-def test_every_import_exists() -> None:
+def test_every_imported_script_exists() -> None:
     for script in FOLDER.glob("*.js"):
         for name in re.findall(r'from "\./([^"]+)"', script.read_text()):
             assert (FOLDER / name).is_file(), name
@@ -88,7 +88,7 @@ def test_the_slider_takes_fractions_of_a_percent() -> None:
     html = (FOLDER / "index.html").read_text()
     slider = re.search(r'<input[^>]* id="reduction"[^>]*>', html)
     assert slider is not None
-    # With a step, the browser rounds a level's reduction and no level matches.
+    # Otherwise the browser rounds the value set by a level's button, and no level matches.
     assert 'step="any"' in slider[0]
 
 
@@ -103,7 +103,7 @@ def test_the_slider_takes_fractions_of_a_percent() -> None:
         ("@x\ny", '"@x\ny"'),
     ],
 )
-def test_file_names_reach_curl_unchanged(name: str, curl: str) -> None:
+def test_file_names_are_escaped_for_curl(name: str, curl: str) -> None:
     script = (FOLDER / "curl.js").read_text()
     functions = re.findall(
         r"^export (function (?:shell|field)\(.*?^})", script, re.DOTALL | re.MULTILINE

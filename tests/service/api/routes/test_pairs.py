@@ -1,4 +1,4 @@
-"""Questions, entailment, reasoning and matching over real HTTP."""
+"""Tests of the routes of image-text pairs: /v1/vqa, /v1/entail, /v1/reason and /v1/match."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def results(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     task = response.request.url.path.rpartition("/")[2]
     RESPONSES[task].model_validate_json(response.content)
-    found: list[dict[str, Any]] = response.json()["results"]
-    return found
+    listed: list[dict[str, Any]] = response.json()["results"]
+    return listed
 
 
-def texts(task: str, found: Any) -> dict[str, Any]:
-    """In the task's own field."""
-    return {TEXTS[task]: found}
+def texts(task: str, values: Any) -> dict[str, Any]:
+    """Return texts in the field of a task."""
+    return {TEXTS[task]: values}
 
 
 def images_of(task: str) -> list[bytes]:
@@ -78,10 +78,10 @@ def images_of(task: str) -> list[bytes]:
 
 
 class TestAnswers:
-    def test_vqa(self, client: Remote) -> None:
+    def test_vqa_returns_the_best_answers(self, client: Remote) -> None:
         (result,) = results(client.ask("vqa", BLUE, question="What colour is it?", top_k=2))
-        assert [found["answer"] for found in result["answers"]] == ["blue", "red"]
-        assert [found["index"] for found in result["answers"]] == [2, 0]
+        assert [answer["answer"] for answer in result["answers"]] == ["blue", "red"]
+        assert [answer["index"] for answer in result["answers"]] == [2, 0]
         assert 0.99 < result["answers"][0]["score"] <= 1
         assert result["text"] == {"tokens": 7, "cut": False}
         assert result["reduction"] == {
@@ -102,42 +102,42 @@ class TestAnswers:
         assert result["text"]["tokens"] == 9
         assert result["answers"][-1]["answer"] == "blue"
 
-    def test_entail(self, client: Remote) -> None:
+    def test_entail_returns_a_label_and_scores(self, client: Remote) -> None:
         names = ["it is blue", "it is red", "not"]
-        found = results(client.ask("entail", BLUE, hypothesis=names))
-        assert [result["label"] for result in found[:2]] == ["entailment", "contradiction"]
-        assert list(found[0]["scores"]) == ["entailment", "neutral", "contradiction"]
-        assert sum(found[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
-        assert found[2]["scores"]["neutral"] == pytest.approx(1 / 3, abs=1e-5)
+        answers = results(client.ask("entail", BLUE, hypothesis=names))
+        assert [result["label"] for result in answers[:2]] == ["entailment", "contradiction"]
+        assert list(answers[0]["scores"]) == ["entailment", "neutral", "contradiction"]
+        assert sum(answers[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
+        assert answers[2]["scores"]["neutral"] == pytest.approx(1 / 3, abs=1e-5)
 
-    def test_reason(self, client: Remote) -> None:
-        found = results(client.ask("reason", RED, BLUE, statement=["red left", "blue left"]))
-        assert [result["answer"] for result in found] == [True, False]
-        assert found[0]["score"] > 0.99 > 0.01 > found[1]["score"]
-        assert found[0]["reduction"]["tokens_in"] == 2 * (4 + 17)
+    def test_reason_returns_a_truth_value(self, client: Remote) -> None:
+        answers = results(client.ask("reason", RED, BLUE, statement=["red left", "blue left"]))
+        assert [result["answer"] for result in answers] == [True, False]
+        assert answers[0]["score"] > 0.99 > 0.01 > answers[1]["score"]
+        assert answers[0]["reduction"]["tokens_in"] == 2 * (4 + 17)
         (swapped,) = results(client.ask("reason", BLUE, RED, statement="red left"))
         assert swapped["answer"] is False
 
-    def test_match(self, client: Remote) -> None:
+    def test_match_returns_a_score_matrix(self, client: Remote) -> None:
         texts = ["red", "it is the colour blue", "green"]
         response = client.ask("match", RED, BLUE, text=texts)
-        found = results(response)
+        answers = results(response)
         assert response.json()["texts"] == [{"tokens": n, "cut": False} for n in (3, 7, 3)]
-        scores = np.array([row["scores"] for row in found])
+        scores = np.array([row["scores"] for row in answers])
         assert (scores > 0.5).tolist() == [[True, False, False], [False, True, False]]
-        assert found[0]["reduction"]["tokens_in"] == 3 * 17 + 3 + 7 + 3
+        assert answers[0]["reduction"]["tokens_in"] == 3 * 17 + 3 + 7 + 3
 
-    def test_json(self, client: Remote) -> None:
-        one = base64.b64encode(BLUE).decode()
+    def test_json_is_answered_like_a_form(self, client: Remote) -> None:
+        image = base64.b64encode(BLUE).decode()
         for question in ("what", ["what"]):
-            body = {"image": one, "question": question, "top_k": 1, "level": "fast"}
+            body = {"image": image, "question": question, "top_k": 1, "level": "fast"}
             (result,) = results(client.post("/v1/vqa", json=body))
             assert result["answers"][0]["answer"] == "blue"
             assert result["reduction"]["level"] == "fast"
-        body = {"image": [one, f"data:image/png;base64,{one}"], "text": ["red", "blue"]}
+        body = {"image": [image, f"data:image/png;base64,{image}"], "text": ["red", "blue"]}
         assert len(results(client.post("/v1/match", json=body))) == 2
 
-    def test_one_by_one_or_one_for_all(self, client: Remote) -> None:
+    def test_images_and_texts_are_paired_or_reused(self, client: Remote) -> None:
         def first(response: httpx.Response) -> list[str]:
             return [result["answers"][0]["answer"] for result in results(response)]
 
@@ -146,21 +146,21 @@ class TestAnswers:
             *("red", "blue", "green")
         ]
         assert first(client.ask("vqa", RED, BLUE, question="what")) == ["red", "blue"]
-        found = results(client.ask("vqa", RED, question=words))
-        assert [result["text"]["tokens"] for result in found] == [3, 4, 3]
+        answers = results(client.ask("vqa", RED, question=words))
+        assert [result["text"]["tokens"] for result in answers] == [3, 4, 3]
         two_pairs = client.ask("reason", RED, BLUE, BLUE, RED, statement=["red", "red"])
         assert [result["answer"] for result in results(two_pairs)] == [True, False]
         for_all = client.ask("reason", RED, BLUE, BLUE, RED, statement="red")
         assert [result["answer"] for result in results(for_all)] == [True, False]
 
-    def test_a_long_text_is_cut_and_says_so(self, client: Remote) -> None:
+    def test_a_long_text_is_cut_and_reported(self, client: Remote) -> None:
         (result,) = results(client.ask("vqa", RED, question="what is it " * 20, include="slots"))
         assert result["text"]["tokens"] == MOST_TOKENS
         assert result["text"]["cut"] is True
         assert result["text"]["pieces"][0] == "[CLS]"
         assert result["text"]["pieces"][-1] == "[SEP]"
 
-    def test_slots(self, client: Remote) -> None:
+    def test_slots_are_included_on_request(self, client: Remote) -> None:
         (result,) = results(
             client.ask("vqa", RED, question="what colour is it", include="slots", reduction=0.4)
         )
@@ -170,31 +170,30 @@ class TestAnswers:
         assert len(slots["image_slots"]) == 17
         assert slots["grid"] == [4, 4]
         assert slots["protected"] == 1
-        left = set(slots["text_slots"]) | set(slots["image_slots"]) - {-1}
-        assert len(left) == result["reduction"]["tokens_out"]
+        kept = set(slots["text_slots"]) | set(slots["image_slots"]) - {-1}
+        assert len(kept) == result["reduction"]["tokens_out"]
         assert -1 in slots["image_slots"]
         (result,) = results(client.ask("reason", RED, BLUE, statement="red", include="slots"))
         assert len(result["slots"]) == 2
         response = client.ask("match", RED, BLUE, text=["red", "it is blue"], include="slots")
-        assert [[len(one["text_slots"]) for one in row["slots"]] for row in results(response)] == [
-            [3, 5], [3, 5]
-        ]  # fmt: skip
+        views = [row["slots"] for row in results(response)]
+        assert [[len(view["text_slots"]) for view in row] for row in views] == [[3, 5], [3, 5]]
         assert response.json()["texts"][0]["pieces"] == ["[CLS]", "red", "[SEP]"]
 
     @pytest.mark.parametrize("task", list(TEXTS))
-    def test_every_selector(self, client: Remote, task: str) -> None:
+    def test_every_selector_selects_a_level(self, client: Remote, task: str) -> None:
         for fields, level in (
             ({"level": "fast"}, "fast"),
             ({"reduction": 0.5}, "fast"),
             ({"reduction": 0.123}, "custom"),
             ({"max_latency_ms": 10_000}, "exact"),
         ):
-            asked = texts(task, "red") | fields
-            (result,) = results(client.ask(task, *images_of(task), **asked))
+            request = texts(task, "red") | fields
+            (result,) = results(client.ask(task, *images_of(task), **request))
             assert result["reduction"]["level"] == level
 
-    def test_accuracy_is_that_of_the_task(self, client: Remote) -> None:
-        # The faster of those that reach it; which that is was measured, of a tiny network.
+    def test_min_accuracy_uses_the_accuracy_of_the_task(self, client: Remote) -> None:
+        # The fastest level that reaches it; which one depends on measured durations.
         (result,) = results(client.ask("vqa", RED, question="what", min_accuracy=0.85))
         assert result["reduction"]["level"] in ("balanced", "exact")
         (result,) = results(client.ask("entail", RED, hypothesis="what", min_accuracy=0.79))
@@ -206,10 +205,10 @@ class TestAnswers:
         refused = client.ask("match", RED, text="red", min_accuracy=0.1)
         problem(refused, 409, "no-accuracy-profile")
 
-    def test_each_item_has_the_plan_of_its_own_length(self, client: Remote) -> None:
+    def test_each_item_has_the_plan_of_its_text_length(self, client: Remote) -> None:
         words = ["what", "what colour is it", "the colour is what is it the left"]
-        found = results(client.ask("vqa", RED, question=words, reduction=0.4))
-        for result in found:
+        answers = results(client.ask("vqa", RED, question=words, reduction=0.4))
+        for result in answers:
             text = result["text"]["tokens"]
             sized = WORKLOAD.sized(text=text)
             plan = plan_for(sized, 0.4)
@@ -219,7 +218,7 @@ class TestAnswers:
             assert result["reduction"]["tokens_in"] == text + 17
             assert result["reduction"]["tokens_out"] == sized.widths(plan)[-1]
 
-    def test_images_of_many_shapes(self, client: Remote) -> None:
+    def test_images_of_different_shapes(self, client: Remote) -> None:
         def ask(width: int, height: int) -> dict[str, Any]:
             image = encoded(Image.new("RGB", (width, height), "red"))
             (result,) = results(
@@ -249,7 +248,7 @@ class TestAnswers:
         assert [slots["grid"] for slots in result["slots"]] == [[4, 8], [4, 4]]
         assert result["answer"] is True
 
-    def test_which_model(self, client: Remote) -> None:
+    def test_the_model_is_the_first_with_the_task_or_the_selected_one(self, client: Remote) -> None:
         assert client.ask("vqa", RED, question="what").json()["model"] == "pairs"
         assert client.ask("match", RED, text="red", model="matcher").json()["model"] == "matcher"
         detail = problem(
@@ -259,7 +258,7 @@ class TestAnswers:
         problem(client.ask("vqa", RED, question="what", model="colours"), 404, "unknown-model")
         problem(client.classify(RED, model="pairs"), 404, "unknown-model")
 
-    def test_models(self, client: Remote) -> None:
+    def test_models_are_listed_with_their_texts(self, client: Remote) -> None:
         listed = client.get("/v1/models").json()
         assert listed["default"] == {
             "classify": "colours", "vqa": "pairs", "entail": "pairs", "reason": "pairs",
@@ -277,7 +276,7 @@ class TestAnswers:
 class TestBadTexts:
     @pytest.mark.parametrize("task", list(TEXTS))
     @pytest.mark.parametrize("text", ["", "   ", "\t\n\u3000"])
-    def test_blank(self, client: Remote, task: str, text: str) -> None:
+    def test_blank_texts_are_refused(self, client: Remote, task: str, text: str) -> None:
         field = TEXTS[task]
         detail = problem(
             client.ask(task, *images_of(task), **texts(task, text)), 422, "invalid-request"
@@ -289,13 +288,13 @@ class TestBadTexts:
         assert f"{field}.1: is empty" in detail
 
     @pytest.mark.parametrize("text", ["\u200b", "\u200d\u200c "])
-    def test_nothing_that_the_tokenizer_keeps(self, client: Remote, text: str) -> None:
-        # Not blank to Python, and no word to the tokenizer.
+    def test_texts_without_tokens_are_refused(self, client: Remote, text: str) -> None:
+        # Python does not strip these characters, but the tokenizer does.
         response = client.ask("vqa", RED, question=text)
         assert "question.0: is empty" in problem(response, 422, "invalid-request")
 
     @pytest.mark.parametrize("text", ["a\x00b", "\x1b[0m", "red\x85", "\x7f"])
-    def test_control_characters(self, client: Remote, text: str) -> None:
+    def test_control_characters_are_refused(self, client: Remote, text: str) -> None:
         response = client.post(
             "/v1/vqa", json={"image": base64.b64encode(RED).decode(), "question": text}
         )
@@ -303,19 +302,19 @@ class TestBadTexts:
         assert "question.0: contains the unreadable character U+" in detail
         assert text not in response.text
 
-    def test_half_a_surrogate_pair(self, client: Remote) -> None:
+    def test_half_a_surrogate_pair_is_refused(self, client: Remote) -> None:
         body = json.dumps({"image": base64.b64encode(RED).decode(), "question": "\ud800"})
         response = client.post(
             "/v1/vqa", content=body, headers={"content-type": "application/json"}
         )
         assert response.status_code in (400, 422)
 
-    def test_line_breaks_are_spaces(self, client: Remote) -> None:
+    def test_line_breaks_count_as_spaces(self, client: Remote) -> None:
         (result,) = results(client.ask("vqa", RED, question="what\r\n\tcolour"))
         assert result["text"]["tokens"] == 4
 
     @pytest.mark.parametrize("length", [MAX_CHARACTERS + 1, 1_000_000])
-    def test_too_long(self, client: Remote, length: int) -> None:
+    def test_long_texts_are_refused_at_once(self, client: Remote, length: int) -> None:
         begun = time.perf_counter()
         body = {"image": base64.b64encode(RED).decode(), "question": "a " * (length // 2 + 1)}
         response = client.post("/v1/vqa", json=body)
@@ -325,24 +324,24 @@ class TestBadTexts:
         assert len(response.content) < 1000
         assert time.perf_counter() - begun < 2
 
-    def test_as_long_as_may_be(self, client: Remote) -> None:
+    def test_texts_of_the_maximum_length_are_accepted(self, client: Remote) -> None:
         texts = ["red " * (MAX_CHARACTERS // 4)] * 8
-        found = results(client.ask("vqa", RED, question=texts))
-        assert all(result["text"]["cut"] for result in found)
+        answers = results(client.ask("vqa", RED, question=texts))
+        assert all(result["text"]["cut"] for result in answers)
 
-    def test_no_text(self, client: Remote) -> None:
+    def test_missing_texts_are_refused(self, client: Remote) -> None:
         assert "question" in problem(client.ask("vqa", RED), 422, "invalid-request")
-        one = base64.b64encode(RED).decode()
+        image = base64.b64encode(RED).decode()
         for wrong in ([], None, 3, [None], [["red"]], {"a": "b"}):
-            response = client.post("/v1/vqa", json={"image": one, "question": wrong})
+            response = client.post("/v1/vqa", json={"image": image, "question": wrong})
             assert "question" in problem(response, 422, "invalid-request")
 
-    def test_a_file_for_a_text(self, client: Remote) -> None:
+    def test_a_file_in_the_place_of_a_text_is_refused(self, client: Remote) -> None:
         files = {"image": ("a.png", RED), "question": ("q.txt", b"what")}
         response = client.post("/v1/vqa", files=files)
-        assert "question: is text, not a file" in problem(response, 422, "invalid-request")
+        assert "question: must be text, not a file" in problem(response, 422, "invalid-request")
 
-    def test_text_that_is_not_utf_8(self, client: Remote) -> None:
+    def test_text_that_is_not_utf_8_is_refused(self, client: Remote) -> None:
         content = (
             b'--X\r\ncontent-disposition: form-data; name="question"\r\n\r\n\xff\xfe\r\n--X--\r\n'
         )
@@ -352,7 +351,7 @@ class TestBadTexts:
 
 
 class TestCounts:
-    def test_that_do_not_pair(self, client: Remote) -> None:
+    def test_counts_that_cannot_be_paired_are_refused(self, client: Remote) -> None:
         detail = problem(
             client.ask("vqa", RED, RED, RED, question=["what", "it"]), 422, "invalid-request"
         )
@@ -366,7 +365,7 @@ class TestCounts:
             assert "send 2 images for each statement" in detail
             assert detail.endswith("or 2 images for every statement.")
 
-    def test_too_many(self, client: Remote) -> None:
+    def test_the_number_of_images_and_texts_is_limited(self, client: Remote) -> None:
         detail = problem(client.ask("vqa", RED, question=["what"] * 9), 422, "invalid-request")
         assert "at most 8 texts" in detail
         detail = problem(client.ask("vqa", *[RED] * 9, question="what"), 422, "invalid-request")
@@ -375,23 +374,23 @@ class TestCounts:
         detail = problem(client.post("/v1/vqa", json=body), 422, "invalid-request")
         assert "more than 1024" in detail
 
-    def test_fields_of_another_task(self, client: Remote) -> None:
+    def test_fields_of_another_task_are_refused(self, client: Remote) -> None:
         response = client.ask("vqa", RED, question="what", statement="red")
         detail = problem(response, 422, "invalid-request")
-        assert detail.startswith("statement: is no field here; known: model, level, ")
+        assert detail.startswith("statement: unknown field; known: model, level, ")
         assert detail.endswith("image, question, top_k")
 
-    def test_json_that_is_no_object(self, client: Remote) -> None:
+    def test_json_that_is_not_an_object_is_refused(self, client: Remote) -> None:
         detail = problem(client.post("/v1/vqa", json=["what"]), 422, "invalid-request")
         assert detail == "The body is JSON, but no object of fields."
 
-    def test_a_huge_product(self, client: Remote) -> None:
+    def test_the_number_of_pairs_is_limited(self, client: Remote) -> None:
         detail = problem(client.ask("match", *[RED] * 5, text=["red"] * 5), 422, "invalid-request")
         assert "25 pairs" in detail
         assert "at most 20" in detail
         assert len(results(client.ask("match", *[RED] * 4, text=["red"] * 5))) == 4
 
-    def test_more_runs_than_may_ever_wait(self, bundles: Path) -> None:
+    def test_requests_with_more_runs_than_the_queue_holds_are_refused(self, bundles: Path) -> None:
         with serving(create_app(standin.settings(bundles, queue_limit=5, max_items=5))) as remote:
             detail = problem(
                 remote.ask("match", RED, BLUE, text=["red"] * 2), 422, "invalid-request"
@@ -402,7 +401,7 @@ class TestCounts:
 
 class TestBadImages:
     @pytest.mark.parametrize("task", list(TEXTS))
-    def test_alone(self, client: Remote, task: str) -> None:
+    def test_a_bad_image_is_refused(self, client: Remote, task: str) -> None:
         images = [b"bad", RED] if task == "reason" else [b"bad"]
         for words in (["red"], ["red", "blue"]):
             response = client.ask(task, *images, **texts(task, words))
@@ -410,18 +409,18 @@ class TestBadImages:
             if len(words) > 1 and task != "match":
                 assert len(response.json()["results"]) == 2
 
-    def test_among_good_ones(self, client: Remote) -> None:
-        found = results(client.ask("vqa", RED, b"bad", BLUE, question="what"))
-        assert found[0]["answers"][0]["answer"] == "red"
-        assert found[1]["problem"]["status"] == 415
-        assert found[2]["answers"][0]["answer"] == "blue"
+    def test_a_bad_image_does_not_fail_the_others(self, client: Remote) -> None:
+        answers = results(client.ask("vqa", RED, b"bad", BLUE, question="what"))
+        assert answers[0]["answers"][0]["answer"] == "red"
+        assert answers[1]["problem"]["status"] == 415
+        assert answers[2]["answers"][0]["answer"] == "blue"
 
-    def test_a_row_of_a_matrix(self, client: Remote) -> None:
-        found = results(client.ask("match", RED, b"bad", BLUE, b"", text=["red", "blue"]))
-        assert [len(row.get("scores", ())) for row in found] == [2, 0, 2, 0]
-        assert [row["problem"]["status"] for row in found if "problem" in row] == [415, 422]
+    def test_a_bad_image_fails_only_its_row(self, client: Remote) -> None:
+        answers = results(client.ask("match", RED, b"bad", BLUE, b"", text=["red", "blue"]))
+        assert [len(row.get("scores", ())) for row in answers] == [2, 0, 2, 0]
+        assert [row["problem"]["status"] for row in answers if "problem" in row] == [415, 422]
 
-    def test_half_of_a_pair(self, client: Remote) -> None:
+    def test_a_bad_image_fails_only_its_pair(self, client: Remote) -> None:
         for images in ((b"bad", RED), (RED, b"bad"), (b"bad", b"")):
             response = client.ask("reason", *images, BLUE, RED, statement=["red", "blue left"])
             first, second = results(response)
@@ -432,7 +431,7 @@ class TestBadImages:
 
 
 class TestSteps:
-    """What is run how often."""
+    """Runs of requests that embed shared images first."""
 
     @pytest.fixture
     def gated(self, tmp_path: Path) -> Gated:
@@ -455,7 +454,7 @@ class TestSteps:
             assert [call.step for call in gated.backend.calls[before:]] == ["answer"] * 3
             assert remote.sample("tokenfold_embedded_images_total") == 5
 
-    def test_metrics(self, gated: Gated) -> None:
+    def test_shared_embeddings_are_counted_once(self, gated: Gated) -> None:
         with serving(gated.app) as remote:
             results(remote.ask("reason", RED, BLUE, statement="red left", level="fast"))
             results(remote.ask("match", RED, BLUE, text=["red", "it"]))
@@ -472,7 +471,7 @@ class TestSteps:
             sized = WORKLOAD.sized(text=3)
             assert spent == 4 * sized.flops(sized.unreduced) - 2 * sized.embedding
 
-    def test_an_embedding_that_fails(self, gated: Gated) -> None:
+    def test_a_failed_embedding_fails_the_request(self, gated: Gated) -> None:
         with serving(gated.app) as remote:
             gated.backend.error = RuntimeError("secret")
             response = remote.ask("match", RED, BLUE, text=["red", "blue"])
@@ -481,7 +480,7 @@ class TestSteps:
             assert results(remote.ask("match", RED, BLUE, text=["red", "blue"]))
             assert remote.sample("tokenfold_queue_depth") == 0
 
-    def test_a_caller_that_goes_away_between_the_steps(
+    def test_a_caller_that_disconnects_between_the_steps_stops_the_second(
         self, gated: Gated, pool: ThreadPoolExecutor
     ) -> None:
         with serving(gated.app) as remote:
@@ -501,7 +500,9 @@ class TestSteps:
             assert results(first.result())
             assert gated.backend.ran == before + 1
 
-    def test_overload(self, gated: Gated, pool: ThreadPoolExecutor) -> None:
+    def test_a_full_queue_is_answered_with_503(
+        self, gated: Gated, pool: ThreadPoolExecutor
+    ) -> None:
         with serving(gated.app) as remote:
             gated.backend.gate.clear()
             first = pool.submit(remote.ask, "vqa", RED, question="what")
@@ -514,7 +515,7 @@ class TestSteps:
             assert results(first.result())
             assert len(results(matrix.result())) == 4
 
-    def test_out_of_time(self, tmp_path: Path) -> None:
+    def test_an_expired_request_is_answered_with_503(self, tmp_path: Path) -> None:
         pair_bundle(tmp_path / "a")
         gated = Gated(tmp_path, request_timeout=0.3)
         with serving(gated.app) as remote:
@@ -524,7 +525,7 @@ class TestSteps:
             assert results(remote.ask("match", RED, BLUE, text=["red", "blue"]))
             until(lambda: remote.sample("tokenfold_queue_depth") == 0)
 
-    def test_shutting_down_between_the_steps(self, gated: Gated, pool: ThreadPoolExecutor) -> None:
+    def test_a_drain_finishes_the_second_step(self, gated: Gated, pool: ThreadPoolExecutor) -> None:
         with serving(gated.app) as remote:
             gated.backend.gate.clear()
             matrix = pool.submit(remote.ask, "match", RED, BLUE, text=["red", "blue"])
@@ -534,33 +535,35 @@ class TestSteps:
             assert len(results(matrix.result())) == 2
 
 
-def test_many_at_once(client: Remote, pool: ThreadPoolExecutor) -> None:
+def test_concurrent_requests_get_their_own_answers(
+    client: Remote, pool: ThreadPoolExecutor
+) -> None:
     colours = {"red": RED, "green": GREEN, "blue": BLUE}
     fields: list[dict[str, Any]] = [{"level": "fast"}, {"reduction": 0.2}, {}, {"model": "bounded"}]
 
     def ask(turn: int) -> bool:
         name = list(colours)[turn % 3]
-        image, more = colours[name], fields[turn % len(fields)]
+        image, selector = colours[name], fields[turn % len(fields)]
         match turn % 4:
             case 0:
-                (result,) = results(client.ask("vqa", image, question="what is it", **more))
+                (result,) = results(client.ask("vqa", image, question="what is it", **selector))
                 return bool(result["answers"][0]["answer"] == name)
             case 1:
-                found = results(client.ask("entail", image, hypothesis=[name, "it is " + name]))
-                return [result["label"] for result in found] == ["entailment"] * 2
+                answers = results(client.ask("entail", image, hypothesis=[name, "it is " + name]))
+                return [result["label"] for result in answers] == ["entailment"] * 2
             case 2:
                 white = picture("black", (turn + 1, 9))
-                (result,) = results(client.ask("reason", image, white, statement=name, **more))
+                (result,) = results(client.ask("reason", image, white, statement=name, **selector))
                 return bool(result["answer"])
             case _:
-                rows = results(client.ask("match", *colours.values(), text=[*colours], **more))
+                rows = results(client.ask("match", *colours.values(), text=[*colours], **selector))
                 return [max(range(3), key=row["scores"].__getitem__) for row in rows] == [0, 1, 2]
 
     assert all(pool.map(ask, range(100)))
     assert client.sample("tokenfold_queue_depth") == 0
 
 
-def test_a_bundle_that_says_something_else(tmp_path: Path) -> None:
+def test_a_number_of_labels_that_differs_from_the_graph_fails_the_start(tmp_path: Path) -> None:
     root = pair_bundle(tmp_path / "a")
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["tasks"]["vqa"] = ["yes", "no"]
@@ -570,14 +573,14 @@ def test_a_bundle_that_says_something_else(tmp_path: Path) -> None:
         assert "3 outputs and 2 labels for vqa" in str(app.state.core.failed)
 
 
-def test_threads_share_the_tokenizer(client: Remote) -> None:
+def test_concurrent_requests_share_the_tokenizer(client: Remote) -> None:
     errors: list[BaseException] = []
 
     def ask(words: int) -> None:
         try:
-            with Remote(client.url) as one:
+            with Remote(client.url) as connection:
                 for _ in range(10):
-                    (result,) = results(one.ask("vqa", RED, question="it " * words))
+                    (result,) = results(connection.ask("vqa", RED, question="it " * words))
                     assert result["text"]["tokens"] == words + 2
         except BaseException as error:
             errors.append(error)

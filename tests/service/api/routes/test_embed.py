@@ -1,4 +1,4 @@
-"""Vectors of images and of texts, over real HTTP."""
+"""Tests of POST /v1/embed: vectors of images and of texts."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def client(bundles: Path) -> Iterator[Remote]:
 def results(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     EmbedResponse.model_validate_json(response.content)
-    found: list[dict[str, Any]] = response.json()["results"]
-    return found
+    listed: list[dict[str, Any]] = response.json()["results"]
+    return listed
 
 
-def texts(client: Remote, *found: str, **fields: Any) -> httpx.Response:
-    return client.post("/v1/embed", json={"text": list(found), **fields})
+def texts(client: Remote, *values: str, **fields: Any) -> httpx.Response:
+    return client.post("/v1/embed", json={"text": list(values), **fields})
 
 
 def vectors(response: httpx.Response) -> Any:
@@ -49,7 +49,7 @@ def vectors(response: httpx.Response) -> Any:
 
 
 class TestVectors:
-    def test_an_image(self, client: Remote) -> None:
+    def test_an_image_is_answered_with_a_unit_vector(self, client: Remote) -> None:
         (result,) = results(client.ask("embed", RED, reduction=0.6))
         assert len(result["vector"]) == WIDTH
         assert np.linalg.norm(result["vector"]) == pytest.approx(1, abs=1e-6)
@@ -66,7 +66,7 @@ class TestVectors:
         assert "text" not in result
         assert "slots" not in result
 
-    def test_texts(self, client: Remote) -> None:
+    def test_texts_are_answered_with_unit_vectors(self, client: Remote) -> None:
         response = texts(client, "a red circle", "blue . " * 20)
         short, long = results(response)
         assert response.json()["model"] == "dual"
@@ -76,38 +76,40 @@ class TestVectors:
         assert np.linalg.norm(short["vector"]) == pytest.approx(1, abs=1e-6)
         assert short["timings_ms"]["decode"] == 0
 
-    def test_which_image_a_text_is_about(self, client: Remote) -> None:
+    def test_a_text_is_closest_to_the_image_it_describes(self, client: Remote) -> None:
         images = vectors(client.ask("embed", RED, GREEN, BLUE))
-        said = vectors(texts(client, "the blue one", "green", "a photo of a red circle"))
-        assert (said @ images.T).argmax(axis=1).tolist() == [2, 1, 0]
+        text_vectors = vectors(texts(client, "the blue one", "green", "a photo of a red circle"))
+        assert (text_vectors @ images.T).argmax(axis=1).tolist() == [2, 1, 0]
 
-    def test_exactly(self, client: Remote) -> None:
+    def test_base64_vectors_are_exact(self, client: Remote) -> None:
         (result,) = results(client.ask("embed", RED, encoding="base64"))
         exact = np.frombuffer(base64.b64decode(result["vector"]), "<f4")
         assert exact.shape == (WIDTH,)
         np.testing.assert_allclose(exact, vectors(client.ask("embed", RED))[0], atol=1e-9)
 
-    def test_a_form_of_texts(self, client: Remote) -> None:
+    def test_texts_in_a_form(self, client: Remote) -> None:
         files = [("text", (None, "red, or not")), ("text", (None, "blue"))]
-        found = results(client.post("/v1/embed", files=files))
-        assert [result["text"]["tokens"] for result in found] == [6, 3]
+        answers = results(client.post("/v1/embed", files=files))
+        assert [result["text"]["tokens"] for result in answers] == [6, 3]
 
-    def test_slots_and_pieces(self, client: Remote) -> None:
+    def test_slots_and_text_pieces_are_included_on_request(self, client: Remote) -> None:
         (result,) = results(client.ask("embed", RED, include="slots", level="fast"))
-        left = result["reduction"]["tokens_out"]
-        assert result["slots"] == [at if at < left else 0 for at in range(WORKLOAD.tokens)]
+        kept = result["reduction"]["tokens_out"]
+        assert result["slots"] == [
+            position if position < kept else 0 for position in range(WORKLOAD.tokens)
+        ]
         assert result["grid"] == [4, 4]
         assert result["protected"] == 1
         (result,) = results(texts(client, "a circle", include=["slots"]))
         assert result["text"]["pieces"] == ["[CLS]", "a", "circle", "[SEP]"]
         assert "slots" not in result
 
-    def test_every_selector(self, client: Remote) -> None:
+    def test_every_selector_selects_a_level(self, client: Remote) -> None:
         for fields, levels in (
             ({"level": "fast"}, ["fast"]),
             ({"reduction": 0.123}, ["custom"]),
             ({"max_latency_ms": 10_000}, ["exact"]),
-            # The faster of those that reach it; which that is was measured, of a tiny network.
+            # The fastest level that reaches it; which one depends on measured durations.
             ({"min_accuracy": 0.85}, ["exact", "balanced"]),
         ):
             (result,) = results(client.ask("embed", RED, **fields))
@@ -115,19 +117,19 @@ class TestVectors:
         detail = problem(client.ask("embed", RED, min_accuracy=0.95), 409, "accuracy-budget")
         assert "(recall)" in detail
 
-    def test_texts_that_are_filled_up(self, client: Remote) -> None:
-        found = results(texts(client, "red", "a red circle", model="padded"))
-        # The words alone, as people count.
-        assert [result["text"]["tokens"] for result in found] == [3, 5]
+    def test_padding_does_not_change_vectors(self, client: Remote) -> None:
+        answers = results(texts(client, "red", "a red circle", model="padded"))
+        # Padding tokens are not counted.
+        assert [result["text"]["tokens"] for result in answers] == [3, 5]
         same = vectors(texts(client, "red", "a red circle"))
-        np.testing.assert_allclose([result["vector"] for result in found], same, atol=1e-6)
+        np.testing.assert_allclose([result["vector"] for result in answers], same, atol=1e-6)
 
-    def test_one_that_fails_fails_alone(self, client: Remote) -> None:
-        found = results(client.ask("embed", RED, b"no image", BLUE))
-        assert found[1]["problem"]["status"] == 415
-        assert len(found[2]["vector"]) == WIDTH
+    def test_a_bad_image_does_not_fail_the_others(self, client: Remote) -> None:
+        answers = results(client.ask("embed", RED, b"no image", BLUE))
+        assert answers[1]["problem"]["status"] == 415
+        assert len(answers[2]["vector"]) == WIDTH
 
-    def test_texts_count_as_texts(self, client: Remote) -> None:
+    def test_texts_are_counted_separately_from_images(self, client: Remote) -> None:
         before = client.sample("tokenfold_texts_total")
         images = client.sample("tokenfold_images_total", task="embed")
         spent = client.sample("tokenfold_flops_total", task="embed", kind="spent")
@@ -139,29 +141,29 @@ class TestVectors:
 
 
 class TestRefused:
-    def test_both_kinds_or_none(self, client: Remote) -> None:
-        one = base64.b64encode(RED).decode()
-        for fields, given in (({}, "neither"), ({"image": one, "text": "red"}, "both")):
+    def test_a_request_has_either_images_or_texts(self, client: Remote) -> None:
+        image = base64.b64encode(RED).decode()
+        for fields, count_word in (({}, "neither"), ({"image": image, "text": "red"}, "both")):
             detail = problem(client.post("/v1/embed", json=fields), 422, "invalid-request")
-            assert given in detail
+            assert count_word in detail
 
-    def test_empty_texts_and_lists(self, client: Remote) -> None:
+    def test_empty_texts_and_lists_are_refused(self, client: Remote) -> None:
         assert "text.1" in problem(texts(client, "red", " "), 422, "invalid-request")
         assert "text.0: is empty" in problem(texts(client, "\u200b"), 422, "invalid-request")
         assert "at least 1" in problem(texts(client), 422, "invalid-request")
 
-    def test_too_many(self, client: Remote) -> None:
+    def test_the_number_of_items_is_limited(self, client: Remote) -> None:
         assert "8 texts" in problem(texts(client, *["red"] * 9), 422, "invalid-request")
         assert "8 images" in problem(client.ask("embed", *[RED] * 9), 422, "invalid-request")
 
-    def test_models_that_make_no_vectors(self, client: Remote) -> None:
+    def test_models_without_embeddings_are_refused(self, client: Remote) -> None:
         assert "dual, padded" in problem(
             client.ask("embed", RED, model="colours"), 404, "unknown-model"
         )
         problem(texts(client, "red", model="pairs"), 404, "unknown-model")
 
 
-def test_models(client: Remote) -> None:
+def test_models_describe_the_similarity(client: Remote) -> None:
     listed = client.get("/v1/models").json()
     assert listed["default"]["embed"] == "dual"
     assert listed["default"]["classify"] == "colours"
@@ -184,7 +186,7 @@ def test_models(client: Remote) -> None:
 
 
 class TestUnderLoad:
-    def test_texts_share_a_run(self, bundles: Path) -> None:
+    def test_waiting_texts_share_a_run(self, bundles: Path) -> None:
         gated = Gated(bundles / "b")
         with serving(gated.app) as remote, ThreadPoolExecutor(8) as pool:
             gated.backend.gate.clear()
@@ -194,5 +196,5 @@ class TestUnderLoad:
             until(lambda: remote.sample("tokenfold_queue_depth") == 6)
             gated.backend.gate.set()
             assert results(first.result())[0]["batch_size"] == 1
-            found = [result for one in later for result in results(one.result())]
-            assert {result["batch_size"] for result in found} == {6}
+            answers = [result for future in later for result in results(future.result())]
+            assert {result["batch_size"] for result in answers} == {6}

@@ -1,0 +1,1 @@
+"""Tests of `tokenfold.service.api.routes`."""
