@@ -48,8 +48,8 @@ def statement(pair: Pair, random: np.random.Generator) -> tuple[Text, Text]:
     truth = random.random() < 0.5
     key, kind, fields = _statement_parts(pair, random, truth)
     text, answer = worded(STATEMENTS[key], fields, random), "true" if truth else "false"
-    left, true_kinds = (Text(text, answer, key, (matches(s.things, kind),)) for s in pair)
-    return left, true_kinds
+    left, right = (Text(text, answer, key, (matches(scene.things, kind),)) for scene in pair)
+    return left, right
 
 
 def _statement_parts(pair: Pair, random: np.random.Generator, truth: bool) -> StatementParts:
@@ -88,8 +88,9 @@ def _choose(
 ) -> tuple[Kind, dict[str, str]] | None:
     """Choose a kind with which the statement has the requested truth value.
 
-    Returns None if these kinds cannot make it both true and false, because then the form would
-    reveal the answer.
+    Returns:
+        The kind, and the fields of the template; None if the statement is true for all of the kinds
+        or false for all of them, because then the form would reveal the answer.
     """
     counts = {kind: (len(matches(here, kind)), len(matches(there, kind))) for kind in kinds}
     if key in PRESENCE:

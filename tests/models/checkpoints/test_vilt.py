@@ -190,7 +190,7 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-# Hugging Face; tests/test_vilt.py holds the logits against theirs.
+# Hugging Face; tests/models/networks/test_vilt.py compares the logits with `transformers`.
 
 
 def test_a_folder_tells_its_answers_and_preprocessing(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_two_images_need_a_third_modality(tmp_path: Path) -> None:
         load(str(file))
 
 
-# PuMer's.
+# PuMer's folders.
 
 
 @pytest.mark.parametrize("task", HEADS)
@@ -467,7 +467,7 @@ def test_another_reduction_is_rejected(
         load(str(folder))
 
 
-# Tokenizers that the checkpoint lacks.
+# Checkpoints without a tokenizer.
 
 
 def test_a_missing_tokenizer_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +503,7 @@ def test_a_tokenizer_of_another_network_is_rejected(tmp_path: Path) -> None:
         load(str(folder))
 
 
-# Answers: 40 of them in no order, the sixth empty.
+# Answers: 40 in random order, of which the sixth is empty.
 
 MANY = [f"answer {(at * 7) % 40}" for at in range(40)]
 MANY[5] = ""
@@ -593,7 +593,7 @@ def test_contradictory_files_are_rejected(tmp_path: Path) -> None:
         answers.from_folder(tmp_path, 40, alphabetical=False)
 
 
-# Our own format.
+# Tokenfold's own format.
 
 
 def saved(folder: Path) -> PairCheckpoint:
@@ -671,7 +671,7 @@ def test_damaged_files_are_rejected(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-# Random ones.
+# Random weights.
 
 
 def test_random_networks(tmp_path: Path) -> None:
