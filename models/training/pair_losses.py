@@ -13,6 +13,7 @@ from tokenfold import scenes
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.workload import Plan
 from tokenfold.models.networks.operators import Tokens
+from tokenfold.models.networks.pair import PairReduction
 from tokenfold.models.networks.vilt import Vilt
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pumer import PuMer
@@ -187,10 +188,10 @@ def answer(
     if chosen is not None:
         index = (chosen + 1).unsqueeze(-1).expand(-1, -1, image.shape[-1])
         image = torch.cat([image[:, :1], image.gather(1, index)], dim=1)
-    depth = model.config.depth
-    matchers: list[Matcher | PuMer | None] | None = None
+    reduction = None
     if plan is not None:
-        matchers = [PuMer() if method == "pumer" else ToMe() for _ in range(depth)]
+        matcher: Matcher | PuMer = PuMer() if method == "pumer" else ToMe()
+        reduction = PairReduction(plan, [matcher] * model.config.depth, weighted)
     pooled = []
     for second, part in ((False, slice(0, texts)), (True, slice(texts, texts + pairs))):
         if part.start == part.stop:
@@ -206,9 +207,7 @@ def answer(
             batch.ids[part],
             batch.size[part],
             second=second,
-            plan=plan,
-            matchers=matchers,
-            weighted=weighted,
+            reduction=reduction,
             ops=MixedPrecision(),
         )
         pooled.append(fused.pooled)

@@ -326,7 +326,7 @@ def official_blocks(arrays: Mapping[str, np.ndarray], heads: int) -> list[Block]
     for layer in range(depth_of(arrays)):
         weights = weights_of(arrays, f"{layer}.")
         hidden, dim = weights["mlp.fc1.weight"].shape
-        block = Block(dim, heads, hidden, eps=1e-6)
+        block = Block(dim, heads, hidden)
         block.load_state_dict(weights)
         blocks.append(block)
     return blocks
