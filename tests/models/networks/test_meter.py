@@ -96,22 +96,22 @@ def texts(batch: int, max_tokens: int = 9) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def test_the_image_tower_matches_transformers(tmp_path: Path) -> None:
-    theirs = PublishedMeter()
-    model, _ = loaded(official(tmp_path, theirs.official()))
+    reference = PublishedMeter()
+    model, _ = loaded(official(tmp_path, reference.official()))
     for side in (32, 48):
         image = photos(2, (side, side))
-        ours = model.embed_image(model.patch_embed(image), (side // 8, side // 8))
-        torch.testing.assert_close(ours, theirs.image_tokens(image), atol=1e-4, rtol=0)
-        assert ours.std(0).mean() > 0.1
+        actual = model.embed_image(model.patch_embed(image), (side // 8, side // 8))
+        torch.testing.assert_close(actual, reference.image_tokens(image), atol=1e-4, rtol=0)
+        assert actual.std(0).mean() > 0.1
 
 
 @torch.no_grad()
 def test_the_text_tower_matches_transformers(tmp_path: Path) -> None:
-    theirs = PublishedMeter()
-    model, _ = loaded(official(tmp_path, theirs.official()))
+    reference = PublishedMeter()
+    model, _ = loaded(official(tmp_path, reference.official()))
     ids, size = texts(4)
-    ours, expected = model.text(ids, size, EAGER), theirs.text_tokens(ids)
-    torch.testing.assert_close(ours[size > 0], expected[size > 0], atol=1e-4, rtol=0)
+    actual, expected = model.text(ids, size, EAGER), reference.text_tokens(ids)
+    torch.testing.assert_close(actual[size > 0], expected[size > 0], atol=1e-4, rtol=0)
     assert expected[size > 0].std(0).mean() > 0.1
     assert FIRST_POSITION == 2
 

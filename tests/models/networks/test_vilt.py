@@ -158,18 +158,18 @@ CLASSES: dict[PairTask, tuple[str, dict[str, Any]]] = {
 def saved(task: PairTask, folder: Path) -> tuple[Any, PairCheckpoint]:
     """Return a random network of `transformers`, and the checkpoint loaded from its folder."""
     name, changes = CLASSES[task]
-    theirs: Any = getattr(transformers, name)(transformers.ViltConfig(**{**SETTINGS, **changes}))
-    shake(theirs)
-    theirs.eval().save_pretrained(folder)
+    reference: Any = getattr(transformers, name)(transformers.ViltConfig(**{**SETTINGS, **changes}))
+    shake(reference)
+    reference.eval().save_pretrained(folder)
     word_level([f"w{index}" for index in range(26)], 12).save(folder / "tokenizer.json")
-    return theirs, vilt.load(folder, folder.name)
+    return reference, vilt.load(folder, folder.name)
 
 
 @pytest.mark.parametrize("task", CLASSES)
 @torch.no_grad()
 def test_logits_match_transformers(task: PairTask, tmp_path: Path) -> None:
-    theirs, ours = saved(task, tmp_path)
-    assert list(ours.model.config.heads) == [task]
+    reference, checkpoint = saved(task, tmp_path)
+    assert list(checkpoint.model.config.heads) == [task]
     ids, size = texts(len(GRIDS))
     canvas, grids = photos(GRIDS)
     mask = pixel_mask(canvas, grids)
@@ -178,11 +178,11 @@ def test_logits_match_transformers(task: PairTask, tmp_path: Path) -> None:
         canvas, mask, grids = (torch.stack([x, x.flip(0)], dim=1) for x in (canvas, mask, grids))
     # `transformers` expects a list of images here, even for a single image.
     masks = mask[:, None] if task == "entail" else mask
-    expected = theirs(
+    expected = reference(
         input_ids=ids, attention_mask=size.long(), pixel_values=canvas, pixel_mask=masks
     ).logits
-    assert isinstance(ours.model, Vilt)
-    logits = answer_padded(ours.model, canvas, ids, size, task, grids)
+    assert isinstance(checkpoint.model, Vilt)
+    logits = answer_padded(checkpoint.model, canvas, ids, size, task, grids)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert expected.std(0).min() > 0.05  # the inputs affect the logits
 
