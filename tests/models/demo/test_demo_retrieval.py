@@ -62,7 +62,7 @@ def test_the_checkpoint_exports_to_the_shipped_bundle(tmp_path: Path) -> None:
     assert exported.manifest.workload == shipped.manifest.workload
     assert exported.manifest.levels == shipped.manifest.levels
     assert exported.manifest.similarity == shipped.manifest.similarity
-    images = np.stack([scenes.draw(scene) for scene in held_out(3).drawn])
+    images = np.stack([scenes.draw(scene) for scene in held_out(3).scenes])
     shipped_session, exported_session = DualSession(shipped), DualSession(exported)
     for level in shipped.manifest.levels.values():
         before, after = (
@@ -83,7 +83,7 @@ def test_recall_matches_the_profile() -> None:
     for query in gallery.texts:
         ids = text.encode(query).ids[None]
         texts.append(session.embed_texts(ids, np.ones(ids.shape, dtype=np.float32))[0])
-    images = np.stack([scenes.draw(scene) for scene in gallery.drawn])
+    images = np.stack([scenes.draw(scene) for scene in gallery.scenes])
     for name in ("exact", "balanced"):
         plan = bundle.manifest.levels[name].plan
         vectors = np.concatenate(
@@ -101,7 +101,7 @@ def test_short_queries_retrieve_matching_scenes() -> None:
     bundle = Bundle.open(BUNDLE)
     session = DualSession(bundle)
     gallery = held_out(300, first=80_000)
-    images = np.stack([scenes.draw(scene) for scene in gallery.drawn])
+    images = np.stack([scenes.draw(scene) for scene in gallery.scenes])
     plan = bundle.manifest.levels["balanced"].plan
     vectors = np.concatenate(
         [
@@ -115,7 +115,7 @@ def test_short_queries_retrieve_matching_scenes() -> None:
         for shape in scenes.SHAPES:
             ids = text.encode(f"a {colour} {shape}").ids[None]
             vector = session.embed_texts(ids, np.ones(ids.shape, dtype=np.float32))[0]
-            best = gallery.drawn[int((vectors @ vector).argmax())]
+            best = gallery.scenes[int((vectors @ vector).argmax())]
             hits.append(
                 any((thing.colour, thing.shape) == (colour, shape) for thing in best.things)
             )

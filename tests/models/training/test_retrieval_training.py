@@ -55,7 +55,7 @@ def _drawn(count: int) -> list[scenes.Scene]:
 
 def test_training_scenes_exclude_held_out_ones() -> None:
     gallery = held_out(5, first=3)
-    assert [scene.seed for scene in gallery.drawn] == [10_000_003 + index for index in range(5)]
+    assert [scene.seed for scene in gallery.scenes] == [10_000_003 + index for index in range(5)]
     assert len(set(gallery.texts)) == 5
 
 
