@@ -11,6 +11,7 @@ from tokenfold.bundle.preprocess import Pixels, Preprocess
 from tokenfold.bundle.workload import Method
 from tokenfold.export.matchers import matcher_counts, matchers, pair_matchers
 from tokenfold.models.checkpoints.checkpoint import Checkpoint, DualCheckpoint, PairCheckpoint
+from tokenfold.models.networks.pair import PairReduction
 from tokenfold.runtime.dual import ImageVectors
 from tokenfold.runtime.pair import Float, Int, PairInputs, PairOutput, PairRunner
 from tokenfold.runtime.session import Output, Session
@@ -120,17 +121,19 @@ class PairReference(PairRunner):
 
     def _fuse(self, inputs: PairInputs, slots: bool) -> PairOutput:
         plan, other = inputs.plan, inputs.other
+        reduction = None
         # With a plan of zeros PuMer's layers would still compute the importance of tokens.
         unreduced = self._workload.method == "pumer" and not any(plan)
+        counts = None if unreduced else matcher_counts(self._workload, plan)
+        if counts is not None and self._matchers is not None:
+            reduction = PairReduction(counts, self._matchers, self._weighted)
         with torch.inference_mode():
             fused = self._model.fuse(
                 torch.from_numpy(inputs.image_tokens),
                 torch.from_numpy(inputs.input_ids),
                 torch.from_numpy(inputs.text_size),
                 second=other is not None,
-                plan=None if unreduced else matcher_counts(self._workload, plan),
-                matchers=self._matchers,
-                weighted=self._weighted,
+                reduction=reduction,
             )
             head_input = fused.pooled
             if other is not None:

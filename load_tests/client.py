@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _CLOSES = re.compile(rb"\r\nconnection: *close")
-# Seconds of pause after a refusal, so that a full or absent service gets no stream of requests.
+# Seconds of pause after an error, so that a full or absent service is not flooded with requests.
 PAUSE = 0.02
 MAX_HEAD_BYTES = 65_536
 
 
 class AddressError(ValueError):
-    """An address that the load generators do not accept."""
+    """The load generators do not accept an address; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ServiceAddress:
         """Parse http://host:port.
 
         Raises:
-            AddressError: not a plain HTTP address, or another machine without `allow_remote`.
+            AddressError: the URL is not plain HTTP, or it names another machine without
+                `allow_remote`.
         """
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme != "http" or parts.hostname is None:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from load_tests.bare import bare_session
 from load_tests.client import Client, ServiceAddress, post
-from load_tests.load import Report, Schedule, closed_loop
+from load_tests.load import Report, Schedule, alternate, closed_loop, total_errors
 from load_tests.served_vs_bare import prepared_jpeg
 from load_tests.server import Service, serving
 from tokenfold.bundle.bundle import Bundle
@@ -33,7 +33,7 @@ _PLACEHOLDER = b"<number-of-image>"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class IngestComparison:
     """Results of a level over all rounds.
 
     Attributes:
@@ -107,7 +107,7 @@ def compare(
     batch: int,
     photo: bytes | None,
     callers: int,
-) -> Comparison:
+) -> IngestComparison:
     """Measure both sides in each round; their order alternates.
 
     Args:
@@ -121,11 +121,9 @@ def compare(
     Raises:
         ValueError: no request was answered in a round.
     """
-    seconds, warm_up = schedule.seconds, schedule.warm_up
     image = (photo or prepared_jpeg(bundle)) + _PLACEHOLDER
     console = Console(stderr=True)
     quiet = not console.is_terminal
-    reports: list[tuple[Report, Report]] = []
     with (
         tempfile.TemporaryDirectory() as data,
         bare_session(bundle.folder, callers) as bare,
@@ -134,16 +132,15 @@ def compare(
         create(service.address, bundle.manifest.name, level)
         request = post(service.address, f"/v1/galleries/{GALLERY}/images", [image] * batch, {})
         numbers = itertools.count()
-        for round_index in track(range(schedule.rounds), "rounds", console=console, disable=quiet):
-
-            def served() -> Report:
-                return ingest(service, request, numbers, schedule)
-
-            if round_index % 2:
-                served_report = served()
-                reports.append((bare.load(level, seconds, warm_up), served_report))
-            else:
-                reports.append((bare.load(level, seconds, warm_up), served()))
+        rounds = track(range(schedule.rounds), "rounds", console=console, disable=quiet)
+        reports = [
+            alternate(
+                round_index,
+                lambda: bare.load(level, schedule.seconds, schedule.warm_up),
+                lambda: ingest(service, request, numbers, schedule),
+            )
+            for round_index in rounds
+        ]
     return summary(level, reports, batch)
 
 
@@ -164,7 +161,7 @@ def ingest(
         )
 
 
-def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> Comparison:
+def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> IngestComparison:
     """Summarise the rounds.
 
     Args:
@@ -175,14 +172,12 @@ def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> 
     Raises:
         ValueError: no request was answered in a round.
     """
-    errors: dict[str, int] = {}
+    errors = total_errors(served for _, served in rounds)
     for bare, served in rounds:
-        for error, count in served.errors.items():
-            errors[error] = errors.get(error, 0) + count
         if not bare.images_per_second or not served.images_per_second:
             raise ValueError(f"fewer than two answers in a round; errors: {errors}")
     rates = [served.images_per_second * batch for _, served in rounds]
-    return Comparison(
+    return IngestComparison(
         level=level,
         bare=statistics.median(bare.images_per_second for bare, _ in rounds),
         ingested=statistics.median(rates),
@@ -199,7 +194,7 @@ def summary(level: str, rounds: Sequence[tuple[Report, Report]], batch: int) -> 
     )
 
 
-def table(row: Comparison) -> Table:
+def table(row: IngestComparison) -> Table:
     """Return the comparison as a table."""
     result = Table(box=SIMPLE, pad_edge=False)
     for title in (

@@ -150,15 +150,14 @@ async def measure(size: int, plan: SearchPlan, folder: Path) -> Row:
     await fill(gallery, size)
     await optimize(gallery)
     queries = clustered(plan.queries, plan.width, seed=0)
-    await searches(
-        gallery, queries[:_MIN_SEARCHES], plan.seconds, exact=True
-    )  # warms the file cache
-    exact_results, exact = await searches(gallery, queries, plan.seconds, exact=True)
+    # Warm the file cache.
+    await searches(gallery, queries[:_MIN_SEARCHES], plan.seconds, exact=True)
+    exact_results, exact_seconds = await searches(gallery, queries, plan.seconds, exact=True)
     begin = time.perf_counter()
     await index(gallery)
     build_seconds = time.perf_counter() - begin
     await searches(gallery, queries[:_MIN_SEARCHES], plan.seconds, exact=False)
-    index_results, indexed = await searches(gallery, queries, plan.seconds, exact=False)
+    index_results, index_seconds = await searches(gallery, queries, plan.seconds, exact=False)
     recalls = [
         len(exact_ids & index_ids) / TOP
         for exact_ids, index_ids in zip(exact_results, index_results, strict=False)
@@ -166,10 +165,10 @@ async def measure(size: int, plan: SearchPlan, folder: Path) -> Row:
     row = Row(
         size=size,
         width=plan.width,
-        exact_p50_ms=percentile_ms(exact, 50) or 0.0,
-        exact_p99_ms=percentile_ms(exact, 99) or 0.0,
-        index_p50_ms=percentile_ms(indexed, 50) or 0.0,
-        index_p99_ms=percentile_ms(indexed, 99) or 0.0,
+        exact_p50_ms=percentile_ms(exact_seconds, 50) or 0.0,
+        exact_p99_ms=percentile_ms(exact_seconds, 99) or 0.0,
+        index_p50_ms=percentile_ms(index_seconds, 50) or 0.0,
+        index_p99_ms=percentile_ms(index_seconds, 99) or 0.0,
         recall=float(np.mean(recalls)),
         index_seconds=build_seconds,
         memory_mb=(process.memory_info().rss - before) / 2**20,
@@ -222,5 +221,5 @@ def table(rows: Sequence[Row]) -> Table:
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
-    measured = asyncio.run(measure(arguments[0], SearchPlan(*arguments[1]), Path(arguments[2])))
-    print(json.dumps(measured.as_json()))
+    row = asyncio.run(measure(arguments[0], SearchPlan(*arguments[1]), Path(arguments[2])))
+    print(json.dumps(row.as_json()))

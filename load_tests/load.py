@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 # Performs one piece of work; returns None on success, otherwise a short name of the error.
 Call = Callable[[], str | None]
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 MAX_CALLS = 1_000_000
 MAX_SECONDS = 600.0
@@ -49,7 +52,7 @@ class Report:
 
     Attributes:
         images: successful calls in the measured time.
-        seconds: time from the first of their ends to the last.
+        seconds: time between the ends of the first and the last successful call.
         images_per_second: successful calls after the first, divided by `seconds`.
         p50_ms, p90_ms, p99_ms: durations of the successful calls; None without any.
         errors: number of errors by name: a status code, `timeout` or `connection`.
@@ -70,6 +73,22 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Return the attributes as a dict for json.dumps."""
         return asdict(self)
+
+
+def alternate(round_index: int, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """Run two measurements and return both results; odd rounds run the second one first."""
+    if round_index % 2:
+        second_result = second()
+        return first(), second_result
+    return first(), second()
+
+
+def total_errors(reports: Iterable[Report]) -> dict[str, int]:
+    """Return the number of errors in all reports, by name."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.errors)
+    return dict(total)
 
 
 def percentile_ms(durations: Sequence[float], percent: float) -> float | None:
@@ -145,14 +164,14 @@ def closed_loop(
         )
     if not 0 < max_calls <= MAX_CALLS:
         raise ValueError(f"max_calls must be between 1 and {MAX_CALLS}, not {max_calls}")
-    started = itertools.count()
+    call_numbers = itertools.count()
     start = time.monotonic() + warm_up
     stop = start + seconds
 
     def caller(call: Call) -> list[FinishedCall]:
         finished = []
         begin = time.monotonic()
-        while begin < stop and (begin < start or next(started) < max_calls):
+        while begin < stop and (begin < start or next(call_numbers) < max_calls):
             error = call()
             end = time.monotonic()
             finished.append(FinishedCall(end, end - begin, error))
@@ -164,14 +183,14 @@ def closed_loop(
         return time.monotonic(), time.process_time(), service_seconds
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        running = [pool.submit(caller, call) for call in calls]
+        futures = [pool.submit(caller, call) for call in calls]
         time.sleep(warm_up)
         before = usage()
-        wait(running, timeout=stop - before[0])
+        wait(futures, timeout=stop - before[0])
         elapsed, generator_seconds, service_seconds = (
-            b - a for a, b in zip(before, usage(), strict=True)
+            after - earlier for earlier, after in zip(before, usage(), strict=True)
         )
-        finished = [call for future in running for call in future.result()]
+        finished = [call for future in futures for call in future.result()]
     return summarise(
         finished,
         start,

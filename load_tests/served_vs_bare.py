@@ -27,7 +27,7 @@ from load_tests.bare import BareSession, bare_session
 from load_tests.classify import load_requests
 from load_tests.client import post
 from load_tests.images import jpeg, synthetic
-from load_tests.load import Report, Schedule
+from load_tests.load import Report, Schedule, alternate, total_errors
 from load_tests.server import Service, serving
 from tokenfold.bundle.bundle import Bundle, BundleError
 from tokenfold.runtime.machine import cores
@@ -37,7 +37,7 @@ MAX_ROUNDS = 100
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LevelComparison:
     """Results of a level over all rounds.
 
     Attributes:
@@ -74,20 +74,18 @@ class Round:
     served: Report
 
 
-def compare(level: str, rounds: Sequence[Round]) -> Comparison:
+def compare(level: str, rounds: Sequence[Round]) -> LevelComparison:
     """Summarise the rounds of a level.
 
     Raises:
         ValueError: no request was answered in a round.
     """
-    errors: dict[str, int] = {}
+    errors = total_errors(pair.served for pair in rounds)
     for pair in rounds:
-        for error, count in pair.served.errors.items():
-            errors[error] = errors.get(error, 0) + count
         if not pair.bare.images_per_second or not pair.served.images_per_second:
             raise ValueError(f"level {level}: fewer than two answers in a round; errors: {errors}")
     bare, served = [pair.bare for pair in rounds], [pair.served for pair in rounds]
-    return Comparison(
+    return LevelComparison(
         level=level,
         bare=statistics.median(report.images_per_second for report in bare),
         served=statistics.median(report.images_per_second for report in served),
@@ -149,15 +147,14 @@ def measure_rounds(
                     service_cpu=service.cpu_seconds,
                 )
 
-            if round_index % 2:
-                served = serve()
-                rounds_by_level[level].append(Round(bare.load(level, seconds, warm_up), served))
-            else:
-                rounds_by_level[level].append(Round(bare.load(level, seconds, warm_up), serve()))
+            def run_bare(level: str = level) -> Report:
+                return bare.load(level, seconds, warm_up)
+
+            rounds_by_level[level].append(Round(*alternate(round_index, run_bare, serve)))
     return rounds_by_level
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
+def table(comparisons: Sequence[LevelComparison]) -> Table:
     """Return the comparisons as a table."""
     result = Table(box=SIMPLE, pad_edge=False)
     for title in (

@@ -66,15 +66,15 @@ def is_ready(address: ServiceAddress) -> bool:
 def serving(
     arguments: Sequence[str], *, timeout: float = 60.0, command: Sequence[str] | None = None
 ) -> Iterator[Service]:
-    """Run `tokenfold serve` on a free loopback port, ready when the block begins.
+    """Run `tokenfold serve` on a free loopback port; the service is ready when the block begins.
 
     Args:
-        arguments: after `tokenfold serve`.
-        patience: seconds to wait until it is ready, and again until it has stopped.
-        command: to run instead of `tokenfold serve`.
+        arguments: arguments of the command, in addition to host and port.
+        timeout: maximum seconds until the service is ready, and again until it has stopped.
+        command: command to run instead of `tokenfold serve`.
 
     Raises:
-        ServiceError: it ended, or was not ready in time.
+        ServiceError: the service ended, or was not ready in time.
     """
     address = ServiceAddress(LOOPBACK, free_port())
     full_command = [

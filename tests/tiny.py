@@ -78,7 +78,7 @@ def vilt(seed: int = 0, **changes: Any) -> Vilt:
 
 
 def meter_checkpoint(seed: int = 0, **changes: Any) -> PairCheckpoint:
-    """Return a METER of two steps behind small towers, 17 image tokens, up to 12 text tokens."""
+    """Return a METER with two pairs of layers, 17 image tokens and up to 12 text tokens."""
     fields = {
         "form": "sequential",
         "protect_class": False,

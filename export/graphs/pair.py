@@ -22,6 +22,7 @@ from tokenfold.export.graphs.stems import stem
 from tokenfold.export.graphs.symbolic import Symbolic, on_host
 from tokenfold.export.matchers import matcher_counts, pair_matchers
 from tokenfold.models.networks.meter import Meter
+from tokenfold.models.networks.pair import PairReduction
 from tokenfold.models.networks.vilt import Vilt
 
 MAX_GRID_SIDE = 64
@@ -114,14 +115,15 @@ class JointGraph(nn.Module):
         plan = on_host(plan, image_tokens)
         elements: Any = torch.split(plan, 1)
         counts = matcher_counts(self.workload, tuple(elements))
+        reduction = None
+        if counts is not None and self.matchers is not None:
+            reduction = PairReduction(counts, self.matchers, self.weighted)
         fused = self.model.fuse(
             image_tokens.to(self.dtype),
             input_ids,
             text_size,
             second=False if second is None else second,
-            plan=counts,
-            matchers=self.matchers,
-            weighted=self.weighted,
+            reduction=reduction,
             ops=Symbolic(),
         )
         logits = []

@@ -1,4 +1,4 @@
-"""Facts that only the name of a timm architecture tells: heads, activation, norms' epsilon."""
+"""Properties that only the name of a timm architecture determines: heads, activation, epsilon."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def guess(file_name: str) -> Architecture | None:
 
 
 def heads_of(dim: int, hint: str = "") -> int:
-    """Return the number of heads of published networks of this width; shapes do not tell it.
+    """Return the number of heads of published networks of this width; weights do not show it.
 
     Args:
         hint: end of the message.

@@ -100,6 +100,20 @@ def parse_settings(kind: type[Config], content: Mapping[str, Any], where: str) -
         raise CheckpointError(f"{where}{field}: {problem['msg']}") from error
 
 
+def positive_integer(config: Mapping[str, Any], key: str, where: str) -> int | None:
+    """Return a field of a configuration file; None if it is missing or null.
+
+    Raises:
+        CheckpointError: the field is not a positive integer.
+    """
+    value = config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive integer")
+    return value
+
+
 def architecture_names(config: Mapping[str, Any]) -> list[str]:
     """Return the `architectures` of a Hugging Face `config.json`; empty if there are none."""
     names = config.get("architectures")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokenfold.models.checkpoints.checkpoint import CheckpointError
 from tokenfold.models.checkpoints.dual_names import huggingface_blocks
 from tokenfold.models.checkpoints.weights import NameTable, add_layer
 from tokenfold.models.networks.blocks import Activation
@@ -48,6 +49,26 @@ class ClassifierSettings(BaseModel):
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+
+    def square_patch(self, where: str) -> int:
+        """Return the side of the patches, pixels.
+
+        Args:
+            where: start of the message.
+
+        Raises:
+            CheckpointError: the patches are not square, or images do not have three channels.
+        """
+        if self.num_channels != 3:
+            raise CheckpointError(f"{where}: num_channels is {self.num_channels}; supported is 3")
+        if isinstance(self.patch_size, int):
+            return self.patch_size
+        height, width = self.patch_size
+        if height != width:
+            raise CheckpointError(
+                f"{where}: patch_size is {self.patch_size}; supported are square patches"
+            )
+        return height
 
 
 class Classifier(NamedTuple):
@@ -151,7 +172,7 @@ def _clip_names(network: VisionConfig) -> NameTable:
         "pos_embed": (f"{embeddings}.position_embedding.weight",),
         "patch_embed.proj.weight": (f"{embeddings}.patch_embedding.weight",),
     }
-    add_layer(table, "norm_pre", "vision_model.pre_layrnorm")  # the misspelling is theirs
+    add_layer(table, "norm_pre", "vision_model.pre_layrnorm")  # sic
     huggingface_blocks(table, "blocks", "vision_model.encoder.layers", network.depth)
     add_layer(table, "head", "classifier")
     return table

@@ -205,15 +205,9 @@ def _network(
                 f"{where}: {part}_config.hidden_act is {settings.hidden_act!r}; supported are "
                 f"{', '.join(ACTIVATIONS)}"
             )
-    if image.num_channels != 3:
-        raise CheckpointError(f"{where}: num_channels is {image.num_channels}; supported is 3")
     if not image.vision_use_head:
         raise CheckpointError(f"{where}: vision_use_head is false; supported is true")
-    patch = image.patch_size
-    if not isinstance(patch, int):
-        if patch[0] != patch[1]:
-            raise CheckpointError(f"{where}: patch_size is {patch}; supported are square patches")
-        patch = patch[0]
+    patch = image.square_patch(where)
     projection: dict[str, Any] = {}
     head = "text_model.head.weight"
     if kind is CLIP:

@@ -30,7 +30,7 @@ def huggingface(config: DualConfig) -> NameTable:
     add_layer(table, "text.norm", "text_model.final_layer_norm")
     if not attention:
         table["image.cls_token"] = ("vision_model.embeddings.class_embedding",)
-        add_layer(table, "image.norm_pre", "vision_model.pre_layrnorm")  # the misspelling is theirs
+        add_layer(table, "image.norm_pre", "vision_model.pre_layrnorm")  # sic
         add_layer(table, "image.fc_norm", "vision_model.post_layernorm")
         add_layer(table, "image.head", "visual_projection", bias=False)
         add_layer(table, "text.head", "text_projection", bias=False)

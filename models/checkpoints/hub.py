@@ -51,7 +51,7 @@ def fetch(repository: str) -> Path:
 
 
 def fetch_files(repository: str, names: Iterable[str]) -> Path:
-    """Download the given files, where the repository has them, and return their folder.
+    """Download the files that the repository has, and return their folder.
 
     Raises:
         CheckpointError: as `fetch`.

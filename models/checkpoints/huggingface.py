@@ -88,10 +88,6 @@ def _settings(config: dict[str, Any], classifier: Classifier, folder: Path) -> C
     settings = parse_settings(
         ClassifierSettings, {**classifier.defaults, **config}, f"{folder / CONFIG}: "
     )
-    if settings.num_channels != 3:
-        raise CheckpointError(
-            f"{folder / CONFIG}: num_channels is {settings.num_channels}; supported is 3"
-        )
     if settings.hidden_act not in ACTIVATIONS:
         raise CheckpointError(
             f"{folder / CONFIG}: hidden_act is {settings.hidden_act!r}; supported are "
@@ -107,16 +103,9 @@ def _network(
     classes: int,
     folder: Path,
 ) -> VisionConfig:
-    patch = settings.patch_size
-    if not isinstance(patch, int):
-        if patch[0] != patch[1]:
-            raise CheckpointError(
-                f"{folder / CONFIG}: patch_size is {patch}; supported are square patches"
-            )
-        patch = patch[0]
     fields = {
         "image_size": preprocess.size,
-        "patch_size": patch,
+        "patch_size": settings.square_patch(str(folder / CONFIG)),
         "dim": settings.hidden_size,
         "depth": settings.num_hidden_layers,
         "heads": settings.num_attention_heads,

@@ -30,6 +30,7 @@ from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
     network_config,
+    positive_integer,
 )
 from tokenfold.models.checkpoints.files import folder_weights, read_json
 from tokenfold.models.checkpoints.processors import CLIP_MEAN, CLIP_STD
@@ -64,7 +65,7 @@ MAX_TEXT, MAX_TEXT_RETRIEVAL, MAX_TEXT_PUMER = 50, 40, 40
 
 
 class _Trained(NamedTuple):
-    """Facts about the training of a checkpoint that the weights do not tell.
+    """Properties of a checkpoint's training that the weights do not show.
 
     Attributes:
         reduction: None if trained without PuMer.
@@ -147,7 +148,7 @@ def form_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Form:
 def published_rates(prune: float, merge: float, text: float) -> Rates:
     """Return the shares that PuMer's METER uses, given the rates of its configuration.
 
-    Without pruning it reduces nothing; without merging it does not reduce the image.
+    PuMer's METER reduces nothing without pruning, and no image tokens without merging.
     """
     if not prune:
         return 0.0, 0.0, 0.0
@@ -186,17 +187,11 @@ def preprocess(network: MeterConfig, *, stretched: bool) -> Preprocess:
 
 def _trained(weights: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> _Trained:
     form = form_of(weights, config)
-    heads = config.get("num_heads")
-    if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise CheckpointError(f"{CONFIG}: num_heads is {heads!r}; it must be a positive integer")
+    heads = positive_integer(config, "num_heads", CONFIG)
     default = MAX_TEXT_PUMER if form == "sequential" else MAX_TEXT
     if form == "parallel" and "rank_output.weight" in weights:
         default = MAX_TEXT_RETRIEVAL
-    most_text = config.get("max_text_len", default)
-    if not isinstance(most_text, int) or most_text < 1:
-        raise CheckpointError(
-            f"{CONFIG}: max_text_len is {most_text!r}; it must be a positive integer"
-        )
+    most_text = positive_integer(config, "max_text_len", CONFIG) or default
     if "bert" in str(config.get("tokenizer", "")) and "roberta" not in str(config["tokenizer"]):
         raise CheckpointError(f"{CONFIG}: tokenizer is {config['tokenizer']}; supported is RoBERTa")
     reduction = _reduction(config, name) if form == "sequential" else None

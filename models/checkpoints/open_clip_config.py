@@ -15,7 +15,7 @@ CONFIG = "open_clip_config.json"
 HEAD_WIDTH = 64
 
 # Keys that the weights show, or that change nothing at inference.
-SHOWN = {
+VISIBLE_KEYS = {
     "layers", "mlp_ratio", "patch_size", "patch_dropout", "output_tokens",
     "timm_model_pretrained", "timm_proj_bias", "timm_drop", "timm_drop_path",
     "context_length", "vocab_size", "width", "proj_bias", "tokenizer_kwargs",
@@ -25,7 +25,7 @@ SHOWN = {
 class ImageConfig(BaseModel):
     """`vision_cfg`: fields that change the result and that the weights do not show.
 
-    `read` rejects other fields, except those in `SHOWN`.
+    `read` rejects other fields, except those in `VISIBLE_KEYS`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -115,6 +115,6 @@ def read(file: Path) -> Config | None:
     network = config.model_cfg
     for name, part in (("vision_cfg", network.vision_cfg), ("text_cfg", network.text_cfg)):
         for key, value in (part.model_extra or {}).items():
-            if key not in SHOWN and value:
+            if key not in VISIBLE_KEYS and value:
                 raise CheckpointError(f"{CONFIG}: {name}.{key} = {value!r} is not supported")
     return config

@@ -14,8 +14,8 @@ from tokenfold.models.checkpoints.checkpoint import CheckpointError
 from tokenfold.models.checkpoints.weights import NameTable, add_layer, weight_shape
 from tokenfold.models.networks.pair import HeadConfig
 
-# By the name of the head's last layer. `rank_output` comes before `itm_score`: it was made from it,
-# and retrieval no longer uses `itm_score`.
+# By the name of the head's last layer. `rank_output` comes first: it was initialised from
+# `itm_score`, which retrieval then no longer uses.
 HEADS: dict[str, tuple[PairTask, str]] = {
     "vqa_classifier.3": ("vqa", "vqa_classifier"),
     "snli_classifier.3": ("entail", "snli_classifier"),
@@ -65,7 +65,7 @@ def head_config(weights: Mapping[str, Tensor], task: PairTask, head: str) -> Hea
     else:
         classes = weight_shape(weights, f"{head}.3.weight", 2)[0]
         hidden = weight_shape(weights, f"{head}.0.weight", 2)[0]
-    # Answers are trained independently of each other; a ranking head has no classes to choose from.
+    # Answers are trained as independent labels, and a ranking head has a single score.
     independent = task == "vqa" or classes == 1
     scores: Literal["softmax", "sigmoid"] = "sigmoid" if independent else "softmax"
     return HeadConfig(classes=classes, hidden=hidden, scores=scores)

@@ -27,6 +27,7 @@ from tokenfold.models.checkpoints.checkpoint import (
     CheckpointError,
     PairCheckpoint,
     network_config,
+    positive_integer,
 )
 from tokenfold.models.checkpoints.pumer import PuMerReduction
 from tokenfold.models.checkpoints.weights import (
@@ -90,9 +91,7 @@ def from_folder(
         CheckpointError: the weights do not fit the network, or its reduction is not supported.
     """
     where = str(folder / CONFIG)
-    heads = config.get("num_heads")
-    if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise CheckpointError(f"{where}: num_heads is {heads!r}; it must be a positive integer")
+    heads = positive_integer(config, "num_heads", where)
     reduction = pumer.read(config, name, where)
     try:
         model = _model(weights, heads, reduction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,29 +102,44 @@ class GatedMlp(nn.Module):
         return out
 
 
+class BlockVariant(NamedTuple):
+    """Differences between the blocks of the supported networks; the defaults are ViT's.
+
+    Attributes:
+        activation: activation of a plain MLP; a gated MLP always has SiLU.
+        qk_norm: whether a layer norm is applied to the queries and keys of each head.
+        eps: epsilon of all layer norms.
+    """
+
+    activation: Activation = "gelu"
+    gated_mlp: bool = False
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    eps: float = 1e-6
+
+
+PLAIN_BLOCK = BlockVariant()
+
+
 class Block(nn.Module):
     """`x += attention(norm1(x))`, then reduce, then `x += mlp(norm2(x))` (ToMe, figure 1)."""
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        mlp_dim: int,
-        *,
-        activation: Activation = "gelu",
-        gated_mlp: bool = False,
-        qkv_bias: bool = True,
-        qk_norm: bool = False,
-        layer_scale: bool = False,
-        eps: float = 1e-6,
+        self, dim: int, heads: int, mlp_dim: int, variant: BlockVariant = PLAIN_BLOCK
     ) -> None:
         super().__init__()
+        eps, scaled = variant.eps, variant.layer_scale
         self.norm1 = nn.LayerNorm(dim, eps)
-        self.attn = Attention(dim, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, eps=eps)
-        self.ls1: nn.Module = LayerScale(dim) if layer_scale else nn.Identity()
+        self.attn = Attention(
+            dim, heads, qkv_bias=variant.qkv_bias, qk_norm=variant.qk_norm, eps=eps
+        )
+        self.ls1: nn.Module = LayerScale(dim) if scaled else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps)
-        self.mlp: nn.Module = GatedMlp(dim, mlp_dim) if gated_mlp else Mlp(dim, mlp_dim, activation)
-        self.ls2: nn.Module = LayerScale(dim) if layer_scale else nn.Identity()
+        self.mlp: nn.Module = (
+            GatedMlp(dim, mlp_dim) if variant.gated_mlp else Mlp(dim, mlp_dim, variant.activation)
+        )
+        self.ls2: nn.Module = LayerScale(dim) if scaled else nn.Identity()
 
     def forward(
         self,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenfold.models.networks.blocks import Block
+from tokenfold.models.networks.blocks import Block, BlockVariant
 from tokenfold.models.networks.operators import Operators, Tokens
 from tokenfold.models.reduction.tome import ToMe
 
@@ -29,9 +29,8 @@ class ClipTower(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1] + 1, dim))
         self.norm_pre = nn.LayerNorm(dim, EPS)
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_dim, activation="quick_gelu", eps=EPS) for _ in range(depth)
-        )
+        variant = BlockVariant(activation="quick_gelu", eps=EPS)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_dim, variant) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, EPS)
 
     def forward(

@@ -143,16 +143,17 @@ class Meter(PairNetwork):
         x = x + self.modality.weight[0]
         y = self.image_transform(inputs.image) + image_modality(self.modality, inputs.second)
         words, patches = Tokens.start(x, inputs.text_size), Tokens.start(y, inputs.image_size)
+        plan, matchers, weighted = inputs.reduction
         used = 0
-        for pair, matcher in zip(self.pairs, inputs.matchers, strict=True):
-            if not inputs.weighted:
+        for pair, matcher in zip(self.pairs, matchers, strict=True):
+            if not weighted:
                 words, patches = words.unweighted(), patches.unweighted()
             if matcher is None:
                 words, patches = pair(words, patches, ops)
                 continue
             if not isinstance(matcher, PuMer):
                 raise TypeError(f"only PuMer reduces the two streams of METER, not {matcher}")
-            counts, used = tuple(inputs.plan[used : used + 3]), used + 3
+            counts, used = tuple(plan[used : used + 3]), used + 3
             words, patches = pair(words, patches, ops, matcher, counts)
         pooled = self.text_pooler(words.x[:, 0]), self.image_pooler(patches.x[:, 0])
         return Fused(torch.cat(pooled, dim=-1).tanh(), words.trace, patches.trace)

@@ -157,6 +157,32 @@ class Fused(NamedTuple):
     image: Tensor
 
 
+class PairReduction(NamedTuple):
+    """Reduction of the tokens in the layers in which text and image interact.
+
+    Attributes:
+        plan: flat counts of the reducing layers, one per similarity matcher and three per PuMer
+            layer (prune, merge, text).
+        matchers: one per layer, None for a layer that does not reduce.
+        weighted: whether tokens merge by size and attention counts sizes (ToMe); otherwise tokens
+            merge by plain mean and all count as one (PuMer as published).
+    """
+
+    plan: Sequence[int]
+    matchers: Sequence[Matcher | PuMer | None]
+    weighted: bool = True
+
+    def check(self) -> None:
+        """Check that the plan has the counts that the matchers need; raise ValueError otherwise."""
+        expected = sum(
+            3 if isinstance(matcher, PuMer) else 1
+            for matcher in self.matchers
+            if matcher is not None
+        )
+        if len(self.plan) != expected:
+            raise ValueError(f"the plan has {len(self.plan)} counts; the matchers need {expected}")
+
+
 class FusionInputs(NamedTuple):
     """Arguments of `PairNetwork.fuse`, with defaults filled in.
 
@@ -166,11 +192,6 @@ class FusionInputs(NamedTuple):
         text_size: (B, T) float32, 1 for a token and 0 for padding, which is at the end.
         image_size: (B, I) float32, likewise, class token included; None without padding.
         second: whether the image is the second of a pair; an int64 scalar in a graph.
-        plan: flat counts of the reducing layers, one per similarity matcher and three per PuMer
-            layer (prune, merge, text).
-        matchers: one per layer, None for a layer that does not reduce.
-        weighted: whether tokens merge by size and attention counts sizes (ToMe); otherwise tokens
-            merge by plain mean and all count as one (PuMer as published).
     """
 
     image: Tensor
@@ -178,9 +199,7 @@ class FusionInputs(NamedTuple):
     text_size: Tensor
     image_size: Tensor | None
     second: bool | Tensor
-    plan: Sequence[int]
-    matchers: Sequence[Matcher | PuMer | None]
-    weighted: bool
+    reduction: PairReduction
 
 
 class PairNetwork(nn.Module, ABC):
@@ -201,16 +220,14 @@ class PairNetwork(nn.Module, ABC):
         text_size: Tensor | None = None,
         *,
         task: PairTask,
-        plan: Sequence[int] | None = None,
-        matchers: Sequence[Matcher | PuMer | None] | None = None,
-        weighted: bool = True,
+        reduction: PairReduction | None = None,
         ops: Operators = EAGER,
     ) -> Tensor:
         """Return the logits (B, classes) of a task.
 
         Args:
             image: (B, 3, H, W) normalised; (B, 2, 3, H, W) for `reason`.
-            ids, text_size, plan, matchers, weighted, ops: see `fuse`.
+            ids, text_size, reduction, ops: see `fuse`.
             task: one of the heads.
         """
         side = self.config.patch_size
@@ -219,14 +236,7 @@ class PairNetwork(nn.Module, ABC):
         for index, pixels in enumerate(image.unbind(1) if images(task) > 1 else [image]):
             tokens = self.embed_image(self.patch_embed(pixels), grid, ops=ops)
             fused = self.fuse(
-                tokens,
-                ids,
-                text_size,
-                second=index == 1,
-                plan=plan,
-                matchers=matchers,
-                weighted=weighted,
-                ops=ops,
+                tokens, ids, text_size, second=index == 1, reduction=reduction, ops=ops
             )
             pooled.append(fused.pooled)
         return self.heads.logits(torch.cat(pooled, dim=-1), task)
@@ -249,32 +259,26 @@ class PairNetwork(nn.Module, ABC):
         *,
         image_size: Tensor | None = None,
         second: bool | Tensor = False,
-        plan: Sequence[int] | None = None,
-        matchers: Sequence[Matcher | PuMer | None] | None = None,
-        weighted: bool = True,
+        reduction: PairReduction | None = None,
         ops: Operators = EAGER,
     ) -> Fused:
         """Run image tokens and a text through the layers in which they interact.
 
         Args:
-            image, ids, image_size, second, weighted: see `FusionInputs`.
+            image, ids, image_size, second: see `FusionInputs`.
             text_size: see `FusionInputs`; None without padding.
-            plan, matchers: see `FusionInputs`; None in either reduces nothing.
+            reduction: None reduces nothing.
             ops: implementation of attention and reduction.
 
         Raises:
-            ValueError: `plan` has another number of counts than `matchers` need.
+            ValueError: the plan has another number of counts than the matchers need.
         """
-        if plan is None or matchers is None:
-            plan, matchers = [], [None] * self.config.depth
-        expected = sum(
-            3 if isinstance(matcher, PuMer) else 1 for matcher in matchers if matcher is not None
-        )
-        if len(plan) != expected:
-            raise ValueError(f"the plan has {len(plan)} counts; the matchers need {expected}")
+        if reduction is None:
+            reduction = PairReduction([], [None] * self.config.depth)
+        reduction.check()
         if text_size is None:
             text_size = torch.ones_like(ids, dtype=torch.float32)
-        inputs = FusionInputs(image, ids, text_size, image_size, second, plan, matchers, weighted)
+        inputs = FusionInputs(image, ids, text_size, image_size, second, reduction)
         return self._fuse(inputs, ops)
 
     @abstractmethod

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenfold.bundle.workload import TextWorkload
-from tokenfold.models.networks.blocks import Activation, Block
+from tokenfold.models.networks.blocks import Activation, Block, BlockVariant
 from tokenfold.models.networks.operators import EAGER, EagerOperators, Operators, Tokens
 
 
@@ -81,9 +81,9 @@ class TextTower(nn.Module):
         d = config.dim
         self.words = nn.Embedding(config.vocabulary, d)
         self.positions = nn.Embedding(config.most_text, d)
+        variant = BlockVariant(activation=config.activation, eps=config.eps)
         self.blocks = nn.ModuleList(
-            Block(d, config.heads, config.mlp_dim, activation=config.activation, eps=config.eps)
-            for _ in range(config.depth)
+            Block(d, config.heads, config.mlp_dim, variant) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(d, config.eps)
         self.head = nn.Linear(d, config.classes, bias=config.projection_bias)

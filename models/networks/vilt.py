@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenfold.bundle.pair_workload import PairMethod, Rates, ViltWorkload
-from tokenfold.models.networks.blocks import Block
+from tokenfold.models.networks.blocks import Block, BlockVariant
 from tokenfold.models.networks.operators import EAGER, Operators, Tokens
 from tokenfold.models.networks.pair import (
     Fused,
@@ -118,9 +118,9 @@ class Vilt(PairNetwork):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, d))
         self.modality = nn.Embedding(config.modalities, d)
+        variant = BlockVariant(eps=config.eps)
         self.blocks = nn.ModuleList(
-            Block(d, config.heads_per_layer, config.mlp_dim, eps=config.eps)
-            for _ in range(config.depth)
+            Block(d, config.heads_per_layer, config.mlp_dim, variant) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(d, config.eps)
         self.pooler = nn.Linear(d, d)
@@ -133,16 +133,16 @@ class Vilt(PairNetwork):
         *,
         ops: Operators = EAGER,  # noqa: ARG002
     ) -> Tensor:
-        """Add class token and positions, which are resized if the grid is not the network's."""
-        own_grid = self.config.grid
+        """Add the class token, and the positions resized to the grid of the image."""
+        trained_grid = self.config.grid
         positions: Tensor = self.pos_embed
         # A graph learns its grid only when it runs, so there even the network's grid is resized.
-        if any(isinstance(side, torch.SymInt) for side in grid) or tuple(grid) != own_grid:
-            spatial = positions[0, 1:].unflatten(0, own_grid)  # (rows, columns, D)
-            down, across = (
-                _interpolation(*sides, positions) for sides in zip(own_grid, grid, strict=True)
+        if any(isinstance(side, torch.SymInt) for side in grid) or tuple(grid) != trained_grid:
+            spatial = positions[0, 1:].unflatten(0, trained_grid)  # (rows, columns, D)
+            row_weights, column_weights = (
+                _interpolation(*sides, positions) for sides in zip(trained_grid, grid, strict=True)
             )
-            spatial = torch.einsum("ri,ijd,cj->rcd", down, spatial, across)
+            spatial = torch.einsum("ri,ijd,cj->rcd", row_weights, spatial, column_weights)
             positions = torch.cat([positions[:, :1], spatial.flatten(0, 1)[None]], dim=1)
         prefix = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([prefix, patches], dim=1) + positions
@@ -155,23 +155,22 @@ class Vilt(PairNetwork):
         image = image + image_modality(self.modality, inputs.second)
         # PuMer needs the modalities apart. A joint merge needs all padding at the end: between
         # other tokens, padding would shift which tokens are sources.
-        joint = any(
-            matcher is not None and not isinstance(matcher, PuMer) for matcher in inputs.matchers
-        )
+        plan, matchers, weighted = inputs.reduction
+        joint = any(matcher is not None and not isinstance(matcher, PuMer) for matcher in matchers)
         order = _around if joint else _after
         words = inputs.ids.shape[1]
         tokens = Tokens.start(order(text, image), order(inputs.text_size, image_size), text=words)
         if joint and inputs.image_size is not None:
             tokens = _padding_last(tokens)
         used = 0
-        for block, matcher in zip(self.blocks, inputs.matchers, strict=True):
-            if not inputs.weighted:
+        for block, matcher in zip(self.blocks, matchers, strict=True):
+            if not weighted:
                 tokens = tokens.unweighted()
             counts: int | tuple[int, ...] = 0
             if isinstance(matcher, PuMer):
-                counts, used = tuple(inputs.plan[used : used + 3]), used + 3
+                counts, used = tuple(plan[used : used + 3]), used + 3
             elif matcher is not None:
-                counts, used = inputs.plan[used], used + 1
+                counts, used = plan[used], used + 1
             tokens = block(tokens, ops, matcher, counts, size=tokens.size)
         pooled = torch.tanh(self.pooler(self.norm(tokens.x[:, 0])))
         if joint:
@@ -183,15 +182,16 @@ class Vilt(PairNetwork):
 def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
     """Return the weights (target, source) of linear interpolation with aligned corners.
 
-    A matrix, because resizing to a size that is known only when a graph runs cannot be exported.
+    Resizing by a matrix product can be exported even if the size is known only when a graph runs;
+    torch's own resize cannot.
 
     Args:
         source, target: lengths before and after.
         like: tensor with the device and type of the weights.
     """
     index = torch.arange(target, device=like.device, dtype=torch.float32)
-    place = index * (source - 1) / index[-1:].clamp_min(1)  # in units of the source
-    distance = (place[:, None] - torch.arange(source, device=like.device)).abs()
+    position = index * (source - 1) / index[-1:].clamp_min(1)  # in units of the source
+    distance = (position[:, None] - torch.arange(source, device=like.device)).abs()
     return (1 - distance).clamp_min(0).to(like.dtype)
 
 

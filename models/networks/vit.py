@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from tokenfold.bundle.workload import Method, Workload
-from tokenfold.models.networks.blocks import Activation, Block
+from tokenfold.models.networks.blocks import Activation, Block, BlockVariant
 from tokenfold.models.networks.operators import EAGER, Operators, Tokens
 from tokenfold.models.networks.pooling import AttentionPool, fixed_flops, per_token_flops
 from tokenfold.models.networks.stem import (
@@ -158,19 +158,16 @@ class VisionTransformer(nn.Module):
         positions = config.patches + (config.protected if config.position_prefix else 0)
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, d))
         self.norm_pre: nn.Module = nn.LayerNorm(d, config.eps) if config.pre_norm else nn.Identity()
+        variant = BlockVariant(
+            activation=config.activation,
+            gated_mlp=config.gated_mlp,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
+            eps=config.eps,
+        )
         self.blocks = nn.ModuleList(
-            Block(
-                d,
-                config.heads,
-                config.mlp_dim,
-                activation=config.activation,
-                gated_mlp=config.gated_mlp,
-                qkv_bias=config.qkv_bias,
-                qk_norm=config.qk_norm,
-                layer_scale=config.layer_scale,
-                eps=config.eps,
-            )
-            for _ in range(config.depth)
+            Block(d, config.heads, config.mlp_dim, variant) for _ in range(config.depth)
         )
         norm_at = config.final_norm
         self.norm: nn.Module = nn.LayerNorm(d, config.eps) if norm_at == "before" else nn.Identity()

@@ -84,11 +84,11 @@ class PuMer:
             # after the last kept token, which tokens that count as absent fill.
             order = kept.masked_fill(~stays, image).argsort(dim=-1, stable=True)[:, :keep]
             index = order.unsqueeze(-1).expand(-1, -1, metric.shape[-1])
-            among = self.merge(
+            merged_slots = self.merge(
                 metric[:, text:].gather(1, index),
                 (size[:, text:] * stays).gather(1, order),
                 merged,
             )
-            slots = compose(kept, among)
+            slots = compose(kept, merged_slots)
             parts.append(torch.where(slots == DROPPED, slots, slots + text_after))
         return torch.cat(parts, dim=1)

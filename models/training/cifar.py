@@ -67,12 +67,12 @@ class Images(NamedTuple):
 def split(archive: zipfile.ZipFile) -> tuple[list[str], list[str]]:
     """Return the training and held-out files of an archive, named `train/<class>/<n>.jpg`."""
     parts: tuple[list[str], list[str]] = ([], [])
-    seen = dict.fromkeys(CLASSES, 0)
+    counts = dict.fromkeys(CLASSES, 0)
     for name in sorted(archive.namelist()):
         if name.endswith(".jpg"):
             label = _label(name)
-            parts[seen[label] % HOLD_OUT_EVERY == 0].append(name)
-            seen[label] += 1
+            parts[counts[label] % HOLD_OUT_EVERY == 0].append(name)
+            counts[label] += 1
     return parts
 
 
@@ -126,9 +126,9 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[Images]:
     """Yield the full batches of one epoch, in random order."""
     order = torch.randperm(len(data.labels), generator=generator)
-    for chosen in order.split(size):
-        if len(chosen) == size:
-            yield Images(data.pixels[chosen], data.labels[chosen])
+    for indexes in order.split(size):
+        if len(indexes) == size:
+            yield Images(data.pixels[indexes], data.labels[indexes])
 
 
 @torch.no_grad()

@@ -130,11 +130,11 @@ def train_teacher(out: Path) -> None:
     run = Run(initialise(), probes, TEACHER, out / "teacher.pt")
 
     def losses(batch: PairBatch, step: int) -> tuple[Tensor, Tensor]:
-        chosen = None
+        indexes = None
         if step < TEACHER.masked:
             generator = torch.Generator().manual_seed(step)
-            batch, chosen = mask(batch, TEACHER.patches, generator)
-        return teacher_loss(run.model, probes, batch, chosen, step >= TEACHER.text_probe)
+            batch, indexes = mask(batch, TEACHER.patches, generator)
+        return teacher_loss(run.model, probes, batch, indexes, step >= TEACHER.text_probe)
 
     _train(run, losses)
 

@@ -42,7 +42,7 @@ _HARD = frozenset(
         *("equal", "more", "fewer", "larger", "smaller", "same", "different"),  # hypotheses
     }
 )
-_DRAWN = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
+_TEXT_GENERATORS = {"vqa": scenes.question, "entail": scenes.hypothesis, "match": scenes.caption}
 _WORD = re.compile(r"\w+|[^\w\s]")
 _IDS = {word: index for index, word in enumerate((*SPECIAL, *scenes.WORDS))}
 
@@ -131,9 +131,9 @@ def batch(
                 right_images.append((pair.right, right))
             else:
                 scene = scenes.scene(scene_seed)
-                text = _DRAWN[task](scene, random)
+                text = _TEXT_GENERATORS[task](scene, random)
                 if harder and text.family not in _HARD:
-                    text = _DRAWN[task](scene, random)
+                    text = _TEXT_GENERATORS[task](scene, random)
                 images.append((scene, text))
             tasks.append(task)  # type: ignore[arg-type]
             answers.append(text.answer)
@@ -259,7 +259,7 @@ def write_held_out(target: Path, texts: Mapping[PairTask, int] = MEASURED) -> No
                     ]
                 else:
                     scene = scenes.scene(seed)
-                    text = _DRAWN[task](scene, random)
+                    text = _TEXT_GENERATORS[task](scene, random)
                     names = [write(scene, f"{task}/{index}.png")]
                 answer = text.answer
                 if task == "match":

@@ -13,6 +13,7 @@ from tokenfold import scenes
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.workload import Plan
 from tokenfold.models.networks.operators import Tokens
+from tokenfold.models.networks.pair import PairReduction
 from tokenfold.models.networks.vilt import Vilt
 from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pumer import PuMer
@@ -54,13 +55,17 @@ class PairProbes(nn.Module):
         )
 
     def forward(
-        self, layers: Mapping[int, Tensor], batch: PairBatch, chosen: Tensor | None, text: bool
+        self,
+        layers: Mapping[int, Tensor],
+        batch: PairBatch,
+        indexes: Tensor | None,
+        text: bool,
     ) -> Tensor:
         """Return the loss.
 
         Args:
             layers: tokens (N, T + 1 + patches, D) after some of the layers.
-            chosen: (N, patches), indexes of the patches in the image; None for all.
+            indexes: (N, patches), indexes of the patches in the image; None for all.
             text: whether to probe the text's first token for counts and places too, and each patch
                 for its position.
         """
@@ -74,19 +79,19 @@ class PairProbes(nn.Module):
         loss = loss + 3.0 * _by_phrase(self.mentioned, layers, batch, mentioned)
         if text:
             loss = loss + self._counts_and_places(layers[MENTION_LAYERS[-1]][:, 0], batch)
-            loss = loss + self._position_loss(layers, chosen, patches)
+            loss = loss + self._position_loss(layers, indexes, patches)
             # The centres of the things that each phrase describes are what has to be counted.
             centres = mentioned * batch.centre.unsqueeze(1)
             loss = loss + 5.0 * _by_phrase(self.centres, layers, batch, centres)
         return loss
 
     def _position_loss(
-        self, layers: Mapping[int, Tensor], chosen: Tensor | None, patches: int
+        self, layers: Mapping[int, Tensor], indexes: Tensor | None, patches: int
     ) -> Tensor | float:
         loss: Tensor | float = 0.0
         for probe, layer in zip(self.position, MENTION_LAYERS, strict=True):
             tokens = layers[layer][:, -patches:]
-            index = torch.arange(patches).expand(len(tokens), -1) if chosen is None else chosen
+            index = torch.arange(patches).expand(len(tokens), -1) if indexes is None else indexes
             rows, columns = probe(tokens).float().flatten(0, 1).split(GRID, dim=-1)
             loss = loss + 0.25 * F.cross_entropy(rows, index.flatten() // GRID)
             loss = loss + 0.25 * F.cross_entropy(columns, index.flatten() % GRID)
@@ -129,19 +134,19 @@ def mask(batch: PairBatch, patches: int, generator: torch.Generator) -> tuple[Pa
         The batch with smaller patch arrays, and the indexes (N, patches) of the patches.
     """
     draw = torch.rand(batch.centre.shape, generator=generator)
-    chosen = (draw + (batch.shown[:, 0] > 0)).argsort(dim=1, descending=True)[:, :patches]
-    chosen = chosen.sort(dim=1).values
+    indexes = (draw + (batch.shown[:, 0] > 0)).argsort(dim=1, descending=True)[:, :patches]
+    indexes = indexes.sort(dim=1).values
 
     def cut(values: Tensor) -> Tensor:
-        return values.gather(2, chosen[:, None].expand(-1, values.shape[1], -1))
+        return values.gather(2, indexes[:, None].expand(-1, values.shape[1], -1))
 
     return (
         batch._replace(
             shown=cut(batch.shown),
-            centre=batch.centre.gather(1, chosen),
+            centre=batch.centre.gather(1, indexes),
             mentioned=cut(batch.mentioned),
         ),
-        chosen,
+        indexes,
     )
 
 
@@ -170,27 +175,27 @@ def answer(
     plan: Plan | None = None,
     method: Literal["pumer", "tome"] = "pumer",
     weighted: bool = True,
-    chosen: Tensor | None = None,
+    indexes: Tensor | None = None,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> TaskLogits:
     """Run the network on a batch.
 
     Args:
         plan: counts of the method; None reduces nothing.
-        chosen: (N, patches), indexes of the patches to keep; None for all.
+        indexes: (N, patches), indexes of the patches to keep; None for all.
         watch: called with the number and the output tokens of each layer; only without a plan.
     """
     texts = len(batch.tasks)
     pairs = batch.tasks.count("reason")
     grid = (GRID, GRID)
     image = model.embed_image(model.patch_embed(normalise(batch.pixels)), grid)
-    if chosen is not None:
-        index = (chosen + 1).unsqueeze(-1).expand(-1, -1, image.shape[-1])
+    if indexes is not None:
+        index = (indexes + 1).unsqueeze(-1).expand(-1, -1, image.shape[-1])
         image = torch.cat([image[:, :1], image.gather(1, index)], dim=1)
-    depth = model.config.depth
-    matchers: list[Matcher | PuMer | None] | None = None
+    reduction = None
     if plan is not None:
-        matchers = [PuMer() if method == "pumer" else ToMe() for _ in range(depth)]
+        matcher: Matcher | PuMer = PuMer() if method == "pumer" else ToMe()
+        reduction = PairReduction(plan, [matcher] * model.config.depth, weighted)
     pooled = []
     for second, part in ((False, slice(0, texts)), (True, slice(texts, texts + pairs))):
         if part.start == part.stop:
@@ -206,9 +211,7 @@ def answer(
             batch.ids[part],
             batch.size[part],
             second=second,
-            plan=plan,
-            matchers=matchers,
-            weighted=weighted,
+            reduction=reduction,
             ops=MixedPrecision(),
         )
         pooled.append(fused.pooled)
@@ -238,7 +241,7 @@ def _record(outputs: dict[int, Tensor], layer: int) -> Callable[..., None]:
 
 
 def teacher_loss(
-    model: Vilt, probes: PairProbes, batch: PairBatch, chosen: Tensor | None, text: bool
+    model: Vilt, probes: PairProbes, batch: PairBatch, indexes: Tensor | None, text: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of the answers and of the probes; see `PairProbes.forward`."""
     layers: dict[int, list[Tensor]] = {}
@@ -247,9 +250,9 @@ def teacher_loss(
         layers.setdefault(layer, []).append(tokens)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        answers = answer(model, batch, chosen=chosen, watch=watch)
+        answers = answer(model, batch, indexes=indexes, watch=watch)
         joined = {layer: torch.cat(parts) for layer, parts in layers.items()}
-        dense = probes(joined, batch, chosen, text)
+        dense = probes(joined, batch, indexes, text)
     return task_loss(answers, batch), dense
 
 

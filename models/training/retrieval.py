@@ -155,9 +155,9 @@ def recall(model: DualEncoder, gallery: Gallery, reduction: float) -> float:
     plan = plan_for(CONFIG.image.workload("tome"), reduction) if reduction else None
     matchers = [ToMe() for _ in range(CONFIG.image.depth)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for first in range(0, len(gallery.drawn), 100):
+        for first in range(0, len(gallery.scenes), 100):
             part = slice(first, first + 100)
-            x = normalise(pixels(gallery.drawn[part]))
+            x = normalise(pixels(gallery.scenes[part]))
             images.append(model.embed_images(x, plan, matchers, ops=MixedPrecision()).float())
             ids, size = encode(gallery.texts[part])
             texts.append(model.embed_texts(ids, size, ops=MixedPrecision()).float())

@@ -22,6 +22,7 @@ from tokenfold import scenes
 from tokenfold.bundle.text import word_level
 from tokenfold.models.training.pair_data import pad, scene_patches
 from tokenfold.scenes.descriptions import DESCRIPTION_WORDS, description, query
+from tokenfold.scenes.world import Scene
 
 MAX_TEXT = 64
 TEXT = word_level(DESCRIPTION_WORDS, MAX_TEXT)
@@ -59,21 +60,21 @@ class RetrievalBatch(NamedTuple):
 def batch(count: int, seed: int, number: int) -> RetrievalBatch:
     """Return batch `number` of a seed, of training scenes."""
     random = np.random.default_rng((seed, number, 2))
-    drawn = [
+    scene_list = [
         scenes.scene(int(scene_seed))
         for scene_seed in random.integers(scenes.HELD_OUT.start, size=count)
     ]
-    ids, size = encode([query(scene, random) for scene in drawn])
-    shown = np.stack([scene_patches(scene).shown for scene in drawn])
-    facts = np.stack([_facts(scene) for scene in drawn])
+    ids, size = encode([query(scene, random) for scene in scene_list])
+    shown = np.stack([scene_patches(scene).shown for scene in scene_list])
+    facts = np.stack([_facts(scene) for scene in scene_list])
     return RetrievalBatch(
-        pixels(drawn), ids, size, torch.from_numpy(shown), torch.from_numpy(facts)
+        pixels(scene_list), ids, size, torch.from_numpy(shown), torch.from_numpy(facts)
     )
 
 
-def pixels(drawn: list[scenes.Scene]) -> Tensor:
+def pixels(scene_list: list[Scene]) -> Tensor:
     """Draw scenes: (B, 96, 96, 3) uint8."""
-    return torch.from_numpy(np.stack([scenes.draw(scene) for scene in drawn]))
+    return torch.from_numpy(np.stack([scenes.draw(scene) for scene in scene_list]))
 
 
 def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -122,15 +123,16 @@ class RetrievalBatches(IterableDataset[RetrievalBatch]):
 class Gallery(NamedTuple):
     """Held-out scenes with a description of each."""
 
-    drawn: list[scenes.Scene]
+    scenes: list[Scene]
     texts: list[str]
 
 
 def held_out(count: int, first: int = 0) -> Gallery:
     """Return `count` held-out scenes from number `first` on."""
-    drawn = [scenes.scene(scenes.HELD_OUT[first + index]) for index in range(count)]
+    scene_list = [scenes.scene(scenes.HELD_OUT[first + index]) for index in range(count)]
     return Gallery(
-        drawn, [description(scene, np.random.default_rng((scene.seed, 3))) for scene in drawn]
+        scene_list,
+        [description(scene, np.random.default_rng((scene.seed, 3))) for scene in scene_list],
     )
 
 

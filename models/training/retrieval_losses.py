@@ -59,14 +59,14 @@ class RetrievalProbes(nn.Module):
         last: Tensor,
         vectors: tuple[Tensor, Tensor],
         batch: RetrievalBatch,
-        chosen: Tensor,
+        indexes: Tensor,
     ) -> Tensor:
         """Return the loss.
 
         Args:
             middle, last: patches (B, P, D) after half of the layers and after the last one.
             vectors: (B, width) each, of images and texts.
-            chosen: (B, P), indexes of the patches in the image.
+            indexes: (B, P), indexes of the patches in the image.
         """
         loss = torch.zeros(())
         for tokens, probe in ((middle, self.shown["middle"]), (last, self.shown["last"])):
@@ -74,10 +74,10 @@ class RetrievalProbes(nn.Module):
                 probe(tokens).float().split([*ATTRIBUTE_VALUES, GRID, GRID], dim=-1)
             )
             for index, logits in enumerate(attributes):
-                shown = batch.shown[:, index].gather(1, chosen)
+                shown = batch.shown[:, index].gather(1, indexes)
                 loss = loss + F.cross_entropy(logits.flatten(0, 1), shown.flatten())
-            loss = loss + 0.25 * F.cross_entropy(rows.flatten(0, 1), chosen.flatten() // GRID)
-            loss = loss + 0.25 * F.cross_entropy(columns.flatten(0, 1), chosen.flatten() % GRID)
+            loss = loss + 0.25 * F.cross_entropy(rows.flatten(0, 1), indexes.flatten() // GRID)
+            loss = loss + 0.25 * F.cross_entropy(columns.flatten(0, 1), indexes.flatten() % GRID)
         for vector in vectors:
             logits = self.facts(self.scale * vector).float()
             loss = loss + 10.0 * F.binary_cross_entropy_with_logits(logits, batch.facts)
@@ -104,10 +104,10 @@ def losses(
         if step < settings.masked:
             draw = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(step))
             order = (draw + (batch.shown[:, 0] > 0)).argsort(dim=1, descending=True)
-            chosen = order[:, : settings.patches]
-            x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+            indexes = order[:, : settings.patches]
+            x = x.gather(1, indexes.unsqueeze(-1).expand(-1, -1, x.shape[2]))
         else:
-            chosen = torch.arange(x.shape[1]).expand(len(x), -1)
+            indexes = torch.arange(x.shape[1]).expand(len(x), -1)
             if random.random() < REDUCED_SHARE:
                 reduction = float(random.uniform(*settings.reductions))
         outputs: list[Tensor] = []
@@ -132,7 +132,7 @@ def losses(
         dense = torch.zeros(())
         if not reduction:
             middle, last = outputs
-            dense = probes(middle, last, (images, texts), batch, chosen)
+            dense = probes(middle, last, (images, texts), batch, indexes)
     logits = model.logit_scale.exp().clamp_max(100) * images @ texts.T
     targets = torch.arange(len(logits))
     contrast = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2

@@ -29,20 +29,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", required=True)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    engines = EngineStore(options.engines, bundle)
-    missing = engine_specs(
+    store = EngineStore(options.engines, bundle)
+    specs = engine_specs(
         bundle,
         TARGET,
         precision="bf16" if options.precision == "bf16" else None,
         static=options.static_levels,
     )
     print("Some library prints to stdout")
-    for number, origin in enumerate(missing, 1):
+    for number, spec in enumerate(specs, 1):
         try:
-            engines.find(origin)
+            store.find(spec)
         except EngineError:
-            engines.write(origin, bytes(BYTES if origin.plan is None else STATIC_BYTES))
-        line = {"engine": origin.graph, "done": number / len(missing), "phase": "Built"}
+            store.write(spec, bytes(BYTES if spec.plan is None else STATIC_BYTES))
+        line = {"engine": spec.graph, "done": number / len(specs), "phase": "Built"}
         print(json.dumps(line), flush=True)
 
 

@@ -44,7 +44,7 @@ def test_the_chart_of_the_documentation_is_up_to_date(tmp_path: Path) -> None:
     ("bundle", "message"),
     [(f"{DEMO / 'cifar10'}:vqa", "the quality of 'vqa' was not measured"), ("missing", "missing")],
 )
-def test_what_cannot_be_charted_is_reported(
+def test_bundles_without_measurements_are_reported(
     bundle: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert chart.main([bundle, "--out", str(tmp_path / "chart.svg")]) == 2
@@ -52,4 +52,4 @@ def test_what_cannot_be_charted_is_reported(
 
 
 def test_labels_are_moved_apart() -> None:
-    assert chart._apart([10.0, 0.0, 100.0], 20.0) == [20.0, 0.0, 100.0]
+    assert chart._spread([10.0, 0.0, 100.0], 20.0) == [20.0, 0.0, 100.0]

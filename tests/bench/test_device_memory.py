@@ -23,7 +23,7 @@ from tokenfold.runtime.session import SessionOptions
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def used_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of GPU memory in use at each query; the last value repeats."""
     values = [50]
 
@@ -36,7 +36,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_probe_process(
     make: Make,
-    taken: list[int],
+    used_bytes: list[int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -54,7 +54,7 @@ def test_the_probe_process(
 
     monkeypatch.setattr(ImageGraphs, "run", watched)
     monkeypatch.setattr(device_memory, "open_graphs", on_cpu)
-    taken[:] = [300, 700, 750]
+    used_bytes[:] = [300, 700, 750]
     arguments = [str(make()), "--plan", "[1, 1]", "--batch", "3"]
     assert device_memory.main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == [300, 750]
@@ -67,7 +67,7 @@ def test_the_probe_process(
 
 
 def test_memory_of_other_processes_is_subtracted(
-    taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used_bytes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
 
@@ -77,7 +77,7 @@ def test_memory_of_other_processes_is_subtracted(
 
     monkeypatch.setattr(subprocess, "run", run)
     assert measure_device_peak(tmp_path, (1, 1), batch=3) == DevicePeak(250, 700)
-    assert taken == [50]
+    assert used_bytes == [50]
     assert measure_device_peak(
         tmp_path, (1, 1), batch=3, backend="tensorrt", engines=Path("there")
     ) == (DevicePeak(250, 700))
@@ -85,7 +85,7 @@ def test_memory_of_other_processes_is_subtracted(
     assert commands[1][-4:] == ["--backend", "tensorrt", "--engines", "there"]
 
 
-@pytest.mark.usefixtures("taken")
+@pytest.mark.usefixtures("used_bytes")
 def test_a_failed_probe_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
         measure_device_peak(tmp_path, (0, 0), batch=1)

@@ -26,7 +26,7 @@ TOTAL = 1000
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def used_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of GPU memory in use at each query, in a list of one value."""
     used = [50]
     monkeypatch.setattr(device, "memory", lambda: MemoryInfo(TOTAL - used[0], TOTAL))
@@ -45,24 +45,24 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_probe_process(
     make: Make,
     tmp_path: Path,
-    taken: list[int],
+    used_bytes: list[int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = Bundle.open(make())
-    for origin in engine_specs(bundle, TARGET, static=True):
-        EngineStore(tmp_path, bundle).write(origin, bytes(10))
+    for spec in engine_specs(bundle, TARGET, static=True):
+        EngineStore(tmp_path, bundle).write(spec, bytes(10))
     loaded: list[Plan | None] = []
     freed: list[str] = []
 
-    def engine(_tensorrt: object, _plugins: object, origin: EngineSpec, content: bytes) -> int:
-        loaded.append(origin.plan)
-        taken[0] += len(content)
+    def engine(_tensorrt: object, _plugins: object, spec: EngineSpec, content: bytes) -> int:
+        loaded.append(spec.plan)
+        used_bytes[0] += len(content)
         return len(content)
 
     class Runner:
         def __init__(self, engines: list[int], _stream: object) -> None:
-            taken[0] += max(engines)
+            used_bytes[0] += max(engines)
 
         def free(self) -> None:
             freed.append("runner")
@@ -80,7 +80,7 @@ def test_the_probe_process(
     assert json.loads(capsys.readouterr().out) == 50 + 10 + 10
     assert freed == ["runner", "stream"]
     loaded.clear()
-    taken[0] = 50
+    used_bytes[0] = 50
     assert engine_memory.main([*arguments, "--static-levels"]) == 0
     # One engine per plan replaces the engine for all plans; the runners share working memory.
     assert loaded == [(0, 0), (1, 1), (2, 1)]
@@ -88,7 +88,7 @@ def test_the_probe_process(
 
 
 def test_memory_of_other_processes_is_subtracted(
-    taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used_bytes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[Any] = []
 
@@ -97,7 +97,7 @@ def test_memory_of_other_processes_is_subtracted(
         return SimpleNamespace(returncode=0, stdout="700", stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    taken[0] = 60
+    used_bytes[0] = 60
     for static in (False, True):
         assert engine_memory.loaded_bytes(tmp_path, Path("there"), static=static) == 640
     assert commands == [
@@ -106,7 +106,7 @@ def test_memory_of_other_processes_is_subtracted(
     ]
 
 
-@pytest.mark.usefixtures("taken")
+@pytest.mark.usefixtures("used_bytes")
 def test_a_failed_probe_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(MemoryProbeError, match=r"manifest\.json is missing"):
         engine_memory.loaded_bytes(tmp_path, tmp_path, static=False)

@@ -127,7 +127,7 @@ def test_missed_goals_are_listed(report: GpuReport) -> None:
 def test_new_tables_replace_older_ones(
     report: GpuReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report_file, into = tmp_path / "found.json", tmp_path / "gpu.md"
+    report_file, into = tmp_path / "report.json", tmp_path / "gpu.md"
     report_file.write_text(report.json_text())
     marked = f"# Head\n\n{gpu_tables.CUDA.begin}\nstale\n{gpu_tables.CUDA.end}\n\nTail\n"
     into.write_text(marked)

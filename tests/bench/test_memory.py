@@ -38,9 +38,8 @@ def test_a_failed_probe_reports_the_reason(tmp_path: Path) -> None:
 def test_a_peak_that_cannot_be_reset_is_marked(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        memory, "_CLEAR_REFS", tmp_path
-    )  # a folder, which cannot be written as a file
+    # A folder cannot be written like a file.
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path)
     assert memory.main([str(make()), "--plan", "[0, 0]"]) == 0
     total, working, running_only = json.loads(capsys.readouterr().out)
     assert not running_only

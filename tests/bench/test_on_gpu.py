@@ -58,7 +58,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str,
 def test_every_level_at_every_batch(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(capsys, exported, "--r", "2", "--out", tmp_path / "found.json", "--no-memory")
+    report = run(capsys, exported, "--r", "2", "--out", tmp_path / "report.json", "--no-memory")
     rows = [(row["batch"], row["level"]) for row in report["rows"]]
     assert rows == [(batch, level) for batch in (1, 2) for level in ("exact", "most", "r=2")]
     for row in report["rows"]:
@@ -71,7 +71,7 @@ def test_every_level_at_every_batch(
     assert (report["torch"], report["memory"], report["lost"]) == ([], [], [])
     assert "tensorrt" not in report
     assert report["complete"]
-    assert json.loads((tmp_path / "found.json").read_text()) == report
+    assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -85,14 +85,14 @@ def test_each_batch_size_is_saved_and_printed_when_measured(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(on_gpu, "measure_device_peak", interrupt)
-    out = tmp_path / "found.json"
+    out = tmp_path / "report.json"
     assert command.main([str(exported), *QUICK, "--out", str(out)]) == 130
     saved_report = GpuReport.model_validate_json(out.read_text())
     assert [row.batch for row in saved_report.rows] == [1, 1, 2, 2]
     assert not saved_report.complete
     stderr = capsys.readouterr().err
     assert stderr.index("batch 1") < stderr.index("batch 2")
-    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -214,7 +214,7 @@ def test_without_a_gpu_the_error_names_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if missing() is None:
-        pytest.skip("there is a GPU")
+        pytest.skip("this machine has a GPU")
     assert command.main([str(exported), "--backend", backend]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"tokenfold bench: --backend {backend}: ")

@@ -148,7 +148,7 @@ def test_engines_are_built_and_measured(
 def test_onnx_runtime_and_single_plan_engines_are_compared(
     exported: Path, root: Path, openings: list[SessionOptions], run: Callable[..., dict[str, Any]]
 ) -> None:
-    out = root.parent / "found.json"
+    out = root.parent / "report.json"
     report = run(exported, "--r", "2", "--beside", "cuda", "--static-levels", "--out", out)
     engine = SessionOptions("tensorrt", engines=root, static=False)
     assert openings == [engine, SessionOptions("cuda"), engine._replace(static=True)]
@@ -193,21 +193,21 @@ def test_engines_of_another_bundle_are_rebuilt(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (origin,) = engine_specs(bundle, TARGET)
-    engine_files = EngineStore(root, bundle)
-    engine_files.write(origin.model_copy(update={"sha256": "0" * 64}), b"foreign")
+    (spec,) = engine_specs(bundle, TARGET)
+    store = EngineStore(root, bundle)
+    store.write(spec.model_copy(update={"sha256": "0" * 64}), b"foreign")
     with pytest.raises(EngineError, match="something else"):
-        engine_files.find(origin)
+        store.find(spec)
     assert run(exported, "--no-memory")["tensorrt"]["engines"][0]["bytes"] == BYTES
-    assert engine_files.find(origin).bytes == BYTES
+    assert store.find(spec).bytes == BYTES
 
 
 def test_bfloat16_engines_are_measured_as_they_are(
     exported: Path, root: Path, run: Callable[..., dict[str, Any]]
 ) -> None:
     bundle = Bundle.open(exported)
-    (origin,) = engine_specs(bundle, TARGET, precision="bf16")
-    EngineStore(root, bundle).write(origin, bytes(7))
+    (spec,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(spec, bytes(7))
     engine_rows = run(exported, "--static-levels", "--no-memory")["tensorrt"]["engines"]
     assert [row["precision"] for row in engine_rows] == ["bf16"] * 3
     assert [row["bytes"] for row in engine_rows] == [7, STATIC_BYTES, STATIC_BYTES]
@@ -328,15 +328,15 @@ def test_the_real_builder_accepts_the_options(
     exported: Path, root: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.missing() is None:
-        pytest.skip("there is a GPU")
+        pytest.skip("this machine has a GPU")
     monkeypatch.setattr(
         process, "COMMAND", (sys.executable, "-m", "tokenfold.runtime.tensorrt.command")
     )
     bundle = Bundle.open(exported)
     reasons = [refusal(exported)]
     # The bfloat16 engine for all plans exists; engines for a single plan are missing.
-    (origin,) = engine_specs(bundle, TARGET, precision="bf16")
-    EngineStore(root, bundle).write(origin, bytes(7))
+    (spec,) = engine_specs(bundle, TARGET, precision="bf16")
+    EngineStore(root, bundle).write(spec, bytes(7))
     reasons.append(refusal(exported, "--static-levels"))
     for reason in reasons:
         assert reason.startswith("the engines of tiny cannot be built: ")

@@ -46,8 +46,10 @@ def graph() -> onnx.ModelProto:
         helper.make_tensor("sides", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("floats", TensorProto.INT64, [1], [2**20]),
     ]
-    made = helper.make_graph(nodes, "mean", inputs, outputs, constants)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    mean_colours = helper.make_graph(nodes, "mean", inputs, outputs, constants)
+    return helper.make_model(
+        mean_colours, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
 
 
 def level(method: Method, plan: Plan, reduction: float) -> Level:

@@ -50,7 +50,7 @@ class PublishedMeter(nn.Module):
         layer: Any = BridgeTowerBertCrossLayer
         self.layers = nn.ModuleDict(
             {
-                stream: nn.ModuleList(layer(cross, at) for at in range(3))
+                stream: nn.ModuleList(layer(cross, index) for index in range(3))
                 for stream in ("text", "image")
             }
         )
@@ -98,8 +98,8 @@ class PublishedMeter(nn.Module):
         streams = zip(self.layers["text"], self.layers["image"], strict=True)  # type: ignore[call-overload]
         for text_layer, image_layer in streams:
             x1 = text_layer(x, y, of_text, of_image)[0]
-            seen = x if form == "parallel" else x1
-            y = image_layer(y, seen, of_image, of_text)[0]
+            visible_text = x if form == "parallel" else x1
+            y = image_layer(y, visible_text, of_image, of_text)[0]
             x = x1
         parts = [self.poolers["text"](x[:, 0]), self.poolers["image"](y[:, 0])]
         return torch.cat(parts, dim=-1).tanh()
@@ -120,7 +120,7 @@ class PublishedMeter(nn.Module):
         weights["token_type_embeddings.weight"] = self.modality.weight
         for name, head in self.heads.items():
             weights |= {f"{name}_classifier.{k}": v for k, v in head.state_dict().items()}
-        # Of CLIP's text tower, which comes along.
+        # Weights of CLIP's text tower, which the official files also contain.
         weights["vit_model.positional_embedding"] = torch.zeros(5, 4)
         weights["vit_model.token_embedding.weight"] = torch.zeros(6, 4)
         weights |= {f"vit_model.ln_final.{kind}": torch.zeros(4) for kind in ("weight", "bias")}
@@ -150,16 +150,16 @@ def _vision(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     for kind in ("weight", "bias"):
         weights[f"{root}.ln_pre.{kind}"] = theirs[f"pre_layrnorm.{kind}"]
         weights[f"{root}.ln_post.{kind}"] = theirs[f"post_layernorm.{kind}"]
-        for at in range(3):
-            layer, block = f"encoder.layers.{at}", f"{root}.transformer.resblocks.{at}"
+        for index in range(3):
+            layer, block = f"encoder.layers.{index}", f"{root}.transformer.resblocks.{index}"
             parts = [theirs[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
             weights[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
-            for ours, own in (
+            for ours, part_name in (
                 ("attn.out_proj", "self_attn.out_proj"),
                 ("ln_1", "layer_norm1"),
                 ("ln_2", "layer_norm2"),
                 ("mlp.c_fc", "mlp.fc1"),
                 ("mlp.c_proj", "mlp.fc2"),
             ):
-                weights[f"{block}.{ours}.{kind}"] = theirs[f"{layer}.{own}.{kind}"]
+                weights[f"{block}.{ours}.{kind}"] = theirs[f"{layer}.{part_name}.{kind}"]
     return weights

@@ -1,9 +1,8 @@
 """PuMer's published arithmetic, to reproduce its results.
 
-Nothing in the normal path uses it: there padding has size 0 and takes part in nothing, so that an
-answer does not depend on what else is in a batch. As published, padded text tokens merge like any
-others. A merged token is then part text, part padding, and its mask a fraction; attention takes the
-mask as a factor.
+Tokenfold's own operators ignore padding, so that results do not depend on the batch. In PuMer's
+code, padding merges with text tokens. The mask of a merged token is then a fraction, by which
+attention is multiplied.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ EPS = 1e-6
 class Published(EagerOperators):
     """Operators whose token size is PuMer's mask: the share of the token that is not padding.
 
-    Run a network with them, 0 for padded text and 1 for other tokens, and `weighted=True`: so the
-    mask goes from layer to layer.
+    Run a network with size 0 for padding and 1 for other tokens, and with `weighted=True`, which
+    passes the mask on from layer to layer.
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, heads: int) -> Tensor:
@@ -62,8 +61,8 @@ class Published(EagerOperators):
 def _shares(q: Tensor, k: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Return attention (B, heads, Q, N) with a mask (B, N), 0 to 1, as a factor (PuMer).
 
-    `p = (e m + eps / N) / (sum of e m + eps)`, e = exp(score - highest score), where m is the mask,
-    but 1 on the diagonal: query i sees key i in any case, also where keys are of another stream.
+    `p = (e m + eps / N) / (sum of e m + eps)` with `e = exp(score - highest score)`. m is the mask,
+    except on the diagonal, where it is 1, even in cross-attention.
     """
     q, k = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k))
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # (B, heads, Q, N)

@@ -1,7 +1,7 @@
 """Parity to 1e-4: unreduced logits against `transformers`, reduced ones against official outputs.
 
-The official outputs are the arrays of `tests/fixtures`, or of the folder that TOKENFOLD_FIXTURES
-names; how many cases there are, and of what sizes, is read from the files.
+The official outputs are arrays in `tests/fixtures`, or in the folder that TOKENFOLD_FIXTURES names.
+The files determine the number and the sizes of the cases.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 3,
     "image_size": 32,
     "patch_size": 8,
-    "layer_norm_eps": 0.05,  # large enough to show
+    "layer_norm_eps": 0.05,  # large, so that it affects the logits
 }
 CLASSIFIER: dict[str, Any] = {**SMALL, "num_labels": 7}
 VIT_LIKE: dict[str, Any] = {**CLASSIFIER, "intermediate_size": 80}
@@ -91,7 +91,7 @@ def dinov2(**changes: Any) -> Any:
 def clip(**changes: Any) -> Any:
     vision = {**SMALL, "intermediate_size": 80, **changes}
     text = {**SMALL, "intermediate_size": 16, "vocab_size": 10, "num_hidden_layers": 1}
-    kind: Any = transformers.CLIPConfig  # its annotations leave num_labels out
+    kind: Any = transformers.CLIPConfig  # its annotations lack num_labels
     config = kind(vision_config=vision, text_config=text, num_labels=7)
     return transformers.CLIPForImageClassification(config)
 
@@ -100,7 +100,7 @@ def deit(kind: type[Any]) -> Any:
     return kind(transformers.DeiTConfig(**VIT_LIKE))
 
 
-# Model, size of the images, whether `transformers` is told to resize its positions.
+# Model, image size, and whether `transformers` has to resize its positions.
 FAMILIES: dict[str, tuple[Callable[[], Any], tuple[int, int], bool]] = {
     "vit": (vit, (32, 32), False),
     "vit, no qkv bias": (lambda: vit(qkv_bias=False, layer_norm_eps=0.5), (32, 32), False),
@@ -140,7 +140,7 @@ def test_unreduced_logits_match_transformers(family: str, tmp_path: Path) -> Non
     options = {"interpolate_pos_encoding": True} if resized else {}
     with torch.no_grad():
         expected = model(images, **options).logits
-        assert expected.std() > 0.1  # different classes and images do get different logits
+        assert expected.std() > 0.1  # logits differ between classes and images
         agree(ours(images).logits, expected)
         nothing = ours(images, [0] * 3, [ToMe()] * 3).logits
         agree(nothing, expected)
@@ -164,7 +164,7 @@ def test_mae_matches_the_trunk_of_transformers_with_mean_pooling(tmp_path: Path)
     trunk.eval().layernorm = nn.Identity()  # MAE's classifier norms the mean, not the tokens
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        # The trunk shuffles the patches, which a mean does not see.
+        # The trunk shuffles the patches, which does not change their mean.
         patches = trunk(images).last_hidden_state[:, 1:]
         agree(ours(images).logits, head(fc_norm(patches.mean(1))))
 
@@ -184,16 +184,16 @@ def timm_names(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
             f"blocks.{i}.mlp.fc1": f"layers.{i}.mlp.fc1",
             f"blocks.{i}.mlp.fc2": f"layers.{i}.mlp.fc2",
         }
-    named = {}
+    renamed = {}
     for ours, theirs in names.items():
         for key in weights:
             if key == theirs or key.startswith(f"{theirs}."):
-                named[ours + key.removeprefix(theirs)] = weights[key]
+                renamed[ours + key.removeprefix(theirs)] = weights[key]
     for i in range(depth):
         for kind in ("weight", "bias"):
             parts = [weights[f"layers.{i}.attention.{part}_proj.{kind}"] for part in "qkv"]
-            named[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
-    return named
+            renamed[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+    return renamed
 
 
 def archive(name: str) -> Mapping[str, np.ndarray]:
@@ -204,7 +204,7 @@ def archive(name: str) -> Mapping[str, np.ndarray]:
 
 
 def cases(name: str, field: str) -> list[str]:
-    """Return the names of the cases with the field; a failing one if there are none."""
+    """Return the names of the cases with the field, or one name that fails if there are none."""
     if not (FIXTURES / name).is_file():
         return ["missing"]
     with np.load(FIXTURES / name) as arrays:
@@ -312,13 +312,13 @@ def plan_of(rates: Rates, depth: int, text: int, image: int) -> Plan:
     return workload.plan_at(rates)
 
 
-def heads_of(dim: int, differs: Callable[[int], float]) -> int:
-    """Return the number of heads that comes closest; these files do not contain it.
+def heads_of(dim: int, deviation: Callable[[int], float]) -> int:
+    """Return the number of heads with the smallest deviation; the files do not contain it.
 
     Args:
-        differs: the largest difference from the official output with so many heads.
+        deviation: maps a number of heads to the largest difference from the official output.
     """
-    return min((h for h in range(1, dim + 1) if dim % h == 0), key=differs)
+    return min((h for h in range(1, dim + 1) if dim % h == 0), key=deviation)
 
 
 def official_blocks(arrays: Mapping[str, np.ndarray], heads: int) -> list[Block]:
@@ -326,7 +326,7 @@ def official_blocks(arrays: Mapping[str, np.ndarray], heads: int) -> list[Block]
     for layer in range(depth_of(arrays)):
         weights = weights_of(arrays, f"{layer}.")
         hidden, dim = weights["mlp.fc1.weight"].shape
-        block = Block(dim, heads, hidden, eps=1e-6)
+        block = Block(dim, heads, hidden)
         block.load_state_dict(weights)
         blocks.append(block)
     return blocks
@@ -346,7 +346,7 @@ def pumer_vilt(arrays: Mapping[str, np.ndarray], case: str, heads: int) -> Token
             if prune:
                 counts = plan[3 * layer : 3 * layer + 3]
                 tokens = block(tokens, PUBLISHED, PuMer(), counts, size=tokens.size)
-            else:  # as published, the rate is then a count of tokens of both modalities
+            else:  # as published, the rate is then a count over both modalities
                 tokens = block(tokens, PUBLISHED, ToMe(), int(merge), size=tokens.size)
             shapes.append([tokens.x.shape[1], tokens.text])
     assert shapes == arrays[f"{case}_shapes"].tolist()
@@ -359,10 +359,10 @@ def test_pumer_in_vilt_blocks(case: str) -> None:
     assert case != "none", f"{FIXTURES / PUMER_VILT} has no cases"
     expected = tensor(arrays[f"{case}_y"])
 
-    def differs(heads: int) -> float:
+    def deviation(heads: int) -> float:
         return float((pumer_vilt(arrays, case, heads).x - expected).abs().max())
 
-    heads = heads_of(expected.shape[2], differs)
+    heads = heads_of(expected.shape[2], deviation)
     out = pumer_vilt(arrays, case, heads)
     agree(out.x, expected)
     agree(out.size, tensor(arrays[f"{case}_mask"]))
@@ -373,11 +373,11 @@ def cross_layer(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tens
     theirs = weights_of(arrays, prefix)
     ours = {}
     for kind in ("weight", "bias"):
-        for name, own in (("attention", "self_attn"), ("crossattention", "cross_attn")):
+        for name, our_name in (("attention", "self_attn"), ("crossattention", "cross_attn")):
             q, k, v = (theirs[f"{name}.self.{part}.{kind}"] for part in ("query", "key", "value"))
-            ours[f"{own}.q.{kind}"], ours[f"{own}.kv.{kind}"] = q, torch.cat([k, v])
-            ours[f"{own}.proj.{kind}"] = theirs[f"{name}.output.dense.{kind}"]
-            ours[f"{own}.norm.{kind}"] = theirs[f"{name}.output.LayerNorm.{kind}"]
+            ours[f"{our_name}.q.{kind}"], ours[f"{our_name}.kv.{kind}"] = q, torch.cat([k, v])
+            ours[f"{our_name}.proj.{kind}"] = theirs[f"{name}.output.dense.{kind}"]
+            ours[f"{our_name}.norm.{kind}"] = theirs[f"{name}.output.LayerNorm.{kind}"]
         ours[f"mlp.mlp.fc1.{kind}"] = theirs[f"intermediate.dense.{kind}"]
         ours[f"mlp.mlp.fc2.{kind}"] = theirs[f"output.dense.{kind}"]
         ours[f"mlp.norm.{kind}"] = theirs[f"output.LayerNorm.{kind}"]
@@ -400,7 +400,7 @@ def official_pairs(arrays: Mapping[str, np.ndarray], heads: int) -> list[CrossPa
 def pumer_meter(
     arrays: Mapping[str, np.ndarray], case: str, heads: int
 ) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """Return the text, the image, and the tokens of both that each layer left."""
+    """Return the text, the image, and the numbers of tokens of both after each layer."""
     x, y = tensor(arrays[f"{case}_text"]), tensor(arrays[f"{case}_image"])
     text, image = Tokens.start(x, tensor(arrays[f"{case}_text_mask"])), Tokens.start(y)
     pairs = official_pairs(arrays, heads)
@@ -416,16 +416,16 @@ def pumer_meter(
 
 
 @pytest.mark.parametrize("case", cases(PUMER_METER, "text_mask"))
-def test_pumer_in_meter_s_cross_modal_layers(case: str) -> None:
+def test_pumer_in_the_cross_modal_layers_of_meter(case: str) -> None:
     arrays = archive(PUMER_METER)
     assert case != "none", f"{FIXTURES / PUMER_METER} has no cases"
     expected_text = tensor(arrays[f"{case}_text_out"])
     expected_image = tensor(arrays[f"{case}_image_out"])
 
-    def differs(heads: int) -> float:
+    def deviation(heads: int) -> float:
         return float((pumer_meter(arrays, case, heads)[0] - expected_text).abs().max())
 
-    text, image, shapes = pumer_meter(arrays, case, heads_of(expected_text.shape[2], differs))
+    text, image, shapes = pumer_meter(arrays, case, heads_of(expected_text.shape[2], deviation))
     agree(text, expected_text)
     agree(image, expected_image)
     assert shapes == arrays[f"{case}_shapes"].tolist()

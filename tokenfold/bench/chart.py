@@ -27,7 +27,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 class Point(NamedTuple):
-    """One level: speedup over unreduced, and quality with its interval, all in percent."""
+    """One level: speedup over the unreduced network, and quality with its interval, in percent."""
 
     level: str
     speedup: float
@@ -52,19 +52,19 @@ class Scale(NamedTuple):
     end: float
 
     def pixel(self, value: float) -> float:
-        """The position of a value, in pixels."""
+        """Return the position of a value, in pixels."""
         share = (value - self.low) / (self.high - self.low)
         return self.begin + share * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """At most `MAX_TICKS` round values."""
+        """Return at most `MAX_TICKS` round values."""
         span = self.high - self.low
         step = next((step for step in STEPS if span / step < MAX_TICKS), span)
         first = -(-self.low // step)
         return [
-            at * step
-            for at in range(int(first), int(self.high / step) + 1)
-            if at * step >= self.low
+            number * step
+            for number in range(int(first), int(self.high / step) + 1)
+            if number * step >= self.low
         ]
 
 
@@ -87,17 +87,17 @@ def read(folder: str, task: str = "") -> Line:
     """Read the measured levels of a bundle.
 
     Args:
-        folder: of the bundle.
-        task: whose quality to show; by default the first one that was measured.
+        folder: folder of the bundle.
+        task: task whose quality is shown; by default the first measured one.
 
     Raises:
-        BundleError: it is not a bundle.
+        BundleError: the folder is not a bundle.
         ValueError: speed or quality was not measured.
     """
     bundle = Bundle.open(Path(folder))
     profile = bundle.profile
     if profile is None:
-        raise ValueError(f"{folder}: there is no profile.json; run `tokenfold bench --save`")
+        raise ValueError(f"{folder}: profile.json is missing; run `tokenfold bench --save`")
     points: list[Point] = []
     base = 0.0
     metric = ""
@@ -106,10 +106,10 @@ def read(folder: str, task: str = "") -> Line:
         speed = level.images_per_second if level else None
         if level is None or not speed or not level.quality:
             continue
-        chosen = task or next(iter(level.quality))
-        quality = next((value for key, value in level.quality.items() if key == chosen), None)
+        shown_task = task or next(iter(level.quality))
+        quality = next((value for key, value in level.quality.items() if key == shown_task), None)
         if quality is None:
-            raise ValueError(f"{folder}: the quality of {chosen!r} was not measured")
+            raise ValueError(f"{folder}: the quality of {shown_task!r} was not measured")
         metric = quality.metric
         base = base or speed
         percents = [100 * value for value in (quality.value, quality.low, quality.high)]
@@ -132,27 +132,31 @@ def svg(lines: Sequence[Line]) -> str:
         f'fill="{TEXT}">',
         *_axes(x, y),
     ]
-    ends = _apart([y.pixel(line.points[-1].quality) for line in lines])
+    label_positions = _spread([y.pixel(line.points[-1].quality) for line in lines])
     highest_line = max(lines, key=lambda line: line.points[0].quality)
-    for number, (line, end) in enumerate(zip(lines, ends, strict=True)):
+    for number, (line, label_position) in enumerate(zip(lines, label_positions, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
-        # Below the other lines, so that names of levels do not overlap where lines are close.
-        parts += _drawn(line, x, y, colour, above=line is highest_line)
-        parts += _titled(line.title, x.end + 14, end, colour)
+        # Only the highest line has its level names above it, so that names do not overlap where
+        # lines are close.
+        parts += _line_elements(line, x, y, colour, above=line is highest_line)
+        parts += _title_elements(line.title, x.end + 14, label_position, colour)
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _axes(x: Scale, y: Scale) -> list[str]:
     parts = []
     for value in y.ticks():
-        at = y.pixel(value)
-        parts.append(f'<path d="M{x.begin} {at:.1f}H{x.end}" stroke="{GRID}"/>')
-        parts.append(f'<text x="{x.begin - 8}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in x.ticks():
-        at = x.pixel(value)
-        parts.append(f'<path d="M{at:.1f} {y.begin}v5" stroke="{TEXT}"/>')
+        down = y.pixel(value)
+        parts.append(f'<path d="M{x.begin} {down:.1f}H{x.end}" stroke="{GRID}"/>')
         parts.append(
-            f'<text x="{at:.1f}" y="{y.begin + 20}" text-anchor="middle">{value:g}{TIMES}</text>'
+            f'<text x="{x.begin - 8}" y="{down + 4:.1f}" text-anchor="end">{value:g}</text>'
+        )
+    for value in x.ticks():
+        across = x.pixel(value)
+        parts.append(f'<path d="M{across:.1f} {y.begin}v5" stroke="{TEXT}"/>')
+        parts.append(
+            f'<text x="{across:.1f}" y="{y.begin + 20}" text-anchor="middle">'
+            f"{value:g}{TIMES}</text>"
         )
     parts.append(f'<path d="M{x.begin} {y.begin}H{x.end}" stroke="{TEXT}"/>')
     middle = (x.begin + x.end) / 2
@@ -164,7 +168,7 @@ def _axes(x: Scale, y: Scale) -> list[str]:
     return parts
 
 
-def _drawn(line: Line, x: Scale, y: Scale, colour: str, *, above: bool) -> list[str]:
+def _line_elements(line: Line, x: Scale, y: Scale, colour: str, *, above: bool) -> list[str]:
     places = [(x.pixel(point.speedup), y.pixel(point.quality)) for point in line.points]
     path = "L".join(f"{across:.1f} {down:.1f}" for across, down in places)
     parts = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
@@ -184,7 +188,7 @@ def _drawn(line: Line, x: Scale, y: Scale, colour: str, *, above: bool) -> list[
     return parts
 
 
-def _titled(title: str, across: float, down: float, colour: str) -> list[str]:
+def _title_elements(title: str, across: float, down: float, colour: str) -> list[str]:
     name, _, metric = title.partition(": ")
     return [
         f'<text x="{across:.1f}" y="{down:.1f}" fill="{colour}" font-weight="600">'
@@ -194,13 +198,13 @@ def _titled(title: str, across: float, down: float, colour: str) -> list[str]:
     ]
 
 
-def _apart(places: Sequence[float], distance: float = 42.0) -> list[float]:
-    """Move labels down until they are `distance` pixels apart; the order of `places` stays."""
-    moved = list(places)
+def _spread(positions: Sequence[float], distance: float = 42.0) -> list[float]:
+    """Return the positions, moved down so that they are at least `distance` pixels apart."""
+    spread = list(positions)
     previous = float("-inf")
-    for index in sorted(range(len(moved)), key=lambda at: moved[at]):
-        moved[index] = previous = max(moved[index], previous + distance)
-    return moved
+    for index in sorted(range(len(spread)), key=lambda index: spread[index]):
+        spread[index] = previous = max(spread[index], previous + distance)
+    return spread
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-from tokenfold.bench.memory import MemoryProbeError
+from tokenfold.bench.memory import run_probe
 from tokenfold.bench.options import GpuBackend
 from tokenfold.bench.subjects import open_graphs, random_inputs
 from tokenfold.bundle.bundle import Bundle
@@ -50,8 +49,7 @@ def measure_device_peak(
 
     Args:
         batch: images per run.
-        engines: folder of the TensorRT engines of all bundles. The engine that accepts any plan
-            is the one that runs.
+        engines: folder of the TensorRT engines of all bundles. The engine for all plans runs.
 
     Raises:
         MemoryProbeError: the process failed.
@@ -62,20 +60,6 @@ def measure_device_peak(
         arguments += ["--engines", str(engines)]
     loaded, peak = run_probe("tokenfold.bench.device_memory", folder, *arguments)
     return DevicePeak(loaded - before, peak - before)
-
-
-def run_probe(module: str, folder: Path, *arguments: str) -> Any:
-    """Run a probe module on a bundle in a new process and return the JSON that it prints.
-
-    Raises:
-        MemoryProbeError: the process failed.
-    """
-    command = [sys.executable, "-m", module, str(folder), *arguments]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if completed.returncode != 0:
-        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
-        raise MemoryProbeError(f"measuring the GPU memory of {folder} failed: {lines[-1]}")
-    return json.loads(completed.stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peak = loaded
     for index in range(RUNS):
         graphs.run(inputs[index % len(inputs)], plan)
-        # A session returns no memory when a run ends, so this is what the run took.
+        # A session keeps the memory of its runs, so this includes all that the run used.
         peak = max(peak, device.memory().used)
     print(json.dumps(DevicePeak(loaded, peak)))
     return 0

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tokenfold.bench import engines
-from tokenfold.bench.device_memory import run_probe
+from tokenfold.bench.memory import run_probe
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.cuda import device
 from tokenfold.runtime.cuda.device import Stream, free_on_exit
@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle = Bundle.open(options.bundle)
     tensorrt = variant.load()
     registered = plugins.register(tensorrt)
-    engine_files = EngineStore(options.engines, bundle)
-    origins = engines.minimal_engines(bundle, options.engines, static=options.static_levels)
+    store = EngineStore(options.engines, bundle)
+    specs = engines.minimal_engines(bundle, options.engines, static=options.static_levels)
     with ExitStack() as stack:
         stream = free_on_exit(Stream(), stack)
         # One runner per graph, as in a session: its engines share their working memory.
-        for _, group in groupby(origins, key=lambda origin: origin.graph):
+        for _, group in groupby(specs, key=lambda spec: spec.graph):
             loaded_engines = [
-                Engine(tensorrt, registered, origin, engine_files.read(origin)) for origin in group
+                Engine(tensorrt, registered, spec, store.read(spec)) for spec in group
             ]
             free_on_exit(EngineRunner(loaded_engines, stream), stack)
         print(json.dumps(device.memory().used))

@@ -30,12 +30,12 @@ def build_missing(bundle: Bundle, root: Path, *, static: bool, stage: Stage) -> 
 
     Raises:
         BenchError: an engine cannot be built.
-        RuntimeError: TensorRT cannot run such a bundle.
+        RuntimeError: TensorRT cannot run the bundle.
     """
     if runtime.missing_engines(bundle, root):
         _build(bundle, root, (), stage)
-    if static and _lacks_static(bundle, root):
-        bfloat16 = any(origin.precision == "bf16" for origin in _any_plan_engines(bundle, root))
+    if static and _lacks_single_plan_engines(bundle, root):
+        bfloat16 = any(spec.precision == "bf16" for spec in _any_plan_engines(bundle, root))
         arguments = ("--precision", "bf16") if bfloat16 else ()
         _build(bundle, root, ("--static-levels", *arguments), stage)
 
@@ -44,30 +44,30 @@ def describe(bundle: Bundle, root: Path, *, static: bool) -> TensorRt:
     """Describe the engines that will run, for the report.
 
     Raises:
-        EngineError: an engine is missing, or was built from something else.
+        EngineError: an engine is missing, or does not match its specification.
     """
-    engines = EngineStore(root, bundle)
-    chosen_by_graph = [
+    store = EngineStore(root, bundle)
+    specs_by_graph = [
         runtime.select_engines(bundle, graph, root, static=static) for graph in _graphs(bundle)
     ]
-    target = chosen_by_graph[0][0].target
+    target = specs_by_graph[0][0].target
 
-    def files(origins: Iterable[EngineSpec]) -> list[EngineFile]:
+    def files(specs: Iterable[EngineSpec]) -> list[EngineFile]:
         return [
             EngineFile(
-                graph=origin.graph,
-                precision=origin.precision,
-                level=None if origin.plan is None else _levels(bundle, origin.plan),
-                bytes=engines.find(origin).bytes,
+                graph=spec.graph,
+                precision=spec.precision,
+                level=None if spec.plan is None else _level_names(bundle, spec.plan),
+                bytes=store.find(spec).bytes,
             )
-            for origin in origins
+            for spec in specs
         ]
 
     return TensorRt(
         version=target.tensorrt,
         gpu=target.gpu,
         plugins=target.plugins,
-        engines=files(origin for graph in chosen_by_graph for origin in graph),
+        engines=files(spec for specs in specs_by_graph for spec in specs),
         one=engine_set(files(minimal_engines(bundle, root, static=False))),
         each=engine_set(files(minimal_engines(bundle, root, static=True))) if static else None,
     )
@@ -80,19 +80,17 @@ def minimal_engines(bundle: Bundle, root: Path, *, static: bool) -> list[EngineS
         static: choose engines for a single plan instead of engines for all plans. A graph that
             takes no plan has one engine in either case.
     """
-    engines = []
+    specs = []
     for graph in _graphs(bundle):
-        first, *fixed = runtime.select_engines(bundle, graph, root, static=static)
-        engines += fixed or [first]
-    return engines
+        any_plan, *single_plans = runtime.select_engines(bundle, graph, root, static=static)
+        specs += single_plans or [any_plan]
+    return specs
 
 
 def fixed_plans(bundle: Bundle, root: Path) -> set[Plan]:
-    """Return the plans that have a dedicated engine."""
+    """Return the plans that have an engine of their own."""
     return {
-        origin.plan
-        for origin in minimal_engines(bundle, root, static=True)
-        if origin.plan is not None
+        spec.plan for spec in minimal_engines(bundle, root, static=True) if spec.plan is not None
     }
 
 
@@ -102,17 +100,15 @@ def _graphs(bundle: Bundle) -> tuple[str, ...]:
 
 def _any_plan_engines(bundle: Bundle, root: Path) -> list[EngineSpec]:
     """Return the engines for all plans, of the graphs that take a plan."""
-    return [
-        origin for origin in minimal_engines(bundle, root, static=False) if takes_plan(origin.graph)
-    ]
+    return [spec for spec in minimal_engines(bundle, root, static=False) if takes_plan(spec.graph)]
 
 
-def _lacks_static(bundle: Bundle, root: Path) -> bool:
+def _lacks_single_plan_engines(bundle: Bundle, root: Path) -> bool:
     plans = {level.plan for level in bundle.manifest.levels.values()}
     return not plans <= fixed_plans(bundle, root)
 
 
-def _levels(bundle: Bundle, plan: Plan) -> str:
+def _level_names(bundle: Bundle, plan: Plan) -> str:
     levels = bundle.manifest.levels
     return "/".join(name for name in levels if levels[name].plan == plan)
 

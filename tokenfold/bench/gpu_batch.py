@@ -69,7 +69,7 @@ class Batch:
         self._images = images
         self._inputs = inputs
         self._targets = targets
-        self._others: dict[ContenderName, list[str]] = {}
+        self._contender_levels: dict[ContenderName, list[str]] = {}
         self._subjects: dict[GpuSubjectKey, Subject | TimedSubject] = {}
         for level, target in targets.items():
             self._add(level, graphs, target.plan)
@@ -85,7 +85,7 @@ class Batch:
         """Add a contender at each of its plans."""
         name, graphs, targets = contender
         for level, target in targets.items():
-            self._others.setdefault(name, []).append(level)
+            self._contender_levels.setdefault(name, []).append(level)
             subject = self._resident(graphs, target.plan)
             self._subjects[GpuSubjectKey(name, level)] = subject or self._served(
                 graphs, target.plan
@@ -124,7 +124,7 @@ class Batch:
                     )
                     for level in levels
                 ]
-                for name, levels in self._others.items()
+                for name, levels in self._contender_levels.items()
             },
             lost,
         )

@@ -118,13 +118,13 @@ class GpuMachine(BaseModel):
 
 
 class GpuReport(BaseModel):
-    """Measurements on a GPU, complete or so far.
+    """Measurements on a GPU; partial until `complete` is true.
 
     Attributes:
         against: results of another bundle, by batch size, at the plans that it can run.
         other: folder of that bundle.
         tensorrt: TensorRT's section; None when ONNX Runtime ran.
-        lost: what could not be measured, with the reason.
+        lost: runs that could not be measured, each with the reason.
         complete: whether the measurement has ended.
     """
 

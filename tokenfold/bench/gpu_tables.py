@@ -109,7 +109,7 @@ def _chapter(report: GpuReport) -> list[str]:
         paragraphs.append(_engines(report.tensorrt))
     paragraphs.append("\n".join(_goals(report)))
     if not report.complete:
-        paragraphs.append("The measuring was interrupted.")
+        paragraphs.append("The measurement was interrupted.")
     if report.lost:
         paragraphs.append("\n".join(f"- Not measured: {reason}" for reason in report.lost))
     return paragraphs

@@ -101,11 +101,10 @@ class Measurement:
 
     def ratio_to(self, other: Measurement) -> Ratio:
         """Return the speed relative to another subject measured in the same rounds."""
-        pairs = [
-            own_rate / other_rate
-            for own_rate, other_rate in zip(self.rates, other.rates, strict=True)
+        ratios = [
+            rate / other_rate for rate, other_rate in zip(self.rates, other.rates, strict=True)
         ]
-        low, middle, high = np.percentile(pairs, [25, 50, 75])
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
         return Ratio(float(middle), float(low), float(high))
 
 
@@ -168,9 +167,9 @@ def _slice(
     """
     if isinstance(subject, TimedSubject):
         return [[subject.seconds(seconds)]]
-    turn_numbers = itertools.count()
+    run_numbers = itertools.count()
     # The previous subject has left the caches cold.
-    list(pool.map(subject.run, [next(turn_numbers) for _ in range(subject.callers)]))
+    list(pool.map(subject.run, [next(run_numbers) for _ in range(subject.callers)]))
     barrier = threading.Barrier(subject.callers)
 
     def call() -> list[float]:
@@ -179,7 +178,7 @@ def _slice(
         begin = time.perf_counter()
         stop = begin + seconds
         while not durations or begin < stop:
-            subject.run(next(turn_numbers))
+            subject.run(next(run_numbers))
             end = time.perf_counter()
             durations.append(end - begin)
             begin = end

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenfold.bench.measure import Subject
 from tokenfold.bench.subjects import graph_subject, open_graphs, random_inputs
@@ -59,21 +59,24 @@ def measure_peak(
     Raises:
         MemoryProbeError: the process failed.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "tokenfold.bench.memory",
-        str(folder),
-        "--plan",
-        json.dumps(plan),
-    ]
+    arguments = ["--plan", json.dumps(plan)]
     for name, value in (("batch", batch), ("callers", callers), ("torch-threads", torch_threads)):
-        command += [f"--{name}", str(value)]
+        arguments += [f"--{name}", str(value)]
+    return Peak(*run_probe("tokenfold.bench.memory", folder, *arguments))
+
+
+def run_probe(module: str, folder: Path, *arguments: str) -> Any:
+    """Run a probe module on a bundle in a new process and return the JSON that it prints.
+
+    Raises:
+        MemoryProbeError: the process failed.
+    """
+    command = [sys.executable, "-m", module, str(folder), *arguments]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     if completed.returncode != 0:
         lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
         raise MemoryProbeError(f"measuring the memory of {folder} failed: {lines[-1]}")
-    return Peak(*json.loads(completed.stdout))
+    return json.loads(completed.stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from datetime import date
 
 from tokenfold.bench.measure import measure_rounds, slice_count
 from tokenfold.bench.report import Report
+from tokenfold.bench.stages import Stage
 from tokenfold.bench.subjects import Graphs, graph_subject, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.profile import Latency, LevelProfile, Profile
@@ -18,10 +18,7 @@ LARGER_BATCHES = (2, 4, 8)
 
 
 def curves(
-    bundle: Bundle,
-    graphs: Graphs,
-    report: Report,
-    stage: Callable[[str, int], Callable[[], None]],
+    bundle: Bundle, graphs: Graphs, report: Report, stage: Stage
 ) -> dict[str, tuple[Latency, ...]]:
     """Measure the latency of every level by batch size; the report already has batch size 1."""
     subjects = {

@@ -146,9 +146,7 @@ class Report(BaseModel):
                 f"medians of {self.rounds} rounds of {self.seconds:g} s\n"
             ),
             _memory_table(self.levels, self.memory),
-            Text(
-                "work: the part of the peak beyond the loaded bundle; ratios to the first level\n"
-            ),
+            Text("work: increase over the loaded bundle; ratios are relative to the first level\n"),
         ]
         if self.texts is not None:
             texts = self.texts
@@ -163,11 +161,14 @@ class Report(BaseModel):
         if self.torch is not None:
             extra = {
                 "way": {row.level: row.mode for row in self.torch},
-                "bundle is": {name: f"{x:.2f} x" for name, x in (self.against_torch or {}).items()},
+                "ratio": {name: f"{x:.2f} x" for name, x in (self.against_torch or {}).items()},
             }
             renderables += [
                 _table("PyTorch eager, fp32", self.torch, extra),
-                Text("way: concurrent runs x threads in each, the faster of those tried\n"),
+                Text(
+                    "way: concurrent runs x threads in each, the faster layout; "
+                    "ratio: speed of the bundle / PyTorch\n"
+                ),
             ]
         return Group(*renderables)
 
@@ -265,7 +266,7 @@ def _memory_table(rows: Sequence[Row], memory_rows: Sequence[LevelMemory]) -> Ta
 
 def _comparison_table(compare: Comparison) -> Table:
     title = f"Compared with {compare.bundle}"
-    table = empty_table(title, ("its images/s", "bundle is", "quartiles"))
+    table = empty_table(title, ("other images/s", "ratio", "quartiles"))
     for result in compare.levels:
         quartiles = f"{result.low:.3f}-{result.high:.3f}"
         table.add_row(

@@ -107,7 +107,7 @@ class PairGraphs(Graphs):
         return pair_logits(self.session, inputs, plan)
 
     def resident(self, inputs: Questions, plan: Plan) -> LaunchQueue | None:  # noqa: ARG002
-        """Return None: an answer takes two graphs, with the host between them."""
+        """Return None, because answering runs two graphs and passes data through the host."""
         return None
 
     def warm(self, plans: Sequence[Plan], batches: Sequence[int]) -> int:  # noqa: ARG002

@@ -32,7 +32,7 @@ KEPT_BATCHES = 2
 COMPARED = 4
 """Number of batches, and of images in each, whose logits are compared with the bundle's."""
 
-OTHER_NETWORK = "this is not the network that was exported"
+OTHER_NETWORK = "the checkpoint is not the network that was exported"
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.5, "int8": 0.5}
 """Relative error of the logits, norm over norm, above which the weights count as different."""
@@ -109,8 +109,8 @@ class Eager(ABC):
         # Written so that NaN is rejected.
         if not error <= limit:
             raise ValueError(
-                f"it no longer has the bundle's weights: its logits differ by {error:.1e} of the "
-                f"bundle's norm, more than {limit:g}; export it again"
+                f"the checkpoint no longer has the bundle's weights: its logits differ by "
+                f"{error:.1e} of the bundle's norm, more than {limit:g}; export it again"
             )
 
     def subject(self, plan: Plan, callers: int, threads: int) -> Subject:
@@ -121,11 +121,11 @@ class Eager(ABC):
             threads: threads inside one run.
         """
 
-        def run(turn: int) -> object:
+        def run(run_number: int) -> object:
             # A setting of the calling thread only; setting it again is not free.
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
-            return self.logits(self._inputs[turn % len(self._inputs)], plan)
+            return self.logits(self._inputs[run_number % len(self._inputs)], plan)
 
         return Subject(run, callers, self._batch)
 

@@ -87,7 +87,7 @@ class Worker:
         rows = json.dumps([(run.way, run.plan, run.batch) for run in self.runs])
         with self._lock:
             if self._ended:
-                raise WorkerError("it was not started in time")
+                raise WorkerError("the process was not started in time")
             self._process = subprocess.Popen(
                 [*COMMAND, str(self._bundle), "--rows", rows],
                 stdin=subprocess.PIPE,

@@ -29,23 +29,23 @@ DESCRIPTION_WORDS = tuple(
 def description(scene: Scene, random: np.random.Generator) -> str:
     """Describe all things in random order: shape, colour, and often size, texture and place."""
     order = shuffled(random, scene.things)
-    parts = [_described(thing, random) for thing in order]
+    parts = [_describe_thing(thing, random) for thing in order]
     text = pick(random, BEGINNINGS) + ", ".join(parts[:-1]) + pick(random, LAST) + parts[-1] + "."
     return text[0].upper() + text[1:]
 
 
 def query(scene: Scene, random: np.random.Generator) -> str:
     """Return a text that a user may search the scene by: mostly a full description."""
-    draw_value = random.random()
-    if draw_value < 0.65:
+    draw = random.random()
+    if draw < 0.65:
         return description(scene, random)
-    if draw_value < 0.85:
+    if draw < 0.85:
         return true_caption(scene, random)
-    text = pick(random, BEGINNINGS) + _described(pick(random, scene.things), random)
+    text = pick(random, BEGINNINGS) + _describe_thing(pick(random, scene.things), random)
     return text[0].upper() + text[1:] + pick(random, ("", "."))
 
 
-def _described(thing: Thing, random: np.random.Generator) -> str:
+def _describe_thing(thing: Thing, random: np.random.Generator) -> str:
     extra: Form = pick(
         random, ((), ("size",), ("texture",), ("size", "texture"), ("size", "texture"))
     )

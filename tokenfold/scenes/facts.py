@@ -65,20 +65,25 @@ def count(things: Things, random: np.random.Generator, truth: bool) -> Fact | No
     if not form:
         # A scene has a single total, so only a changed number can make the claim false.
         actual = len(things)
-        stated = actual if truth else actual + pick(random, (-1, 1))
-        stated = stated if 2 <= stated <= 5 else 2 * actual - stated
+        stated_number = actual if truth else actual + pick(random, (-1, 1))
+        stated_number = stated_number if 2 <= stated_number <= 5 else 2 * actual - stated_number
         kind = Kind()
     else:
         absent_kind = absent(things, form, random)
         if absent_kind is not None:
             counts[absent_kind] = 0
-        stated = pick(random, (1, 2, 2, 3, 3, 4, 5))
-        true_kinds = [kind for kind, number in counts.items() if number == stated]
-        false_kinds = [kind for kind, number in counts.items() if 1 <= abs(number - stated) <= 2]
+        stated_number = pick(random, (1, 2, 2, 3, 3, 4, 5))
+        true_kinds = [kind for kind, number in counts.items() if number == stated_number]
+        false_kinds = [
+            kind for kind, number in counts.items() if 1 <= abs(number - stated_number) <= 2
+        ]
         if not true_kinds or not false_kinds:
             return None
         kind = pick(random, true_kinds if truth else false_kinds)
-    fields = {"verb": "is" if stated == 1 else "are", "n": number_of(stated, kind, random)}
+    fields = {
+        "verb": "is" if stated_number == 1 else "are",
+        "n": number_of(stated_number, kind, random),
+    }
     return Fact("count", fields, (matches(things, kind),))
 
 
@@ -90,11 +95,13 @@ def attribute(things: Things, random: np.random.Generator, truth: bool) -> Fact 
         return None
     value = getattr(things[index], name)
     if not truth:
-        around = [other_value for t in things if (other_value := getattr(t, name)) != value]
-        others = [other for other in VALUES[name] if other != value]
-        value = pick(random, around if around and random.random() < 0.6 else others)
-    stated = a(Kind(shape=value), random) if name == "shape" else value
-    return Fact("attribute", {"a": the(kind, random), "value": stated}, ((index,),))
+        values_in_scene = [getattr(thing, name) for thing in things]
+        present_values = [other for other in values_in_scene if other != value]
+        other_values = [other for other in VALUES[name] if other != value]
+        use_present = present_values and random.random() < 0.6
+        value = pick(random, present_values if use_present else other_values)
+    phrase = a(Kind(shape=value), random) if name == "shape" else value
+    return Fact("attribute", {"a": the(kind, random), "value": phrase}, ((index,),))
 
 
 def relation(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
@@ -104,8 +111,8 @@ def relation(things: Things, random: np.random.Generator, truth: bool) -> Fact |
     if not positions or kinds[0] is None or kinds[1] is None:
         return None
     side = pick(random, positions)
-    stated = pick(random, RELATIONS[side if truth else OPPOSITE[side]])
-    fields = {"a": the(kinds[0], random), "rel": stated, "b": the(kinds[1], random)}
+    phrase = pick(random, RELATIONS[side if truth else OPPOSITE[side]])
+    fields = {"a": the(kinds[0], random), "rel": phrase, "b": the(kinds[1], random)}
     return Fact("relation", fields, ((first,), (second,)))
 
 
@@ -188,7 +195,7 @@ def _extent(things: Things, random: np.random.Generator, truth: bool) -> Fact | 
     key = pick(random, ("larger", "smaller"))
     first, second = pair if (key == "larger") == truth else pair[::-1]
     kinds = [refer(things, index, random, avoid=("size",)) for index in (first, second)]
-    return _about_two(key, (first, second), kinds, random)
+    return _fact_about_two(key, (first, second), kinds, random)
 
 
 def _sameness(things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
@@ -199,10 +206,10 @@ def _sameness(things: Things, random: np.random.Generator, truth: bool) -> Fact 
     if same != (truth == (key == "same")):
         return None
     kinds = [refer(things, index, random, avoid=(name,)) for index in (first, second)]
-    return _about_two(key, (first, second), kinds, random, {"name": name})
+    return _fact_about_two(key, (first, second), kinds, random, {"name": name})
 
 
-def _about_two(
+def _fact_about_two(
     key: str,
     indexes: tuple[int, int],
     kinds: list[Kind | None],

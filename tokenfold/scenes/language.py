@@ -18,7 +18,7 @@ from tokenfold.scenes.phrases import (
     Things,
     a,
     absent,
-    changed,
+    fill_template,
     kind_of,
     matches,
     plural,
@@ -27,7 +27,7 @@ from tokenfold.scenes.phrases import (
     sides,
     the,
     vocabulary,
-    worded,
+    with_changed_attribute,
     words,
 )
 from tokenfold.scenes.templates import (
@@ -83,9 +83,9 @@ def question(scene: Scene, random: np.random.Generator) -> Text:
     if family == "relation" and random.random() < 0.3:
         family = "beside"
     for _ in range(ATTEMPTS):
-        text_and_answer = _question(family, scene.things, random, truth)
-        if text_and_answer is not None:
-            return text_and_answer
+        text = _question(family, scene.things, random, truth)
+        if text is not None:
+            return text
     return _count(scene.things, random)
 
 
@@ -101,11 +101,11 @@ def caption(scene: Scene, random: np.random.Generator) -> Text:
     """Return a caption, true or nearly true with equal probability."""
     truth = random.random() < 0.5
     answer = "true" if truth else "false"
-    draw_value = random.random()
-    if draw_value >= 0.15:
-        key = "relation" if draw_value < 0.8 else "both"
+    draw = random.random()
+    if draw >= 0.15:
+        key = "relation" if draw < 0.8 else "both"
         for _ in range(ATTEMPTS):
-            fact = _described(key, scene.things, random, truth)
+            fact = _caption_fact(key, scene.things, random, truth)
             if fact is not None:
                 return Text(_render(CAPTIONS[key], fact, random), answer, key, fact.mentions)
     fact = _fact(facts.count, scene.things, random, truth)
@@ -121,17 +121,17 @@ def true_caption(scene: Scene, random: np.random.Generator) -> str:
     pairs = [(i, j) for i in order for j in order if i != j and sides(things[i], things[j])]
     first, second = pairs[0] if pairs else (order[0], order[1])
     fields = {
-        "a": a(_rich(things[first], random), random),
-        "b": a(_rich(things[second], random), random),
+        "a": a(_detailed_kind(things[first], random), random),
+        "b": a(_detailed_kind(things[second], random), random),
     }
     others = [index for index in order if index not in (first, second)]
     if not pairs:
-        return worded(CAPTIONS["both"], fields, random)
+        return fill_template(CAPTIONS["both"], fields, random)
     fields["rel"] = pick(random, RELATIONS[pick(random, sides(things[first], things[second]))])
     if not others or random.random() < 0.4:
-        return worded(CAPTIONS["relation"], fields, random)
+        return fill_template(CAPTIONS["relation"], fields, random)
     fields["c"] = a(kind_of(things[others[0]], ("shape", "colour")), random)
-    return worded(CAPTIONS["third"], fields, random)
+    return fill_template(CAPTIONS["third"], fields, random)
 
 
 def _question(family: str, things: Things, random: np.random.Generator, truth: bool) -> Text | None:
@@ -150,7 +150,7 @@ def _question(family: str, things: Things, random: np.random.Generator, truth: b
     kind = refer(things, index, random, avoid=(name,))
     if kind is None:
         return None
-    text = worded(OPEN[name], {"a": the(kind, random)}, random)
+    text = fill_template(OPEN[name], {"a": the(kind, random)}, random)
     return Text(text, getattr(things[index], name), name, ((index,),))
 
 
@@ -169,7 +169,7 @@ def _count(things: Things, random: np.random.Generator) -> Text:
     weights = np.cumsum([COUNT_WEIGHTS[number] for number in numbers])
     answer = numbers[int(np.searchsorted(weights, random.random() * weights[-1], side="right"))]
     kind = pick(random, pick(random, options[answer]))
-    text = worded(OPEN["count"], {"x": plural(kind, random)}, random)
+    text = fill_template(OPEN["count"], {"x": plural(kind, random)}, random)
     return Text(text, COUNTS[answer], "count", (matches(things, kind),))
 
 
@@ -191,7 +191,7 @@ def _beside(things: Things, random: np.random.Generator) -> Text | None:
     if kind is None or len(positions_on_side) != 1 or nearly_on_side != positions_on_side:
         return None
     beside = f"{the(Kind(), random)} {pick(random, RELATIONS[side])} {the(kind, random)}"
-    text = worded(OPEN[name], {"a": beside}, random)
+    text = fill_template(OPEN[name], {"a": beside}, random)
     return Text(
         text,
         getattr(things[positions_on_side[0]], name),
@@ -215,7 +215,7 @@ def _render(templates: tuple[str, ...], fact: Fact, random: np.random.Generator)
     fields = fact.fields
     if "a" in fields:
         fields = fields | {"a_bare": fields["a"].partition(" ")[2]}
-    return worded(templates, fields, random)
+    return fill_template(templates, fields, random)
 
 
 def _neutral(things: Things, random: np.random.Generator) -> Text:
@@ -241,22 +241,29 @@ def _neutral(things: Things, random: np.random.Generator) -> Text:
         for field, (_, kind) in zip("ab", unique_kinds, strict=False):
             fields[field] = the(kind, random)
         mentions = [(index,) for index, _ in unique_kinds]
-    return Text(worded(UNKNOWABLE[key], fields, random), "neutral", "neutral", tuple(mentions))
+    return Text(
+        fill_template(UNKNOWABLE[key], fields, random), "neutral", "neutral", tuple(mentions)
+    )
 
 
-def _rich(thing: Thing, random: np.random.Generator) -> Kind:
+def _detailed_kind(thing: Thing, random: np.random.Generator) -> Kind:
     """Return the kind of a thing by shape, colour and mostly one more attribute."""
     extra: Form = pick(random, ((), ("size",), ("size",), ("texture",), ("texture",)))
     return kind_of(thing, ("shape", "colour", *extra))
 
 
-def _described(key: str, things: Things, random: np.random.Generator, truth: bool) -> Fact | None:
+def _caption_fact(
+    key: str, things: Things, random: np.random.Generator, truth: bool
+) -> Fact | None:
     first, second = random.permutation(len(things))[:2].tolist()
     positions = sides(things[first], things[second])
     if not positions:
         return None
     side = pick(random, positions)
-    first_kind, second_kind = _rich(things[first], random), _rich(things[second], random)
+    first_kind, second_kind = (
+        _detailed_kind(things[first], random),
+        _detailed_kind(things[second], random),
+    )
     if not truth:
         change = pick(random, ("one", "other", "swap", "side", "side"))
         if change == "side" and key == "relation":
@@ -269,9 +276,9 @@ def _described(key: str, things: Things, random: np.random.Generator, truth: boo
                 second_kind._replace(**{name: values[0]}),
             )
         elif change == "one":
-            first_kind = changed(first_kind, things, random)
+            first_kind = with_changed_attribute(first_kind, things, random)
         else:
-            second_kind = changed(second_kind, things, random)
+            second_kind = with_changed_attribute(second_kind, things, random)
     first_matches, second_matches = matches(things, first_kind), matches(things, second_kind)
     pairs = [(i, j) for i in first_matches for j in second_matches if i != j]
     if not truth and key == "relation":

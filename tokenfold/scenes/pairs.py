@@ -15,11 +15,11 @@ from tokenfold.scenes.phrases import (
     Things,
     a,
     absent,
+    fill_template,
     matches,
     number_of,
     plural,
     present,
-    worded,
 )
 from tokenfold.scenes.templates import STATEMENTS
 from tokenfold.scenes.world import Pair, pick
@@ -47,9 +47,9 @@ def statement(pair: Pair, random: np.random.Generator) -> tuple[Text, Text]:
     """
     truth = random.random() < 0.5
     key, kind, fields = _statement_parts(pair, random, truth)
-    text, answer = worded(STATEMENTS[key], fields, random), "true" if truth else "false"
-    left, true_kinds = (Text(text, answer, key, (matches(s.things, kind),)) for s in pair)
-    return left, true_kinds
+    text, answer = fill_template(STATEMENTS[key], fields, random), "true" if truth else "false"
+    left, right = (Text(text, answer, key, (matches(scene.things, kind),)) for scene in pair)
+    return left, right
 
 
 def _statement_parts(pair: Pair, random: np.random.Generator, truth: bool) -> StatementParts:
@@ -88,8 +88,9 @@ def _choose(
 ) -> tuple[Kind, dict[str, str]] | None:
     """Choose a kind with which the statement has the requested truth value.
 
-    Returns None if these kinds cannot make it both true and false, because then the form would
-    reveal the answer.
+    Returns:
+        The kind, and the fields of the template; None if the statement is true for all of the kinds
+        or false for all of them, because then the form would reveal the answer.
     """
     counts = {kind: (len(matches(here, kind)), len(matches(there, kind))) for kind in kinds}
     if key in PRESENCE:
@@ -111,20 +112,25 @@ def _choose(
         kind = pick(random, true_kinds)
         return kind, {"x": plural(kind, random)}
     numbers = {kind: sum(both) if key == "total" else both[0] for kind, both in counts.items()}
-    stated = pick(
+    stated_number = pick(
         random, (1, 2, 2, 3, 3, 4, 5) if key != "total" else (1, 2, 3, 3, 4, 4, 5, 6, 7, 8)
     )
     if kinds == [Kind()]:
         kind, actual = kinds[0], numbers[kinds[0]]
-        stated = actual if truth else actual + pick(random, (-1, 1))
-        stated = stated if 4 <= stated <= 10 else 2 * actual - stated
+        stated_number = actual if truth else actual + pick(random, (-1, 1))
+        stated_number = stated_number if 4 <= stated_number <= 10 else 2 * actual - stated_number
     else:
-        true_kinds = [kind for kind, number in numbers.items() if number == stated]
-        false_kinds = [kind for kind, number in numbers.items() if 1 <= abs(number - stated) <= 2]
+        true_kinds = [kind for kind, number in numbers.items() if number == stated_number]
+        false_kinds = [
+            kind for kind, number in numbers.items() if 1 <= abs(number - stated_number) <= 2
+        ]
         if not true_kinds or not false_kinds:
             return None
         kind = pick(random, true_kinds if truth else false_kinds)
-    return kind, {"verb": "is" if stated == 1 else "are", "n": number_of(stated, kind, random)}
+    return kind, {
+        "verb": "is" if stated_number == 1 else "are",
+        "n": number_of(stated_number, kind, random),
+    }
 
 
 def _presence_fields(kind: Kind, random: np.random.Generator) -> dict[str, str]:

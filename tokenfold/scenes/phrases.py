@@ -90,13 +90,13 @@ def present(things: Things, form: Form) -> list[Kind]:
 def absent(things: Things, form: Form, random: np.random.Generator) -> Kind | None:
     """Return a kind of a form that no thing has, one attribute away from a kind that one has."""
     for _ in range(6):
-        kind = changed(kind_of(pick(random, things), form), things, random)
+        kind = with_changed_attribute(kind_of(pick(random, things), form), things, random)
         if not matches(things, kind):
             return kind
     return None
 
 
-def changed(kind: Kind, things: Things, random: np.random.Generator) -> Kind:
+def with_changed_attribute(kind: Kind, things: Things, random: np.random.Generator) -> Kind:
     """Return the kind with another value of one attribute, preferably a value in the scene."""
     name = pick(random, [name for name in kind._fields if getattr(kind, name)])
     old_value = getattr(kind, name)
@@ -164,7 +164,9 @@ def sides(first: Thing, second: Thing, margin: float = MARGIN) -> list[str]:
     return directions
 
 
-def worded(templates: Sequence[str], fields: dict[str, str], random: np.random.Generator) -> str:
+def fill_template(
+    templates: Sequence[str], fields: dict[str, str], random: np.random.Generator
+) -> str:
     text = pick(random, templates).format(**fields)
     return text[0].upper() + text[1:]
 

@@ -15,33 +15,33 @@ from tests.models.published_dual import CORPUS, write_clip_tokenizer
 from tokenfold.models.checkpoints import tokenizer
 from tokenfold.models.checkpoints.checkpoint import CheckpointError
 
-MOST = 16
+MAX_TOKENS = 16
 
 
 def test_clip_ids_match_transformers(tmp_path: Path) -> None:
     words = write_clip_tokenizer(tmp_path / "old")
-    make: Any = transformers.CLIPTokenizer
+    tokenizer_class: Any = transformers.CLIPTokenizer
     old = tmp_path / "old"
-    theirs = make(vocab=str(old / "vocab.json"), merges=str(old / "merges.txt"))
-    theirs.save_pretrained(tmp_path / "new")
+    reference = tokenizer_class(vocab=str(old / "vocab.json"), merges=str(old / "merges.txt"))
+    reference.save_pretrained(tmp_path / "new")
     assert (tmp_path / "new" / "tokenizer.json").exists()
     for folder in ("old", "new"):
-        ours = tokenizer.read(tmp_path / folder, MOST)
-        assert ours.vocabulary == words
-        assert ours.padding is None
+        encoder = tokenizer.read(tmp_path / folder, MAX_TOKENS)
+        assert encoder.vocabulary == words
+        assert encoder.padding is None
         for text in (*TRICKY, *CORPUS):
-            wanted = theirs(text, truncation=True, max_length=MOST)["input_ids"]
-            assert ours.encode(text).ids.tolist() == wanted, text
+            expected = reference(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+            assert encoder.encode(text).ids.tolist() == expected, text
 
 
 def test_clip_tokens_are_decoded_without_word_ends(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path)
-    ours = tokenizer.read(tmp_path, MOST)
-    tokens = ours.encode("A photo of a CAT, naïve").tokens
+    encoder = tokenizer.read(tmp_path, MAX_TOKENS)
+    tokens = encoder.encode("A photo of a CAT, naïve").tokens
     assert tokens[:5] == ("<|startoftext|>", "a", "photo", "of", "a")
     assert tokens[-2:] == ("naïve", "<|endoftext|>")
-    ours.save(tmp_path / "tokenizer.json")
-    assert tokenizer.read(tmp_path, MOST).encode("A photo of a CAT, naïve").tokens == tokens
+    encoder.save(tmp_path / "tokenizer.json")
+    assert tokenizer.read(tmp_path, MAX_TOKENS).encode("A photo of a CAT, naïve").tokens == tokens
 
 
 def test_a_clip_vocabulary_without_end_token_is_rejected(tmp_path: Path) -> None:
@@ -50,50 +50,54 @@ def test_a_clip_vocabulary_without_end_token_is_rejected(tmp_path: Path) -> None
     del words["<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"vocab\.json: the token <\|endoftext\|> is missing"):
-        tokenizer.read(tmp_path, MOST)
+        tokenizer.read(tmp_path, MAX_TOKENS)
 
 
 def gemma(folder: Path, **config: Any) -> Any:
     """Return SigLIP 2's tokenizer of `transformers` with a small vocabulary."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
-    trained.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    trained_tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    trained_tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=200, special_tokens=special, show_progress=False
     )
-    trained.train_from_iterator(CORPUS, trainer)
-    model = json.loads(trained.to_str())["model"]
+    trained_tokenizer.train_from_iterator(CORPUS, trainer)
+    model = json.loads(trained_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    make: Any = transformers.Siglip2Tokenizer
-    theirs = make(vocab=model["vocab"], merges=merges)
-    theirs.save_pretrained(folder)
+    tokenizer_class: Any = transformers.Siglip2Tokenizer
+    reference = tokenizer_class(vocab=model["vocab"], merges=merges)
+    reference.save_pretrained(folder)
     content = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(content | config))
-    return theirs
+    return reference
 
 
 def test_siglip_2_ids_match_transformers(tmp_path: Path) -> None:
-    theirs = gemma(tmp_path, add_bos_token=False, add_eos_token=True)
-    ours = tokenizer.read(tmp_path, MOST, siglip=True)
-    end, padding = theirs.eos_token_id, theirs.pad_token_id
+    reference = gemma(tmp_path, add_bos_token=False, add_eos_token=True)
+    encoder = tokenizer.read(tmp_path, MAX_TOKENS, siglip=True)
+    end, padding = reference.eos_token_id, reference.pad_token_id
     for text in CORPUS:
-        words = theirs(text, add_special_tokens=False)["input_ids"]
-        for written in (text, text.upper()):
-            encoded = ours.encode(written)
-            wanted = [*words[: MOST - 1], end]
-            assert encoded.ids.tolist() == wanted + [padding] * (MOST - len(wanted)), written
-            assert encoded.cut == (len(words) >= MOST)
+        words = reference(text, add_special_tokens=False)["input_ids"]
+        for spelling in (text, text.upper()):
+            encoded = encoder.encode(spelling)
+            expected = [*words[: MAX_TOKENS - 1], end]
+            assert encoded.ids.tolist() == expected + [padding] * (MAX_TOKENS - len(expected)), (
+                spelling
+            )
+            assert encoded.cut == (len(words) >= MAX_TOKENS)
 
 
 def test_tokenizer_config_sets_the_start_token(tmp_path: Path) -> None:
-    theirs = gemma(tmp_path, add_bos_token=True, add_eos_token=True, pad_token={"content": "<unk>"})
-    ours = tokenizer.read(tmp_path, MOST, siglip=True)
-    assert ours.padding == theirs.unk_token_id
-    assert ours.encode("a photo").tokens[0] == "<bos>"
+    reference = gemma(
+        tmp_path, add_bos_token=True, add_eos_token=True, pad_token={"content": "<unk>"}
+    )
+    encoder = tokenizer.read(tmp_path, MAX_TOKENS, siglip=True)
+    assert encoder.padding == reference.unk_token_id
+    assert encoder.encode("a photo").tokens[0] == "<bos>"
 
 
 def test_unknown_padding_is_rejected(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path)
-    tokenizer.read(tmp_path, MOST).save(tmp_path / "tokenizer.json")
+    tokenizer.read(tmp_path, MAX_TOKENS).save(tmp_path / "tokenizer.json")
     with pytest.raises(CheckpointError, match="the padding token is unknown"):
-        tokenizer.read(tmp_path, MOST, siglip=True)
+        tokenizer.read(tmp_path, MAX_TOKENS, siglip=True)

@@ -24,24 +24,24 @@ TEXTS = ("a photo of a cat", "this is a photo of two dogs", "a", "it is red, isn
 
 
 def dual(source: Path | str) -> DualCheckpoint:
-    loaded = load(str(source))
-    assert isinstance(loaded, DualCheckpoint)
-    assert not loaded.model.training
-    return loaded
+    checkpoint = load(str(source))
+    assert isinstance(checkpoint, DualCheckpoint)
+    assert not checkpoint.model.training
+    return checkpoint
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def images(loaded: DualCheckpoint, batch: int = 3) -> Tensor:
+def images(checkpoint: DualCheckpoint, batch: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(batch, 3, *loaded.model.config.image.image_size, generator=generator)
+    return torch.randn(batch, 3, *checkpoint.model.config.image.image_size, generator=generator)
 
 
-def padded(loaded: DualCheckpoint, fill: int) -> tuple[Tensor, Tensor]:
+def padded(checkpoint: DualCheckpoint, fill: int) -> tuple[Tensor, Tensor]:
     """Pad texts to the longest one; return ids and sizes."""
-    ids = [loaded.text.encode(text).ids for text in TEXTS]
+    ids = [checkpoint.text.encode(text).ids for text in TEXTS]
     longest = max(map(len, ids))
     rows = [np.pad(row, (0, longest - len(row)), constant_values=fill) for row in ids]
     lengths = torch.tensor([len(row) for row in ids])
@@ -60,45 +60,47 @@ def edit(file: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("write", [write_clip, write_siglip])
 @torch.no_grad()
 def test_vectors_and_logits_match_transformers(write: Any, tmp_path: Path) -> None:
-    theirs = write(tmp_path)
-    ours = dual(tmp_path)
-    image = images(ours)
-    ids, size = padded(ours, ours.text.padding or 0)
-    wanted = theirs(pixel_values=image, input_ids=ids)
-    vectors, texts = ours.model.embed_images(image), ours.model.embed_texts(ids, size)
-    close(vectors, wanted.image_embeds)
-    close(texts, wanted.text_embeds)
-    logits = ours.model.logits(vectors, texts)
-    close(logits, wanted.logits_per_image)
+    reference = write(tmp_path)
+    checkpoint = dual(tmp_path)
+    image = images(checkpoint)
+    ids, size = padded(checkpoint, checkpoint.text.padding or 0)
+    expected = reference(pixel_values=image, input_ids=ids)
+    vectors, texts = checkpoint.model.embed_images(image), checkpoint.model.embed_texts(ids, size)
+    assert_close(vectors, expected.image_embeds)
+    assert_close(texts, expected.text_embeds)
+    logits = checkpoint.model.logits(vectors, texts)
+    assert_close(logits, expected.logits_per_image)
     assert logits.std() > 0.1
-    features = theirs.get_image_features(pixel_values=image)
+    features = reference.get_image_features(pixel_values=image)
     features = getattr(features, "pooler_output", features)
-    close(ours.model.image(image).logits, features)
-    features = theirs.get_text_features(input_ids=ids)
+    assert_close(checkpoint.model.image(image).logits, features)
+    features = reference.get_text_features(input_ids=ids)
     features = getattr(features, "pooler_output", features)
-    close(ours.model.text(ids, size), features)
+    assert_close(checkpoint.model.text(ids, size), features)
 
 
 @pytest.mark.parametrize("fill", [0, 7])
 @torch.no_grad()
 def test_padding_does_not_change_clip_texts(fill: int, tmp_path: Path) -> None:
-    theirs = write_clip(tmp_path)
-    ours = dual(tmp_path)
-    ids, size = padded(ours, fill)
-    together = ours.model.embed_texts(ids, size)
-    wanted = theirs.get_text_features(input_ids=ids)
-    wanted = F.normalize(getattr(wanted, "pooler_output", wanted), dim=-1)
-    for at, text in enumerate(TEXTS):
-        alone = ours.model.embed_texts(torch.from_numpy(ours.text.encode(text).ids)[None])[0]
-        torch.testing.assert_close(alone, together[at], rtol=0, atol=1e-5)
-        close(alone, wanted[at])
-    assert {len(ours.text.encode(text).ids) for text in TEXTS} > {16}
+    reference = write_clip(tmp_path)
+    checkpoint = dual(tmp_path)
+    ids, size = padded(checkpoint, fill)
+    together = checkpoint.model.embed_texts(ids, size)
+    expected = reference.get_text_features(input_ids=ids)
+    expected = F.normalize(getattr(expected, "pooler_output", expected), dim=-1)
+    for row, text in enumerate(TEXTS):
+        alone = checkpoint.model.embed_texts(
+            torch.from_numpy(checkpoint.text.encode(text).ids)[None]
+        )[0]
+        torch.testing.assert_close(alone, together[row], rtol=0, atol=1e-5)
+        assert_close(alone, expected[row])
+    assert {len(checkpoint.text.encode(text).ids) for text in TEXTS} > {16}
 
 
 def test_siglip_texts_are_padded(tmp_path: Path) -> None:
     write_siglip(tmp_path)
-    ours = dual(tmp_path)
-    encoded = ours.text.encode("A photo, of a CAT!")
+    checkpoint = dual(tmp_path)
+    encoded = checkpoint.text.encode("A photo, of a CAT!")
     assert encoded.ids.tolist() == [3, 4, 5, 3, 8, 1] + [1] * 10
     assert len(encoded.tokens) == 6
     assert not encoded.cut
@@ -106,12 +108,12 @@ def test_siglip_texts_are_padded(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_old_files_pool_the_highest_id(tmp_path: Path) -> None:
-    theirs = write_clip(tmp_path, text_config={"eos_token_id": 2})
-    ours = dual(tmp_path)
-    ids, size = padded(ours, 0)
-    wanted = theirs.get_text_features(input_ids=ids)
-    wanted = getattr(wanted, "pooler_output", wanted)
-    close(ours.model.text(ids, size), wanted)
+    reference = write_clip(tmp_path, text_config={"eos_token_id": 2})
+    checkpoint = dual(tmp_path)
+    ids, size = padded(checkpoint, 0)
+    expected = reference.get_text_features(input_ids=ids)
+    expected = getattr(expected, "pooler_output", expected)
+    assert_close(checkpoint.model.text(ids, size), expected)
     edit(tmp_path / "config.json", text_config={"eos_token_id": 9})
     with pytest.raises(CheckpointError, match="the network pools token 9"):
         load(str(tmp_path))
@@ -119,11 +121,11 @@ def test_old_files_pool_the_highest_id(tmp_path: Path) -> None:
 
 def test_folder_configuration_is_read(tmp_path: Path) -> None:
     write_clip(tmp_path)
-    ours = dual(tmp_path)
-    config = ours.model.config
-    assert (config.scores, ours.template) == ("softmax", "a photo of a {}.")
-    assert (config.width, config.text.most_text, ours.text.most_tokens) == (40, 16, 16)
-    assert ours.preprocess.resize == "shorter"  # the usual one: there is no file
+    checkpoint = dual(tmp_path)
+    config = checkpoint.model.config
+    assert (config.scores, checkpoint.template) == ("softmax", "a photo of a {}.")
+    assert (config.width, config.text.most_text, checkpoint.text.most_tokens) == (40, 16, 16)
+    assert checkpoint.preprocess.resize == "shorter"  # the default, because there is no file
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": 40},
@@ -139,7 +141,7 @@ def test_folder_configuration_is_read(tmp_path: Path) -> None:
         interpolation="bicubic",
         mean=(0.1, 0.2, 0.3),
     )
-    # As newer versions write it, and as older ones do, which comes first.
+    # Newer versions write the first file and older ones the second, which takes precedence.
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
     assert dual(tmp_path).preprocess == expected
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 2}))
@@ -150,37 +152,40 @@ def test_folder_configuration_is_read(tmp_path: Path) -> None:
 
 def test_siglip_scores_and_template(tmp_path: Path) -> None:
     write_siglip(tmp_path)
-    ours = dual(tmp_path)
-    assert (ours.model.config.scores, ours.template) == ("sigmoid", "This is a photo of {}.")
-    assert ours.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
-    assert ours.model.config.image.activation == "gelu_tanh"
+    checkpoint = dual(tmp_path)
+    assert (checkpoint.model.config.scores, checkpoint.template) == (
+        "sigmoid",
+        "This is a photo of {}.",
+    )
+    assert checkpoint.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
+    assert checkpoint.model.config.image.activation == "gelu_tanh"
 
 
 @torch.no_grad()
 def test_edges_that_patches_do_not_tile_are_ignored(tmp_path: Path) -> None:
-    theirs = write_siglip(tmp_path, vision_config={"image_size": 37})
-    ours = dual(tmp_path)
-    assert ours.model.config.image.grid == (4, 4)
-    image = images(ours)
+    reference = write_siglip(tmp_path, vision_config={"image_size": 37})
+    checkpoint = dual(tmp_path)
+    assert checkpoint.model.config.image.grid == (4, 4)
+    image = images(checkpoint)
     assert image.shape[-1] == 37
-    ids, _ = padded(ours, 1)
-    wanted = theirs(pixel_values=image, input_ids=ids)
-    close(ours.model.embed_images(image), wanted.image_embeds)
+    ids, _ = padded(checkpoint, 1)
+    expected = reference(pixel_values=image, input_ids=ids)
+    assert_close(checkpoint.model.embed_images(image), expected.image_embeds)
 
 
 @pytest.mark.parametrize("write", [write_clip, write_siglip])
 @torch.no_grad()
 def test_positions_are_resized_to_larger_images(write: Any, tmp_path: Path) -> None:
-    theirs = write(tmp_path)
+    reference = write(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"size": {"height": 48, "width": 48}, "resample": 3})
     )
-    ours = dual(tmp_path)
-    assert ours.model.config.image.grid == (6, 6)
-    image = images(ours)
-    wanted = theirs.get_image_features(pixel_values=image, interpolate_pos_encoding=True)
-    wanted = getattr(wanted, "pooler_output", wanted)
-    close(ours.model.image(image).logits, wanted)
+    checkpoint = dual(tmp_path)
+    assert checkpoint.model.config.image.grid == (6, 6)
+    image = images(checkpoint)
+    expected = reference.get_image_features(pixel_values=image, interpolate_pos_encoding=True)
+    expected = getattr(expected, "pooler_output", expected)
+    assert_close(checkpoint.model.image(image).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -232,24 +237,26 @@ def test_a_tokenizer_with_too_many_words_is_rejected(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-# Our own folders, and networks of no training.
+# Tokenfold's own format, and random weights.
 
 
 @pytest.mark.parametrize("siglip", [False, True])
 @torch.no_grad()
 def test_native_folder_round_trip(siglip: bool, tmp_path: Path) -> None:
-    saved = tiny.dual_checkpoint(siglip=siglip)
-    native.save(tmp_path, saved)
-    again = dual(tmp_path)
-    assert again.model.config == saved.model.config
-    assert (again.preprocess, again.template) == (saved.preprocess, saved.template)
-    assert again.text.padding == (0 if siglip else None)
+    checkpoint = tiny.dual_checkpoint(siglip=siglip)
+    native.save(tmp_path, checkpoint)
+    reloaded = dual(tmp_path)
+    assert reloaded.model.config == checkpoint.model.config
+    assert (reloaded.preprocess, reloaded.template) == (checkpoint.preprocess, checkpoint.template)
+    assert reloaded.text.padding == (0 if siglip else None)
     text = "what is it, a cat or two?"
-    assert again.text.encode(text).ids.tolist() == saved.text.encode(text).ids.tolist()
-    image = images(saved)
-    torch.testing.assert_close(again.model.embed_images(image), saved.model.embed_images(image))
-    ids = torch.from_numpy(saved.text.encode(text).ids)[None]
-    torch.testing.assert_close(again.model.embed_texts(ids), saved.model.embed_texts(ids))
+    assert reloaded.text.encode(text).ids.tolist() == checkpoint.text.encode(text).ids.tolist()
+    image = images(checkpoint)
+    torch.testing.assert_close(
+        reloaded.model.embed_images(image), checkpoint.model.embed_images(image)
+    )
+    ids = torch.from_numpy(checkpoint.text.encode(text).ids)[None]
+    torch.testing.assert_close(reloaded.model.embed_texts(ids), checkpoint.model.embed_texts(ids))
 
 
 def test_invalid_native_folders_are_rejected(tmp_path: Path) -> None:
@@ -271,15 +278,17 @@ def test_invalid_native_folders_are_rejected(tmp_path: Path) -> None:
 )
 @torch.no_grad()
 def test_random_networks(name: str, width: int, length: int) -> None:
-    ours, again = dual(f"random:{name}"), dual(f"random:{name}")
-    image = images(ours)
-    vectors = ours.model.embed_images(image)
-    torch.testing.assert_close(vectors, again.model.embed_images(image))
+    checkpoint, reloaded = dual(f"random:{name}"), dual(f"random:{name}")
+    image = images(checkpoint)
+    vectors = checkpoint.model.embed_images(image)
+    torch.testing.assert_close(vectors, reloaded.model.embed_images(image))
     assert vectors.shape == (3, width)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    texts = [ours.text.encode(text).ids for text in ("word1 word2 word3", "word4 word5 word6")]
+    texts = [
+        checkpoint.text.encode(text).ids for text in ("word1 word2 word3", "word4 word5 word6")
+    ]
     assert [len(ids) for ids in texts] == [length, length]
-    text_vectors = ours.model.embed_texts(torch.from_numpy(np.stack(texts)))
+    text_vectors = checkpoint.model.embed_texts(torch.from_numpy(np.stack(texts)))
     assert text_vectors[0] @ text_vectors[1] < 0.9999
     assert vectors[0] @ vectors[1] < 0.99
 

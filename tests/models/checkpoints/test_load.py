@@ -45,8 +45,8 @@ def vit(tmp_path: Path) -> Path:
 def edit(file: Path, **changes: Any) -> None:
     """Change fields of a JSON file; None removes a field."""
     content = {**json.loads(file.read_text()), **changes}
-    kept = {key: value for key, value in content.items() if value is not None}
-    file.write_text(json.dumps(kept))
+    remaining = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(remaining))
 
 
 def edit_weights(folder: Path, change: Any) -> None:
@@ -55,10 +55,10 @@ def edit_weights(folder: Path, change: Any) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
-def same(one: Checkpoint, other: Checkpoint) -> None:
-    assert one.model.config == other.model.config
+def same(first: Checkpoint, second: Checkpoint) -> None:
+    assert first.model.config == second.model.config
     with torch.no_grad():
-        assert torch.equal(one.model(IMAGES).logits, other.model(IMAGES).logits)
+        assert torch.equal(first.model(IMAGES).logits, second.model(IMAGES).logits)
 
 
 # Sources.
@@ -387,20 +387,20 @@ def test_only_square_grids_are_resized() -> None:
 
 
 def test_a_hub_id_is_downloaded(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    downloads = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
-        asked.append((repository, "pytorch_model.bin" in allow_patterns))
+        downloads.append((repository, "pytorch_model.bin" in allow_patterns))
         return str(vit)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     expected = load(str(vit))
     same(load("owner/name"), expected)
-    assert asked == [("owner/name", False)]
+    assert downloads == [("owner/name", False)]
     torch.save(load_file(vit / "model.safetensors"), vit / "pytorch_model.bin")
     (vit / "model.safetensors").unlink()
     same(load("owner/name"), expected)
-    assert asked[1:] == [("owner/name", False), ("owner/name", True)]
+    assert downloads[1:] == [("owner/name", False), ("owner/name", True)]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_hub_errors_are_reported(
     error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: Any, **__: Any) -> str:
-        # Their constructors want a response, which differs from version to version.
+        # The constructors need a response, whose type depends on the version.
         raise error.__new__(error)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
@@ -439,7 +439,7 @@ def test_random_weights_are_deterministic(name: str) -> None:
     with torch.no_grad():
         logits = first.model(images).logits
         assert torch.equal(logits, second.model(images).logits)
-    # Neither all alike nor out of scale.
+    # Logits differ between images, at a usual scale.
     assert 0.3 < logits.std(1).min() <= logits.std(1).max() < 5
     assert all((logits[a] - logits[b]).std() > 0.03 for a, b in ((0, 1), (0, 2), (1, 2)))
 
@@ -460,7 +460,7 @@ def test_random_networks_have_the_published_sizes() -> None:
 
 
 def test_random_attention_is_not_uniform() -> None:
-    # Else merging would be between tokens that are all alike, and tests of it would show nothing.
+    # With uniform attention, tokens would become equal, and tests of merging would show nothing.
     model = load("random:vit-ti16-64").model
     with torch.no_grad():
         tokens = model.embed(model.patch_embed(torch.randn(1, 3, 64, 64)))

@@ -24,12 +24,12 @@ PUMER: dict[str, Any] = {
     "max_text_len": 12,
     "tokenizer": "roberta-base",
     "image_size": SIDE,
-    "merge_style": "tip",  # PuMer's default, which its METER does not read
+    "merge_style": "tip",  # PuMer's default, which its METER ignores
 }
 
 
 def tokenizer(folder: Path, max_tokens: int) -> None:
-    word_level([f"w{at}" for at in range(VOCABULARY - 4)], max_tokens).save(
+    word_level([f"w{index}" for index in range(VOCABULARY - 4)], max_tokens).save(
         folder / "tokenizer.json"
     )
 
@@ -68,8 +68,8 @@ def inputs(side: int = SIDE) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("side", [SIDE, SIDE + 2 * PATCH, SIDE - PATCH])
 @torch.no_grad()
 def test_an_official_file_is_the_parallel_form(tmp_path: Path, side: int) -> None:
-    theirs = PublishedMeter(images=2)
-    model, checkpoint = loaded(official(tmp_path, theirs.official()))
+    reference = PublishedMeter(images=2)
+    model, checkpoint = loaded(official(tmp_path, reference.official()))
     config = model.config
     assert (config.form, config.protect_class, checkpoint.weighted) == ("parallel", True, True)
     assert (config.image_size, config.most_text, config.modalities) == ((SIDE, SIDE), 50, 3)
@@ -81,33 +81,33 @@ def test_an_official_file_is_the_parallel_form(tmp_path: Path, side: int) -> Non
     assert checkpoint.labels["reason"] == ("false", "true")
     assert checkpoint.preprocess.resize == "shorter"
     image, ids, size = inputs(side)
-    first = theirs.pooled(image[:, 0], ids, "parallel")
-    expected = theirs.heads["vqa"](first)
-    assert expected.std(0).mean() > 0.05  # the inputs matter
+    first = reference.pooled(image[:, 0], ids, "parallel")
+    expected = reference.heads["vqa"](first)
+    assert expected.std(0).mean() > 0.05  # the inputs affect the answers
     answer = model(image[:, 0], ids, size, task="vqa")
     torch.testing.assert_close(answer, expected, atol=1e-4, rtol=0)
-    both = torch.cat([first, theirs.pooled(image[:, 1], ids, "parallel", True)], dim=-1)
+    both = torch.cat([first, reference.pooled(image[:, 1], ids, "parallel", True)], dim=-1)
     torch.testing.assert_close(
-        model(image, ids, size, task="reason"), theirs.heads["nlvr2"](both), atol=1e-4, rtol=0
+        model(image, ids, size, task="reason"), reference.heads["nlvr2"](both), atol=1e-4, rtol=0
     )
 
 
 @torch.no_grad()
 def test_a_pumer_folder_is_the_sequential_form(tmp_path: Path) -> None:
-    theirs = PublishedMeter()
-    source = pumers(tmp_path / "meter-ve-ft", theirs.pumers())
+    reference = PublishedMeter()
+    source = pumers(tmp_path / "meter-ve-ft", reference.pumers())
     model, checkpoint = loaded(source)
     assert model.config.form == "sequential"
     assert model.config.most_text == 12
-    # Trained without reduction: its class token is one to rely on.
+    # Networks trained without reduction need their class token.
     assert model.config.protect_class
     assert checkpoint.weighted
     assert checkpoint.preprocess.resize == "stretch"
     image, ids, size = inputs()
-    expected = theirs.heads["snli"](theirs.pooled(image[:, 0], ids, "sequential"))
+    expected = reference.heads["snli"](reference.pooled(image[:, 0], ids, "sequential"))
     answer = model(image[:, 0], ids, size, task="entail")
     torch.testing.assert_close(answer, expected, atol=1e-4, rtol=0)
-    parallel = theirs.heads["snli"](theirs.pooled(image[:, 0], ids, "parallel"))
+    parallel = reference.heads["snli"](reference.pooled(image[:, 0], ids, "parallel"))
     assert (answer - parallel).abs().max() > 0.01
 
 
@@ -144,7 +144,7 @@ def test_an_ambiguous_form_is_rejected(tmp_path: Path) -> None:
     source = official(tmp_path, mixed)
     with pytest.raises(CheckpointError, match='"form": "parallel" or "form": "sequential"'):
         load(str(source))
-    # Official names, but said to be PuMer's.
+    # Official names with PuMer's configuration.
     with pytest.raises(CheckpointError, match="neither those of the official code"):
         load(str(pumers(tmp_path / "folder", weights)))
     for form in ("parallel", "sequential"):
@@ -201,13 +201,15 @@ def test_another_text_tower_is_rejected(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_native_format_round_trip(tmp_path: Path) -> None:
     model, checkpoint = loaded(official(tmp_path, PublishedMeter(images=2).official()))
-    native.save(tmp_path / "ours", checkpoint)
-    again, read = loaded(tmp_path / "ours")
-    assert again.config == model.config
-    assert (read.preprocess, read.labels, read.weighted) == checkpoint[1:3] + checkpoint[4:]
+    native.save(tmp_path / "native", checkpoint)
+    reloaded_model, reloaded = loaded(tmp_path / "native")
+    assert reloaded_model.config == model.config
+    assert (reloaded.preprocess, reloaded.labels, reloaded.weighted) == checkpoint[
+        1:3
+    ] + checkpoint[4:]
     image, ids, size = inputs()
     assert torch.equal(
-        again(image, ids, size, task="reason"), model(image, ids, size, task="reason")
+        reloaded_model(image, ids, size, task="reason"), model(image, ids, size, task="reason")
     )
 
 
@@ -221,7 +223,7 @@ def test_random_weights_are_deterministic() -> None:
     ids = torch.tensor([[2, 9, 8, 3], [2, 7, 6, 3]])
     logits = model(image, ids, task="vqa")
     assert logits.shape == (2, 3129)
-    assert logits.std(0).mean() > 0.05  # different inputs, different answers
+    assert logits.std(0).mean() > 0.05  # different inputs give different answers
     assert torch.equal(logits, loaded(Path("random:meter-ti16-32"))[0](image, ids, task="vqa"))
     with pytest.raises(CheckpointError, match="patches of 16 do not tile"):
         load("random:meter-ti16-40")

@@ -25,7 +25,7 @@ from tokenfold.models.checkpoints.load import load
 
 TEXTS = ("a photo of a cat", "a photo of two dogs", "naïve")
 
-# As ViT-B-32's on the hub, but for the sizes.
+# The configuration of ViT-B-32 on the hub, with smaller sizes.
 CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 40,
@@ -75,20 +75,20 @@ SIGLIP: dict[str, Any] = {
 
 
 def dual(source: Path) -> DualCheckpoint:
-    loaded = load(str(source))
-    assert isinstance(loaded, DualCheckpoint)
-    assert not loaded.model.training
-    return loaded
+    checkpoint = load(str(source))
+    assert isinstance(checkpoint, DualCheckpoint)
+    assert not checkpoint.model.training
+    return checkpoint
 
 
 @torch.no_grad()
-def same(ours: DualCheckpoint, theirs: OpenClip) -> None:
+def same(checkpoint: DualCheckpoint, reference: OpenClip) -> None:
     image = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    vectors = ours.model.embed_images(image)
+    vectors = checkpoint.model.embed_images(image)
     for text in TEXTS:
-        ids = torch.from_numpy(ours.text.encode(text).ids)[None]
-        logits = ours.model.logits(vectors, ours.model.embed_texts(ids))
-        torch.testing.assert_close(logits, theirs(image, ids), rtol=0, atol=1e-4)
+        ids = torch.from_numpy(checkpoint.text.encode(text).ids)[None]
+        logits = checkpoint.model.logits(vectors, checkpoint.model.embed_texts(ids))
+        torch.testing.assert_close(logits, reference(image, ids), rtol=0, atol=1e-4)
 
 
 def write(folder: Path, *, quick: bool, name: str) -> OpenClip:
@@ -99,13 +99,13 @@ def write(folder: Path, *, quick: bool, name: str) -> OpenClip:
 
 def configured(folder: Path, content: dict[str, Any], **model: Any) -> Path:
     """Write a configuration with changes of `model_cfg`; nested objects are merged."""
-    old = content["model_cfg"]
-    new = {
-        key: {**old[key], **value} if isinstance(value, dict) else value
+    model_cfg = content["model_cfg"]
+    changed_cfg = {
+        key: {**model_cfg[key], **value} if isinstance(value, dict) else value
         for key, value in model.items()
     }
-    written = {**content, "model_cfg": {**old, **new}}
-    (folder / "open_clip_config.json").write_text(json.dumps(written))
+    content_with_changes = {**content, "model_cfg": {**model_cfg, **changed_cfg}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content_with_changes))
     return folder
 
 
@@ -119,13 +119,13 @@ def configured(folder: Path, content: dict[str, Any], **model: Any) -> Path:
     ],
 )
 def test_the_file_name_tells_the_activation(name: str, quick: bool, tmp_path: Path) -> None:
-    theirs = write(tmp_path, quick=quick, name=name)
-    ours = dual(tmp_path / name)
-    same(ours, theirs)
-    assert ours.model.config.image.activation == ("quick_gelu" if quick else "gelu")
-    assert ours.preprocess.resize == "shorter"
-    assert ours.preprocess.mean[0] == pytest.approx(0.4815, abs=1e-4)
-    assert ours.template == "a photo of a {}."
+    reference = write(tmp_path, quick=quick, name=name)
+    checkpoint = dual(tmp_path / name)
+    same(checkpoint, reference)
+    assert checkpoint.model.config.image.activation == ("quick_gelu" if quick else "gelu")
+    assert checkpoint.preprocess.resize == "shorter"
+    assert checkpoint.preprocess.mean[0] == pytest.approx(0.4815, abs=1e-4)
+    assert checkpoint.template == "a photo of a {}."
 
 
 def test_a_file_name_without_activation_is_rejected(tmp_path: Path) -> None:
@@ -144,26 +144,26 @@ def test_a_tokenizer_with_another_end_is_rejected(tmp_path: Path) -> None:
 
 
 def test_openai_files_are_recognised_by_their_settings(tmp_path: Path) -> None:
-    theirs = write(tmp_path, quick=True, name="ViT-B-32.pt")
+    reference = write(tmp_path, quick=True, name="ViT-B-32.pt")
     settings = {"input_resolution": 32, "context_length": 16, "vocab_size": 9}
-    weights = theirs.state_dict() | {key: torch.tensor(at) for key, at in settings.items()}
+    weights = reference.state_dict() | {key: torch.tensor(value) for key, value in settings.items()}
     torch.save(weights, tmp_path / "ViT-B-32.pt")
-    same(dual(tmp_path / "ViT-B-32.pt"), theirs)
+    same(dual(tmp_path / "ViT-B-32.pt"), reference)
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("custom", [False, True])
 def test_an_open_clip_folder(quick: bool, custom: bool, tmp_path: Path) -> None:
-    theirs = write(tmp_path, quick=quick, name="open_clip_pytorch_model.bin")
+    reference = write(tmp_path, quick=quick, name="open_clip_pytorch_model.bin")
     if custom:
         weights = {
             key if key.startswith(("visual.", "logit")) else f"text.{key}": tensor
-            for key, tensor in theirs.state_dict().items()
+            for key, tensor in reference.state_dict().items()
         }
         torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
-    ours = dual(configured(tmp_path, CONFIG, quick_gelu=quick))
-    same(ours, theirs)
-    assert ours.preprocess == Preprocess(
+    checkpoint = dual(configured(tmp_path, CONFIG, quick_gelu=quick))
+    same(checkpoint, reference)
+    assert checkpoint.preprocess == Preprocess(
         size=(32, 32),
         resize="shorter",
         shorter_side=32,
@@ -174,7 +174,7 @@ def test_an_open_clip_folder(quick: bool, custom: bool, tmp_path: Path) -> None:
 
 
 def test_an_open_clip_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = write(tmp_path / "there", quick=False, name="open_clip_pytorch_model.bin")
+    reference = write(tmp_path / "there", quick=False, name="open_clip_pytorch_model.bin")
     configured(tmp_path / "there", CONFIG)
     here = tmp_path / "here"
     here.mkdir()
@@ -187,15 +187,15 @@ def test_an_open_clip_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return str(here)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    loaded = load("laion/some-clip")
-    assert isinstance(loaded, DualCheckpoint)
-    same(loaded, theirs)
+    checkpoint = load("laion/some-clip")
+    assert isinstance(checkpoint, DualCheckpoint)
+    same(checkpoint, reference)
 
 
 def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
     """Return a SigLIP and its weights with OpenCLIP's names."""
     tower = {"dim": 64, "heads": 1, "activation": "gelu"}
-    ours = tiny.dual_checkpoint(
+    checkpoint = tiny.dual_checkpoint(
         siglip=True,
         image=tower,
         text={
@@ -208,7 +208,7 @@ def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
             "activation": "gelu",
         },
     )
-    named: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     plain = {"words.weight": "token_embedding.weight", "positions.weight": "positional_embedding"}
     block = {
         "norm1": "ln_1",
@@ -218,10 +218,10 @@ def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
         "mlp.fc2": "mlp.c_proj",
         "attn.qkv": "attn.in_proj",
     }
-    for key, tensor in ours.model.state_dict().items():
+    for key, tensor in checkpoint.model.state_dict().items():
         side, _, rest = key.partition(".")
         if side == "image":
-            named[f"visual.trunk.{rest.replace('probe', 'latent')}"] = tensor
+            weights[f"visual.trunk.{rest.replace('probe', 'latent')}"] = tensor
         elif side == "text":
             if rest in plain:
                 rest = plain[rest]
@@ -231,33 +231,39 @@ def siglip_weights() -> tuple[DualCheckpoint, dict[str, Tensor]]:
                 joint = "_" if stem == "attn.qkv" else "."
                 rest = f"transformer.resblocks.{layer}.{block[stem]}{joint}{kind}"
             rest = rest.replace("norm.", "ln_final.").replace("head.", "text_projection.")
-            named[f"text.{rest}"] = tensor
+            weights[f"text.{rest}"] = tensor
         else:
-            named[key] = tensor
-    return ours, named
+            weights[key] = tensor
+    return checkpoint, weights
 
 
 def write_siglip(folder: Path, **changes: Any) -> DualCheckpoint:
-    ours, named = siglip_weights()
+    checkpoint, weights = siglip_weights()
     write_sentence_pieces(folder, PIECES)
-    torch.save(named, folder / "open_clip_pytorch_model.bin")
+    torch.save(weights, folder / "open_clip_pytorch_model.bin")
     configured(folder, SIGLIP, **changes)
-    return ours
+    return checkpoint
 
 
 @torch.no_grad()
 def test_open_clip_siglip(tmp_path: Path) -> None:
-    written = write_siglip(tmp_path)
-    ours = dual(tmp_path)
-    config = ours.model.config
+    original = write_siglip(tmp_path)
+    checkpoint = dual(tmp_path)
+    config = checkpoint.model.config
     assert config.scores == "sigmoid"
-    assert (config.image.pool, config.text.padded, ours.text.padding) == ("attention", True, 1)
-    assert ours.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
-    assert config.text == written.model.config.text
+    assert (config.image.pool, config.text.padded, checkpoint.text.padding) == (
+        "attention",
+        True,
+        1,
+    )
+    assert checkpoint.preprocess == Preprocess(size=(32, 32), interpolation="bicubic")
+    assert config.text == original.model.config.text
     image = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(ours.model.embed_images(image), written.model.embed_images(image))
-    ids = torch.from_numpy(ours.text.encode("a photo of a cat").ids)[None]
-    torch.testing.assert_close(ours.model.embed_texts(ids), written.model.embed_texts(ids))
+    torch.testing.assert_close(
+        checkpoint.model.embed_images(image), original.model.embed_images(image)
+    )
+    ids = torch.from_numpy(checkpoint.text.encode("a photo of a cat").ids)[None]
+    torch.testing.assert_close(checkpoint.model.embed_texts(ids), original.model.embed_texts(ids))
     tanh = {"act_kwargs": {"approximate": "tanh"}}
     write_siglip(
         tmp_path, text_cfg=tanh, vision_cfg={"timm_model_name": "vit_so400m_patch8_siglip_32"}

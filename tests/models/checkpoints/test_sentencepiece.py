@@ -27,25 +27,27 @@ def test_vocabulary_is_read(tmp_path: Path) -> None:
 
 def test_texts_are_split_into_the_likeliest_pieces(tmp_path: Path) -> None:
     write_sentence_pieces(tmp_path)
-    ours = tokenizer.read(tmp_path, 12, siglip=True)
-    encoded = ours.encode("  This is a PHOTO,  of   two dogs!")
+    encoder = tokenizer.read(tmp_path, 12, siglip=True)
+    encoded = encoder.encode("  This is a PHOTO,  of   two dogs!")
     assert encoded.tokens == ("this", "is", "a", "photo", "of", "two", "dog", "s", "</s>")
     assert encoded.ids.tolist() == [6, 7, 3, 4, 5, 9, 10, PIECES.index("s"), 1, 1, 1, 1]
-    assert ours.encode("é 狗").ids.tolist()[:5] == [11, PIECES.index("é"), 11, 2, 1]
-    assert ours.padding == 1
-    assert ours.vocabulary == len(PIECES)
+    assert encoder.encode("é 狗").ids.tolist()[:5] == [11, PIECES.index("é"), 11, 2, 1]
+    assert encoder.padding == 1
+    assert encoder.vocabulary == len(PIECES)
     with pytest.raises(EmptyTextError):
-        ours.encode("...!")
+        encoder.encode("...!")
 
 
 def test_tokenizer_survives_saving(tmp_path: Path) -> None:
     write_sentence_pieces(tmp_path)
-    ours = tokenizer.read(tmp_path, 12, siglip=True)
-    ours.save(tmp_path / "tokenizer.json")
-    again = tokenizer.read(tmp_path, 12, siglip=True)  # which now comes first
+    encoder = tokenizer.read(tmp_path, 12, siglip=True)
+    encoder.save(tmp_path / "tokenizer.json")
+    reloaded = tokenizer.read(
+        tmp_path, 12, siglip=True
+    )  # from tokenizer.json, which takes precedence
     for text in ("A photo, of two DOGS", "is it a cat? no."):
-        assert again.encode(text).ids.tolist() == ours.encode(text).ids.tolist()
-        assert again.encode(text).tokens == ours.encode(text).tokens
+        assert reloaded.encode(text).ids.tolist() == encoder.encode(text).ids.tolist()
+        assert reloaded.encode(text).tokens == encoder.encode(text).tokens
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """timm folders, and state dicts of timm, DeiT-III, SWAG and torchvision: parity and rejection.
 
-`goldens/timm.json` holds what timm and torchvision themselves compute, by `goldens/make_timm.py`.
+`goldens/timm.json` has the outputs of timm and torchvision; `goldens/make_timm.py` writes it.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def test_timm_preprocessing(name: str, tmp_path: Path) -> None:
 
 
 def test_label_descriptions_are_used(tmp_path: Path) -> None:
-    names, described = ["n01", "n02", "n03"], {"n01": "a cat", "n03": "a dog"}
+    names, descriptions = ["n01", "n02", "n03"], {"n01": "a cat", "n03": "a dog"}
     name = "vit_tiny_patch16_224"
-    folder = golden_folder(name, tmp_path, label_names=names, label_descriptions=described)
+    folder = golden_folder(name, tmp_path, label_names=names, label_descriptions=descriptions)
     assert load(folder).labels == ("a cat", "n02", "a dog")
     folder = golden_folder(name, tmp_path, label_names={"0": "x", "1": "y", "2": "z"})
     assert load(folder).labels == ("x", "y", "z")
@@ -323,9 +323,9 @@ def test_ambiguous_weights_are_rejected(weights: Weights, message: str, tmp_path
 
 def test_qk_norm_shows_the_heads(tmp_path: Path) -> None:
     norms = {
-        f"blocks.{i}.attn.{which}_norm.{kind}": torch.ones(20)
+        f"blocks.{i}.attn.{operand}_norm.{kind}": torch.ones(20)
         for i in (0, 1)
-        for which in "qk"
+        for operand in "qk"
         for kind in ("weight", "bias")
     }
     torch.save(plain(100, extra=norms), tmp_path / "weights.pth")
@@ -334,7 +334,7 @@ def test_qk_norm_shows_the_heads(tmp_path: Path) -> None:
 
 def swag_names(weights: Weights) -> Weights:
     """Map torchvision's names to SWAG's."""
-    named = {}
+    renamed = {}
     for key, value in weights.items():
         for ours, theirs in {
             ".encoder_layer_": ".layer_",
@@ -343,8 +343,10 @@ def swag_names(weights: Weights) -> Weights:
             "heads.head.": "head.layers.head.",
         }.items():
             key = key.replace(ours, theirs)
-        named[key] = value.transpose(0, 1).contiguous() if key == "encoder.pos_embedding" else value
-    return named
+        renamed[key] = (
+            value.transpose(0, 1).contiguous() if key == "encoder.pos_embedding" else value
+        )
+    return renamed
 
 
 def older_names(weights: Weights) -> Weights:

@@ -23,7 +23,7 @@ from tokenfold.models.checkpoints.load import load, load_classifier
 from tokenfold.models.networks.pair import HeadConfig, images
 from tokenfold.models.networks.vilt import Vilt, ViltConfig
 
-WORDS = [f"w{at}" for at in range(26)]
+WORDS = [f"w{index}" for index in range(26)]
 QUESTION = torch.tensor([[2, 5, 6, 7, 3]])
 ANSWERS = ("", "red", "blue", "2")
 
@@ -84,26 +84,26 @@ def same(loaded: PairCheckpoint, model: Vilt) -> None:
 def official(model: Vilt) -> dict[str, Tensor]:
     """Return the weights with their published names, with a distinct token type for the text."""
     segment = torch.randn(2, model.config.dim, generator=torch.Generator().manual_seed(7))
-    named = {"text_embeddings.position_ids": torch.arange(12)[None]}
+    renamed = {"text_embeddings.position_ids": torch.arange(12)[None]}
     for key, tensor in model.state_dict().items():
         part, _, rest = key.partition(".")
         if part == "text_embed":
             words, kind = rest.split(".")
             theirs = {"words": "word_embeddings", "positions": "position_embeddings"}
-            named[f"text_embeddings.{theirs.get(words, 'LayerNorm')}.{kind}"] = tensor
+            renamed[f"text_embeddings.{theirs.get(words, 'LayerNorm')}.{kind}"] = tensor
         elif part == "heads":
             task, _, layer = rest.partition(".")
-            named[f"{HEAD_OF[task]}.{layer}"] = tensor
+            renamed[f"{HEAD_OF[task]}.{layer}"] = tensor
         elif part == "modality":
-            named["token_type_embeddings.weight"] = tensor
+            renamed["token_type_embeddings.weight"] = tensor
         elif part == "pooler":
-            named[f"pooler.dense.{rest}"] = tensor
+            renamed[f"pooler.dense.{rest}"] = tensor
         else:
-            named[f"transformer.{key}"] = tensor
-    named["text_embeddings.token_type_embeddings.weight"] = segment
+            renamed[f"transformer.{key}"] = tensor
+    renamed["text_embeddings.token_type_embeddings.weight"] = segment
     positions = "text_embeddings.position_embeddings.weight"
-    named[positions] = named[positions] - segment[0]
-    return named
+    renamed[positions] = renamed[positions] - segment[0]
+    return renamed
 
 
 def write_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
@@ -146,11 +146,11 @@ def write_pumer(folder: Path, model: Vilt, **changes: Any) -> Path:
     write_tokenizer(folder)
     weights = official(model)
     del weights["text_embeddings.position_ids"]
-    named = {
+    renamed = {
         key if key.startswith(tuple(NAMES.values())) else f"vilt.{key}": tensor
         for key, tensor in weights.items()
     }
-    torch.save(named, folder / "pytorch_model.bin")
+    torch.save(renamed, folder / "pytorch_model.bin")
     task = next(iter(model.config.heads))
     config = {"architectures": [ARCHITECTURES[task]], **PUMER, **changes}
     (folder / "config.json").write_text(json.dumps(config))
@@ -190,7 +190,7 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-# Hugging Face; tests/test_vilt.py holds the logits against theirs.
+# Hugging Face; tests/models/networks/test_vilt.py compares the logits with `transformers`.
 
 
 def test_a_folder_tells_its_answers_and_preprocessing(tmp_path: Path) -> None:
@@ -335,8 +335,8 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_retrieval_uses_the_ranking_head(tmp_path: Path) -> None:
     model = network("match")
     file = write_official(tmp_path, model)
-    matched = {"itm_score.fc.weight": torch.ones(2, 64), "itm_score.fc.bias": torch.ones(2)}
-    rewrite(file, lambda weights: weights.update(matched))
+    matching_head = {"itm_score.fc.weight": torch.ones(2, 64), "itm_score.fc.bias": torch.ones(2)}
+    rewrite(file, lambda weights: weights.update(matching_head))
     same(pair(file), model)
     rewrite(file, lambda weights: [weights.pop(f"rank_output.{x}") for x in ("weight", "bias")])
     loaded = pair(file)
@@ -388,7 +388,7 @@ def test_two_images_need_a_third_modality(tmp_path: Path) -> None:
         load(str(file))
 
 
-# PuMer's.
+# PuMer's folders.
 
 
 @pytest.mark.parametrize("task", HEADS)
@@ -467,16 +467,16 @@ def test_another_reduction_is_rejected(
         load(str(folder))
 
 
-# Tokenizers that the checkpoint lacks.
+# Checkpoints without a tokenizer.
 
 
 def test_a_missing_tokenizer_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hub").mkdir()
     write_tokenizer(tmp_path / "hub")
-    asked = []
+    repositories = []
 
     def download(repository: str, **_: Any) -> str:
-        asked.append(repository)
+        repositories.append(repository)
         return str(tmp_path / "hub")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
@@ -486,7 +486,7 @@ def test_a_missing_tokenizer_is_downloaded(tmp_path: Path, monkeypatch: pytest.M
     file = write_official(tmp_path / "official", network("vqa"))
     (file.parent / "tokenizer.json").unlink()
     assert pair(file).text.vocabulary == 30
-    assert asked == ["bert-base-uncased", "google-bert/bert-base-uncased"]
+    assert repositories == ["bert-base-uncased", "google-bert/bert-base-uncased"]
 
     def offline(repository: str, **_: Any) -> str:
         raise errors.LocalEntryNotFoundError(repository)
@@ -498,17 +498,17 @@ def test_a_missing_tokenizer_is_downloaded(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_tokenizer_of_another_network_is_rejected(tmp_path: Path) -> None:
     folder = write_pumer(tmp_path, network("vqa"))
-    write_tokenizer(folder, [f"w{at}" for at in range(27)])
+    write_tokenizer(folder, [f"w{index}" for index in range(27)])
     with pytest.raises(CheckpointError, match="the tokenizer has 31 words, the network 30"):
         load(str(folder))
 
 
-# Answers: 40 of them in no order, the sixth empty.
+# Answers: 40 in random order, of which the sixth is empty.
 
-MANY = [f"answer {(at * 7) % 40}" for at in range(40)]
+MANY = [f"answer {(index * 7) % 40}" for index in range(40)]
 MANY[5] = ""
-IDS = {str(at): name for at, name in enumerate(MANY)}
-SPARSE = {at: name for at, name in IDS.items() if name}
+IDS = {str(index): name for index, name in enumerate(MANY)}
+SPARSE = {index: name for index, name in IDS.items() if name}
 
 
 def many(folder: Path, kind: str) -> Path:
@@ -524,7 +524,7 @@ def many(folder: Path, kind: str) -> Path:
         ("id2label.json", IDS),
         ("vqa2-id2label.json", {"id2label": IDS}),
         ("vqa_dict.json", {"answer2id": {}, "id2answer": SPARSE}),
-        ("ans2label.json", {name: at for at, name in enumerate(MANY)}),
+        ("ans2label.json", {name: index for index, name in enumerate(MANY)}),
         ("answers.txt", "\n".join(MANY) + "\n"),
     ],
 )
@@ -573,7 +573,10 @@ def test_without_a_file_answers_are_numbered(
         (json.dumps([*MANY, "more"]), "has 41 answers, not 40"),
         (json.dumps([*MANY[:39], MANY[0]]), "duplicate answers"),
         (json.dumps({**SPARSE, "7": 7}), "an answer is not a string"),
-        (json.dumps({at: name for at, name in SPARSE.items() if at != "9"}), "missing id is 5"),
+        (
+            json.dumps({index: name for index, name in SPARSE.items() if index != "9"}),
+            "missing id is 5",
+        ),
         (json.dumps({"red": 0, "blue": 0}), "the same id"),
         ("{}", "has 0 answers"),
     ],
@@ -593,7 +596,7 @@ def test_contradictory_files_are_rejected(tmp_path: Path) -> None:
         answers.from_folder(tmp_path, 40, alphabetical=False)
 
 
-# Our own format.
+# Tokenfold's own format.
 
 
 def saved(folder: Path) -> PairCheckpoint:
@@ -658,7 +661,7 @@ def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="2 labels for entail, but 3 logits"):
         load(str(tmp_path))
     saved(tmp_path)
-    write_tokenizer(tmp_path, [f"w{at}" for at in range(50)])
+    write_tokenizer(tmp_path, [f"w{index}" for index in range(50)])
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 54 words, the network 30"):
         load(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -671,7 +674,7 @@ def test_damaged_files_are_rejected(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-# Random ones.
+# Random weights.
 
 
 def test_random_networks(tmp_path: Path) -> None:

@@ -50,20 +50,20 @@ def test_every_level_has_its_measured_accuracy(name: str) -> None:
 def test_the_checkpoint_exports_to_the_shipped_bundle(name: str, tmp_path: Path) -> None:
     shipped = Bundle.open(DEMO / "bundles" / name)
     recipe = Recipe(name=name, precision=shipped.manifest.precision)
-    again = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / name, recipe)
-    assert again.manifest.workload == shipped.manifest.workload
-    assert again.manifest.levels == shipped.manifest.levels
-    assert again.manifest.tasks == shipped.manifest.tasks
+    exported = export_bundle(load(str(CHECKPOINT)), "a test", tmp_path / name, recipe)
+    assert exported.manifest.workload == shipped.manifest.workload
+    assert exported.manifest.levels == shipped.manifest.levels
+    assert exported.manifest.tasks == shipped.manifest.tasks
     images = random_images(shipped.manifest.preprocess.size, 8)
-    old, new = Session(shipped), Session(again)
+    shipped_session, exported_session = Session(shipped), Session(exported)
     for level in shipped.manifest.levels.values():
-        before = old.run(images, level.plan, slots=True)
-        after = new.run(images, level.plan, slots=True)
+        before = shipped_session.run(images, level.plan, slots=True)
+        after = exported_session.run(images, level.plan, slots=True)
         assert np.array_equal(before.slots, after.slots)  # type: ignore[arg-type]
         np.testing.assert_allclose(before.logits, after.logits, atol=1e-4)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"the training images are not there: {DATA}")
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} does not exist")
 @pytest.mark.parametrize("name", BUNDLES)
 def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     from tokenfold.models.training.cifar import save_held_out
@@ -74,10 +74,10 @@ def test_accuracy_matches_the_profile(name: str, tmp_path: Path) -> None:
     photos = Photos(tmp_path / "held-out.zip", manifest.tasks["classify"])
     assert len(photos) == 5000
     photos.names, photos.labels = photos.names[::10], (photos.labels or [])[::10]
-    few = {level: manifest.levels[level] for level in ("exact", "balanced")}
+    two_levels = {level: manifest.levels[level] for level in ("exact", "balanced")}
     session = Session(bundle)
     measured = measure(
-        manifest.model_copy(update={"levels": few}),
+        manifest.model_copy(update={"levels": two_levels}),
         session,
         photos,
         unreduced=session,

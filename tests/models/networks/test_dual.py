@@ -27,8 +27,8 @@ def images(batch: int = 3) -> Tensor:
 
 def matchers(model: DualEncoder, method: str) -> Sequence[Matcher]:
     config = model.config.image
-    one = ToMe(config.class_token) if method == "tome" else PiToMe(0.5, config.protected)
-    return [one] * config.depth
+    matcher = ToMe(config.class_token) if method == "tome" else PiToMe(0.5, config.protected)
+    return [matcher] * config.depth
 
 
 def networks() -> list[DualEncoder]:
@@ -54,10 +54,10 @@ def test_vectors_have_length_one_and_logits_follow_from_the_cosine() -> None:
 @torch.no_grad()
 def test_reduction_changes_vectors_little(method: str) -> None:
     for model in networks():
-        x, chosen = images(), matchers(model, method)
+        x, layer_matchers = images(), matchers(model, method)
         plain = model.embed_images(x)
-        torch.testing.assert_close(model.embed_images(x, [0, 0, 0], chosen), plain)
-        reduced = model.embed_images(x, [3, 2, 1], chosen)
+        torch.testing.assert_close(model.embed_images(x, [0, 0, 0], layer_matchers), plain)
+        reduced = model.embed_images(x, [3, 2, 1], layer_matchers)
         torch.testing.assert_close(reduced.norm(dim=1), torch.ones(3))
         near = reduced @ plain.T
         assert near.diagonal().min() > 0.9
@@ -68,14 +68,14 @@ def test_reduction_changes_vectors_little(method: str) -> None:
 @pytest.mark.parametrize("method", ["tome", "pitome"])
 @torch.no_grad()
 def test_merging_equal_tokens_does_not_change_vectors(method: str) -> None:
-    # Patches of a grey image without positions are equal: a token of size s is s of size 1. The
-    # class token is another one, so that it matters how much the others count.
+    # Without positions, all patches of a grey image are equal, so a token of size s equals s tokens
+    # of size 1. The class token differs, so the weight of the patches matters.
     attention, mean = tiny.dual(siglip=True, image=WITH_CLASS), tiny.dual(image={"pool": "mean"})
     for model in (tiny.dual(), attention, mean):
         model.image.pos_embed.zero_()
-        grey, chosen = torch.full((1, 3, *tiny.SIZE), 0.3), matchers(model, method)
+        grey, layer_matchers = torch.full((1, 3, *tiny.SIZE), 0.3), matchers(model, method)
         plain = model.embed_images(grey)
-        merged = model.embed_images(grey, [6, 3, 2], chosen)
+        merged = model.embed_images(grey, [6, 3, 2], layer_matchers)
         torch.testing.assert_close(merged, plain, rtol=0, atol=1e-5)
 
 

@@ -31,7 +31,7 @@ from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
 from tokenfold.models.checkpoints.meter_names import FIRST_POSITION
 from tokenfold.models.networks.meter import Meter, MeterConfig, merging_tower
 from tokenfold.models.networks.operators import EAGER
-from tokenfold.models.networks.pair import HeadConfig, images
+from tokenfold.models.networks.pair import HeadConfig, PairReduction, images
 from tokenfold.models.networks.vilt import Vilt, ViltConfig
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
@@ -73,52 +73,52 @@ def tiny(**changes: Any) -> Meter:
     return drawn(Meter(MeterConfig.model_validate({**TINY.model_dump(), **changes})), 1)
 
 
-def reducing(plan: tuple[int, ...]) -> dict[str, Any]:
-    """Return the arguments of a network for a plan: counts of the reducing layers only."""
-    counts = [plan[at : at + 3] for at in range(0, len(plan), 3)]
-    return {
-        "plan": [count for three in counts if any(three) for count in three],
-        "matchers": [PuMer() if any(three) else None for three in counts],
-    }
+def reduction_of(plan: tuple[int, ...]) -> PairReduction:
+    """Return the reduction of a plan, whose matchers skip the layers without counts."""
+    layers = [plan[start : start + 3] for start in range(0, len(plan), 3)]
+    return PairReduction(
+        [count for counts in layers if any(counts) for count in counts],
+        [PuMer() if any(counts) else None for counts in layers],
+    )
 
 
 def photos(batch: int, side: tuple[int, int] = (32, 40)) -> Tensor:
     return torch.randn(batch, 3, *side, generator=torch.Generator().manual_seed(6))
 
 
-def texts(batch: int, most: int = 9) -> tuple[Tensor, Tensor]:
+def texts(batch: int, max_tokens: int = 9) -> tuple[Tensor, Tensor]:
     """Return padded ids of texts of several lengths, and their sizes."""
-    ids = torch.randint(4, 30, (batch, most), generator=torch.Generator().manual_seed(2))
-    lengths = torch.tensor([most - 2 * (at % 3) for at in range(batch)])
-    size = (torch.arange(most) < lengths[:, None]).float()
+    ids = torch.randint(4, 30, (batch, max_tokens), generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([max_tokens - 2 * (row % 3) for row in range(batch)])
+    size = (torch.arange(max_tokens) < lengths[:, None]).float()
     return torch.where(size > 0, ids, 1), size
 
 
 @torch.no_grad()
 def test_the_image_tower_matches_transformers(tmp_path: Path) -> None:
-    theirs = PublishedMeter()
-    model, _ = loaded(official(tmp_path, theirs.official()))
+    reference = PublishedMeter()
+    model, _ = loaded(official(tmp_path, reference.official()))
     for side in (32, 48):
         image = photos(2, (side, side))
-        ours = model.embed_image(model.patch_embed(image), (side // 8, side // 8))
-        torch.testing.assert_close(ours, theirs.image_tokens(image), atol=1e-4, rtol=0)
-        assert ours.std(0).mean() > 0.1
+        actual = model.embed_image(model.patch_embed(image), (side // 8, side // 8))
+        torch.testing.assert_close(actual, reference.image_tokens(image), atol=1e-4, rtol=0)
+        assert actual.std(0).mean() > 0.1
 
 
 @torch.no_grad()
 def test_the_text_tower_matches_transformers(tmp_path: Path) -> None:
-    theirs = PublishedMeter()
-    model, _ = loaded(official(tmp_path, theirs.official()))
+    reference = PublishedMeter()
+    model, _ = loaded(official(tmp_path, reference.official()))
     ids, size = texts(4)
-    ours, expected = model.text(ids, size, EAGER), theirs.text_tokens(ids)
-    torch.testing.assert_close(ours[size > 0], expected[size > 0], atol=1e-4, rtol=0)
+    actual, expected = model.text(ids, size, EAGER), reference.text_tokens(ids)
+    torch.testing.assert_close(actual[size > 0], expected[size > 0], atol=1e-4, rtol=0)
     assert expected[size > 0].std(0).mean() > 0.1
     assert FIRST_POSITION == 2
 
 
 @pytest.mark.parametrize("task", TINY.heads)
 @torch.no_grad()
-def test_a_head_answers(task: PairTask) -> None:
+def test_each_head_answers(task: PairTask) -> None:
     model = tiny()
     ids, size = texts(2)
     image = photos(4).unflatten(0, (2, 2)) if images(task) == 2 else photos(2)
@@ -132,15 +132,16 @@ def test_the_two_forms_differ_in_the_text_that_the_image_attends_to() -> None:
     ids, size = texts(3)
     answers = [tiny(form=form)(photos(3), ids, size, task="vqa") for form in FORMS]
     assert (answers[0] - answers[1]).abs().max() > 1e-3
-    # Not by the first text layer, which is all that a text sees in a network of one step.
-    one = {"depth": 1, "layers": (0,)}
-    fused = []
+    # In a network with one pair of layers, only the image's half of the pooled output differs.
+    text_halves, image_halves = [], []
     for form in FORMS:
-        model = tiny(form=form, **one)
+        model = tiny(form=form, depth=1, layers=(0,))
         image = model.embed_image(model.patch_embed(photos(3)), TINY.grid)
-        fused.append(model.fuse(image, ids, size).pooled.chunk(2, dim=-1))
-    torch.testing.assert_close(fused[0][0], fused[1][0])
-    assert (fused[0][1] - fused[1][1]).abs().max() > 1e-4
+        text_half, image_half = model.fuse(image, ids, size).pooled.chunk(2, dim=-1)
+        text_halves.append(text_half)
+        image_halves.append(image_half)
+    torch.testing.assert_close(text_halves[0], text_halves[1])
+    assert (image_halves[0] - image_halves[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -151,7 +152,7 @@ def test_a_plan_leaves_as_many_tokens_as_the_workload_predicts(plan: str, form: 
     ids, size = texts(2, 9)
     size = torch.ones_like(size)
     image = model.embed_image(model.patch_embed(photos(2)), TINY.grid)
-    fused = model.fuse(image, ids, size, **reducing(PLANS[plan]))
+    fused = model.fuse(image, ids, size, reduction=reduction_of(PLANS[plan]))
     text, patches = model.config.workload("pumer", text=9).streams(PLANS[plan])[-1]
     assert fused.text.shape == (2, 9)
     assert fused.image.shape == (2, 21)
@@ -159,7 +160,7 @@ def test_a_plan_leaves_as_many_tokens_as_the_workload_predicts(plan: str, form: 
         assert set(fused.text[row].tolist()) == set(range(text))
         assert set(fused.image[row].tolist()) - {-1} == set(range(patches))
     assert (fused.text[:, 0] == 0).all()
-    # The class token, from which the image is read, stays the first.
+    # The class token, which is pooled, stays first.
     assert (fused.image[:, 0] == 0).all()
 
 
@@ -168,9 +169,9 @@ def test_a_plan_leaves_as_many_tokens_as_the_workload_predicts(plan: str, form: 
 def test_an_empty_plan_changes_nothing(form: str) -> None:
     model = tiny(form=form)
     ids, size = texts(2)
-    nothing = {"plan": [0] * 6, "matchers": [PuMer(), None, PuMer()]}
+    nothing = PairReduction([0] * 6, [PuMer(), None, PuMer()])
     plain = model(photos(2), ids, size, task="vqa")
-    torch.testing.assert_close(model(photos(2), ids, size, task="vqa", **nothing), plain)
+    torch.testing.assert_close(model(photos(2), ids, size, task="vqa", reduction=nothing), plain)
 
 
 @torch.no_grad()
@@ -178,7 +179,7 @@ def test_the_class_token_may_be_dropped_if_unprotected() -> None:
     model = tiny(protect_class=False)
     ids, size = texts(3)
     image = model.embed_image(model.patch_embed(photos(3)), TINY.grid)
-    fused = model.fuse(image, ids, size, **reducing(PLANS["pruning"]))
+    fused = model.fuse(image, ids, size, reduction=reduction_of(PLANS["pruning"]))
     assert (fused.image[:, 0] != 0).any()
 
 
@@ -196,17 +197,13 @@ def test_results_do_not_depend_on_the_batch(
     model = tiny(form=form)
     ids, size = texts(3, 7)
     image = model.embed_image(model.patch_embed(photos(3)), TINY.grid)
-    options: dict[str, Any] = {
-        "plan": counts,
-        "matchers": [PuMer(), None, PuMer()],
-        "weighted": weighted,
-    }
+    reduction = PairReduction(counts, [PuMer(), None, PuMer()], weighted)
     wide = torch.nn.functional.pad(ids, (0, padding), value=1)
     wide_size = torch.nn.functional.pad(size, (0, padding))
-    together = model.fuse(image, wide, wide_size, **options)
+    together = model.fuse(image, wide, wide_size, reduction=reduction)
     for row in range(3):
         length = int(size[row].sum())
-        alone = model.fuse(image[row : row + 1], ids[row : row + 1, :length], **options)
+        alone = model.fuse(image[row : row + 1], ids[row : row + 1, :length], reduction=reduction)
         torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=2e-5, rtol=0)
         assert torch.equal(together.image[row], alone.image[0])
         assert torch.equal(together.text[row, :length], alone.text[0])
@@ -217,14 +214,14 @@ def test_image_padding_changes_nothing() -> None:
     model = tiny()
     ids, size = texts(2)
     image = model.embed_image(model.patch_embed(photos(2)), TINY.grid)
-    options = reducing(PLANS["both"])
+    reduction = reduction_of(PLANS["both"])
     padded = torch.nn.functional.pad(image, (0, 0, 0, 4), value=3.0)
     present = torch.ones(2, padded.shape[1])
     present[:, -4:] = 0
-    alone = model.fuse(image, ids, size, **options)
-    among = model.fuse(padded, ids, size, image_size=present, **options)
-    torch.testing.assert_close(among.pooled, alone.pooled, atol=2e-5, rtol=0)
-    assert torch.equal(among.image[:, : image.shape[1]], alone.image)
+    unpadded = model.fuse(image, ids, size, reduction=reduction)
+    fused = model.fuse(padded, ids, size, image_size=present, reduction=reduction)
+    torch.testing.assert_close(fused.pooled, unpadded.pooled, atol=2e-5, rtol=0)
+    assert torch.equal(fused.image[:, : image.shape[1]], unpadded.image)
 
 
 @torch.no_grad()
@@ -232,15 +229,17 @@ def test_reason_takes_two_passes() -> None:
     model = tiny()
     ids, size = texts(2)
     pair = photos(4).unflatten(0, (2, 2))
-    options = reducing(PLANS["both"])
+    reduction = reduction_of(PLANS["both"])
     pooled = []
-    for at, second in enumerate((torch.tensor([0]), torch.tensor([1]))):  # as a graph says it
-        image = model.embed_image(model.patch_embed(pair[:, at]), TINY.grid)
-        pooled.append(model.fuse(image, ids, size, second=second, **options).pooled)
+    for index in range(2):
+        image = model.embed_image(model.patch_embed(pair[:, index]), TINY.grid)
+        second = torch.tensor([index])  # a tensor, as in a graph
+        fused = model.fuse(image, ids, size, second=second, reduction=reduction)
+        pooled.append(fused.pooled)
     logits = model.heads.logits(torch.cat(pooled, dim=-1), "reason")
-    torch.testing.assert_close(model(pair, ids, size, task="reason", **options), logits)
-    swapped = model(pair.flip(1), ids, size, task="reason", **options)
-    assert (swapped - logits).abs().max() > 1e-3
+    torch.testing.assert_close(model(pair, ids, size, task="reason", reduction=reduction), logits)
+    flipped = model(pair.flip(1), ids, size, task="reason", reduction=reduction)
+    assert (flipped - logits).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -250,21 +249,21 @@ def test_tome_reduces_the_image_tower() -> None:
     assert tokens.shape == (2, 15, 24)
     assert model.config.workload("pumer").image == 15
     ids, size = texts(2)
-    logits = model(photos(2), ids, size, task="vqa", **reducing(PLANS["both"]))
+    logits = model(photos(2), ids, size, task="vqa", reduction=reduction_of(PLANS["both"]))
     assert (logits - tiny()(photos(2), ids, size, task="vqa")).abs().max() > 1e-3
-    most = tiny(vision_merged=99)
-    assert most.config.workload("none").image == even_widths(21, 99, 2)[-1] == 6
-    assert most.embed_image(most.patch_embed(photos(1)), TINY.grid).shape[1] == 6
+    strongest = tiny(vision_merged=99)
+    assert strongest.config.workload("none").image == even_widths(21, 99, 2)[-1] == 6
+    assert strongest.embed_image(strongest.patch_embed(photos(1)), TINY.grid).shape[1] == 6
     plain = tiny()
-    same = merging_tower(plain, 3)
-    assert torch.equal(same.embed_image(same.patch_embed(photos(2)), TINY.grid), tokens)
+    merging = merging_tower(plain, 3)
+    assert torch.equal(merging.embed_image(merging.patch_embed(photos(2)), TINY.grid), tokens)
     assert plain.config.vision_merged == 0
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         merging_tower(plain, -1)
 
 
-def test_export_gives_a_verified_bundle(tmp_path: Path) -> None:
-    small = {"depth": 2, "layers": (0, 1), "text_depth": 1}  # most of the time goes into tracing
+def test_export_writes_a_verified_bundle(tmp_path: Path) -> None:
+    small = {"depth": 2, "layers": (0, 1), "text_depth": 1}  # tracing takes most of the time
     model = tiny(image_size=(32, 32), **small)
     words = ("is", "it", "an", "ant", "or", "a", "bee", "what", "two")
     checkpoint = PairCheckpoint(
@@ -280,7 +279,7 @@ def test_export_gives_a_verified_bundle(tmp_path: Path) -> None:
     assert manifest.workload == merging_tower(model, 2).config.workload("pumer")
     assert manifest.workload.kind == "meter"
     assert manifest.levels["fast"].tokens_out < manifest.levels["exact"].tokens_out
-    # The graphs agree with the network at both levels, or there would be no bundle.
+    # The export verifies the graphs against the network at both levels.
     assert max(manifest.deviation.values()) < 1e-3
 
 
@@ -290,7 +289,7 @@ def test_only_meter_merges_in_an_image_tower(tmp_path: Path) -> None:
         export_bundle(pair_checkpoint(), "t", tmp_path / "vilt", recipe)
 
 
-def counted(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:
+def counted_flops(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:
     """Return the multiply-accumulates of a question, by torch's counter of operations."""
     image = torch.zeros(1, 3, *model.config.image_size)
     ids = torch.zeros(1, text, dtype=torch.int64)
@@ -299,7 +298,7 @@ def counted(model: Meter | Vilt, text: int, plan: tuple[int, ...]) -> int:
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        model(image, ids, task="vqa", **reducing(plan))
+        model(image, ids, task="vqa", reduction=reduction_of(plan))
     total = counter.get_total_flops()
     assert total % 2 == 0
     return int(total) // 2
@@ -313,7 +312,7 @@ def test_flops_match_the_counter_of_torch(plan: str, form: str, vision_merged: i
     model = tiny(form=form, vision_merged=vision_merged, heads=heads)
     for text in (1, 2, 8):
         workload = model.config.workload("pumer", text=text)
-        assert workload.flops(PLANS[plan]) == counted(model, text, PLANS[plan])
+        assert workload.flops(PLANS[plan]) == counted_flops(model, text, PLANS[plan])
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -332,7 +331,7 @@ def test_flops_of_vilt_match_the_counter_of_torch(plan: str) -> None:
     )
     model = Vilt(config)
     workload = config.workload("pumer", text=8)
-    assert workload.flops(PLANS[plan]) == counted(model, 8, PLANS[plan])
+    assert workload.flops(PLANS[plan]) == counted_flops(model, 8, PLANS[plan])
     joint = config.workload("tome", text=8)
     merged = (3, 0, 2)
     matchers = [ToMe() if r else None for r in merged]
@@ -341,8 +340,7 @@ def test_flops_of_vilt_match_the_counter_of_torch(plan: str) -> None:
             torch.zeros(1, 3, 32, 40),
             torch.zeros(1, 8, dtype=torch.int64),
             task="vqa",
-            plan=[r for r in merged if r],
-            matchers=matchers,
+            reduction=PairReduction([r for r in merged if r], matchers),
         )
     assert joint.flops(merged) == counter.get_total_flops() // 2
 
@@ -402,9 +400,9 @@ def test_invalid_arguments_are_rejected() -> None:
     ids, size = texts(1)
     image = model.embed_image(model.patch_embed(photos(1)), TINY.grid)
     with pytest.raises(TypeError, match=r"only PuMer reduces .*, not ToMe"):
-        model.fuse(image, ids, size, plan=[1], matchers=[ToMe(), None, None])
+        model.fuse(image, ids, size, reduction=PairReduction([1], [ToMe(), None, None]))
     with pytest.raises(ValueError, match="the plan has 5 counts; the matchers need 3"):
-        model.fuse(image, ids, size, plan=[0] * 5, matchers=[PuMer(), None, None])
+        model.fuse(image, ids, size, reduction=PairReduction([0] * 5, [PuMer(), None, None]))
     for changes, message in (
         ({"image_size": (30, 40)}, "do not tile"),
         ({"heads_per_layer": 5}, "does not divide"),

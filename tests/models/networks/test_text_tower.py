@@ -44,23 +44,23 @@ def test_padding_at_the_end_changes_nothing(causal: bool, lengths: list[int], se
     size = (torch.arange(longest) < torch.tensor(lengths)[:, None]).float()
     with torch.no_grad():
         together = model(texts, size)
-        for at, length in enumerate(lengths):
-            alone = model(texts[at : at + 1, :length])
-            torch.testing.assert_close(together[at], alone[0], rtol=0, atol=1e-5)
+        for row, length in enumerate(lengths):
+            alone = model(texts[row : row + 1, :length])
+            torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_causal_tokens_ignore_later_tokens() -> None:
     model = tower(causal=True)
-    seen: list[Tensor] = []
-    model.blocks[-1].register_forward_hook(lambda _module, _inputs, out: seen.append(out.x))
+    outputs: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda _module, _inputs, out: outputs.append(out.x))
     texts = ids(1, 9)
     other = texts.clone()
     other[0, 5:] = (other[0, 5:] + 7) % 30
     model(texts)
     model(other)
-    torch.testing.assert_close(seen[0][:, :5], seen[1][:, :5])
-    assert (seen[0][:, 5:] - seen[1][:, 5:]).abs().max() > 0.01
+    torch.testing.assert_close(outputs[0][:, :5], outputs[1][:, :5])
+    assert (outputs[0][:, 5:] - outputs[1][:, 5:]).abs().max() > 0.01
     open_model = tower()
     assert (open_model(texts) - open_model(other)).abs().max() > 1e-4
 

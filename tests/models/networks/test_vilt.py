@@ -16,9 +16,8 @@ from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.text import word_level
 from tokenfold.models.checkpoints import vilt
 from tokenfold.models.checkpoints.checkpoint import PairCheckpoint
-from tokenfold.models.networks.pair import HeadConfig, images
+from tokenfold.models.networks.pair import HeadConfig, PairReduction, images
 from tokenfold.models.networks.vilt import Vilt, ViltConfig
-from tokenfold.models.reduction.matcher import Matcher
 from tokenfold.models.reduction.pumer import PuMer
 from tokenfold.models.reduction.tome import ToMe
 
@@ -52,7 +51,7 @@ TINY = ViltConfig(
     },
 )
 
-# Rows and columns of patches: the position embedding's own, others, and a strip.
+# Rows and columns of patches: those of the position embedding, others, and a strip.
 GRIDS = ((4, 4), (3, 6), (5, 2), (1, 4))
 
 
@@ -76,7 +75,7 @@ def texts(batch: int, max_tokens: int = 9) -> tuple[Tensor, Tensor]:
     """Return padded ids of texts of several lengths, and their sizes."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(4, 30, (batch, max_tokens), generator=generator)
-    lengths = torch.tensor([max_tokens - 2 * (at % 3) for at in range(batch)])
+    lengths = torch.tensor([max_tokens - 2 * (index % 3) for index in range(batch)])
     size = (torch.arange(max_tokens) < lengths[:, None]).float()
     return ids * size.long(), size
 
@@ -86,8 +85,8 @@ def photos(grids: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     rows, columns = (max(grid[side] for grid in grids) for side in (0, 1))
     canvas = torch.zeros(len(grids), 3, rows * PATCH, columns * PATCH)
-    for at, (height, width) in enumerate(grids):
-        canvas[at, :, : height * PATCH, : width * PATCH] = torch.randn(
+    for index, (height, width) in enumerate(grids):
+        canvas[index, :, : height * PATCH, : width * PATCH] = torch.randn(
             3, height * PATCH, width * PATCH, generator=generator
         )
     return canvas, torch.tensor(grids)
@@ -95,8 +94,8 @@ def photos(grids: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
 
 def pixel_mask(canvas: Tensor, grids: Tensor) -> Tensor:
     mask = torch.zeros(len(canvas), *canvas.shape[-2:], dtype=torch.long)
-    for at, (rows, columns) in enumerate(grids.tolist()):
-        mask[at, : rows * PATCH, : columns * PATCH] = 1
+    for index, (rows, columns) in enumerate(grids.tolist()):
+        mask[index, : rows * PATCH, : columns * PATCH] = 1
     return mask
 
 
@@ -107,14 +106,13 @@ def answer_padded(
     size: Tensor,
     task: PairTask,
     grids: Tensor,
-    **options: Any,
+    reduction: PairReduction | None = None,
 ) -> Tensor:
     """Return the logits (B, classes) for images of several sizes, padded to a common size.
 
     Args:
         image: (B, 3, H, W), each image in the upper left corner; (B, 2, 3, H, W) for `reason`.
         grids: (B, 2), or (B, 2, 2) for `reason`: rows and columns of patches of each image.
-        options: arguments of `Vilt.fuse`.
     """
     pooled = []
     pairs = images(task) == 2
@@ -133,7 +131,7 @@ def answer_padded(
             size,
             image_size=pad_sequence(sizes, batch_first=True),
             second=index == 1,
-            **options,
+            reduction=reduction,
         )
         pooled.append(fused.pooled)
     return model.heads.logits(torch.cat(pooled, dim=-1), task)
@@ -160,32 +158,33 @@ CLASSES: dict[PairTask, tuple[str, dict[str, Any]]] = {
 def saved(task: PairTask, folder: Path) -> tuple[Any, PairCheckpoint]:
     """Return a random network of `transformers`, and the checkpoint loaded from its folder."""
     name, changes = CLASSES[task]
-    theirs: Any = getattr(transformers, name)(transformers.ViltConfig(**{**SETTINGS, **changes}))
-    shake(theirs)
-    theirs.eval().save_pretrained(folder)
-    word_level([f"w{at}" for at in range(26)], 12).save(folder / "tokenizer.json")
-    return theirs, vilt.load(folder, folder.name)
+    reference: Any = getattr(transformers, name)(transformers.ViltConfig(**{**SETTINGS, **changes}))
+    shake(reference)
+    reference.eval().save_pretrained(folder)
+    word_level([f"w{index}" for index in range(26)], 12).save(folder / "tokenizer.json")
+    return reference, vilt.load(folder, folder.name)
 
 
 @pytest.mark.parametrize("task", CLASSES)
 @torch.no_grad()
 def test_logits_match_transformers(task: PairTask, tmp_path: Path) -> None:
-    theirs, ours = saved(task, tmp_path)
-    assert list(ours.model.config.heads) == [task]
+    reference, checkpoint = saved(task, tmp_path)
+    assert list(checkpoint.model.config.heads) == [task]
     ids, size = texts(len(GRIDS))
     canvas, grids = photos(GRIDS)
     mask = pixel_mask(canvas, grids)
     if images(task) == 2:
-        # The other way round, the second image of each pair has another shape than the first.
+        # In reverse order, so that the two images of a pair differ in shape.
         canvas, mask, grids = (torch.stack([x, x.flip(0)], dim=1) for x in (canvas, mask, grids))
-    seen = mask[:, None] if task == "entail" else mask  # their one image is a list of images
-    wanted = theirs(
-        input_ids=ids, attention_mask=size.long(), pixel_values=canvas, pixel_mask=seen
+    # `transformers` expects a list of images here, even for a single image.
+    masks = mask[:, None] if task == "entail" else mask
+    expected = reference(
+        input_ids=ids, attention_mask=size.long(), pixel_values=canvas, pixel_mask=masks
     ).logits
-    assert isinstance(ours.model, Vilt)
-    logits = answer_padded(ours.model, canvas, ids, size, task, grids)
-    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
-    assert wanted.std(0).min() > 0.05  # the inputs matter
+    assert isinstance(checkpoint.model, Vilt)
+    logits = answer_padded(checkpoint.model, canvas, ids, size, task, grids)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std(0).min() > 0.05  # the inputs affect the logits
 
 
 @pytest.mark.parametrize("task", TINY.heads)
@@ -197,58 +196,55 @@ def test_results_do_not_depend_on_the_batch(task: PairTask) -> None:
     together = torch.stack([canvas, canvas], 1) if images(task) == 2 else canvas
     ragged = torch.stack([grids, grids], 1) if images(task) == 2 else grids
     logits = answer_padded(model, together, ids, size, task, ragged)
-    for at, (rows, columns) in enumerate(GRIDS):
-        count = int(size[at].sum())
-        unpadded = together[at : at + 1, ..., : rows * PATCH, : columns * PATCH]
-        alone = model(unpadded, ids[at : at + 1, :count], task=task)
-        torch.testing.assert_close(logits[at], alone[0], atol=1e-5, rtol=1e-5)
+    for index, (rows, columns) in enumerate(GRIDS):
+        count = int(size[index].sum())
+        unpadded = together[index : index + 1, ..., : rows * PATCH, : columns * PATCH]
+        alone = model(unpadded, ids[index : index + 1, :count], task=task)
+        torch.testing.assert_close(logits[index], alone[0], atol=1e-5, rtol=1e-5)
 
 
-Reduction = tuple[list[Matcher | PuMer | None] | None, list[int] | None]
+TOME = PairReduction([2, 0, 3, 1], [ToMe(class_token=True)] * 4)
+PUMER = PairReduction([2, 3, 1, 1, 2, 2], [None, PuMer(), PuMer(), None])
+REDUCTIONS = (
+    None,
+    *(
+        reduction._replace(weighted=weighted)
+        for reduction in (TOME, PUMER)
+        for weighted in (True, False)
+    ),
+)
 
 
-def reductions() -> list[Reduction]:
-    """Return matchers and plans: unreduced, ToMe over both modalities, and PuMer."""
-    tome: list[Matcher | PuMer | None] = [ToMe(class_token=True)] * 4
-    pumer: list[Matcher | PuMer | None] = [None, PuMer(), PuMer(), None]
-    return [(None, None), (tome, [2, 0, 3, 1]), (pumer, [2, 3, 1, 1, 2, 2])]
-
-
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("reduction", reductions())
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @torch.no_grad()
-def test_text_padding_changes_nothing(reduction: Reduction, weighted: bool) -> None:
+def test_text_padding_changes_nothing(reduction: PairReduction | None) -> None:
     model = tiny()
     canvas, _ = photos(((4, 4), (4, 4)))
     ids, _ = texts(2, max_tokens=7)
     ids = ids.clone()
     ids[:, 1:] = torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(4))
-    matchers, plan = reduction
-    common: dict[str, Any] = {"matchers": matchers, "plan": plan, "weighted": weighted}
-    alone = model(canvas, ids, task="vqa", **common)
-    for junk in (0, 29):
-        padded = torch.cat([ids, torch.full((2, 3), junk)], dim=1)
+    unpadded = model(canvas, ids, task="vqa", reduction=reduction)
+    for padding_id in (0, 29):
+        padded = torch.cat([ids, torch.full((2, 3), padding_id)], dim=1)
         size = (torch.arange(10) < 7).float().expand(2, -1)
-        again = model(canvas, padded, size, task="vqa", **common)
-        torch.testing.assert_close(again, alone, atol=1e-5, rtol=1e-5)
+        logits = model(canvas, padded, size, task="vqa", reduction=reduction)
+        torch.testing.assert_close(logits, unpadded, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("reduction", reductions())
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @torch.no_grad()
-def test_image_padding_changes_nothing(reduction: Reduction, weighted: bool) -> None:
+def test_image_padding_changes_nothing(reduction: PairReduction | None) -> None:
     model = tiny()
-    # By odd numbers of patches, which would make other tokens the sources of a merge.
+    # With an odd number of padding tokens between them, other tokens would become sources.
     ragged = ((4, 4), (3, 3), (5, 3), (3, 4))
     canvas, grids = photos(ragged)
     ids, size = texts(len(ragged))
-    matchers, plan = reduction
-    common: dict[str, Any] = {"matchers": matchers, "plan": plan, "weighted": weighted}
-    together = answer_padded(model, canvas, ids, size, "vqa", grids, **common)
-    for at, (rows, columns) in enumerate(ragged):
-        unpadded = canvas[at : at + 1, :, : rows * PATCH, : columns * PATCH]
-        alone = model(unpadded, ids[at : at + 1, : int(size[at].sum())], task="vqa", **common)
-        torch.testing.assert_close(together[at], alone[0], atol=1e-5, rtol=1e-5)
+    together = answer_padded(model, canvas, ids, size, "vqa", grids, reduction)
+    for index, (rows, columns) in enumerate(ragged):
+        unpadded = canvas[index : index + 1, :, : rows * PATCH, : columns * PATCH]
+        text = ids[index : index + 1, : int(size[index].sum())]
+        alone = model(unpadded, text, task="vqa", reduction=reduction)
+        torch.testing.assert_close(together[index], alone[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -269,17 +265,17 @@ def test_fused_gives_the_position_of_each_token() -> None:
     canvas, _ = photos(((4, 4),))
     ids, _ = texts(1)
     tokens = model.embed_image(model.patch_embed(canvas), (4, 4))
-    for matchers, plan in reductions()[1:]:
-        fused = model.fuse(tokens, ids, plan=plan, matchers=matchers)
+    for reduction in (TOME, PUMER):
+        fused = model.fuse(tokens, ids, reduction=reduction)
         assert fused.text.shape == ids.shape
         assert fused.image.shape == (1, 17)
         assert fused.text[0, 0] == 0
-        places = torch.cat([fused.text, fused.image], 1)
-        kept = places[places >= 0]
+        positions = torch.cat([fused.text, fused.image], 1)
+        kept = positions[positions >= 0]
         assert kept.max() < 26 - 6 + 1
-        assert len(kept.unique()) == kept.max() + 1  # every place stands for something
+        assert len(kept.unique()) == kept.max() + 1  # no position is empty
     with pytest.raises(ValueError, match="the plan has 5 counts; the matchers need 4"):
-        model.fuse(tokens, ids, plan=[1] * 5, matchers=[ToMe(class_token=True)] * 4)
+        model.fuse(tokens, ids, reduction=TOME._replace(plan=[1] * 5))
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_tokens_in_and_out(matchers: Any) -> None:
     assert output.slots.shape == (2, 14)
     source = slotting.source(output.slots, 9)
     assert torch.equal(source.sum(2).float(), output.size)
-    # The class and the distillation token stay what and where they are.
+    # The class token and the distillation token keep their positions and sizes.
     assert torch.equal(output.slots[:, :2], torch.tensor([[0, 1], [0, 1]]))
     assert torch.equal(output.size[:, :2], torch.ones(2, 2))
 
@@ -150,9 +150,9 @@ def test_tokens_in_and_out(matchers: Any) -> None:
     [{}, DISTILLED, MAE, {"pool": "class+mean"}, CLIP, {**SIGLIP, "class_token": True}],
 )
 def test_merging_equal_tokens_changes_nothing(changes: dict[str, Any], matchers: Any) -> None:
-    # On a grey image without positions all patches stay equal, and a token of size s attends and
-    # is attended to as s tokens of size 1: exactly so, if sizes are counted everywhere. (The class
-    # token is another one: among tokens that are all equal sizes do not matter.)
+    # Without positions, all patches of a grey image are equal, so a token of size s equals s tokens
+    # of size 1 if sizes are counted everywhere. The class token differs, so the weight of the
+    # patches matters.
     model = network(**changes)
     with torch.no_grad():
         model.pos_embed.zero_()
@@ -196,7 +196,7 @@ def test_a_distilled_network_averages_its_heads() -> None:
         alone.load_state_dict(weights)
         by_class = alone(x).logits
         model.head.load_state_dict(model.head_dist.state_dict())
-        # Now the class token's head is that of the distillation token.
+        # The class token now has the head of the distillation token.
         assert not torch.allclose(model(x).logits, both)
         model.head.load_state_dict(alone.head.state_dict())
         for parameter in model.head_dist.parameters():

@@ -15,7 +15,7 @@ from tokenfold.bundle.workload import clamp
 from tokenfold.models.reduction import slots as slotting
 from tokenfold.models.reduction.pitome import STEPS, PiToMe, margin
 
-ROUNDING = 0.5 / STEPS + 1e-6  # of an energy
+ROUNDING = 0.5 / STEPS + 1e-6  # maximum rounding error of an energy
 CLEAR = 2 * ROUNDING  # closer energies may rank either way
 
 
@@ -33,7 +33,7 @@ def layers(draw: st.DrawFn, *, absent: bool = True) -> Layer:
     batch, tokens, dim = draw(st.integers(1, 3)), draw(st.integers(1, 13)), draw(st.integers(2, 6))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     metric = torch.randn(batch, tokens, dim, generator=random, dtype=torch.float64)
-    metric += draw(st.sampled_from([0.0, 1.0]))  # scattered, or all much alike
+    metric += draw(st.sampled_from([0.0, 1.0]))  # scattered or similar
     size = torch.randint(0 if absent else 1, 5, (batch, tokens), generator=random).float()
     matcher = PiToMe(draw(st.sampled_from([0.9, 0.45, 0.0])), draw(st.integers(0, 2)))
     return Layer(metric, size, draw(st.integers(0, tokens + 2)), matcher)
@@ -47,15 +47,15 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def energies(metric: Tensor, size: Tensor, matcher: PiToMe) -> list[float]:
     """Return the energies of one image: the mean of ELU(cosine - margin) over the other tokens."""
     tokens = range(len(metric))
-    players = [j for j in tokens if j >= matcher.protected and size[j] > 0]
+    candidates = [j for j in tokens if j >= matcher.protected and size[j] > 0]
     values = []
     for i in tokens:
         total = 0.0
-        for j in players:
+        for j in candidates:
             if j != i:
                 above = cosine(metric[i], metric[j]) - matcher.margin
                 total += above if above > 0 else math.exp(above) - 1
-        values.append(total / max(1, len(players)))
+        values.append(total / max(1, len(candidates)))
     return values
 
 
@@ -65,7 +65,7 @@ def looped(layer: Layer, image: int) -> list[int]:
     tokens = len(metric)
     r = clamp(layer.r, tokens, matcher.protected)
     energy = energies(metric, size, matcher)
-    # Absent tokens come after all present ones, in order, and protected ones are never asked.
+    # Absent tokens rank after all present ones, in order; protected tokens have no rank.
     ranked = sorted(
         range(min(matcher.protected, tokens), tokens),
         key=lambda i: (0.0, -energy[i], i) if size[i] > 0 else (1.0, 0.0, i),
@@ -96,7 +96,7 @@ def test_energies_match_the_loop(layer: Layer) -> None:
                 assert float(ours[b, i]) == pytest.approx(expected[i], abs=ROUNDING)
                 assert ours[b, i] > -1
             else:
-                assert ours[b, i] < -1  # below any that may merge
+                assert ours[b, i] < -1  # below the energy of any token that may merge
 
 
 @given(layers())
@@ -106,10 +106,10 @@ def test_slots_match_the_loop(layer: Layer) -> None:
     assert slots.dtype == torch.int64
     for b in range(len(metric)):
         energy = energies(metric[b], size[b], matcher)
-        players = [
+        candidates = [
             energy[i] for i in range(len(energy)) if i >= matcher.protected and size[b, i] > 0
         ]
-        gaps = [abs(x - y) for at, x in enumerate(players) for y in players[:at]]
+        gaps = [abs(x - y) for index, x in enumerate(candidates) for y in candidates[:index]]
         assume(all(gap == 0 or gap > CLEAR for gap in gaps))
         if clamp(r, metric.shape[1], matcher.protected) == 0:
             assert slots[b].tolist() == list(range(metric.shape[1]))
@@ -158,12 +158,12 @@ def test_padding_changes_nothing(layer: Layer, padding: int) -> None:
     metric, size, r, matcher = layer
     batch, tokens, dim = metric.shape
     r = clamp(r, tokens, matcher.protected)
-    more = torch.randn(batch, padding, dim, dtype=metric.dtype)
+    padding_metric = torch.randn(batch, padding, dim, dtype=metric.dtype)
     padded = matcher(
-        torch.cat([metric, more], 1), torch.cat([size, torch.zeros(batch, padding)], 1), r
+        torch.cat([metric, padding_metric], 1), torch.cat([size, torch.zeros(batch, padding)], 1), r
     )
     slots = matcher(metric, size, r)
-    # All tokens keep their order here, so even the slots are the same.
+    # Tokens keep their order, so even the slots are the same.
     assert torch.equal(slots, padded[:, :tokens])
 
 
@@ -174,7 +174,7 @@ def test_the_smallest_networks(protected: int, tokens: int, r: int) -> None:
     slots = PiToMe(0.5, protected)(torch.ones(2, tokens, 4), torch.ones(2, tokens), r)
     expected = list(range(tokens))
     if r and tokens - protected >= 2:
-        # The first of the unprotected merges into the second.
+        # The first unprotected token merges into the second.
         expected = {(3, 0): [0, 0, 1], (3, 1): [0, 1, 1], (2, 0): [0, 0]}[(tokens, protected)]
     assert slots.tolist() == [expected, expected]
 
@@ -191,16 +191,16 @@ def test_zero_vectors_give_no_nan(dtype: torch.dtype) -> None:
 
 
 def test_ties_go_to_the_lowest_index() -> None:
-    # All alike, and with a margin of a half every energy is exactly the same.
+    # The tokens are equal, and with a margin of 0.5 all energies are exactly equal.
     same = torch.zeros(1, 9, 3)
     same[..., 0] = 2.0
     slots = PiToMe(0.5)(same, torch.ones(1, 9), 3)
-    # Ranked 1, 2, 3, ...: 1, 3 and 5 merge, all into 2.
+    # The ranking is 1, 2, 3 and so on, so tokens 1, 3 and 5 merge into token 2.
     assert slots.tolist() == [[0, 1, 1, 1, 2, 1, 3, 4, 5]]
 
 
 def test_isolated_tokens_are_protected() -> None:
-    # Four of one kind and two loners: with r = 2 only the four are merged.
+    # Four equal tokens and two isolated ones; with r = 2, only the equal ones merge.
     metric = torch.eye(4)[[0, 1, 1, 2, 1, 3, 1]].unsqueeze(0)
     slots = PiToMe(0.9)(metric, torch.ones(1, 7), 2)[0].tolist()
     assert [slots.count(slots[i]) for i in (0, 3, 5)] == [1, 1, 1]

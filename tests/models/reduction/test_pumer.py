@@ -95,7 +95,7 @@ def test_layers_that_do_not_reduce_have_no_counts() -> None:
 
 
 class Case(NamedTuple):
-    """Tokens of a layer: metric (1, N, C), importance (1, N), and the number of text tokens."""
+    """Tokens of a layer: metric (1, N, C), importance (1, N), numbers of tokens, and counts."""
 
     metric: Tensor
     importance: Tensor
@@ -105,8 +105,8 @@ class Case(NamedTuple):
 
 
 @st.composite
-def layers(draw: st.DrawFn, least_text: int = 0) -> Case:
-    text = draw(st.integers(least_text, 9))
+def layers(draw: st.DrawFn, min_text: int = 0) -> Case:
+    text = draw(st.integers(min_text, 9))
     image = draw(st.integers(0 if text else 1, 14))
     counts = tuple(draw(st.integers(0, top)) for top in (image + 2, image + 2, text + 2))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -134,8 +134,8 @@ def test_slots_are_pruning_then_merging_of_each_modality(case: Case) -> None:
         assert slots[text:].tolist() == list(range(words, words + image))
         return
     kept = metric[:, text:][:, order[:keep]]
-    among = ToMe()(kept, torch.ones(1, keep), merged)[0]
-    assert slots[text:][order[:keep]].tolist() == (among + words).tolist()
+    merged_slots = ToMe()(kept, torch.ones(1, keep), merged)[0]
+    assert slots[text:][order[:keep]].tolist() == (merged_slots + words).tolist()
 
 
 def test_equally_important_tokens_are_pruned_from_the_end() -> None:
@@ -157,7 +157,7 @@ def test_padding_of_either_modality_changes_nothing(case: Case, short: int, smal
     if not text:
         short = 0
     if image < 3:
-        # Of so few none can merge, and then they keep their order; of padded ones some can.
+        # One or two tokens cannot merge and keep their order; with padding, some could merge.
         small = 0
     alone = PuMer()(metric, torch.ones_like(importance), importance, text, counts)[0]
 
@@ -171,16 +171,16 @@ def test_padding_of_either_modality_changes_nothing(case: Case, short: int, smal
     slots = PuMer()(padded(metric, 3.0), size, padded(importance, 7.0), text + short, counts)
     longer, _ = pumer_widths(text + short, image + small, counts)
     words, patches = pumer_widths(text, image, counts)
-    among = slots[0, text + short : text + short + image]
+    image_slots = slots[0, text + short : text + short + image]
     assert slots[0, :text].tolist() == alone[:text].tolist()
-    shifted = torch.where(among < 0, among, among - longer + words)
+    shifted = torch.where(image_slots < 0, image_slots, image_slots - longer + words)
     assert shifted.tolist() == alone[text:].tolist()
-    # And what comes out is the same tokens, followed by absent ones.
+    # The output has the same tokens, followed by absent ones.
     width = sum(pumer_widths(text + short, image + small, counts))
-    _, left = slotting.reduce(padded(metric, 3.0), size, slots, width)
-    present = torch.cat([left[0, :words], left[0, longer : longer + patches]])
+    _, sizes = slotting.reduce(padded(metric, 3.0), size, slots, width)
+    present = torch.cat([sizes[0, :words], sizes[0, longer : longer + patches]])
     assert (present > 0).all()
-    assert float(left.sum()) == float(present.sum())
+    assert float(sizes.sum()) == float(present.sum())
 
 
 def block() -> Block:
@@ -192,50 +192,49 @@ def block() -> Block:
     return layer.eval()
 
 
-def through(tokens: Tokens, counts: tuple[int, int, int], ops: Operators, layers: int) -> Tokens:
-    """Run layers of plain means while there are enough tokens."""
+def run_layers(tokens: Tokens, counts: tuple[int, int, int], ops: Operators, layers: int) -> Tokens:
+    """Run tokens through several layers that merge by plain mean."""
     with torch.no_grad():
         for _ in range(layers):
             if not isinstance(ops, type(PUBLISHED)):
-                tokens = tokens._replace(size=(tokens.size > 0).float())
+                tokens = tokens.unweighted()
             tokens = block()(tokens, ops, PuMer(), counts, size=tokens.size)
     return tokens
 
 
-@given(layers(least_text=1), st.integers(1, 3))
+@given(layers(min_text=1), st.integers(1, 3))
 def test_without_padding_the_results_match_the_published_mode(case: Case, depth: int) -> None:
     tokens = case.text + case.image
     x = torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(tokens))
     start = Tokens.start(x, text=case.text)
-    ours = through(start, case.counts, EAGER, depth)
-    published = through(start, case.counts, PUBLISHED, depth)
+    ours = run_layers(start, case.counts, EAGER, depth)
+    published = run_layers(start, case.counts, PUBLISHED, depth)
     torch.testing.assert_close(ours.x, published.x, rtol=0, atol=2e-4)
     assert torch.equal(ours.trace, published.trace)
     assert ours.text == published.text
     assert torch.equal(published.size, torch.ones_like(published.size))
 
 
-@given(layers(least_text=1), st.integers(1, 6), st.booleans())
+@given(layers(min_text=1), st.integers(1, 6), st.booleans())
 def test_a_layer_does_not_depend_on_padding(case: Case, short: int, weighted: bool) -> None:
     x = torch.randn(1, case.text + case.image, DIM, generator=torch.Generator().manual_seed(1))
     words, patches = x.split([case.text, case.image], dim=1)
     longer = torch.cat([words, torch.full((1, short, DIM), 5.0), patches], dim=1)
     size = torch.ones(1, longer.shape[1])
     size[:, case.text : case.text + short] = 0
-    alone, among = (
+    unpadded, padded = (
         Tokens.start(x, text=case.text),
         Tokens.start(longer, size, text=case.text + short),
     )
     with torch.no_grad():
         for _ in range(2):
             if not weighted:
-                alone = alone._replace(size=(alone.size > 0).float())
-                among = among._replace(size=(among.size > 0).float())
-            alone = block()(alone, EAGER, PuMer(), case.counts, size=alone.size)
-            among = block()(among, EAGER, PuMer(), case.counts, size=among.size)
-    present = among.size[0] > 0
-    torch.testing.assert_close(among.x[:, present], alone.x, rtol=0, atol=1e-4)
-    assert torch.equal(among.size[:, present], alone.size)
+                unpadded, padded = unpadded.unweighted(), padded.unweighted()
+            unpadded = block()(unpadded, EAGER, PuMer(), case.counts, size=unpadded.size)
+            padded = block()(padded, EAGER, PuMer(), case.counts, size=padded.size)
+    present = padded.size[0] > 0
+    torch.testing.assert_close(padded.x[:, present], unpadded.x, rtol=0, atol=1e-4)
+    assert torch.equal(padded.size[:, present], unpadded.size)
 
 
 def test_the_published_mode_merges_padding_like_text() -> None:
@@ -243,7 +242,7 @@ def test_the_published_mode_merges_padding_like_text() -> None:
     mask = torch.ones(1, 12)
     mask[:, 4:8] = 0
     tokens = Tokens.start(x, mask, text=8)
-    out = through(tokens, (0, 0, 3), PUBLISHED, 1)
+    out = run_layers(tokens, (0, 0, 3), PUBLISHED, 1)
     assert out.text == 5
     assert float(out.size[:, :5].sum()) < 5
     assert ((out.size > 0) & (out.size < 1)).any()

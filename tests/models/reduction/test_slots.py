@@ -124,7 +124,7 @@ def test_identity_is_neutral(layer: Layer) -> None:
 
 
 @given(layers())
-def test_unmerge_gives_each_token_its_group_s_value(layer: Layer) -> None:
+def test_unmerge_gives_each_token_the_value_of_its_group(layer: Layer) -> None:
     y, _ = slotting.reduce(*layer)
     back = slotting.unmerge(y, layer.slots)
     assert back.shape == layer.x.shape
@@ -132,7 +132,7 @@ def test_unmerge_gives_each_token_its_group_s_value(layer: Layer) -> None:
         for i, slot in enumerate(layer.slots[b].tolist()):
             expected = torch.zeros_like(y[b, 0]) if slot < 0 else y[b, slot]
             assert torch.equal(back[b, i], expected)
-    # Merging what was unmerged gives it back.
+    # Merging the unmerged tokens gives the same result again.
     again, _ = slotting.reduce(back, layer.size, layer.slots, layer.width)
     close(again, y)
 

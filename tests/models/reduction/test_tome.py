@@ -38,7 +38,7 @@ def layers(draw: st.DrawFn, *, max_tokens: int = 14, absent: bool = True) -> Tok
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     metric = torch.randn(batch, tokens, dim, generator=random, dtype=torch.float64)
     if draw(st.integers(0, 2)) == 0:
-        # Axes, up and down, and zeros: every cosine is exactly -1, 0 or 1.
+        # Vectors along the axes, and zeros, so that every cosine is exactly -1, 0 or 1.
         axis = torch.randint(0, dim, (batch, tokens), generator=random)
         sign = torch.randint(-1, 2, (batch, tokens, 1), generator=random)
         metric = torch.nn.functional.one_hot(axis, dim).double() * sign
@@ -68,7 +68,7 @@ def looped(metric: Tensor, size: Tensor, r: int, matcher: ToMe) -> list[int]:
             if matcher.distill_token and b == 1:
                 score = -3.0
             scores.append((score, b))
-        score, partner = max(scores, key=lambda each: (each[0], -each[1]))
+        score, partner = max(scores, key=lambda candidate: (candidate[0], -candidate[1]))
         if size[a] == 0:
             score = -2.0
         if matcher.class_token and a == 0:
@@ -83,7 +83,7 @@ def looped(metric: Tensor, size: Tensor, r: int, matcher: ToMe) -> list[int]:
     else:
         order = [*kept, *destinations]
     groups = [[token, *(a for a in merged if best[a][1] == token)] for token in order]
-    groups.sort(key=lambda group: all(size[token] == 0 for token in group))  # absent ones last
+    groups.sort(key=lambda group: all(size[token] == 0 for token in group))  # absent tokens last
     place = {token: slot for slot, group in enumerate(groups) for token in group}
     return [place[i] for i in range(tokens)]
 
@@ -122,7 +122,7 @@ def test_merging_keeps_the_total_size(layer: Tokens, matcher: ToMe) -> None:
 def test_protected_tokens_stay_alone_and_in_front(layer: Tokens, matcher: ToMe) -> None:
     metric, size, r = layer
     assume(metric.shape[1] >= matcher.protected)
-    size[:, : matcher.protected].clamp_(min=1)  # a protected token is one
+    size[:, : matcher.protected].clamp_(min=1)  # protected tokens are always present
     slots = matcher(metric, size, r)
     for token in range(matcher.protected):
         assert torch.equal(
@@ -141,8 +141,8 @@ def test_absent_tokens_do_not_change_present_ones(layer: Tokens, matcher: ToMe) 
 
 @given(layers(absent=False), st.sampled_from(MATCHERS))
 def test_unpadded_matchers_skip_the_check_for_absent_tokens(layer: Tokens, matcher: ToMe) -> None:
-    sure = replace(matcher, padded=False)
-    assert torch.equal(sure(*layer), matcher(*layer))
+    unpadded_matcher = replace(matcher, padded=False)
+    assert torch.equal(unpadded_matcher(*layer), matcher(*layer))
 
 
 @given(layers(absent=False), st.sampled_from(MATCHERS), st.integers(1, 5))
@@ -150,8 +150,8 @@ def test_padding_changes_nothing(layer: Tokens, matcher: ToMe, padding: int) -> 
     metric, size, r = layer
     batch, tokens, dim = metric.shape
     r = clamp(r, tokens, matcher.protected)
-    more = torch.randn(batch, padding, dim, dtype=metric.dtype)
-    padded_metric = torch.cat([metric, more], 1)
+    padding_metric = torch.randn(batch, padding, dim, dtype=metric.dtype)
+    padded_metric = torch.cat([metric, padding_metric], 1)
     padded_size = torch.cat([size, torch.zeros(batch, padding)], 1)
 
     slots, padded = matcher(metric, size, r), matcher(padded_metric, padded_size, r)
@@ -191,7 +191,7 @@ def test_the_smallest_networks(matcher: ToMe, tokens: int, r: int) -> None:
 def test_zero_vectors_give_no_nan(dtype: torch.dtype) -> None:
     metric, size = torch.zeros(1, 9, 4, dtype=dtype), torch.ones(1, 9)
     slots = ToMe()(metric, size, 3)
-    # All cosines are 0: sources 2, 4 and 6 are the first, destination 1 is the first.
+    # All cosines are 0, so the first sources, 2, 4 and 6, merge into the first destination, 1.
     assert slots.tolist() == [[0, 2, 2, 3, 2, 4, 2, 5, 1]]
     y, _ = slotting.reduce(metric, size, slots, 6)
     assert not y.any()

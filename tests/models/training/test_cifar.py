@@ -22,9 +22,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "cifar.zip"
     draw = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as files:
-        for at, label in enumerate(cifar.CLASSES):
+        for index, label in enumerate(cifar.CLASSES):
             for number in range(20):
-                pixels = draw.integers(0, 80, (32, 32, 3)) + 17 * at
+                pixels = draw.integers(0, 80, (32, 32, 3)) + 17 * index
                 file = io.BytesIO()
                 Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG")
                 files.writestr(f"train/{label}/{number:04}.jpg", file.getvalue())

@@ -75,24 +75,24 @@ def test_training_ids_match_the_tokenizer() -> None:
     text = word_level(world.WORDS, CONFIG.most_text)
     random = np.random.default_rng(0)
     for seed in range(50):
-        asked = world.question(world.scene(seed), random).text
-        assert text.encode(asked).ids.tolist() == encode(asked)
+        question = world.question(world.scene(seed), random).text
+        assert text.encode(question).ids.tolist() == encode(question)
 
 
 def test_masking_keeps_every_patch_with_a_thing() -> None:
     sample = batch(SMALL, 0, 0)
-    fewer, chosen = mask(sample, 120, torch.Generator().manual_seed(0))
+    fewer, patches = mask(sample, 120, torch.Generator().manual_seed(0))
     assert fewer.shown.shape == (8, 4, 120)
     assert (fewer.shown[:, 0] > 0).sum() == (sample.shown[:, 0] > 0).sum()
-    assert fewer.centre.shape == chosen.shape
-    assert torch.equal(fewer.centre, sample.centre.gather(1, chosen))
+    assert fewer.centre.shape == patches.shape
+    assert torch.equal(fewer.centre, sample.centre.gather(1, patches))
 
 
 def test_losses_reach_every_weight() -> None:
     torch.manual_seed(0)
     model, probes, sample = initialise().train(), PairProbes(), batch(SMALL, 0, 0)
-    fewer, chosen = mask(sample, 60, torch.Generator().manual_seed(0))
-    sum(teacher_loss(model, probes, fewer, chosen, text=True)).backward()  # type: ignore[union-attr]
+    fewer, patches = mask(sample, 60, torch.Generator().manual_seed(0))
+    sum(teacher_loss(model, probes, fewer, patches, text=True)).backward()  # type: ignore[union-attr]
     for name, parameter in (*model.named_parameters(), *probes.named_parameters()):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

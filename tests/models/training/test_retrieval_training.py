@@ -55,7 +55,7 @@ def _drawn(count: int) -> list[scenes.Scene]:
 
 def test_training_scenes_exclude_held_out_ones() -> None:
     gallery = held_out(5, first=3)
-    assert [scene.seed for scene in gallery.drawn] == [10_000_003 + at for at in range(5)]
+    assert [scene.seed for scene in gallery.scenes] == [10_000_003 + index for index in range(5)]
     assert len(set(gallery.texts)) == 5
 
 
@@ -79,8 +79,8 @@ def test_the_image_tower_starts_from_the_vilt() -> None:
     model = initialise(vilt)
     weight = "blocks.2.mlp.fc1.weight"
     assert torch.equal(model.image.get_parameter(weight), vilt.get_parameter(weight))
-    wanted = vilt.pos_embed[:, 1:] + vilt.modality.weight[1]
-    assert torch.equal(model.image.pos_embed, wanted)
+    expected = vilt.pos_embed[:, 1:] + vilt.modality.weight[1]
+    assert torch.equal(model.image.pos_embed, expected)
 
 
 def test_an_untrained_network_has_low_recall() -> None:
@@ -100,7 +100,7 @@ def test_the_held_out_file_describes_each_image(tmp_path: Path) -> None:
     write_held_out(tmp_path / "held-out.zip", held_out(3))
     with zipfile.ZipFile(tmp_path / "held-out.zip") as archive:
         items = [json.loads(line) for line in archive.read("items.jsonl").splitlines()]
-        assert [item["images"] for item in items] == [[f"{at:05}.png"] for at in range(3)]
+        assert [item["images"] for item in items] == [[f"{index:05}.png"] for index in range(3)]
         assert {item["task"] for item in items} == {"retrieve"}
         assert len(archive.namelist()) == 4
 

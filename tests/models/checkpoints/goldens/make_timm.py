@@ -1,8 +1,8 @@
-"""Write `timm.json`: outputs of timm and torchvision for weights that numpy can draw again.
+"""Write `timm.json`: outputs of timm and torchvision for weights that numpy can reproduce.
 
-Needs timm and torchvision, which the tests do not; run it only to add networks:
+The script needs timm and torchvision, the tests do not. Run it only to add networks:
 
-    python tests/goldens/make_timm.py
+    python tests/models/checkpoints/goldens/make_timm.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 4, "img_size": 16, "patch_size": 8}
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", {}),
-    ("vit_base_patch16_224", {"global_pool": "avg"}),  # as MAE fine-tunes it
+    ("vit_base_patch16_224", {"global_pool": "avg"}),  # as in fine-tuned MAE
     ("vit_base_patch16_224", {"qk_norm": True, "qkv_bias": False, "mlp_ratio": 3}),
     ("vit_base_patch16_224", {"act_layer": "gelu_tanh", "img_size": [16, 24]}),
     ("vit_base_patch16_clip_224", {}),
