@@ -18,7 +18,8 @@ from tokenfold.bundle.manifest import (
     Manifest,
     TextSpec,
 )
-from tokenfold.bundle.pair_workload import MeterWorkload, ViltWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
+from tokenfold.bundle.pair_workload import ViltWorkload
 from tokenfold.bundle.profile import LevelProfile
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.workload import Plan

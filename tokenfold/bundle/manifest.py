@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenfold.bundle.document import Document, Name, Share, VersionedDocument
-from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload, ViltWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
+from tokenfold.bundle.pair_workload import PairWorkload, ViltWorkload
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask, Task
