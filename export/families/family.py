@@ -1,4 +1,4 @@
-"""Base class of the families: the parts of an export that depend on the kind of network."""
+"""Base class of the families of networks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Family(ABC, Generic[S]):
 
     Attributes:
         kind: kind of network, which determines the names of the graphs.
-        workload: the network as the schedule takes it.
+        workload: sizes of the network, from which the schedule computes plans.
         samples: number of items to measure on; 0 without data.
     """
 

@@ -183,12 +183,14 @@ class Manifest(VersionedDocument):
                 "the field scores is not for dual encoders; they have similarity.scores"
             )
         tasks = set(self.tasks)
-        only = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
-        if tasks != only if only else tasks & {"classify", "embed"}:
+        required_tasks = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
+        if tasks != required_tasks if required_tasks else tasks & {"classify", "embed"}:
             raise ValueError(f"the kind {kind} does not have the tasks {', '.join(self.tasks)}")
         unknown = sorted(set(self.scores) - set(self.tasks))
         if unknown:
-            raise ValueError(f"scores of {', '.join(unknown)}, which is not in tasks")
+            raise ValueError(
+                f"the field scores has {', '.join(unknown)}, which the field tasks lacks"
+            )
         for name, level in self.levels.items():
             try:
                 tokens = self.workload.widths(level.plan)[-1]
@@ -197,7 +199,7 @@ class Manifest(VersionedDocument):
             ratio = flops_ratio(self.workload, level.plan)
             if tokens != level.tokens_out or abs(ratio - level.flops_ratio) > 1e-6:
                 raise ValueError(
-                    f"level {name}: tokens_out or flops_ratio do not follow from its plan"
+                    f"level {name}: tokens_out or flops_ratio differ from those of its plan"
                 )
         return self
 

@@ -87,7 +87,7 @@ def test_without_answers_generic_texts_are_used(tmp_path: Path) -> None:
         (line("vqa", ["9.png"], "red"), "line 1: 9.png is missing"),
         (line("vqa", ["0.png", "1.png"], "red"), r"vqa needs 1 image\(s\), not 2"),
         (line("reason", ["0.png"], "true"), r"reason needs 2 image\(s\), not 1"),
-        (line("reason", ["0.png", "1.png"], "maybe"), "'maybe' is none of false, true"),
+        (line("reason", ["0.png", "1.png"], "maybe"), "'maybe' is not among false, true"),
         (line("vqa", ["0.png"], "red") | {"text": " "}, "line 1: the text is empty"),
         (line("entail", ["0.png"], "neutral"), "it has no item of the tasks vqa"),
     ],

@@ -221,7 +221,7 @@ def _replace_digest(path: Path) -> None:
         (_truncate, "is damaged: it has .* bytes instead of"),
         (_flip_bit, "is damaged: its sha256 differs"),
         (_replace_by_other_file, "is not an engine of this version"),
-        (_replace_digest, "was built from something else: its sha256 differs"),
+        (_replace_digest, "was built from another specification: its sha256 differs"),
     ],
 )
 def test_missing_and_damaged_engines_are_not_loaded(

@@ -86,7 +86,7 @@ def test_an_engine_of_the_same_name_with_another_specification(
     other = engine_spec().model_copy(update={field: value})
     assert other.file == engine_spec().file
     store.write(other, CONTENT)
-    with pytest.raises(EngineError, match=f"was built from something else: {message}"):
+    with pytest.raises(EngineError, match=f"was built from another specification: {message}"):
         store.read(engine_spec())
     store.write(engine_spec(), CONTENT)
     assert store.read(engine_spec()) == CONTENT
@@ -98,7 +98,7 @@ def test_a_renamed_engine_is_rejected(store: EngineStore) -> None:
         engine_spec(TARGET.model_copy(update={"gpu": "NVIDIA L4 sm_89"})), CONTENT
     )
     foreign.path.rename(store.folder / engine_spec().file)
-    with pytest.raises(EngineError, match="built from something else: its target differs"):
+    with pytest.raises(EngineError, match="built from another specification: its target differs"):
         store.find(engine_spec())
 
 
