@@ -90,8 +90,8 @@ def export_bundle(
         step = stage("verify", len(levels))
         deviation = verify(
             manifest,
-            family.reference_answers(manifest),
-            [family.session_answers(manifest, tested) for tested in (session, *portable)],
+            family.answers(manifest, family.reference),
+            [family.answers(manifest, tested) for tested in (session, *portable)],
             step,
         )
         if family.samples:
@@ -103,7 +103,7 @@ def export_bundle(
     return Bundle.open(out)
 
 
-def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any]:
+def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any, Any]:
     """Return the family of a checkpoint.
 
     Raises:
@@ -117,7 +117,7 @@ def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any]:
     return ClassifierFamily(checkpoint, recipe)
 
 
-def _write_graphs(family: Family[Any], folder: Path, recipe: Recipe, stage: Stage) -> None:
+def _write_graphs(family: Family[Any, Any], folder: Path, recipe: Recipe, stage: Stage) -> None:
     """Write the graphs, in the recipe's precision, and the tokenizer."""
     names = GRAPHS[family.kind]
     step = stage("export graphs", len(names))

@@ -104,9 +104,9 @@ def test_a_written_bundle_is_read_back(tmp_path: Path) -> None:
 def test_a_profile_is_listed_and_checked(tmp_path: Path) -> None:
     write(tmp_path / "b")
     write_profile(tmp_path / "b", profile("exact"))
-    found = Bundle.open(tmp_path / "b")
-    assert found.profile == profile("exact")
-    assert set(found.manifest.files) == {MODEL, PROFILE}
+    written = Bundle.open(tmp_path / "b")
+    assert written.profile == profile("exact")
+    assert set(written.manifest.files) == {MODEL, PROFILE}
     write_profile(tmp_path / "b", profile("exact", "nonsense"))
     with pytest.raises(BundleError, match="nonsense"):
         Bundle.open(tmp_path / "b")

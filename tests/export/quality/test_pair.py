@@ -43,7 +43,7 @@ def line(task: str, images: list[str], answer: str, **more: Any) -> dict[str, An
 
 
 def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
-    given = [
+    lines = [
         line("vqa", ["1.png"], "blue", family="colour"),
         "",
         line("reason", ["2.png", "0.png"], "true"),
@@ -53,9 +53,9 @@ def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
         line("entail", ["0.png"], "neutral"),
         line("match", ["0.png"], "match"),
     ]
-    found = Items(folder(tmp_path / "a", *given), LABELS)
-    assert found.metric == "accuracy"
-    assert found.items == [
+    items = Items(folder(tmp_path / "a", *lines), LABELS)
+    assert items.metric == "accuracy"
+    assert items.items == [
         Item("vqa", (1,), "what?", 1),
         Item("reason", (2, 0), "what?", 1),
         Item("vqa", (0,), "what?", -1),
@@ -64,23 +64,23 @@ def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as file:
         for path in (tmp_path / "a").iterdir():
             file.write(path, f"held-out/{path.name}")
-    assert Items(archive, LABELS).items == found.items
+    assert Items(archive, LABELS).items == items.items
 
 
 def test_without_answers_generic_texts_are_used(tmp_path: Path) -> None:
-    found = Items(folder(tmp_path / "a"), LABELS)
-    assert found.metric == "agreement"
-    assert len(found) == 3 * (len(GENERIC["vqa"]) + len(GENERIC["reason"]))
-    assert {item.images for item in found.items if item.task == "reason"} == {
+    items = Items(folder(tmp_path / "a"), LABELS)
+    assert items.metric == "agreement"
+    assert len(items) == 3 * (len(GENERIC["vqa"]) + len(GENERIC["reason"]))
+    assert {item.images for item in items.items if item.task == "reason"} == {
         (0, 1),
         (1, 2),
         (2, 0),
     }
-    assert {item.answer for item in found.items} == {None}
+    assert {item.answer for item in items.items} == {None}
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("wrong_line", "message"),
     [
         ("{", "line 1"),
         (line("sing", ["0.png"], "red"), "line 1"),
@@ -92,9 +92,9 @@ def test_without_answers_generic_texts_are_used(tmp_path: Path) -> None:
         (line("entail", ["0.png"], "neutral"), "it has no item of the tasks vqa"),
     ],
 )
-def test_wrong_items_are_named(tmp_path: Path, given: Any, message: str) -> None:
+def test_wrong_items_are_named(tmp_path: Path, wrong_line: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Items(folder(tmp_path / "a", given), LABELS)
+        Items(folder(tmp_path / "a", wrong_line), LABELS)
 
 
 def test_two_lists_of_items_are_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class StoredEngine(NamedTuple):
 
 
 class EngineStore:
-    """The engine files of one bundle, in a folder of their own."""
+    """The engine files of one bundle, in a separate folder."""
 
     def __init__(self, root: Path, bundle: Bundle) -> None:
         """Set the folder, without creating it.
