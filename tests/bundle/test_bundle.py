@@ -341,7 +341,7 @@ def test_a_bundle_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mo
     write(tmp_path / "b")
     write(tmp_path / "b", source="another test")
     assert Bundle.open(tmp_path / "b").manifest.source == "another test"
-    # A system without the call for it takes two, and undoes the first if the second fails.
+    # Without renameat2, the swap takes two renames; the first is undone if the second fails.
     monkeypatch.setattr("ctypes.CDLL", lambda *_args, **_options: object())
     write(tmp_path / "b", source="a third")
     assert Bundle.open(tmp_path / "b").manifest.source == "a third"

@@ -62,7 +62,7 @@ def counted(config: VisionConfig, method: Method, plan: Sequence[int]) -> int:
     """Return the multiply-accumulates that torch counts; it counts each as two operations."""
     model = VisionTransformer(config).eval()
     image = torch.zeros(1, 3, *config.image_size)
-    # Only the plain attention is products that the counter sees.
+    # torch's counter sees the matrix products of plain attention only.
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
@@ -175,7 +175,7 @@ def test_a_reduction_out_of_reach_gives_the_most_reduced_plan() -> None:
     plan = plan_for(DEIT_S, 1.0)
     assert (
         DEIT_S.widths(plan)[-1] == 2
-    )  # the class token, and one that nothing is left to merge with
+    )  # the class token, and one other token, which has no partner
     assert plan == plan_for(DEIT_S, 0.99)
 
 
@@ -196,7 +196,7 @@ def test_plans_are_monotone_closest_and_attainable(
     other_removed = 1 - flops_ratio(workload, other_plan)
     assert (removed - other_removed) * (reduction - other_reduction) >= 0
     assert abs(removed - reduction) <= abs(other_removed - reduction) + 1e-12
-    # Nothing in a plan is more than its layer can merge.
+    # No count of a plan is larger than the number of tokens that its layer can merge.
     counts = workload.widths(plan)
     assert [before - after for before, after in pairwise(counts)] == list(plan)
 

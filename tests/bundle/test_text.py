@@ -77,7 +77,7 @@ def bytelevel(folder: Path, **config: Any) -> Any:
     return roberta(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),
-        mask_token=tokenizers.AddedToken("<mask>", lstrip=True),  # as roberta-base has it
+        mask_token=tokenizers.AddedToken("<mask>", lstrip=True),  # as in roberta-base
         **config,
     )
 
@@ -192,7 +192,7 @@ def test_texts_of_any_length_fit(text: str, max_tokens: int) -> None:
 def test_the_end_of_long_texts_is_not_encoded(make: Any, text: str, tmp_path: Path) -> None:
     reference = make(tmp_path / "long")
     encoded = tokenizer.read(tmp_path / "long", MOST).encode(text)
-    # What follows would be cut off anyway; all of it takes seconds.
+    # The rest would be truncated; encoding all of it takes seconds.
     expected_ids = reference(text[:50_000], truncation=True, max_length=MOST)["input_ids"]
     assert encoded.ids.tolist() == expected_ids
     assert encoded.cut
@@ -217,7 +217,7 @@ def test_texts_are_padded_to_the_maximum(tmp_path: Path) -> None:
     encoded = ours.encode("a cat")
     assert encoded.ids.tolist() == [2, 4, 5, 3, 0, 0, 0, 0]
     assert encoded.ids.dtype == np.int64
-    # Padding is none of the text's own tokens.
+    # Tokens do not include padding.
     assert encoded.tokens == ("[CLS]", "a", "cat", "[SEP]")
     assert not encoded.cut
     long = ours.encode("a cat " * 9)

@@ -52,7 +52,7 @@ def test_default_levels_are_the_usual_ones_where_they_can_be_reached() -> None:
 
 @pytest.mark.parametrize("shape", get_args(Shape))
 def test_default_levels_shrink_where_most_is_out_of_reach(shape: Shape) -> None:
-    # The image tower alone has more than half of METER's FLOPs, and PuMer leaves it alone.
+    # METER's image tower has more than half of its FLOPs, and PuMer does not reduce it.
     max_reduction = reach(METER, shape)
     assert max_reduction < 0.5
     recipe = Recipe(name="a", shape=shape)
@@ -65,7 +65,7 @@ def test_default_levels_shrink_where_most_is_out_of_reach(shape: Shape) -> None:
     for level in levels.values():
         assert level.reduction == pytest.approx(1 - level.flops_ratio, abs=0.01)
     assert levels["fastest"].reduction == pytest.approx(0.9 * max_reduction, abs=0.001)
-    # Not as the most reduced plan, which leaves one token of an image.
+    # Unlike the most reduced plan, which leaves one token of an image.
     assert METER.streams(levels["fastest"].plan)[-1][1] >= 10
     assert default_level(recipe, levels) == "balanced"
     (remark,) = remarks(METER, recipe)
@@ -73,7 +73,7 @@ def test_default_levels_shrink_where_most_is_out_of_reach(shape: Shape) -> None:
 
 
 def test_default_levels_that_repeat_another_are_left_out() -> None:
-    # Two tokens of text and two of an image: one can go, or two.
+    # With two text and two image tokens, one or two tokens can be removed.
     few = PUMER.sized(text=2, image=2)
     recipe = Recipe(name="a")
     levels = plan_levels(few, recipe)

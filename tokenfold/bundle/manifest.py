@@ -161,7 +161,7 @@ class Manifest(VersionedDocument):
         if self.default_level not in self.levels:
             raise ValueError(f"the default level {self.default_level!r} is not among the levels")
         kind = self.kind
-        for name in self._needed:
+        for name in self._required_files:
             if name not in self.files:
                 raise ValueError(f"{name} is not listed in files")
         if (kind == "classifier") != (self.text is None):
@@ -211,7 +211,7 @@ class Manifest(VersionedDocument):
         return "dual" if isinstance(self.workload, DualWorkload) else "classifier"
 
     @property
-    def _needed(self) -> tuple[str, ...]:
+    def _required_files(self) -> tuple[str, ...]:
         """Names of the files that the network needs."""
         graphs = GRAPHS[self.kind]
         return graphs if self.kind == "classifier" else (*graphs, TOKENIZER)
@@ -227,7 +227,7 @@ class Manifest(VersionedDocument):
         stored = [
             f"{name} {file.sha256}"
             for name, file in sorted(self.files.items())
-            if name.startswith(self._needed)
+            if name.startswith(self._required_files)
         ]
         # Without defaults, so that a new field does not change the fingerprint of old bundles.
         preprocessing = [

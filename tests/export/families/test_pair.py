@@ -69,7 +69,7 @@ def test_a_checkpoint_becomes_a_bundle(bundle: Bundle) -> None:
     assert manifest.text.most_tokens == 12
     assert manifest.weighted
     assert set(manifest.files) == {VISION, JOINT, TOKENIZER, PROFILE}
-    # The published shares are a level among the others, where they belong by FLOPs.
+    # The level of the published shares is sorted among the others by its FLOPs.
     assert list(manifest.levels) == ["exact", "high", "balanced", "pumer", "fast", "fastest"]
     assert manifest.default_level == "balanced"
     workload = manifest.workload
@@ -86,7 +86,7 @@ def test_every_task_is_measured_at_every_level(bundle: Bundle) -> None:
     assert bundle.profile is not None
     for level in bundle.manifest.levels:
         qualities = bundle.profile.levels[level].quality
-        # Nothing was asked of the other tasks.
+        # The images have no items of the other tasks.
         assert set(qualities) == {"vqa", "reason"}
         for quality in qualities.values():
             assert (quality.metric, quality.samples) == ("accuracy", 5)

@@ -83,7 +83,7 @@ def test_images_at_several_plans(checkpoint: DualCheckpoint, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("siglip", [False, True])
 def test_edges_that_patches_do_not_tile_are_left_out(siglip: bool, tmp_path: Path) -> None:
-    size = (30, 37)  # of patches of 8, such as SigLIP's of 14 on 384 pixels
+    size = (30, 37)  # not multiples of the patch size 8, like SigLIP's 384 pixels in patches of 14
     changes = {"image_size": size, "cut_edges": True}
     model = tiny.dual(siglip=siglip, image=changes)
     preprocess = tiny.PREPROCESS.model_copy(update={"size": size})

@@ -102,19 +102,19 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
             {"Linear": 1, "Gelu": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(residual, q)", {"LinearAdd": 1}),
-        # Its shape is not known, and may be another one.
+        # The shape of the residual is unknown, so it may differ.
         (
             "p = MatMul(x, w) q = Add(p, bias) r = MatMul(other, w) s = Add(r, bias) y = Add(q, s)",
             {"Linear": 2, "Add": 1},
         ),
-        # Either layer could take up the other; the first one does.
+        # Either layer could include the sum; the first one does.
         (
             "p = MatMul(x, w) q = Add(p, bias) r = MatMul(x, w) s = Add(r, bias) "
             "t = Add(q, residual) y = Add(t, s)",
             {"Linear": 1, "LinearAdd": 1, "Add": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, q)", {"Linear": 1, "Add": 1}),
-        # What cuBLASLt would have to broadcast.
+        # Residuals that cuBLASLt would have to broadcast.
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, row)", {"Linear": 1, "Add": 1}),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, kind)", {"Linear": 1, "Add": 1}),
         ("p = MatMul(x, w) y = Add(p, row)", {"MatMul": 1, "Add": 1}),

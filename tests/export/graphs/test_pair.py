@@ -152,7 +152,7 @@ def test_any_text_grid_and_plan_equal_pytorch(
 def test_padding_changes_no_answer(bundle_for: BundleMaker) -> None:
     checkpoint, bundle = tiny.pair_checkpoint(), bundle_for("pumer", True)
     ids, size = random_texts(checkpoint.text, (5, 11), 0)
-    # Counts that even the short text can give: what clamps depends on the length.
+    # The counts are small enough for the short text, because clamping depends on the length.
     for session in sessions(bundle):
         image = session.embed(random_images(tiny.SIZE, 2))
         for plan in PLANS["pumer"][:3]:
@@ -182,7 +182,7 @@ def test_graphs_hold_the_expected_ops_and_names(bundle_for: BundleMaker) -> None
     assert inputs == {"image_tokens", "input_ids", "text_size", "plan", "second", "other"}
     outputs = [value.name for value in joint.graph.output]
     assert outputs == [*checkpoint.labels, "pooled", "text_slots", "image_slots"]
-    # No weight is in both: what embeds images stays out of the other.
+    # No weight is in both graphs: the joint graph has no weights that embed images.
     shared = {weight.name for weight in vision.graph.initializer if len(weight.raw_data) > 1000}
     assert not shared & {weight.name for weight in joint.graph.initializer}
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tokenfold.bundle.manifest import Level, Manifest, StoredFile
+from tests.export.quality import manifests
+from tokenfold.bundle.manifest import Manifest
 from tokenfold.bundle.preprocess import Pixels
-from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.export.quality.classifier import measure
 from tokenfold.export.quality.photos import Photos
 from tokenfold.export.reference import ClassifierReference
@@ -48,25 +48,12 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture
 def manifest(checkpoint: Checkpoint) -> Manifest:
     workload = checkpoint.model.config.workload("tome")
-    return Manifest(
-        name="tiny",
+    return manifests.manifest(
+        "classifier",
+        workload,
+        PLANS,
         tasks={"classify": checkpoint.labels},
-        source="a test",
-        precision="fp32",
-        workload=workload,
         preprocess=checkpoint.preprocess,
-        levels={
-            name: Level(
-                reduction=0.5 if any(plan) else 0.0,
-                plan=plan,
-                flops_ratio=flops_ratio(workload, plan),
-                tokens_out=workload.widths(plan)[-1],
-            )
-            for name, plan in PLANS.items()
-        },
-        default_level="exact",
-        versions={},
-        files={"model.onnx": StoredFile(sha256="0" * 64, bytes=0)},
     )
 
 
@@ -82,7 +69,7 @@ def save(folder: Path, answers: dict[str, Sequence[int]]) -> Path:
 def test_labels_give_the_accuracy_of_each_level(
     checkpoint: Checkpoint, manifest: Manifest, tmp_path: Path
 ) -> None:
-    # Right at exact: 0, 2 and 2. Right at half, where every answer is 0: the ants.
+    # At exact, the images 0, 2 and 2 are right; at half every answer is 0, an ant.
     source = save(tmp_path / "photos", {"ant": (0, 1), "cat": (2, 2, 1)})
     photos, network = Photos(source, tiny.LABELS), FixedAnswers(checkpoint)
     steps: list[None] = []

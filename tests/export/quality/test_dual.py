@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from tokenfold.bundle.manifest import Level, Manifest, Similarity, StoredFile, TextSpec
+from tests.export.quality import manifests
+from tokenfold.bundle.manifest import Manifest, Similarity, TextSpec
 from tokenfold.bundle.preprocess import Pixels
-from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.export.quality.dual import Gallery, measure, nearest, neighbours
 from tokenfold.export.quality.photos import DataError
 from tokenfold.export.stages import Workers
@@ -55,9 +55,9 @@ def test_neighbours_are_shares_of_those_at_the_gallery_level() -> None:
     shares = neighbours({"exact": exact, "near": near, "far": far})
     assert [shares[level][level] for level in shares] == [1.0, 1.0, 1.0]
     assert 0.8 < shares["near"]["exact"] < 1
-    # By chance ten of 1,499.
+    # Random vectors share 10 of 1,499 neighbours on average.
     assert shares["far"]["exact"] < 0.03
-    # Three images have two others each, and any query finds both.
+    # Of three images, each has two neighbours, and any query finds both.
     few = neighbours({"exact": exact[:3], "far": far[:3]})
     assert few == {"exact": {"exact": 1.0, "far": 1.0}, "far": {"exact": 1.0, "far": 1.0}}
 
@@ -83,31 +83,14 @@ class Colours:
 
 
 def manifest() -> Manifest:
-    plans = {"exact": WORKLOAD.unreduced, "half": HALF}
-    return Manifest(
-        name="tiny",
+    return manifests.manifest(
+        "dual",
+        WORKLOAD,
+        {"exact": WORKLOAD.unreduced, "half": HALF},
         tasks={"embed": ()},
-        source="a test",
-        precision="fp32",
-        workload=WORKLOAD,
         text=TextSpec(most_tokens=12),
         similarity=Similarity(width=40, scale=20.0, scores="softmax"),
         preprocess=tiny.PREPROCESS,
-        levels={
-            name: Level(
-                reduction=1 - flops_ratio(WORKLOAD, plan),
-                plan=plan,
-                flops_ratio=flops_ratio(WORKLOAD, plan),
-                tokens_out=WORKLOAD.widths(plan)[-1],
-            )
-            for name, plan in plans.items()
-        },
-        default_level="exact",
-        versions={},
-        files={
-            name: StoredFile(sha256="0" * 64, bytes=0)
-            for name in ("image.onnx", "text.onnx", "tokenizer.json")
-        },
     )
 
 
@@ -140,7 +123,7 @@ def test_recall_is_of_texts_among_all_images(tmp_path: Path) -> None:
     assert len(steps) == 4
     exact, half = (profiles[name].quality["embed"] for name in ("exact", "half"))
     assert (exact.metric, exact.samples, exact.value) == ("recall", 4, 0.75)
-    # Without blue, nothing but the first of all equals is found for it.
+    # Without blue, several images are equal, and a search finds only the first of them.
     assert half.value == 0.5
     assert exact.low < 0.75 < exact.high
     assert profiles["exact"].neighbours["exact"] == 1.0

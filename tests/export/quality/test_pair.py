@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tokenfold.bundle.manifest import Level, Manifest, StoredFile, TextSpec
-from tokenfold.bundle.schedule import flops_ratio
+from tests.export.quality import manifests
+from tokenfold.bundle.manifest import TextSpec
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.export.quality.pair import GENERIC, Item, Items, measure
 from tokenfold.export.quality.photos import DataError
@@ -47,9 +47,9 @@ def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
         line("vqa", ["1.png"], "blue", family="colour"),
         "",
         line("reason", ["2.png", "0.png"], "true"),
-        # Outside the vocabulary: never right.
+        # An answer outside the vocabulary, which is never right.
         line("vqa", ["0.png"], "green"),
-        # Tasks that the network does not do, or whose head only ranks.
+        # A task that the network lacks, and one whose head only ranks.
         line("entail", ["0.png"], "neutral"),
         line("match", ["0.png"], "match"),
     ]
@@ -108,29 +108,13 @@ def test_shares_are_of_each_task_and_level(tmp_path: Path) -> None:
     checkpoint = tiny.pair_checkpoint()
     workload = checkpoint.model.config.workload("pumer")
     plans = {"exact": workload.unreduced, "half": workload.plan_at((0.2, 0.5, 0.4))}
-    manifest = Manifest(
-        name="tiny",
+    manifest = manifests.manifest(
+        "pair",
+        workload,
+        plans,
         tasks=dict(checkpoint.labels),
-        source="a test",
-        precision="fp32",
-        workload=workload,
         text=TextSpec(most_tokens=12),
         preprocess=checkpoint.preprocess,
-        levels={
-            name: Level(
-                reduction=1 - flops_ratio(workload, plan),
-                plan=plan,
-                flops_ratio=flops_ratio(workload, plan),
-                tokens_out=workload.widths(plan)[-1],
-            )
-            for name, plan in plans.items()
-        },
-        default_level="exact",
-        versions={},
-        files={
-            name: StoredFile(sha256="0" * 64, bytes=0)
-            for name in ("vision.onnx", "joint.onnx", "tokenizer.json")
-        },
     )
     network = PairReference(checkpoint, workload, weighted=True)
     # Unlabelled: the network agrees with itself where nothing is reduced.
