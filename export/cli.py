@@ -92,8 +92,8 @@ def _progress(console: Console) -> Progress:
 def _first(error: ValidationError) -> str:
     """Return the first problem of an invalid recipe, in one line."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
+    field = ".".join(str(part) for part in problem["loc"])
+    return f"{field}: {problem['msg']}" if field else problem["msg"]
 
 
 def _report(bundle: Bundle, recipe: Recipe) -> None:

@@ -66,7 +66,7 @@ def default_reductions(workload: BaseWorkload, shape: Shape = "constant") -> dic
 
     These are `DEFAULT_LEVELS` where the network can reach them. Where most FLOPs are out of reach
     (PuMer does not touch METER's towers), most levels would get the same plan, the most reduced
-    one; all levels are scaled down together there. A level that would repeat the plan of the level
+    one; all levels are then scaled down together. A level that would repeat the plan of the level
     before, as in a network of few tokens, is left out.
     """
     usual_max = max(DEFAULT_LEVELS.values())

@@ -1,4 +1,4 @@
-"""Matchers of a network's layers: the same for its graph and for its PyTorch reference."""
+"""Matchers of a network's layers, shared by its graph and its PyTorch reference."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def export_source(source: str, out: Path, recipe: Recipe, stage: Stage = no_stag
 def export_bundle(
     checkpoint: AnyCheckpoint, source: str, out: Path, recipe: Recipe, stage: Stage = no_stage
 ) -> Bundle:
-    """Export a checkpoint to a bundle at `out`, replacing a bundle that is there.
+    """Export a checkpoint to a bundle at `out`, replacing an existing bundle.
 
     The bundle is written completely or not at all.
 
@@ -63,7 +63,7 @@ def export_bundle(
         VerificationError: a graph disagrees with PyTorch.
         DataError: the images cannot be read.
         RecipeError, PlanError: the recipe does not fit the network.
-        BundleError: something other than a bundle is at `out`.
+        BundleError: `out` exists and is neither a bundle nor an empty folder.
     """
     family = family_of(checkpoint, recipe)
     levels = plan_levels(family.workload, recipe)
@@ -82,16 +82,16 @@ def export_bundle(
             files=stored_files(folder),
             **family.manifest_fields(),
         )
-        # Sessions need no manifest on disk, so that it is written once, when it is complete.
+        # Sessions need no manifest on disk, so it is written only once, when it is complete.
         bundle = Bundle(folder, manifest, None)
         session = family.open_session(bundle)
-        # The same files have to be right with compiled ops and with their portable bodies.
+        # The files must be right both with the compiled ops and with their portable bodies.
         portable = [family.open_session(bundle, native=False)] if session.native else []
         step = stage("verify", len(levels))
         deviation = verify(
             manifest,
-            family.reference_answers(manifest),
-            [family.session_answers(manifest, one) for one in (session, *portable)],
+            family.answers(manifest, family.reference),
+            [family.answers(manifest, tested) for tested in (session, *portable)],
             step,
         )
         if family.samples:
@@ -103,7 +103,7 @@ def export_bundle(
     return Bundle.open(out)
 
 
-def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any]:
+def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any, Any]:
     """Return the family of a checkpoint.
 
     Raises:
@@ -117,7 +117,7 @@ def family_of(checkpoint: AnyCheckpoint, recipe: Recipe) -> Family[Any]:
     return ClassifierFamily(checkpoint, recipe)
 
 
-def _write_graphs(family: Family[Any], folder: Path, recipe: Recipe, stage: Stage) -> None:
+def _write_graphs(family: Family[Any, Any], folder: Path, recipe: Recipe, stage: Stage) -> None:
     """Write the graphs, in the recipe's precision, and the tokenizer."""
     names = GRAPHS[family.kind]
     step = stage("export graphs", len(names))

@@ -13,7 +13,7 @@ from tokenfold.export.graphs import onnx_file
 
 
 def replace(graph: Path) -> None:
-    """Quantise a graph in place, with its file of weights if there is one."""
+    """Quantise a graph in place, with its weights file if it has one."""
     with TemporaryDirectory(dir=graph.parent) as unquantised:
         for file in graph.parent.glob(f"{graph.name}*"):
             file.rename(Path(unquantised) / file.name)

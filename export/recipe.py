@@ -39,7 +39,7 @@ PUBLISHED = "pumer"
 
 
 class RecipeError(ValueError):
-    """A recipe that does not fit the checkpoint; the message says why."""
+    """A recipe that does not fit the checkpoint; the message gives the reason."""
 
 
 class Recipe(BaseModel):

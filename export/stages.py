@@ -1,4 +1,4 @@
-"""Progress of an export: named stages of several steps, and threads that work through one."""
+"""Progress of an export: named stages of several steps, and the threads of a stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_step() -> None:
 
 
 def no_stage(_title: str, _steps: int) -> Step:
-    """Start a stage that nobody watches."""
+    """Start a stage without a progress bar."""
     return no_step
 
 

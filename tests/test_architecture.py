@@ -35,10 +35,10 @@ FORBIDDEN: dict[str, set[str]] = {
     "service": {"torch"},
     "client": {"torch", "onnxruntime"},
 }
-"""Packages of others that a package may not import, in functions neither."""
+"""Third-party packages that a package may not import, not even inside functions."""
 
 TOP_LEVEL = {"service", "export", "models"}
-"""Folders that `tokenfold/` links to: imported by two names, a module would exist twice."""
+"""Folders that `tokenfold/` links to; a module imported by two names would exist twice."""
 
 
 class Import(NamedTuple):
@@ -60,7 +60,7 @@ class Import(NamedTuple):
 def modules() -> dict[str, Path]:
     """Return the files of all modules, by name."""
     files = {}
-    # Links are followed by hand: what `rglob` does with them depends on the version of Python.
+    # Links are followed here, because `rglob` follows them in some versions of Python only.
     for folder in (ROOT, *(ROOT / name for name in LAYERS if (ROOT / name).is_symlink())):
         for path in folder.resolve().rglob("*.py"):
             parts = path.relative_to(folder.resolve()).with_suffix("").parts
@@ -154,7 +154,7 @@ def test_modules_have_no_import_cycles() -> None:
         }
         for module in modules()
     }
-    # What no module imports, or imports nothing that is left, is in no cycle.
+    # A module without imports, or that no module imports, is in no cycle; remove such modules.
     while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
         for module in leaves:
             del graph[module]
@@ -166,8 +166,7 @@ def test_modules_have_no_import_cycles() -> None:
 
 def test_the_checks_see_violations() -> None:
     source = "import torch\nfrom tokenfold.export import cli\ndef f():\n    import models.vit\n"
-    seen = list(_imports(ast.parse(source), deferred=False))
-    assert seen == [
+    assert list(_imports(ast.parse(source), deferred=False)) == [
         Import("torch", 1, False),
         Import("tokenfold.export.cli", 2, False),
         Import("models.vit", 4, True),

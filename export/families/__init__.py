@@ -1,1 +1,1 @@
-"""Families: what the pipeline needs to know of each kind of network."""
+"""Families: the parts of an export that depend on the kind of network."""

@@ -24,7 +24,7 @@ from tokenfold.models.checkpoints.checkpoint import Checkpoint
 from tokenfold.runtime.session import Session
 
 
-class ClassifierFamily(Family[Session]):
+class ClassifierFamily(Family[Session, ClassifierNetwork]):
     """An image classifier."""
 
     kind = "classifier"
@@ -44,7 +44,7 @@ class ClassifierFamily(Family[Session]):
         if recipe.images is not None:
             self._photos = Photos(recipe.images, checkpoint.labels)
             self.samples = len(self._photos)
-        self._reference = ClassifierReference(
+        self.reference = ClassifierReference(
             checkpoint, self._method, proportional=recipe.proportional
         )
 
@@ -63,17 +63,14 @@ class ClassifierFamily(Family[Session]):
     def open_session(self, bundle: Bundle, *, native: bool = True) -> Session:
         return Session(bundle, native=native)
 
-    def reference_answers(self, manifest: Manifest) -> Answers:
-        return self.session_answers(manifest, self._reference)
-
-    def session_answers(self, manifest: Manifest, session: ClassifierNetwork) -> Answers:
-        return classifier_answers(session, image_batches(self._photos, manifest.preprocess))
+    def answers(self, manifest: Manifest, network: ClassifierNetwork) -> Answers:
+        return classifier_answers(network, image_batches(self._photos, manifest.preprocess))
 
     def measure(
         self, manifest: Manifest, session: Session, workers: Workers
     ) -> dict[str, LevelProfile]:
         assert self._photos is not None
-        return measure(manifest, session, self._photos, unreduced=self._reference, workers=workers)
+        return measure(manifest, session, self._photos, unreduced=self.reference, workers=workers)
 
 
 def classifier_answers(network: ClassifierNetwork, batches: Sequence[Pixels]) -> Answers:

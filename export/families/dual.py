@@ -32,7 +32,7 @@ from tokenfold.models.checkpoints.checkpoint import DualCheckpoint
 from tokenfold.runtime.dual import DualSession, Embedder
 
 
-class DualFamily(Family[DualSession]):
+class DualFamily(Family[DualSession, Embedder]):
     """A dual encoder, such as CLIP or SigLIP."""
 
     kind = "dual"
@@ -52,7 +52,7 @@ class DualFamily(Family[DualSession]):
         if recipe.images is not None:
             self._gallery = Gallery.read(recipe.images)
             self.samples = len(self._gallery.photos)
-        self._reference = DualReference(checkpoint, self._method, proportional=recipe.proportional)
+        self.reference = DualReference(checkpoint, self._method, proportional=recipe.proportional)
 
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, ModelGraph]]:
         model, preprocess = self._checkpoint.model, self._checkpoint.preprocess
@@ -82,13 +82,7 @@ class DualFamily(Family[DualSession]):
     def open_session(self, bundle: Bundle, *, native: bool = True) -> DualSession:
         return DualSession(bundle, native=native)
 
-    def reference_answers(self, manifest: Manifest) -> Answers:
-        return self._answers(manifest, self._reference)
-
-    def session_answers(self, manifest: Manifest, session: DualSession) -> Answers:
-        return self._answers(manifest, session)
-
-    def _answers(self, manifest: Manifest, network: Embedder) -> Answers:
+    def answers(self, manifest: Manifest, network: Embedder) -> Answers:
         photos = self._gallery.photos if self._gallery else None
         images = image_batches(photos, manifest.preprocess)
         return dual_answers(network, images, text_batches(self._checkpoint.text))
@@ -97,7 +91,7 @@ class DualFamily(Family[DualSession]):
         self, manifest: Manifest, session: DualSession, workers: Workers
     ) -> dict[str, LevelProfile]:
         assert self._gallery is not None
-        text, reference = self._checkpoint.text, self._reference
+        text, reference = self._checkpoint.text, self.reference
         return measure(manifest, session, self._gallery, text, unreduced=reference, workers=workers)
 
 

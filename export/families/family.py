@@ -1,4 +1,4 @@
-"""Base class of the families: the parts of an export that depend on the kind of network."""
+"""Base class of the families of networks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tokenfold.export.verification.comparison import Answers
 from tokenfold.runtime.session import BaseSession
 
 S = TypeVar("S", bound=BaseSession)
+N = TypeVar("N")
 
 
 class ModelGraph(Protocol):
@@ -48,21 +49,26 @@ class ManifestFields(TypedDict):
     weighted: NotRequired[bool]
 
 
-class Family(ABC, Generic[S]):
-    """A checkpoint with its recipe, as the pipeline exports it.
+class Family(ABC, Generic[S, N]):
+    """Base class of the families: a checkpoint with its recipe.
+
+    S is the class of the family's sessions, N the interface that they share
+    with the PyTorch network.
 
     The constructor of each family checks that the recipe fits the network, and lists the data to
     measure on; it raises RecipeError or DataError otherwise.
 
     Attributes:
         kind: kind of network, which determines the names of the graphs.
-        workload: the network as the schedule takes it.
+        workload: sizes of the network, from which the schedule computes plans.
         samples: number of items to measure on; 0 without data.
+        reference: the network in PyTorch.
     """
 
     kind: ClassVar[Kind]
     workload: AnyWorkload
     samples: int = 0
+    reference: N
 
     @abstractmethod
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, ModelGraph]]:
@@ -88,12 +94,8 @@ class Family(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def reference_answers(self, manifest: Manifest) -> Answers:
-        """Return the PyTorch network's answers to the verification inputs."""
-
-    @abstractmethod
-    def session_answers(self, manifest: Manifest, session: S) -> Answers:
-        """Return a session's answers to the verification inputs."""
+    def answers(self, manifest: Manifest, network: N) -> Answers:
+        """Return the answers of a session or of the reference to the verification inputs."""
 
     @abstractmethod
     def measure(self, manifest: Manifest, session: S, workers: Workers) -> dict[str, LevelProfile]:

@@ -18,7 +18,8 @@ from tokenfold.bundle.manifest import (
     Manifest,
     TextSpec,
 )
-from tokenfold.bundle.pair_workload import MeterWorkload, ViltWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
+from tokenfold.bundle.pair_workload import ViltWorkload
 from tokenfold.bundle.profile import LevelProfile
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.bundle.workload import Plan
@@ -37,7 +38,7 @@ from tokenfold.models.networks.vilt import Vilt
 from tokenfold.runtime.pair import Float, Int, PairOutput, PairRunner, PairSession, ask
 
 
-class PairFamily(Family[PairSession]):
+class PairFamily(Family[PairSession, PairRunner]):
     """An image-text network, such as ViLT or METER."""
 
     kind = "pair"
@@ -61,7 +62,7 @@ class PairFamily(Family[PairSession]):
         if recipe.images is not None:
             self._items = Items(recipe.images, checkpoint.labels)
             self.samples = len(self._items)
-        self._reference = PairReference(checkpoint, self.workload, weighted=self._weighted)
+        self.reference = PairReference(checkpoint, self.workload, weighted=self._weighted)
 
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, ModelGraph]]:
         model = self._checkpoint.model
@@ -86,13 +87,7 @@ class PairFamily(Family[PairSession]):
     def open_session(self, bundle: Bundle, *, native: bool = True) -> PairSession:
         return PairSession(bundle, native=native)
 
-    def reference_answers(self, manifest: Manifest) -> Answers:
-        return self._answers(manifest, self._reference)
-
-    def session_answers(self, manifest: Manifest, session: PairSession) -> Answers:
-        return self._answers(manifest, session)
-
-    def _answers(self, manifest: Manifest, network: PairRunner) -> Answers:
+    def answers(self, manifest: Manifest, network: PairRunner) -> Answers:
         config = self._checkpoint.model.config
         patch = config.patch_size if isinstance(self._checkpoint.model, Vilt) else None
         cases = pair_batches(self._checkpoint.text, config.image_size, patch=patch)
@@ -102,7 +97,7 @@ class PairFamily(Family[PairSession]):
         self, manifest: Manifest, session: PairSession, workers: Workers
     ) -> dict[str, LevelProfile]:
         assert self._items is not None
-        text, reference = self._checkpoint.text, self._reference
+        text, reference = self._checkpoint.text, self.reference
         return measure(manifest, session, self._items, text, unreduced=reference, workers=workers)
 
 

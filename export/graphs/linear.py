@@ -21,7 +21,6 @@ from tokenfold.runtime.libraries import DOMAIN
 MATCHERS = ("MatchToMe", "MatchPiToMe")
 """Matcher ops whose first input is the keys."""
 
-
 _Shape = tuple[int | str, ...]
 _PACKED = {"Attend": "AttendPacked", **{kind: f"{kind}Packed" for kind in MATCHERS}}
 
@@ -68,10 +67,10 @@ class _Graph:
         for node in graph.node:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
-        self._at = {node.output[0]: at for at, node in enumerate(graph.node)}
-        self._gone: set[int] = set()
-        self._layers: set[str] = set()  # by output
-        self._new: dict[int, NodeProto] = {}
+        self._positions = {node.output[0]: at for at, node in enumerate(graph.node)}
+        self._removed: set[int] = set()
+        self._layer_outputs: set[str] = set()
+        self._replacements: dict[int, NodeProto] = {}
         self._plugin = [helper.make_attribute(*item) for item in PLUGIN_ATTRIBUTES.items()]
 
     def layer(self, product: NodeProto) -> _Layer | None:
@@ -100,22 +99,22 @@ class _Graph:
         """Replace a layer's nodes by one op at the place of the last node."""
         last = layer.nodes[-1].output[0]
         self._put(last, layer.kind, layer.inputs)
-        self._layers.add(last)
-        self._gone |= {self._at[node.output[0]] for node in layer.nodes}
+        self._layer_outputs.add(last)
+        self._removed |= {self._positions[node.output[0]] for node in layer.nodes}
 
     def pack(self, split: NodeProto) -> None:
         """Replace the users of a split by their `Packed` variants, if all of them have one."""
         packed, parts = split.input[0], list(split.output)
-        if packed not in self._layers or len(parts) != 3:
+        if packed not in self._layer_outputs or len(parts) != 3:
             return
         if len(split.input) > 1 and not self._is_even(split.input[1]):
             return
-        axis = {one.name: helper.get_attribute_value(one) for one in split.attribute}.get("axis", 0)
+        attributes = {item.name: helper.get_attribute_value(item) for item in split.attribute}
         users = [node for name in parts for node in self._users.get(name, [])]
         attention = [node for node in users if node.op_type == "Attend"]
         matchers = [node for node in users if node.op_type in MATCHERS]
         if (
-            axis not in (-1, 2)
+            attributes.get("axis", 0) not in (-1, 2)
             or any(name in self._outputs for name in parts)
             or len(attention) != 3
             or list(attention[0].input[:3]) != parts
@@ -123,22 +122,22 @@ class _Graph:
             or any(node.input[0] != parts[1] for node in matchers)
         ):
             return
-        self._gone.add(self._at[parts[0]])
-        for node, taken in ((attention[0], 3), *((node, 1) for node in matchers)):
-            inputs = [packed, *node.input[taken:]]
+        self._removed.add(self._positions[parts[0]])
+        for node, replaced_inputs in ((attention[0], 3), *((node, 1) for node in matchers)):
+            inputs = [packed, *node.input[replaced_inputs:]]
             self._put(node.output[0], _PACKED[node.op_type], inputs, node.attribute)
 
     def finish(self) -> None:
         """Write the nodes and drop unused weights."""
-        kept = []
+        nodes = []
         for at, node in enumerate(self._graph.node):
-            if at in self._new or at not in self._gone:
+            if at in self._replacements or at not in self._removed:
                 copy = NodeProto()
-                copy.CopyFrom(self._new.get(at, node))
-                kept.append(copy)
+                copy.CopyFrom(self._replacements.get(at, node))
+                nodes.append(copy)
         del self._graph.node[:]
-        self._graph.node.extend(kept)
-        used = {name for node in kept for name in node.input} | self._outputs
+        self._graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input} | self._outputs
         unused = [name for name in self._weights if name not in used]
         for name in unused:
             self._graph.initializer.remove(self._weights[name])
@@ -153,7 +152,7 @@ class _Graph:
         """Put one of our ops at the place of the node with this output."""
         node = helper.make_node(kind, inputs, [output], domain=DOMAIN, name=output)
         node.attribute.extend(attributes or self._plugin)
-        self._new[self._at[output]] = node
+        self._replacements[self._positions[output]] = node
 
     def _is_even(self, sizes: str) -> bool:
         """Whether all elements of a constant are equal."""
@@ -165,8 +164,8 @@ class _Graph:
         if len(node.output) != 1 or node.output[0] in self._outputs:
             return None
         users = self._users.get(node.output[0], [])
-        # Two layers that are added to each other share that node; the first one gets it.
-        free = len(users) == 1 and self._at[users[0].output[0]] not in self._gone
+        # If the sum of two layers is a node, both layers end with it; the first layer gets it.
+        free = len(users) == 1 and self._positions[users[0].output[0]] not in self._removed
         return users[0] if free else None
 
     def _is_half(self, name: str, *, dimensions: int) -> bool:
@@ -191,13 +190,13 @@ def _is_alike(residual: _Shape, product: _Shape) -> bool:
     Equal sizes may have different names behind a reduction.
     """
     return len(residual) == len(product) and all(
-        one == other or (isinstance(one, str) and isinstance(other, str))
-        for one, other in zip(residual, product, strict=True)
+        size == expected or (isinstance(size, str) and isinstance(expected, str))
+        for size, expected in zip(residual, product, strict=True)
     )
 
 
 def _is_exact(gelu: NodeProto) -> bool:
-    return all(helper.get_attribute_value(one) in (b"none", "none") for one in gelu.attribute)
+    return all(helper.get_attribute_value(item) in (b"none", "none") for item in gelu.attribute)
 
 
 def _other(pair: Iterable[str], name: str) -> str:

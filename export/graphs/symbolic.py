@@ -119,8 +119,10 @@ def on_host(plan: Tensor, batch: Tensor) -> Tensor:
         "Shape", [batch], attrs={"start": 0, "end": 1}, dtype=torch.int64, shape=[1]
     )
     zero = _integer_op("Mul", length, torch.tensor([0]))
-    same: Tensor = torch.onnx.ops.symbolic("Add", [plan, zero], dtype=torch.int64, shape=plan.shape)
-    return same
+    host_plan: Tensor = torch.onnx.ops.symbolic(
+        "Add", [plan, zero], dtype=torch.int64, shape=plan.shape
+    )
+    return host_plan
 
 
 def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -128,15 +130,15 @@ def _pumer_left(text: Tensor, tokens: Tensor, counts: Sequence[Tensor]) -> tuple
 
     Emits the computation of `tokenfold.bundle.pair_workload.pumer_widths`.
     """
-    prune, merge, words = counts
+    prune, merge, text_count = counts
     image = _integer_op("Sub", tokens, text)
-    zero, one = torch.tensor([0]), torch.tensor([1])
+    no_tokens, one_token = torch.tensor([0]), torch.tensor([1])
     keep = _integer_op(
         "Max",
-        _integer_op("Sub", image, _integer_op("Max", prune, zero)),
-        _integer_op("Min", image, one),
+        _integer_op("Sub", image, _integer_op("Max", prune, no_tokens)),
+        _integer_op("Min", image, one_token),
     )
-    text_after = _integer_op("Sub", text, _clamp(words, text))
+    text_after = _integer_op("Sub", text, _clamp(text_count, text))
     image_after = _integer_op("Sub", keep, _clamp(merge, keep))
     return text_after, _integer_op("Sub", tokens, _integer_op("Add", text_after, image_after))
 
@@ -182,8 +184,8 @@ def _number(scalar: Tensor, limit: int | torch.SymInt) -> Any:
 
 def _of_shape(tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor:
     """Return the same tensor with a shape for the tracer; it costs nothing in the graph."""
-    same: Tensor = torch.onnx.ops.symbolic("Identity", [tensor], dtype=tensor.dtype, shape=shape)
-    return same
+    shaped: Tensor = torch.onnx.ops.symbolic("Identity", [tensor], dtype=tensor.dtype, shape=shape)
+    return shaped
 
 
 def _node(matcher: Matcher | PuMer) -> tuple[str, dict[str, int | float]]:

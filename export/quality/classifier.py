@@ -31,7 +31,7 @@ def measure(
     levels, exact = manifest.levels, manifest.workload.unreduced
 
     def evaluate(at: int) -> list[bool]:
-        """Return whether each level is right about a photo."""
+        """Return, by level, whether its answer to a photo is right."""
         pixels = photos.pixels(at, manifest.preprocess)[None]
 
         def answer(network: ClassifierNetwork, plan: tuple[int, ...]) -> int:

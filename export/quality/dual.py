@@ -94,7 +94,7 @@ def measure(
     exact = manifest.workload.unreduced
 
     def embed_image(at: int) -> list[Float]:
-        """Return a photo's vectors: of each level, and without captions of the reference."""
+        """Return a photo's vectors at each level and, without captions, from the reference."""
         pixels = gallery.photos.pixels(at, manifest.preprocess)[None]
         vectors = [session.embed_images(pixels, plan).vectors[0] for plan in plans]
         if not gallery.captions:

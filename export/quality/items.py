@@ -1,4 +1,4 @@
-"""Texts to measure on: a file `items.jsonl` beside the images, with one JSON object per line.
+"""Items to measure on: the file `items.jsonl` beside the images has one JSON object per line.
 
     {"task": "vqa", "images": ["a.png"], "text": "What is red?", "answer": "the circle"}
     {"task": "retrieve", "images": ["a.png"], "text": "a red circle left of a square"}
@@ -26,12 +26,12 @@ class Line(NamedTuple):
     """One line of the file.
 
     Attributes:
-        where: name of the file and number of the line, for error messages.
+        location: file name and line number, for error messages.
         images: numbers of the images among the photos.
         answer: the right answer; None for a line without one.
     """
 
-    where: str
+    location: str
     task: ItemTask
     images: tuple[int, ...]
     text: str
@@ -70,25 +70,25 @@ def _lines(
 ) -> Iterator[Line]:
     numbers = {name: at for at, name in enumerate(photos.names)}
     for at, line in enumerate(content.splitlines(), 1):
-        where = f"{photos.source}: {path}, line {at}"
+        location = f"{photos.source}: {path}, line {at}"
         if not line.strip():
             continue
         try:
             fields = _Fields.model_validate_json(line)
         except ValidationError as error:
-            raise DataError(f"{where}: {error.errors()[0]['msg']}") from error
+            raise DataError(f"{location}: {error.errors()[0]['msg']}") from error
         if fields.task not in tasks:
             continue
         count = tasks[fields.task]
         if len(fields.images) != count:
             raise DataError(
-                f"{where}: {fields.task} needs {count} image(s), not {len(fields.images)}"
+                f"{location}: {fields.task} needs {count} image(s), not {len(fields.images)}"
             )
         if not fields.text.strip():
-            raise DataError(f"{where}: the text is empty")
+            raise DataError(f"{location}: the text is empty")
         names = [(PurePosixPath(path).parent / image).as_posix() for image in fields.images]
         missing = [name for name in names if name not in numbers]
         if missing:
-            raise DataError(f"{where}: {missing[0]} is missing")
+            raise DataError(f"{location}: {missing[0]} is missing")
         images = tuple(numbers[name] for name in names)
-        yield Line(where, fields.task, images, fields.text, fields.answer)
+        yield Line(location, fields.task, images, fields.text, fields.answer)

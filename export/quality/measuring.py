@@ -46,11 +46,11 @@ def profile(levels: Mapping[str, LevelProfile], *, native: bool) -> Profile:
     )
 
 
-def encode(text: TextEncoder, content: str, where: str) -> tuple[Int, Float]:
+def encode(text: TextEncoder, content: str, source: str) -> tuple[Int, Float]:
     """Return the ids and sizes, (1, T) each, of a text to measure on.
 
     Args:
-        where: source of the text, for the error message.
+        source: path of the images and texts, for the error message.
 
     Raises:
         DataError: the text has no content.
@@ -58,5 +58,5 @@ def encode(text: TextEncoder, content: str, where: str) -> tuple[Int, Float]:
     try:
         ids = text.encode(content).ids[None]
     except EmptyTextError as error:
-        raise DataError(f"{where}: {content!r}: {error}") from error
+        raise DataError(f"{source}: {content!r}: {error}") from error
     return ids, np.ones(ids.shape, dtype=np.float32)

@@ -1,6 +1,6 @@
 """Quality of an image-text network: accuracy on images with texts whose answers are known.
 
-They come as a folder or zip file with an `items.jsonl`, see `tokenfold.export.quality.items`:
+The images come as a folder or zip file with an `items.jsonl`, see `tokenfold.export.quality.items`:
 
     {"task": "vqa", "images": ["a.png"], "text": "What is red?", "answer": "the circle"}
     {"task": "reason", "images": ["l.png", "r.png"], "text": "Both are red.", "answer": "true"}
@@ -97,12 +97,12 @@ def _answered(lines: Iterable[Line], tasks: Mapping[PairTask, tuple[str, ...]]) 
     for line in lines:
         assert line.task != "retrieve"
         if line.answer is None:
-            raise DataError(f"{line.where}: the answer is missing")
+            raise DataError(f"{line.location}: the answer is missing")
         answer = indices[line.task].get(line.answer)
         # A person's answer may be outside the network's vocabulary; the network is wrong then.
         if answer is None and line.task != "vqa":
             allowed = ", ".join(tasks[line.task])
-            raise DataError(f"{line.where}: the answer {line.answer!r} is none of {allowed}")
+            raise DataError(f"{line.location}: the answer {line.answer!r} is not among {allowed}")
         yield Item(line.task, line.images, line.text, -1 if answer is None else answer)
 
 
@@ -127,7 +127,7 @@ def measure(
     assert isinstance(workload, PairWorkload)
 
     def evaluate(item: Item) -> list[bool]:
-        """Return whether each level is right about an item."""
+        """Return, by level, whether its answer to an item is right."""
         pixels = [items.photos.pixels(at, manifest.preprocess)[None] for at in item.images]
         ids, size = encode(text, item.text, str(items.photos.source))
 

@@ -15,7 +15,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 class DataError(ValueError):
-    """Images or texts that levels cannot be measured on; the message says why."""
+    """Images or texts that levels cannot be measured on; the message gives the reason."""
 
 
 class Photos:
@@ -98,5 +98,7 @@ class Photos:
             )
         duplicates = sorted(folder for folder in set(folders) if list(labels).count(folder) > 1)
         if duplicates:
-            raise DataError(f"{self.source}: the model has two labels {', '.join(duplicates[:5])}")
+            raise DataError(
+                f"{self.source}: the model has duplicate labels {', '.join(duplicates[:5])}"
+            )
         return [list(labels).index(folder) for folder in folders]

@@ -33,7 +33,7 @@ NEAR_TIES = 0.25
 
 
 class VerificationError(ValueError):
-    """An exported graph disagrees with PyTorch; the message says where and by how much."""
+    """An exported graph disagrees with PyTorch; the message gives the level and the deviation."""
 
 
 class Answer(NamedTuple):
@@ -76,41 +76,43 @@ def verify(
     for name, level in manifest.levels.items():
         expected = reference(level)
         deviations[name] = max(
-            _compare(f"level {name}", manifest.precision, level, actual, wanted)
+            _compare(f"level {name}", manifest.precision, level, actual, answer)
             for session in sessions
-            for actual, wanted in zip(session(level), expected, strict=True)
+            for actual, answer in zip(session(level), expected, strict=True)
         )
         step()
     return deviations
 
 
 def _compare(
-    where: str, precision: Precision, level: Level, actual: Answer, expected: Answer
+    context: str, precision: Precision, level: Level, actual: Answer, expected: Answer
 ) -> float:
-    where = ", ".join(filter(None, (where, expected.label)))
-    outputs, wanted = np.concatenate(actual.outputs), np.concatenate(expected.outputs)
+    context = ", ".join(filter(None, (context, expected.label)))
+    outputs, expected_outputs = np.concatenate(actual.outputs), np.concatenate(expected.outputs)
     moved = np.zeros(len(outputs), dtype=bool)
     if expected.slots:
         for slots in actual.slots:
-            _check_slots(where, slots, actual.tokens_out)
+            _check_slots(context, slots, actual.tokens_out)
         pairs = zip(actual.slots, expected.slots, strict=True)
         moved = np.concatenate([(slots != other).any(1) for slots, other in pairs])
     reduced = bool(expected.slots) and any(level.plan)
-    return judge(where, precision, outputs, wanted, moved, reduced=reduced, unit=expected.unit)
+    return judge(
+        context, precision, outputs, expected_outputs, moved, reduced=reduced, unit=expected.unit
+    )
 
 
-def _check_slots(where: str, slots: Int, tokens_out: int | None) -> None:
+def _check_slots(context: str, slots: Int, tokens_out: int | None) -> None:
     """Check that slots are in range; raise VerificationError otherwise."""
     if slots.min() < -1:
-        raise VerificationError(f"{where}: slot {slots.min()} is below -1")
+        raise VerificationError(f"{context}: slot {slots.min()} is below -1")
     if tokens_out is not None and slots.max() >= tokens_out:
         raise VerificationError(
-            f"{where}: slot {slots.max()} is not among the {tokens_out} tokens that are left"
+            f"{context}: slot {slots.max()} is not among the {tokens_out} tokens that are left"
         )
 
 
 def judge(
-    where: str,
+    context: str,
     precision: Precision,
     actual: Float,
     expected: Float,
@@ -122,8 +124,8 @@ def judge(
     """Return the deviation of a graph's outputs (B, classes or width) from those of PyTorch.
 
     Args:
-        where: prefix of error messages.
-        moved: (B), True for inputs some of whose tokens merged elsewhere.
+        context: prefix of error messages.
+        moved: (B), True for inputs with tokens that merged elsewhere.
         reduced: whether the plan removes tokens.
         unit: names the outputs in error messages.
 
@@ -135,18 +137,18 @@ def judge(
         VerificationError: the outputs are too far apart or not finite.
     """
     if not np.isfinite(actual).all():
-        raise VerificationError(f"{where}: the graph's {unit} are not finite")
+        raise VerificationError(f"{context}: the graph's {unit} are not finite")
     if moved.any() and not reduced:
-        raise VerificationError(f"{where}: tokens moved though the plan removes none")
+        raise VerificationError(f"{context}: tokens moved though the plan removes none")
     if precision == "fp32" and moved.mean() > NEAR_TIES:
         raise VerificationError(
-            f"{where}: {moved.sum()} of {len(moved)} images merge other tokens than PyTorch"
+            f"{context}: {moved.sum()} of {len(moved)} images merge other tokens than PyTorch"
         )
     error = float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), 1e-6)
     limit = ERROR_TOLERANCE[precision][reduced]
     if error > limit:
         raise VerificationError(
-            f"{where}: {unit} are off by {error:.1e} of PyTorch's norm, more than {limit:.0e}"
+            f"{context}: {unit} are off by {error:.1e} of PyTorch's norm, more than {limit:.0e}"
         )
     if precision != "fp32":
         return error
@@ -154,7 +156,7 @@ def judge(
     deviation = float(np.abs(actual - expected)[~moved].max(initial=0.0)) / largest
     if deviation > FP32_TOLERANCE:
         raise VerificationError(
-            f"{where}: {unit} differ from PyTorch's by {deviation:.1e} of the largest, "
+            f"{context}: {unit} differ from PyTorch's by {deviation:.1e} of the largest, "
             f"more than {FP32_TOLERANCE:.0e}"
         )
     return deviation

@@ -12,7 +12,7 @@ from tokenfold.export.quality.photos import Photos
 from tokenfold.runtime.dual import Float, Int
 
 VERIFIED_IMAGES = 8
-"""Random images, and images of the user, to verify with."""
+"""Number of random images, and of the user's images, to verify with."""
 
 MIN_TEXT = 3
 """Tokens of a text with one word between two special tokens."""
@@ -82,7 +82,8 @@ def pair_batches(
 
     Args:
         size: height and width of an image, pixels.
-        patch: side of a patch, for a network that takes other grids of patches than its own.
+        patch: side of a patch, for a network that takes other grids of patches than the trained
+            one; None for any other network.
     """
     longest = text.most_tokens
     middle = max(MIN_TEXT, longest // 2)

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokenfold.bundle.pair_workload import MeterWorkload, PairMethod, Rates, even_widths
+from tokenfold.bundle.meter_workload import MeterWorkload, even_widths
+from tokenfold.bundle.pair_workload import PairMethod, Rates
 from tokenfold.models.networks.clip import ClipTower
 from tokenfold.models.networks.cross import CrossPair, Form
 from tokenfold.models.networks.operators import EAGER, Operators, Tokens

@@ -1,4 +1,4 @@
-// Common ground of the ops on CUDA: provider, tensors, stream, workspace, errors.
+// Definitions that all ops on CUDA share: provider, tensors, stream, workspace, errors.
 #pragma once
 
 #include <cstddef>

@@ -24,7 +24,7 @@ inline const void* part(const PackedInputs& in, int which) {
   return static_cast<const char*>(raw(in.qkv)) + which * in.dim * bytes;
 }
 
-// Where the kernel finds queries, keys and values: in three tensors, or in one.
+// Sets the addresses of queries, keys and values, which are in three tensors or in one.
 inline void set_tensors(TokenfoldAttend& of, const AttendInputs& in) {
   of.type = type_of(in.q);
   of.q = raw(in.q);
@@ -40,7 +40,7 @@ inline void set_tensors(TokenfoldAttend& of, const PackedAttendInputs& in) {
   of.v = part(in, 2);
 }
 
-// Where a matcher finds the keys.
+// Sets the address of a matcher's keys.
 template <typename Of, typename Inputs>
 void set_keys(Of& of, const Inputs& in) {
   of.type = type_of(in.keys);

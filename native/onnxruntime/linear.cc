@@ -75,7 +75,7 @@ const char* Linear::run(const Of& of, cudaStream_t stream) {
   Way& way = at->second;
   if (is_new)
     if (const char* const problem = choose(*with, own, of, &way)) {
-      // Otherwise the next run would use the incomplete way.
+      // Otherwise the next run would use the incomplete descriptors.
       forget(*with, way);
       ways_.erase(at);
       return problem;

@@ -13,7 +13,7 @@
 
 namespace tokenfold {
 
-// y = x w + bias (+ residual), or GELU of that. GELU is approximated by tanh; it differs from the exact one
+// y = x w + bias (+ residual), or its GELU. GELU is approximated by tanh; it differs from the exact one
 // by less than 0.0005, which is below the resolution of half precision at 1.
 class Linear {
  public:

@@ -112,7 +112,7 @@ static size_t match_tome_scratch(int64_t tokens, int64_t head_dim) {
   return 2 * padded * dim + (kRows + 8) * (padded + kLanes);
 }
 
-// The same, and all cosines.
+// The same arrays, and all cosines.
 static size_t match_pitome_scratch(int64_t tokens, int64_t head_dim) {
   const int64_t padded = round_up(tokens);
   return match_tome_scratch(tokens, head_dim) + padded * padded;
@@ -235,7 +235,7 @@ static void match_pitome(const Match& m, const T* keys, int64_t* slots, float* s
   }
 }
 
-// Six arrays with one entry per patch, and what merging needs.
+// Six arrays with one entry per patch, and the scratch of merging.
 static size_t match_pumer_scratch(int64_t tokens, int64_t head_dim) {
   return match_tome_scratch(tokens, head_dim) + 6 * round_up(tokens);
 }

@@ -1,4 +1,4 @@
-// Common ground of all ops for ONNX Runtime: types, shapes, threads, errors.
+// Definitions that all ops for ONNX Runtime share: types, shapes, threads, errors.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,7 @@ inline OrtErrorCode code_of(const std::exception& error) {
 
 // Calls job(i) for each i below count, on the session's threads if it has several. No exception may
 // unwind through ONNX Runtime's threads, so one that a job throws is thrown here when all jobs are done.
-// It is kept as text: std::exception_ptr would need a C++ library that manylinux_2_28 does not promise.
+// It is kept as text: std::exception_ptr would need a C++ library that older manylinux tags do not promise.
 template <typename Job>
 void for_each(Ort::KernelContext& context, int64_t count, const Job& job) {
   if (count == 1) {

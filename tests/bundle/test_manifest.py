@@ -62,22 +62,22 @@ def classifier(**changes: Any) -> Manifest:
 
 
 def pair(**changes: Any) -> Manifest:
-    own = {
+    fields = {
         "tasks": {"match": ()},
         "text": TextSpec(most_tokens=9),
         "files": stored(VISION, JOINT, TOKENIZER),
     }
-    return manifest(PAIRS, **own | changes)
+    return manifest(PAIRS, **fields | changes)
 
 
 def dual(**changes: Any) -> Manifest:
-    own = {
+    fields = {
         "tasks": {"embed": ()},
         "text": TextSpec(most_tokens=9),
         "similarity": Similarity(width=12, scale=20.0, scores="softmax", template="a {}"),
         "files": stored(IMAGE, TEXT, TOKENIZER),
     }
-    return manifest(DUAL, **own | changes)
+    return manifest(DUAL, **fields | changes)
 
 
 def test_only_image_text_networks_take_images_of_any_shape() -> None:
@@ -122,17 +122,19 @@ def test_a_template_holds_one_label(template: str) -> None:
 
 
 def test_the_fingerprint_covers_everything_vectors_depend_on() -> None:
-    own = dual()
-    assert len(own.fingerprint) == 64
-    same = [
-        own.model_copy(update={"name": "other", "versions": {"a": "1"}, "default_level": "x"}),
-        dual(files=own.files | {"profile.json": own.files[IMAGE]}),
+    original = dual()
+    assert len(original.fingerprint) == 64
+    equal_variants = [
+        original.model_copy(update={"name": "other", "versions": {"a": "1"}, "default_level": "x"}),
+        dual(files=original.files | {"profile.json": original.files[IMAGE]}),
     ]
-    assert {one.fingerprint for one in same} == {own.fingerprint}
-    others = [
-        dual(files=own.files | {f"{IMAGE}.data": own.files[IMAGE]}),
-        dual(files=own.files | {TEXT: own.files[IMAGE]}),
+    assert {variant.fingerprint for variant in equal_variants} == {original.fingerprint}
+    different_variants = [
+        dual(files=original.files | {f"{IMAGE}.data": original.files[IMAGE]}),
+        dual(files=original.files | {TEXT: original.files[IMAGE]}),
         dual(preprocess=Preprocess(size=(32, 32), mean=(0.0, 0.0, 0.0))),
         dual(text=TextSpec(most_tokens=9, padding=0)),
     ]
-    assert len({own.fingerprint, *(one.fingerprint for one in others)}) == 5
+    assert (
+        len({original.fingerprint, *(variant.fingerprint for variant in different_variants)}) == 5
+    )

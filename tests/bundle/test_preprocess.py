@@ -37,14 +37,14 @@ def picture(height: int, width: int) -> Image.Image:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sizes_and_pixels_equal_those_of_transformers(shape: tuple[int, int]) -> None:
-    theirs: Any = transformers.ViltImageProcessorPil(
+    reference: Any = transformers.ViltImageProcessorPil(
         do_normalize=False, do_rescale=False, do_pad=False
     )
-    wanted = theirs(picture(*shape), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    ours = pixels(picture(*shape), VILT)
-    assert ours.shape == wanted.shape
-    assert ours.shape[:2] == VILT.size_of(*shape)
-    assert np.abs(ours.astype(float) - wanted).max() <= 1
+    expected = reference(picture(*shape), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    actual = pixels(picture(*shape), VILT)
+    assert actual.shape == expected.shape
+    assert actual.shape[:2] == VILT.size_of(*shape)
+    assert np.abs(actual.astype(float) - expected).max() <= 1
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

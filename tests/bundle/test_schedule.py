@@ -62,7 +62,7 @@ def counted(config: VisionConfig, method: Method, plan: Sequence[int]) -> int:
     """Return the multiply-accumulates that torch counts; it counts each as two operations."""
     model = VisionTransformer(config).eval()
     image = torch.zeros(1, 3, *config.image_size)
-    # Only the plain attention is products that the counter sees.
+    # torch's counter sees the matrix products of plain attention only.
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
@@ -150,9 +150,9 @@ def test_at_most_half_of_the_unprotected_merge(r: int, tokens: int, protected: i
 
 def test_reductions_are_close_to_the_request() -> None:
     for shape in SHAPES:
-        for asked in DEFAULT_LEVELS.values():
-            plan = plan_for(DEIT_S, asked, shape)
-            assert 1 - flops_ratio(DEIT_S, plan) == pytest.approx(asked, abs=0.005)
+        for reduction in DEFAULT_LEVELS.values():
+            plan = plan_for(DEIT_S, reduction, shape)
+            assert 1 - flops_ratio(DEIT_S, plan) == pytest.approx(reduction, abs=0.005)
 
 
 def test_shapes_rise_fall_or_stay_constant() -> None:
@@ -175,25 +175,28 @@ def test_a_reduction_out_of_reach_gives_the_most_reduced_plan() -> None:
     plan = plan_for(DEIT_S, 1.0)
     assert (
         DEIT_S.widths(plan)[-1] == 2
-    )  # the class token, and one that nothing is left to merge with
+    )  # the class token, and one other token, which has no partner
     assert plan == plan_for(DEIT_S, 0.99)
 
 
 @given(
     workload=st.sampled_from(list(WORKLOADS.values())),
     shape=st.sampled_from(SHAPES),
-    asked=st.floats(0, 1),
-    other=st.floats(0, 1),
+    reduction=st.floats(0, 1),
+    other_reduction=st.floats(0, 1),
 )
 def test_plans_are_monotone_closest_and_attainable(
-    workload: Workload, shape: Shape, asked: float, other: float
+    workload: Workload, shape: Shape, reduction: float, other_reduction: float
 ) -> None:
-    plan, otherwise = plan_for(workload, asked, shape), plan_for(workload, other, shape)
+    plan, other_plan = (
+        plan_for(workload, reduction, shape),
+        plan_for(workload, other_reduction, shape),
+    )
     removed = 1 - flops_ratio(workload, plan)
-    elsewhere = 1 - flops_ratio(workload, otherwise)
-    assert (removed - elsewhere) * (asked - other) >= 0
-    assert abs(removed - asked) <= abs(elsewhere - asked) + 1e-12
-    # Nothing in a plan is more than its layer can merge.
+    other_removed = 1 - flops_ratio(workload, other_plan)
+    assert (removed - other_removed) * (reduction - other_reduction) >= 0
+    assert abs(removed - reduction) <= abs(other_removed - reduction) + 1e-12
+    # No count of a plan is larger than the number of tokens that its layer can merge.
     counts = workload.widths(plan)
     assert [before - after for before, after in pairwise(counts)] == list(plan)
 
@@ -202,10 +205,12 @@ def test_plans_are_monotone_closest_and_attainable(
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_no_other_request_gets_a_closer_plan(name: str, shape: Shape) -> None:
     workload = WORKLOADS[name]
-    asked = [step / 200 for step in range(201)]
-    removed = [1 - flops_ratio(workload, plan_for(workload, each, shape)) for each in asked]
-    for each, got in zip(asked, removed, strict=True):
-        assert abs(got - each) <= min(abs(other - each) for other in removed) + 1e-12
+    reductions = [step / 200 for step in range(201)]
+    removed = [
+        1 - flops_ratio(workload, plan_for(workload, reduction, shape)) for reduction in reductions
+    ]
+    for reduction, achieved in zip(reductions, removed, strict=True):
+        assert abs(achieved - reduction) <= min(abs(other - reduction) for other in removed) + 1e-12
 
 
 @given(
@@ -213,10 +218,10 @@ def test_no_other_request_gets_a_closer_plan(name: str, shape: Shape) -> None:
     depth=st.integers(1, 6),
     protected=st.integers(0, 2),
     shape=st.sampled_from(SHAPES),
-    asked=st.lists(st.floats(0, 1), min_size=2, max_size=8),
+    reductions=st.lists(st.floats(0, 1), min_size=2, max_size=8),
 )
 def test_any_network_gets_monotone_plans(
-    tokens: int, depth: int, protected: int, shape: Shape, asked: list[float]
+    tokens: int, depth: int, protected: int, shape: Shape, reductions: list[float]
 ) -> None:
     workload = Workload(
         method="tome",
@@ -229,15 +234,18 @@ def test_any_network_gets_monotone_plans(
         stem=100,
         head=10,
     )
-    ratios = [flops_ratio(workload, plan_for(workload, each, shape)) for each in sorted(asked)]
+    ratios = [
+        flops_ratio(workload, plan_for(workload, reduction, shape))
+        for reduction in sorted(reductions)
+    ]
     assert ratios == sorted(ratios, reverse=True)
     assert all(0 < ratio <= 1 for ratio in ratios)
 
 
-@pytest.mark.parametrize("asked", [-0.1, 1.01, float("nan"), float("inf")])
-def test_reductions_outside_0_to_1_are_refused(asked: float) -> None:
+@pytest.mark.parametrize("reduction", [-0.1, 1.01, float("nan"), float("inf")])
+def test_reductions_outside_0_to_1_are_refused(reduction: float) -> None:
     with pytest.raises(PlanError, match="between 0 and 1, not"):
-        plan_for(DEIT_S, asked)
+        plan_for(DEIT_S, reduction)
 
 
 def test_plans_of_a_wrong_length_or_sign_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Texts: the ids are those of `transformers`, long ones are cut, empty ones are told."""
+"""Texts: ids equal those of `transformers`; long texts are truncated, empty ones refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def bytelevel(folder: Path, **config: Any) -> Any:
     return roberta(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),
-        mask_token=tokenizers.AddedToken("<mask>", lstrip=True),  # as roberta-base has it
+        mask_token=tokenizers.AddedToken("<mask>", lstrip=True),  # as in roberta-base
         **config,
     )
 
@@ -94,19 +94,19 @@ def bytelevel(folder: Path, **config: Any) -> Any:
     ],
 )
 def test_ids_equal_those_of_transformers(make: Any, config: Any, tmp_path: Path) -> None:
-    theirs = make(tmp_path / "old", **config)
-    theirs.save_pretrained(tmp_path / "new")
+    reference = make(tmp_path / "old", **config)
+    reference.save_pretrained(tmp_path / "new")
     assert (tmp_path / "new" / "tokenizer.json").exists()
     for folder in ("old", "new"):
         ours = tokenizer.read(tmp_path / folder, MOST)
-        assert ours.vocabulary == len(theirs)
+        assert ours.vocabulary == len(reference)
         for text in TRICKY:
-            wanted = theirs(text, truncation=True, max_length=MOST)["input_ids"]
+            expected_ids = reference(text, truncation=True, max_length=MOST)["input_ids"]
             encoded = ours.encode(text)
-            assert encoded.ids.tolist() == wanted, text
+            assert encoded.ids.tolist() == expected_ids, text
             assert encoded.ids.dtype == np.int64
-            assert encoded.cut == (len(theirs(text)["input_ids"]) > MOST), text
-            assert len(encoded.tokens) == len(wanted)
+            assert encoded.cut == (len(reference(text)["input_ids"]) > MOST), text
+            assert len(encoded.tokens) == len(expected_ids)
 
 
 def test_tokens_are_readable(tmp_path: Path) -> None:
@@ -162,20 +162,20 @@ def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
 
 
 @given(st.text(), st.integers(3, 12))
-def test_texts_of_any_length_fit(text: str, most: int) -> None:
-    ours = word_level(["a", "b", "."], most)
+def test_texts_of_any_length_fit(text: str, max_tokens: int) -> None:
+    ours = word_level(["a", "b", "."], max_tokens)
     try:
         encoded = ours.encode(text)
     except EmptyTextError:
         return
-    padded = word_level(["a", "b", "."], most, padded=True).encode(text)
-    assert padded.ids.tolist() == encoded.ids.tolist() + [0] * (most - len(encoded.ids))
+    padded = word_level(["a", "b", "."], max_tokens, padded=True).encode(text)
+    assert padded.ids.tolist() == encoded.ids.tolist() + [0] * (max_tokens - len(encoded.ids))
     assert padded[1:] == encoded[1:]
-    assert 3 <= len(encoded.ids) <= most
+    assert 3 <= len(encoded.ids) <= max_tokens
     assert encoded.ids[0] == 2
     assert encoded.ids[-1] == 3
     assert all(0 <= at < ours.vocabulary for at in encoded.ids)
-    assert not encoded.cut or len(encoded.ids) == most
+    assert not encoded.cut or len(encoded.ids) == max_tokens
 
 
 @pytest.mark.parametrize("make", [wordpiece, bytelevel])
@@ -190,11 +190,11 @@ def test_texts_of_any_length_fit(text: str, most: int) -> None:
     ],
 )
 def test_the_end_of_long_texts_is_not_encoded(make: Any, text: str, tmp_path: Path) -> None:
-    theirs = make(tmp_path / "long")
+    reference = make(tmp_path / "long")
     encoded = tokenizer.read(tmp_path / "long", MOST).encode(text)
-    # What follows would be cut off anyway; all of it takes seconds.
-    wanted = theirs(text[:50_000], truncation=True, max_length=MOST)["input_ids"]
-    assert encoded.ids.tolist() == wanted
+    # The rest would be truncated; encoding all of it takes seconds.
+    expected_ids = reference(text[:50_000], truncation=True, max_length=MOST)["input_ids"]
+    assert encoded.ids.tolist() == expected_ids
     assert encoded.cut
 
 
@@ -217,7 +217,7 @@ def test_texts_are_padded_to_the_maximum(tmp_path: Path) -> None:
     encoded = ours.encode("a cat")
     assert encoded.ids.tolist() == [2, 4, 5, 3, 0, 0, 0, 0]
     assert encoded.ids.dtype == np.int64
-    # Padding is none of the text's own tokens.
+    # Tokens do not include padding.
     assert encoded.tokens == ("[CLS]", "a", "cat", "[SEP]")
     assert not encoded.cut
     long = ours.encode("a cat " * 9)
@@ -233,7 +233,7 @@ def test_texts_are_padded_to_the_maximum(tmp_path: Path) -> None:
             TextEncoder.open(tmp_path / "tokenizer.json", 6, padding=wrong)
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer \(tokenizer\.json, vocab\.txt"):
         tokenizer.read(tmp_path, 40)
     for content in ("", "{", "[]", '{"model": 3}'):

@@ -49,8 +49,8 @@ def test_errors_are_one_line(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [argument.format(source=sources["classifier"]) for argument in arguments]
-    assert message in error_of([*given, "--levels", "exact=0"], tmp_path / "b", capsys)
+    formatted = [argument.format(source=sources["classifier"]) for argument in arguments]
+    assert message in error_of([*formatted, "--levels", "exact=0"], tmp_path / "b", capsys)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_recipes_that_do_not_fit_the_network_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
-    given = [argument.format(empty=tmp_path / "empty") for argument in arguments]
-    assert message in error_of([str(sources[kind]), *given], tmp_path / "b", capsys)
+    formatted = [argument.format(empty=tmp_path / "empty") for argument in arguments]
+    assert message in error_of([str(sources[kind]), *formatted], tmp_path / "b", capsys)
 
 
 def test_the_report_mentions_reductions_out_of_reach(

@@ -52,9 +52,9 @@ def test_default_levels_are_the_usual_ones_where_they_can_be_reached() -> None:
 
 @pytest.mark.parametrize("shape", get_args(Shape))
 def test_default_levels_shrink_where_most_is_out_of_reach(shape: Shape) -> None:
-    # The image tower alone has more than half of METER's FLOPs, and PuMer leaves it alone.
-    most = reach(METER, shape)
-    assert most < 0.5
+    # METER's image tower has more than half of its FLOPs, and PuMer does not reduce it.
+    max_reduction = reach(METER, shape)
+    assert max_reduction < 0.5
     recipe = Recipe(name="a", shape=shape)
     levels = plan_levels(METER, recipe)
     assert set(levels) == {*DEFAULT_LEVELS, "pumer"}
@@ -64,16 +64,16 @@ def test_default_levels_shrink_where_most_is_out_of_reach(shape: Shape) -> None:
     assert ratios == sorted(ratios, reverse=True)
     for level in levels.values():
         assert level.reduction == pytest.approx(1 - level.flops_ratio, abs=0.01)
-    assert levels["fastest"].reduction == pytest.approx(0.9 * most, abs=0.001)
-    # Not as the most reduced plan, which leaves one token of an image.
+    assert levels["fastest"].reduction == pytest.approx(0.9 * max_reduction, abs=0.001)
+    # Unlike the most reduced plan, which leaves one token of an image.
     assert METER.streams(levels["fastest"].plan)[-1][1] >= 10
     assert default_level(recipe, levels) == "balanced"
     (remark,) = remarks(METER, recipe)
-    assert f"at most {100 * most:.1f} % of its FLOPs" in remark
+    assert f"at most {100 * max_reduction:.1f} % of its FLOPs" in remark
 
 
 def test_default_levels_that_repeat_another_are_left_out() -> None:
-    # Two tokens of text and two of an image: one can go, or two.
+    # With two text and two image tokens, one or two tokens can be removed.
     few = PUMER.sized(text=2, image=2)
     recipe = Recipe(name="a")
     levels = plan_levels(few, recipe)
@@ -105,11 +105,11 @@ def test_the_default_level_must_exist() -> None:
 
 def test_shares_and_counts_are_plans_of_pumer() -> None:
     amounts = {"own": Shares(0.1, 0.3, 0.2), "counts": (0, 0, 0, 3, 2, 9, 99, 0, 0, 0, 0, 0)}
-    found = plan_levels(PUMER, Recipe(name="a", levels=amounts))
-    assert found["own"].plan == PUMER.plan_at((0.1, 0.3, 0.2))
+    levels = plan_levels(PUMER, Recipe(name="a", levels=amounts))
+    assert levels["own"].plan == PUMER.plan_at((0.1, 0.3, 0.2))
     # At most half of the text but its first token merges; one image token always stays.
-    assert found["counts"].plan == (0, 0, 0, 3, 2, 5, 11, 0, 0, 0, 0, 0)
-    for level in found.values():
+    assert levels["counts"].plan == (0, 0, 0, 3, 2, 5, 11, 0, 0, 0, 0, 0)
+    for level in levels.values():
         assert level.reduction == pytest.approx(1 - level.flops_ratio)
 
 
@@ -129,7 +129,7 @@ def test_amounts_of_another_method_are_refused() -> None:
 @given(counts=st.lists(st.integers(0, 30), min_size=6, max_size=6))
 def test_attainable_plans_have_the_same_widths(counts: list[int]) -> None:
     plan = (0, 0, 0, *counts, 0, 0, 0)
-    found = attainable(PUMER, plan)
-    assert PUMER.streams(found) == PUMER.streams(plan)
-    assert all(own <= asked for own, asked in zip(found, plan, strict=True))
-    assert attainable(PUMER, found) == found
+    lowered = attainable(PUMER, plan)
+    assert PUMER.streams(lowered) == PUMER.streams(plan)
+    assert all(count <= requested for count, requested in zip(lowered, plan, strict=True))
+    assert attainable(PUMER, lowered) == lowered

@@ -78,8 +78,8 @@ def test_other_precisions_are_verified_too(source: Path, precision: str, tmp_pat
     assert 0 < bundle.manifest.deviation["exact"] < 0.1
     model = onnx.load(bundle.model)
     kinds = [initializer.data_type for initializer in model.graph.initializer]
-    wanted = onnx.TensorProto.INT8 if precision == "int8" else onnx.TensorProto.FLOAT16
-    assert kinds.count(wanted) >= 12, "the weights of every linear layer"
+    expected_type = onnx.TensorProto.INT8 if precision == "int8" else onnx.TensorProto.FLOAT16
+    assert kinds.count(expected_type) >= 12, "the weights of every linear layer"
     assert any(node.domain == DOMAIN for node in model.graph.node)
     assert {path.name for path in out.iterdir()} == {"manifest.json", "model.onnx"}
 

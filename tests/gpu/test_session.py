@@ -312,13 +312,13 @@ def test_results_of_image_text_networks_equal_the_cpus(
     cpu = PairSession(with_texts)
     gpu = PairSession(with_texts, device=where, engines=_engines(with_texts, where))
     free = isinstance(cpu.graph.inputs["image"][1], str)
-    given = pair_batches(text, tiny.SIZE, patch=8 if free else None)
-    compare(manifest, cpu, gpu, given)
+    cases = pair_batches(text, tiny.SIZE, patch=8 if free else None)
+    compare(manifest, cpu, gpu, cases)
     gpu.warm([])
     assert gpu.graph.recorded == len(buckets_up_to(gpu.max_batch_size))
-    compare(manifest, cpu, gpu, given)
+    compare(manifest, cpu, gpu, cases)
     with ThreadPoolExecutor(2) as pool:
-        for job in [pool.submit(compare, manifest, cpu, gpu, given) for _ in range(4)]:
+        for job in [pool.submit(compare, manifest, cpu, gpu, cases) for _ in range(4)]:
             job.result()
     gpu.close()
 

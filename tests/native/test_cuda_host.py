@@ -139,7 +139,7 @@ def test_a_race_gives_several_results(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "what"),
+    ("kernel", "message"),
     [
         ("diverging", "threads meet at different barriers"),
         ("leaving", "ended while others wait at a barrier"),
@@ -147,8 +147,8 @@ def test_a_race_gives_several_results(run: Run) -> None:
         ("beyond", "wrote beyond the shared memory"),
     ],
 )
-def test_undefined_behaviour_is_reported(run: Run, kernel: str, what: str) -> None:
-    assert what in run(kernel)[1]
+def test_undefined_behaviour_is_reported(run: Run, kernel: str, message: str) -> None:
+    assert message in run(kernel)[1]
 
 
 @pytest.mark.parametrize("order", [ASCENDING, DESCENDING, SHUFFLED])
@@ -164,15 +164,15 @@ def test_a_race_between_blocks_gives_several_results(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "what"),
+    ("kernel", "message"),
     [
         ("unequal", "threads meet at different barriers"),
         ("one_leaves", "ended while others wait at a barrier"),
         ("beyond_in_the_last", "block 3, thread 0, line 0: wrote beyond the shared memory"),
     ],
 )
-def test_undefined_behaviour_in_a_cluster_is_reported(run: Run, kernel: str, what: str) -> None:
-    assert what in run(kernel, cluster=4)[1]
+def test_undefined_behaviour_in_a_cluster_is_reported(run: Run, kernel: str, message: str) -> None:
+    assert message in run(kernel, cluster=4)[1]
 
 
 def test_unsupported_cluster_sizes_are_reported(run: Run) -> None:

@@ -25,7 +25,8 @@ from tests.native.cuda_host.tensorrt_interface import (
     desc,
 )
 from tests.native.cuda_host.tensorrt_ops import Plugin, PluginError
-from tokenfold.bundle.pair_workload import even_widths, pumer_widths
+from tokenfold.bundle.meter_workload import even_widths
+from tokenfold.bundle.pair_workload import pumer_widths
 from tokenfold.bundle.workload import clamp
 from tokenfold.export.ops.functions import EXACT, PLUGIN_ATTRIBUTES, functions
 from tokenfold.runtime.libraries import DOMAIN

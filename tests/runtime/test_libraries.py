@@ -38,7 +38,9 @@ def test_a_variable_names_a_file(
 
 
 @each_library
-def test_none_does_without(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_none_disables_a_library(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(libraries.VARIABLES[library], "none")
     assert find(library) is None
 
@@ -66,13 +68,13 @@ def test_each_device_has_its_own_variable(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_different_builds_have_different_fingerprints(tmp_path: Path) -> None:
-    one, other = tmp_path / "one.so", tmp_path / "other.so"
-    one.write_bytes(b"\x7fELF one")
-    other.write_bytes(b"\x7fELF two")
-    assert fingerprint(one) == hashlib.sha256(b"\x7fELF one").hexdigest()
-    assert fingerprint(one) != fingerprint(other)
-    other.write_bytes(one.read_bytes())
-    assert fingerprint(one) == fingerprint(other)
+    first, second = tmp_path / "one.so", tmp_path / "other.so"
+    first.write_bytes(b"\x7fELF one")
+    second.write_bytes(b"\x7fELF two")
+    assert fingerprint(first) == hashlib.sha256(b"\x7fELF one").hexdigest()
+    assert fingerprint(first) != fingerprint(second)
+    second.write_bytes(first.read_bytes())
+    assert fingerprint(first) == fingerprint(second)
 
 
 def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ def test_portable_ops_match_native_ops(bundle: Bundle, monkeypatch: pytest.Monke
     for portable in (Session(bundle), Session(bundle, native=False)):
         assert not portable.native
         for level in bundle.manifest.levels.values():
-            own, other = (session.run(images, level.plan).logits for session in (portable, default))
-            np.testing.assert_allclose(own, other, atol=1e-5)
+            actual, expected = (
+                session.run(images, level.plan).logits for session in (portable, default)
+            )
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_a_library_that_cannot_be_loaded_leaves_portable_ops(

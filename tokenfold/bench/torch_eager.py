@@ -14,7 +14,8 @@ from tokenfold.bench.measure import Subject
 from tokenfold.bench.subjects import Graphs, Images, Questions, random_inputs
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.manifest import Kind, Manifest, Precision
-from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
+from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.workload import DualWorkload, Plan, Workload
 from tokenfold.export.matchers import matchers
 from tokenfold.export.reference import DualReference, PairReference, normalised

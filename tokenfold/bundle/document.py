@@ -21,7 +21,7 @@ class Document(BaseModel):
 
 
 class VersionedDocument(Document):
-    """A document in a file of its own, with a format number.
+    """A document in a separate file, with a format number.
 
     A subclass declares the field `format` and converts documents of the previous format.
     """

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenfold.bundle.document import Document, Name, Share, VersionedDocument
-from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload, ViltWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
+from tokenfold.bundle.pair_workload import PairWorkload, ViltWorkload
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask, Task
@@ -160,7 +161,7 @@ class Manifest(VersionedDocument):
         if self.default_level not in self.levels:
             raise ValueError(f"the default level {self.default_level!r} is not among the levels")
         kind = self.kind
-        for name in self._needed:
+        for name in self._required_files:
             if name not in self.files:
                 raise ValueError(f"{name} is not listed in files")
         if (kind == "classifier") != (self.text is None):
@@ -182,12 +183,14 @@ class Manifest(VersionedDocument):
                 "the field scores is not for dual encoders; they have similarity.scores"
             )
         tasks = set(self.tasks)
-        only = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
-        if tasks != only if only else tasks & {"classify", "embed"}:
+        required_tasks = {"classifier": {"classify"}, "dual": {"embed"}}.get(kind)
+        if tasks != required_tasks if required_tasks else tasks & {"classify", "embed"}:
             raise ValueError(f"the kind {kind} does not have the tasks {', '.join(self.tasks)}")
         unknown = sorted(set(self.scores) - set(self.tasks))
         if unknown:
-            raise ValueError(f"scores of {', '.join(unknown)}, which is not in tasks")
+            raise ValueError(
+                f"the field scores has {', '.join(unknown)}, which the field tasks lacks"
+            )
         for name, level in self.levels.items():
             try:
                 tokens = self.workload.widths(level.plan)[-1]
@@ -196,7 +199,7 @@ class Manifest(VersionedDocument):
             ratio = flops_ratio(self.workload, level.plan)
             if tokens != level.tokens_out or abs(ratio - level.flops_ratio) > 1e-6:
                 raise ValueError(
-                    f"level {name}: tokens_out or flops_ratio do not follow from its plan"
+                    f"level {name}: tokens_out or flops_ratio differ from those of its plan"
                 )
         return self
 
@@ -208,7 +211,7 @@ class Manifest(VersionedDocument):
         return "dual" if isinstance(self.workload, DualWorkload) else "classifier"
 
     @property
-    def _needed(self) -> tuple[str, ...]:
+    def _required_files(self) -> tuple[str, ...]:
         """Names of the files that the network needs."""
         graphs = GRAPHS[self.kind]
         return graphs if self.kind == "classifier" else (*graphs, TOKENIZER)
@@ -224,7 +227,7 @@ class Manifest(VersionedDocument):
         stored = [
             f"{name} {file.sha256}"
             for name, file in sorted(self.files.items())
-            if name.startswith(self._needed)
+            if name.startswith(self._required_files)
         ]
         # Without defaults, so that a new field does not change the fingerprint of old bundles.
         preprocessing = [

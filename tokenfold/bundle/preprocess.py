@@ -34,7 +34,7 @@ _SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations whose width is the upright i
 
 # A JPEG is decoded at half, a quarter or an eighth of its size if each side is then still at least
 # this many times the network's. That is several times faster, and the antialiased resize hides the
-# difference (tests/service/test_images.py bounds it).
+# difference (tests/inference/test_images.py bounds it).
 _DRAFT_FACTOR = 2
 
 # Only the middle of an image is scaled if it is more than this many times longer than wide: scaling
@@ -147,7 +147,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Return the image in mode L, RGB or RGBA."""
     if image.mode.startswith("I;16"):
-        # convert() would clip at 255. The upper byte is what Pillow takes for colour images.
+        # convert() would clip at 255. Pillow also takes the upper byte for colour images.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DepthError(

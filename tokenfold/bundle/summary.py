@@ -1,4 +1,4 @@
-"""Summaries of bundles, as `tokenfold inspect` shows them."""
+"""Summaries of bundles, shown by `tokenfold inspect`."""
 
 from __future__ import annotations
 

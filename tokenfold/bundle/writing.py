@@ -1,4 +1,4 @@
-"""Writing bundles completely or not at all, through a temporary folder that is renamed."""
+"""Atomic writing of bundles, through a temporary folder that is renamed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def check_replaceable(out: Path) -> None:
     if not out.exists() or (out / MANIFEST).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
-        raise BundleError(f"{out} exists and is not a bundle; it is left alone")
+        raise BundleError(
+            f"{out} exists and is not a bundle, so it is not replaced; choose another folder"
+        )
 
 
 def _exchange(new: Path, old: Path) -> None:

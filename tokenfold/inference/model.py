@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tokenfold.bundle.bundle import Bundle, BundleError
 from tokenfold.bundle.manifest import GRAPHS
-from tokenfold.bundle.pair_workload import MeterWorkload
+from tokenfold.bundle.meter_workload import MeterWorkload
 from tokenfold.bundle.tasks import Task
 from tokenfold.bundle.text import EmptyTextError, TextEncoder
 from tokenfold.bundle.workload import ImageWorkload

@@ -1,4 +1,4 @@
-"""The compiled libraries: where they are, and whether sessions on the CPU can use theirs."""
+"""The compiled libraries: their paths, and the availability of the one for the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIABLES: dict[Library, str] = {
     "cuda": "TOKENFOLD_ORT_CUDA_LIBRARY",
     "tensorrt": "TOKENFOLD_TENSORRT_LIBRARY",
 }
-"""Environment variables that name another file, or `none` to do without the library."""
+"""Environment variables that name another file, or are `none` to disable the library."""
 
 FILES: dict[Library, str] = {
     "cpu": "libtokenfold_ort.so",
@@ -50,9 +50,9 @@ class NativeOps(NamedTuple):
 
 
 def find(library: Library = "cpu") -> Path | None:
-    """Return the path of a library, or None where it is not built or its variable is `none`.
+    """Return the path of a library; None if it is not built or its variable is `none`.
 
-    All of them load on machines without a GPU. The library for CUDA has the ops for the CPU too.
+    All libraries load on machines without a GPU. The library for CUDA has the ops for the CPU too.
     It registers linear layers and packed tokens for CUDA alone, and ONNX Runtime then ignores their
     portable bodies: a session on the CPU that uses it cannot open half-precision exports.
 
@@ -60,20 +60,20 @@ def find(library: Library = "cpu") -> Path | None:
         FileNotFoundError: the library's variable names a file that does not exist.
     """
     variable = VARIABLES[library]
-    named = os.environ.get(variable)
-    if named == "none":
+    setting = os.environ.get(variable)
+    if setting == "none":
         return None
-    if named:
-        path = Path(named)
+    if setting:
+        path = Path(setting)
         if not path.is_file():
-            raise FileNotFoundError(f"{variable} names {named}, which is not a file")
+            raise FileNotFoundError(f"{variable} names {setting}, which is not a file")
         return path
     built = FOLDER / FILES[library]
     return built if built.is_file() else None
 
 
 def native_ops() -> NativeOps:
-    """Return whether sessions on the CPU use the compiled ops, and why not otherwise.
+    """Return the availability of the compiled ops for sessions on the CPU.
 
     A library that cannot be loaded, because it is damaged or made for another processor, is logged
     as a warning, once per file.
@@ -109,7 +109,7 @@ def _loaded(path: Path) -> NativeOps:
         handle = ctypes.CDLL(str(path))
         handle.TokenfoldKernels.restype = ctypes.c_char_p
         kernels: bytes = handle.TokenfoldKernels()
-        # Options of no session: ONNX Runtime refuses a library made for a newer version here.
+        # Only a test: ONNX Runtime refuses a library that was made for a newer version.
         onnxruntime.SessionOptions().register_custom_ops_library(str(path))
     # ONNX Runtime's exceptions have no common base class.
     except Exception as error:

@@ -94,9 +94,9 @@ def test_int8_agreement_is_with_the_unreduced_fp32_network(tmp_path: Path) -> No
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
     with torch.inference_mode():
         x = normalised(images, bundle.manifest.preprocess)
-        wanted = tiny.checkpoint().model(x).logits.argmax(-1).numpy()
+        expected = tiny.checkpoint().model(x).logits.argmax(-1).numpy()
     session = Session(bundle)
-    found = [int(session.run(image[None], (0, 0, 0)).logits.argmax()) for image in images]
+    answers = [int(session.run(image[None], (0, 0, 0)).logits.argmax()) for image in images]
     assert bundle.profile is not None
     quality = bundle.profile.levels["exact"].quality["classify"]
-    assert quality.value == pytest.approx(np.mean(found == wanted))
+    assert quality.value == pytest.approx(np.mean(answers == expected))

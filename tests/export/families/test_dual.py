@@ -90,12 +90,12 @@ def test_a_checkpoint_becomes_a_bundle(bundle: Bundle) -> None:
 def test_every_level_is_measured(bundle: Bundle) -> None:
     assert bundle.profile is not None
     for level in bundle.manifest.levels:
-        found = bundle.profile.levels[level]
-        quality = found.quality["embed"]
+        measured = bundle.profile.levels[level]
+        quality = measured.quality["embed"]
         assert (quality.metric, quality.samples) == ("recall", 12)
         assert quality.low <= quality.value <= quality.high
-        assert set(found.neighbours) == set(bundle.manifest.levels)
-        assert found.neighbours[level] == 1.0
+        assert set(measured.neighbours) == set(bundle.manifest.levels)
+        assert measured.neighbours[level] == 1.0
 
 
 def test_siglip_attends_to_padding(siglip: Bundle) -> None:
@@ -115,28 +115,28 @@ def test_siglip_attends_to_padding(siglip: Bundle) -> None:
 
 def test_fp16(tmp_path: Path) -> None:
     recipe = Recipe(name="b", precision="fp16", levels=LEVELS)
-    found = export_bundle(tiny.dual_checkpoint(), "a test", tmp_path / "b", recipe)
-    assert 0 < found.manifest.deviation["half"] < 0.02
-    vectors = DualSession(found).embed_images(random_images(tiny.SIZE, 2), (0, 0, 0)).vectors
+    exported = export_bundle(tiny.dual_checkpoint(), "a test", tmp_path / "b", recipe)
+    assert 0 < exported.manifest.deviation["half"] < 0.02
+    vectors = DualSession(exported).embed_images(random_images(tiny.SIZE, 2), (0, 0, 0)).vectors
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["bundle", "siglip"])
 def test_sessions_embed_images_and_texts(which: str, request: pytest.FixtureRequest) -> None:
-    own: Bundle = request.getfixturevalue(which)
-    images, session = random_images(tiny.SIZE, 6), DualSession(own)
-    plan = list(own.manifest.levels.values())[1].plan
+    exported: Bundle = request.getfixturevalue(which)
+    images, session = random_images(tiny.SIZE, 6), DualSession(exported)
+    plan = list(exported.manifest.levels.values())[1].plan
     vectors, slots = session.embed_images(images, plan, slots=True)
     assert slots is not None
-    assert slots.max() + 1 == own.manifest.workload.widths(plan)[-1]
+    assert slots.max() + 1 == exported.manifest.workload.widths(plan)[-1]
     assert session.embed_images(images, plan).slots is None
-    assert own.manifest.similarity is not None
-    assert vectors.shape == (6, own.manifest.similarity.width)
+    assert exported.manifest.similarity is not None
+    assert vectors.shape == (6, exported.manifest.similarity.width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    for texts in text_batches(TextEncoder.open(own.tokenizer, 12)):
-        found = session.embed_texts(*texts)
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    for texts in text_batches(TextEncoder.open(exported.tokenizer, 12)):
+        text_vectors = session.embed_texts(*texts)
+        np.testing.assert_allclose(np.linalg.norm(text_vectors, axis=1), 1, atol=1e-5)
 
 
 def test_threads_share_a_session(bundle: Bundle) -> None:
@@ -144,9 +144,9 @@ def test_threads_share_a_session(bundle: Bundle) -> None:
     images = random_images(tiny.SIZE, 6)
     together = session.embed_images(images, plan).vectors
     with ThreadPoolExecutor(4) as pool:
-        alone = list(pool.map(lambda one: session.embed_images(one[None], plan), images))
-    found = np.concatenate([one.vectors for one in alone])
-    np.testing.assert_allclose(found, together, atol=1e-5)
+        alone = list(pool.map(lambda output: session.embed_images(output[None], plan), images))
+    separate_vectors = np.concatenate([output.vectors for output in alone])
+    np.testing.assert_allclose(separate_vectors, together, atol=1e-5)
 
 
 def test_verification_notices_other_weights_and_another_way_to_merge(bundle: Bundle) -> None:

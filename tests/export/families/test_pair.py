@@ -69,7 +69,7 @@ def test_a_checkpoint_becomes_a_bundle(bundle: Bundle) -> None:
     assert manifest.text.most_tokens == 12
     assert manifest.weighted
     assert set(manifest.files) == {VISION, JOINT, TOKENIZER, PROFILE}
-    # The published shares are a level among the others, where they belong by FLOPs.
+    # The level of the published shares is sorted among the others by its FLOPs.
     assert list(manifest.levels) == ["exact", "high", "balanced", "pumer", "fast", "fastest"]
     assert manifest.default_level == "balanced"
     workload = manifest.workload
@@ -85,10 +85,10 @@ def test_a_checkpoint_becomes_a_bundle(bundle: Bundle) -> None:
 def test_every_task_is_measured_at_every_level(bundle: Bundle) -> None:
     assert bundle.profile is not None
     for level in bundle.manifest.levels:
-        found = bundle.profile.levels[level].quality
-        # Nothing was asked of the other tasks.
-        assert set(found) == {"vqa", "reason"}
-        for quality in found.values():
+        qualities = bundle.profile.levels[level].quality
+        # The images have no items of the other tasks.
+        assert set(qualities) == {"vqa", "reason"}
+        for quality in qualities.values():
             assert (quality.metric, quality.samples) == ("accuracy", 5)
             assert quality.low <= quality.value <= quality.high
 
@@ -101,8 +101,8 @@ def test_plans_follow_the_lengths(bundle: Bundle) -> None:
     assert short != level.plan
     workload = manifest.workload
     assert isinstance(workload, PairWorkload)
-    own = workload.sized(text=4, image=17)
-    removed = 1 - own.flops(short) / own.flops(own.unreduced)
+    sized = workload.sized(text=4, image=17)
+    removed = 1 - sized.flops(short) / sized.flops(sized.unreduced)
     assert removed == pytest.approx(level.reduction, abs=0.05)
     exact = manifest.levels["exact"]
     assert not any(manifest.plan(exact, text=3, image=9))

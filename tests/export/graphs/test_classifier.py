@@ -108,8 +108,8 @@ def test_each_layer_has_the_two_ops_with_their_bodies(tmp_path: Path) -> None:
     assert nodes.count("MatchToMe") == nodes.count("Reduce") == 3
     assert {body.name for body in model.functions} == {"Attend", "MatchToMe", "Reduce"}
     shapes = {
-        put.name: [dim.dim_param or dim.dim_value for dim in put.type.tensor_type.shape.dim]
-        for put in [*model.graph.input, *model.graph.output]
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.output]
     }
     assert shapes["image"] == ["batch", 32, 32, 3]
     assert shapes["plan"] == [3]

@@ -46,27 +46,27 @@ def drawn(model: DualEncoder, lengths: Sequence[int]) -> dict[str, np.ndarray]:
 def test_texts_of_any_length(
     checkpoint: DualCheckpoint, texts: Graph, lengths: tuple[int, ...]
 ) -> None:
-    given = drawn(checkpoint.model, lengths)
-    found = texts.run(["vector"], given)[0]
+    feeds = drawn(checkpoint.model, lengths)
+    vectors = texts.run(["vector"], feeds)[0]
     with torch.inference_mode():
-        ids, size = (torch.from_numpy(given[name]) for name in ("input_ids", "text_size"))
-        wanted = checkpoint.model.embed_texts(ids, size).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        ids, size = (torch.from_numpy(feeds[name]) for name in ("input_ids", "text_size"))
+        expected = checkpoint.model.embed_texts(ids, size).numpy()
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_padding_changes_nothing(checkpoint: DualCheckpoint, texts: Graph) -> None:
-    given = drawn(checkpoint.model, (3, 12, 7))
-    together = texts.run(["vector"], given)[0]
+    feeds = drawn(checkpoint.model, (3, 12, 7))
+    batched = texts.run(["vector"], feeds)[0]
     for row, length in enumerate((3, 12, 7)):
-        alone = {name: value[row : row + 1, :length] for name, value in given.items()}
-        np.testing.assert_allclose(texts.run(["vector"], alone)[0][0], together[row], atol=1e-6)
+        alone = {name: value[row : row + 1, :length] for name, value in feeds.items()}
+        np.testing.assert_allclose(texts.run(["vector"], alone)[0][0], batched[row], atol=1e-6)
 
 
 def test_images_at_several_plans(checkpoint: DualCheckpoint, tmp_path: Path) -> None:
-    own = matchers("tome", checkpoint.model.config.image)
+    layers = matchers("tome", checkpoint.model.config.image)
     path = tmp_path / "image.onnx"
-    ImageGraph(checkpoint.model, checkpoint.preprocess, own, proportional=True).write(path)
+    ImageGraph(checkpoint.model, checkpoint.preprocess, layers, proportional=True).write(path)
     assert DOMAIN in {node.domain for node in onnx.load(path).graph.node}
     images = random_images(tiny.SIZE, 3)
     x = normalised(images, checkpoint.preprocess)
@@ -76,14 +76,14 @@ def test_images_at_several_plans(checkpoint: DualCheckpoint, tmp_path: Path) -> 
             feeds = {"image": images, "plan": np.array(plan)}
             vector, slots = session.run(["vector", "slots"], feeds)
             with torch.inference_mode():
-                wanted = checkpoint.model.embed_images(x, plan, own).numpy()
-            np.testing.assert_allclose(vector, wanted, atol=1e-5)
+                expected = checkpoint.model.embed_images(x, plan, layers).numpy()
+            np.testing.assert_allclose(vector, expected, atol=1e-5)
             assert slots.max() + 1 == checkpoint.model.config.workload("tome").widths(plan)[-1]
 
 
 @pytest.mark.parametrize("siglip", [False, True])
 def test_edges_that_patches_do_not_tile_are_left_out(siglip: bool, tmp_path: Path) -> None:
-    size = (30, 37)  # of patches of 8, such as SigLIP's of 14 on 384 pixels
+    size = (30, 37)  # not multiples of the patch size 8, like SigLIP's 384 pixels in patches of 14
     changes = {"image_size": size, "cut_edges": True}
     model = tiny.dual(siglip=siglip, image=changes)
     preprocess = tiny.PREPROCESS.model_copy(update={"size": size})
@@ -93,5 +93,5 @@ def test_edges_that_patches_do_not_tile_are_left_out(siglip: bool, tmp_path: Pat
     feeds: Feeds = {"image": images, "plan": np.zeros(3, np.int64)}
     (vector,) = open_graph(path, threads=1, native=True).run(["vector"], feeds)
     with torch.inference_mode():
-        wanted = model.embed_images(normalised(images, preprocess)).numpy()
-    np.testing.assert_allclose(vector, wanted, atol=1e-5)
+        expected = model.embed_images(normalised(images, preprocess)).numpy()
+    np.testing.assert_allclose(vector, expected, atol=1e-5)

@@ -32,7 +32,7 @@ WEIGHTS = {
 }
 
 
-def made(body: str, *, output: str = "float16[b, n, e] y", half: bool = True) -> onnx.ModelProto:
+def parsed(body: str, *, output: str = "float16[b, n, e] y", half: bool = True) -> onnx.ModelProto:
     """Return a graph with the inputs x, other, residual and kind, and the weights it uses."""
     inputs = (
         "float16[b, n, 8] x, float16[b, n, 8] other, float16[b, m, 12] residual, "
@@ -61,13 +61,13 @@ def answers(model: onnx.ModelProto) -> list[np.ndarray]:
     )
     draw = np.random.default_rng(1)
     feeds = {
-        given.name: draw.standard_normal(
-            (1 if given.shape[0] == 1 else 2, 1 if given.shape[1] == 1 else 3, given.shape[2])
+        tensor.name: draw.standard_normal(
+            (1 if tensor.shape[0] == 1 else 2, 1 if tensor.shape[1] == 1 else 3, tensor.shape[2])
         ).astype(np.float16)
-        for given in session.get_inputs()
+        for tensor in session.get_inputs()
     }
-    found: list[np.ndarray] = session.run(None, feeds)
-    return found
+    outputs: list[np.ndarray] = session.run(None, feeds)
+    return outputs
 
 
 def with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,19 +102,19 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
             {"Linear": 1, "Gelu": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(residual, q)", {"LinearAdd": 1}),
-        # Its shape is not known, and may be another one.
+        # The shape of the residual is unknown, so it may differ.
         (
             "p = MatMul(x, w) q = Add(p, bias) r = MatMul(other, w) s = Add(r, bias) y = Add(q, s)",
             {"Linear": 2, "Add": 1},
         ),
-        # Either layer could take up the other; the first one does.
+        # Either layer could include the sum; the first one does.
         (
             "p = MatMul(x, w) q = Add(p, bias) r = MatMul(x, w) s = Add(r, bias) "
             "t = Add(q, residual) y = Add(t, s)",
             {"Linear": 1, "LinearAdd": 1, "Add": 1},
         ),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, q)", {"Linear": 1, "Add": 1}),
-        # What cuBLASLt would have to broadcast.
+        # Residuals that cuBLASLt would have to broadcast.
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, row)", {"Linear": 1, "Add": 1}),
         ("p = MatMul(x, w) q = Add(p, bias) y = Add(q, kind)", {"Linear": 1, "Add": 1}),
         ("p = MatMul(x, w) y = Add(p, row)", {"MatMul": 1, "Add": 1}),
@@ -123,7 +123,7 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     ],
 )
 def test_linear_layers_are_recognised(body: str, expected: dict[str, int]) -> None:
-    assert kinds(fused(made(body))) == expected
+    assert kinds(fused(parsed(body))) == expected
 
 
 QKV = """
@@ -142,13 +142,13 @@ def test_attention_and_matchers_read_packed_tokens() -> None:
         t = tokenfold.MatchPiToMe
             <heads: int = 2, protected: int = 1, margin: float = 0.5>(b, size, r)
     """
-    found = kinds(fused(made(body, output="float16[b, n, e] y, int64[b, n] s, int64[b, n] t")))
-    assert found["AttendPacked"] == found["MatchToMePacked"] == found["MatchPiToMePacked"] == 1
-    assert not found["Split"]
+    counts = kinds(fused(parsed(body, output="float16[b, n, e] y, int64[b, n] s, int64[b, n] t")))
+    assert counts["AttendPacked"] == counts["MatchToMePacked"] == counts["MatchPiToMePacked"] == 1
+    assert not counts["Split"]
 
 
 @pytest.mark.parametrize(
-    ("rest", "output"),
+    ("users", "output"),
     [
         ("y = Add(a, b)", "float16[b, n, e] y"),
         (f"y = tokenfold.Attend{ATTEND} z = Add(a, y)", "float16[b, n, e] z"),
@@ -157,8 +157,8 @@ def test_attention_and_matchers_read_packed_tokens() -> None:
         (f"y = tokenfold.Attend{ATTEND.replace('a, b', 'a, x')}", "float16[b, n, e] y"),
     ],
 )
-def test_tokens_with_other_users_are_split(rest: str, output: str) -> None:
-    model = made(QKV + rest, output=output)
+def test_tokens_with_other_users_are_split(users: str, output: str) -> None:
+    model = parsed(QKV + users, output=output)
     linear.fuse(model)
     assert kinds(model)["Split"] == 1
     assert not kinds(model)["AttendPacked"]
@@ -166,21 +166,21 @@ def test_tokens_with_other_users_are_split(rest: str, output: str) -> None:
 
 def test_outputs_with_other_users_stay() -> None:
     body = "p = MatMul(x, w) q = Add(p, bias) r = Gelu(q) y = Add(q, r)"
-    assert kinds(fused(made(body))) == {"Linear": 1, "Gelu": 1, "Add": 1}
-    both = "float16[b, n, e] q, float16[b, n, e] y"
+    assert kinds(fused(parsed(body))) == {"Linear": 1, "Gelu": 1, "Add": 1}
+    both_outputs = "float16[b, n, e] q, float16[b, n, e] y"
     body = "p = MatMul(x, w) q = Add(p, bias) y = Gelu(q)"
-    assert kinds(fused(made(body, output=both))) == {"Linear": 1, "Gelu": 1}
+    assert kinds(fused(parsed(body, output=both_outputs))) == {"Linear": 1, "Gelu": 1}
 
 
 def test_weights_that_several_layers_share_are_kept() -> None:
     body = "p = MatMul(x, square) q = Add(p, bias_of_8) r = MatMul(q, square) y = Add(r, bias_of_8)"
-    model = fused(made(body))
+    model = fused(parsed(body))
     assert kinds(model) == {"Linear": 2}
     assert {weight.name for weight in model.graph.initializer} == {"square", "bias_of_8"}
 
 
 def test_other_precisions_are_not_fused() -> None:
-    model = made("p = MatMul(x, w) y = Add(p, bias)", half=False)
+    model = parsed("p = MatMul(x, w) y = Add(p, bias)", half=False)
     before = model.SerializeToString()
     linear.fuse(model)
     assert model.SerializeToString() == before
@@ -192,11 +192,11 @@ def test_a_network_in_half_precision_has_no_other_products(tmp_path: Path) -> No
     graph = ClassifierGraph(check.model, check.preprocess, matchers, True, torch.float16)
     graph.write(tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
-    found = kinds(model)
+    counts = kinds(model)
     # Patches, and each layer's queries, keys and values.
-    assert found["Linear"] == 1 + len(matchers)
-    assert found["LinearGelu"] == len(matchers)
-    assert found["LinearAdd"] == 2 * len(matchers)
-    assert found["AttendPacked"] == found["MatchToMePacked"] == len(matchers)
-    assert not found["MatMul"]
+    assert counts["Linear"] == 1 + len(matchers)
+    assert counts["LinearGelu"] == len(matchers)
+    assert counts["LinearAdd"] == 2 * len(matchers)
+    assert counts["AttendPacked"] == counts["MatchToMePacked"] == len(matchers)
+    assert not counts["MatMul"]
     assert {function.name for function in model.functions} >= {"Linear", "LinearGelu", "LinearAdd"}

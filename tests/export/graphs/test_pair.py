@@ -75,11 +75,11 @@ def write(
     return Bundle.open(out)
 
 
-Made = Callable[..., Bundle]
+BundleMaker = Callable[..., Bundle]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def bundle_for(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
     """Return a function that writes a bundle of the tiny network for a method, once per method."""
     folder = tmp_path_factory.mktemp("bundles")
 
@@ -101,53 +101,58 @@ def sessions(bundle: Bundle) -> list[PairSession]:
     ("method", "weighted"), [("none", True), ("tome", True), ("pumer", True), ("pumer", False)]
 )
 def test_any_text_grid_and_plan_equal_pytorch(
-    method: PairMethod, weighted: bool, made: Made
+    method: PairMethod, weighted: bool, bundle_for: BundleMaker
 ) -> None:
     checkpoint = tiny.pair_checkpoint()
     workload = checkpoint.model.config.workload(method)
-    bundle = made(method, weighted)
+    bundle = bundle_for(method, weighted)
     reference = PairReference(checkpoint, workload, weighted=weighted)
     for session in sessions(bundle):
         for seed, (size, lengths) in enumerate(BATCHES):
             ids, sizes = random_texts(checkpoint.text, lengths, seed)
             sides = np.split(random_images(size, 2 * len(lengths), seed), 2)
-            own, theirs = (
+            session_tokens, reference_tokens = (
                 [network.embed(side) for side in sides] for network in (session, reference)
             )
-            np.testing.assert_allclose(own, theirs, atol=1e-5)
+            np.testing.assert_allclose(session_tokens, reference_tokens, atol=1e-5)
             for plan in PLANS[method]:
                 for task in checkpoint.labels:
-                    many = images_of(task)
-                    found, wanted = (
+                    count = images_of(task)
+                    outputs, expected_outputs = (
                         ask(
                             network,
-                            images[:many],
+                            images[:count],
                             ids,
                             sizes,
-                            [plan] * many,
+                            [plan] * count,
                             task=task,
                             slots=True,
                         )
-                        for network, images in ((session, own), (reference, theirs))
-                    )
-                    for one, other in zip(found, wanted, strict=True):
-                        np.testing.assert_allclose(one.pooled, other.pooled, atol=1e-4)
-                        np.testing.assert_array_equal(one.image_slots, other.image_slots)
-                        present = sizes > 0
-                        assert one.text_slots is not None
-                        assert other.text_slots is not None
-                        np.testing.assert_array_equal(
-                            one.text_slots[present], other.text_slots[present]
+                        for network, images in (
+                            (session, session_tokens),
+                            (reference, reference_tokens),
                         )
-                    assert found[-1].logits is not None
-                    assert wanted[-1].logits is not None
-                    np.testing.assert_allclose(found[-1].logits, wanted[-1].logits, atol=1e-4)
+                    )
+                    for output, expected in zip(outputs, expected_outputs, strict=True):
+                        np.testing.assert_allclose(output.pooled, expected.pooled, atol=1e-4)
+                        np.testing.assert_array_equal(output.image_slots, expected.image_slots)
+                        present = sizes > 0
+                        assert output.text_slots is not None
+                        assert expected.text_slots is not None
+                        np.testing.assert_array_equal(
+                            output.text_slots[present], expected.text_slots[present]
+                        )
+                    assert outputs[-1].logits is not None
+                    assert expected_outputs[-1].logits is not None
+                    np.testing.assert_allclose(
+                        outputs[-1].logits, expected_outputs[-1].logits, atol=1e-4
+                    )
 
 
-def test_padding_changes_no_answer(made: Made) -> None:
-    checkpoint, bundle = tiny.pair_checkpoint(), made("pumer", True)
+def test_padding_changes_no_answer(bundle_for: BundleMaker) -> None:
+    checkpoint, bundle = tiny.pair_checkpoint(), bundle_for("pumer", True)
     ids, size = random_texts(checkpoint.text, (5, 11), 0)
-    # Counts that even the short text can give: what clamps depends on the length.
+    # The counts are small enough for the short text, because clamping depends on the length.
     for session in sessions(bundle):
         image = session.embed(random_images(tiny.SIZE, 2))
         for plan in PLANS["pumer"][:3]:
@@ -158,8 +163,8 @@ def test_padding_changes_no_answer(made: Made) -> None:
             np.testing.assert_allclose(alone.logits, beside.logits[:1], atol=1e-5)
 
 
-def test_graphs_hold_the_expected_ops_and_names(made: Made) -> None:
-    checkpoint, bundle = tiny.pair_checkpoint(), made("pumer", True)
+def test_graphs_hold_the_expected_ops_and_names(bundle_for: BundleMaker) -> None:
+    checkpoint, bundle = tiny.pair_checkpoint(), bundle_for("pumer", True)
     vision, joint = onnx.load(bundle.vision), onnx.load(bundle.joint)
     for model in (vision, joint):
         onnx.checker.check_model(model)
@@ -173,11 +178,11 @@ def test_graphs_hold_the_expected_ops_and_names(made: Made) -> None:
     }
     assert {body.name for body in joint.functions} == set(kinds)
     assert not [node for node in vision.graph.node if node.domain == DOMAIN]
-    inputs = {put.name for put in joint.graph.input}
+    inputs = {value.name for value in joint.graph.input}
     assert inputs == {"image_tokens", "input_ids", "text_size", "plan", "second", "other"}
-    outputs = [put.name for put in joint.graph.output]
+    outputs = [value.name for value in joint.graph.output]
     assert outputs == [*checkpoint.labels, "pooled", "text_slots", "image_slots"]
-    # No weight is in both: what embeds images stays out of the other.
+    # No weight is in both graphs: the joint graph has no weights that embed images.
     shared = {weight.name for weight in vision.graph.initializer if len(weight.raw_data) > 1000}
     assert not shared & {weight.name for weight in joint.graph.initializer}
 
@@ -188,19 +193,19 @@ def test_without_a_head_to_reason_there_is_one_pass(tmp_path: Path) -> None:
     text = tiny.pair_checkpoint().text
     checkpoint = PairCheckpoint(model, tiny.PREPROCESS, {"match": ("no", "yes")}, text, True)
     bundle = write(tmp_path / "b", checkpoint, model.config.workload("none"))
-    inputs = {put.name for put in onnx.load(bundle.joint).graph.input}
+    inputs = {value.name for value in onnx.load(bundle.joint).graph.input}
     assert inputs == {"image_tokens", "input_ids", "text_size", "plan"}
     session = PairSession(bundle)
     ids, size = random_texts(text, (4,), 0)
     image = session.embed(random_images(tiny.SIZE, 1))
-    found = session.fuse(image, ids, size, (0, 0, 0, 0), task="match")
-    assert found.logits is not None
-    assert found.logits.shape == (1, 2)
-    assert found.text_slots is None
+    output = session.fuse(image, ids, size, (0, 0, 0, 0), task="match")
+    assert output.logits is not None
+    assert output.logits.shape == (1, 2)
+    assert output.text_slots is None
 
 
-def test_the_two_passes_differ(made: Made) -> None:
-    checkpoint, bundle = tiny.pair_checkpoint(), made("none", True)
+def test_the_two_passes_differ(bundle_for: BundleMaker) -> None:
+    checkpoint, bundle = tiny.pair_checkpoint(), bundle_for("none", True)
     session = PairSession(bundle)
     ids, size = random_texts(checkpoint.text, (4,), 0)
     image = session.embed(random_images(tiny.SIZE, 1))

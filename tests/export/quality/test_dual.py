@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from tokenfold.bundle.manifest import Level, Manifest, Similarity, StoredFile, TextSpec
+from tests.export.quality import manifests
+from tokenfold.bundle.manifest import Manifest, Similarity, TextSpec
 from tokenfold.bundle.preprocess import Pixels
-from tokenfold.bundle.schedule import flops_ratio
 from tokenfold.export.quality.dual import Gallery, measure, nearest, neighbours
 from tokenfold.export.quality.photos import DataError
 from tokenfold.export.stages import Workers
@@ -26,25 +26,25 @@ HALF = (4, 2, 1)
 
 
 def unit(draw: np.random.Generator, *shape: int) -> Float:
-    found = draw.standard_normal(shape)
-    vectors: Float = (found / np.linalg.norm(found, axis=-1, keepdims=True)).astype(np.float32)
+    values = draw.standard_normal(shape)
+    vectors: Float = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
     return vectors
 
 
 @given(st.integers(2, 40), st.integers(1, 600), st.integers(1, 12), st.integers(0, 9))
 def test_nearest_equals_a_full_sort(images: int, queries: int, count: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
-    gallery, asked = unit(draw, images, 4), unit(draw, queries, 4)
+    gallery, query_vectors = unit(draw, images, 4), unit(draw, queries, 4)
     count = min(count, images - 1)
     itself = draw.integers(0, images, queries)
     for exclude in (None, itself):
-        scores = asked.astype(np.float64) @ gallery.T.astype(np.float64)
+        scores = query_vectors.astype(np.float64) @ gallery.T.astype(np.float64)
         if exclude is not None:
             scores[np.arange(queries), exclude] = -np.inf
-        found = nearest(asked, gallery, count, exclude=exclude)
-        assert found.shape == (queries, count)
-        own = np.sort(np.take_along_axis(scores, found, 1), axis=1)
-        np.testing.assert_allclose(own, np.sort(scores, axis=1)[:, -count:], atol=1e-6)
+        indices = nearest(query_vectors, gallery, count, exclude=exclude)
+        assert indices.shape == (queries, count)
+        nearest_scores = np.sort(np.take_along_axis(scores, indices, 1), axis=1)
+        np.testing.assert_allclose(nearest_scores, np.sort(scores, axis=1)[:, -count:], atol=1e-6)
 
 
 def test_neighbours_are_shares_of_those_at_the_gallery_level() -> None:
@@ -52,18 +52,18 @@ def test_neighbours_are_shares_of_those_at_the_gallery_level() -> None:
     exact = unit(draw, 1500, 16)
     near = exact + 0.01 * unit(draw, 1500, 16)
     far = unit(draw, 1500, 16)
-    found = neighbours({"exact": exact, "near": near, "far": far})
-    assert [found[level][level] for level in found] == [1.0, 1.0, 1.0]
-    assert 0.8 < found["near"]["exact"] < 1
-    # By chance ten of 1,499.
-    assert found["far"]["exact"] < 0.03
-    # Three images have two others each, and any query finds both.
+    shares = neighbours({"exact": exact, "near": near, "far": far})
+    assert [shares[level][level] for level in shares] == [1.0, 1.0, 1.0]
+    assert 0.8 < shares["near"]["exact"] < 1
+    # Random vectors share 10 of 1,499 neighbours on average.
+    assert shares["far"]["exact"] < 0.03
+    # Of three images, each has two neighbours, and any query finds both.
     few = neighbours({"exact": exact[:3], "far": far[:3]})
     assert few == {"exact": {"exact": 1.0, "far": 1.0}, "far": {"exact": 1.0, "far": 1.0}}
 
 
 class Colours:
-    """Its vectors are mean colours, in which a reduced plan leaves the blue out."""
+    """Network whose vectors are mean colours; a reduced plan leaves blue out."""
 
     def embed_images(
         self, images: Pixels, plan: Sequence[int], *, slots: bool = False
@@ -83,31 +83,14 @@ class Colours:
 
 
 def manifest() -> Manifest:
-    plans = {"exact": WORKLOAD.unreduced, "half": HALF}
-    return Manifest(
-        name="tiny",
+    return manifests.manifest(
+        "dual",
+        WORKLOAD,
+        {"exact": WORKLOAD.unreduced, "half": HALF},
         tasks={"embed": ()},
-        source="a test",
-        precision="fp32",
-        workload=WORKLOAD,
         text=TextSpec(most_tokens=12),
         similarity=Similarity(width=40, scale=20.0, scores="softmax"),
         preprocess=tiny.PREPROCESS,
-        levels={
-            name: Level(
-                reduction=1 - flops_ratio(WORKLOAD, plan),
-                plan=plan,
-                flops_ratio=flops_ratio(WORKLOAD, plan),
-                tokens_out=WORKLOAD.widths(plan)[-1],
-            )
-            for name, plan in plans.items()
-        },
-        default_level="exact",
-        versions={},
-        files={
-            name: StoredFile(sha256="0" * 64, bytes=0)
-            for name in ("image.onnx", "text.onnx", "tokenizer.json")
-        },
     )
 
 
@@ -129,7 +112,7 @@ def test_recall_is_of_texts_among_all_images(tmp_path: Path) -> None:
     gallery = Gallery.read(folder(tmp_path / "a", captions))
     assert [caption.image for caption in gallery.captions] == [0, 1, 2, 3]
     network, steps = Colours(), list[None]()
-    found = measure(
+    profiles = measure(
         manifest(),
         network,
         gallery,
@@ -138,20 +121,20 @@ def test_recall_is_of_texts_among_all_images(tmp_path: Path) -> None:
         workers=Workers(2, lambda: steps.append(None)),
     )
     assert len(steps) == 4
-    exact, half = (found[name].quality["embed"] for name in ("exact", "half"))
+    exact, half = (profiles[name].quality["embed"] for name in ("exact", "half"))
     assert (exact.metric, exact.samples, exact.value) == ("recall", 4, 0.75)
-    # Without blue, nothing but the first of all equals is found for it.
+    # Without blue, several images are equal, and a search finds only the first of them.
     assert half.value == 0.5
     assert exact.low < 0.75 < exact.high
-    assert found["exact"].neighbours["exact"] == 1.0
-    assert set(found["half"].neighbours) == {"exact", "half"}
+    assert profiles["exact"].neighbours["exact"] == 1.0
+    assert set(profiles["half"].neighbours) == {"exact", "half"}
 
 
 def test_without_texts_levels_agree_with_the_unreduced_network(tmp_path: Path) -> None:
     gallery = Gallery.read(folder(tmp_path / "a"))
     network, text = Colours(), tiny.dual_checkpoint().text
-    found = measure(manifest(), network, gallery, text, unreduced=network, workers=Workers())
-    exact, half = (found[name].quality["embed"] for name in ("exact", "half"))
+    profiles = measure(manifest(), network, gallery, text, unreduced=network, workers=Workers())
+    exact, half = (profiles[name].quality["embed"] for name in ("exact", "half"))
     assert (exact.metric, exact.samples, exact.value) == ("agreement", 4, 1.0)
     assert half.value < 1
 
@@ -161,8 +144,8 @@ def test_galleries_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a.png")
     with pytest.raises(DataError, match="holds one image"):
         Gallery.read(tmp_path / "one")
-    own = folder(tmp_path / "a", [(0, "ant")])
+    source = folder(tmp_path / "a", [(0, "ant")])
     line = {"task": "vqa", "images": ["0.png"], "text": "what?", "answer": "it"}
-    (own / "items.jsonl").write_text(json.dumps(line))
+    (source / "items.jsonl").write_text(json.dumps(line))
     with pytest.raises(DataError, match="it has no item of the task retrieve"):
-        Gallery.read(own)
+        Gallery.read(source)

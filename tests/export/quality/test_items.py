@@ -23,18 +23,18 @@ def photos(folder: Path, *lines: Any) -> Photos:
 
 
 def test_lines_of_other_tasks_are_left_out(tmp_path: Path) -> None:
-    given = [
+    lines = [
         {"task": "retrieve", "images": ["b.png"], "text": "a dog", "things": 4},
         "",
         {"task": "vqa", "images": ["a.png"], "text": "what?", "answer": "a cat"},
     ]
-    own = photos(tmp_path, *given)
-    where = f"{tmp_path}: items.jsonl, line"
-    retrieve = Line(f"{where} 1", "retrieve", (1,), "a dog", None)
-    question = Line(f"{where} 3", "vqa", (0,), "what?", "a cat")
-    assert read_items(own, {"retrieve": 1}) == [retrieve]
-    assert read_items(own, {"vqa": 1, "retrieve": 1}) == [retrieve, question]
-    assert read_items(own, {"reason": 2}) == []
+    source = photos(tmp_path, *lines)
+    location = f"{tmp_path}: items.jsonl, line"
+    retrieve = Line(f"{location} 1", "retrieve", (1,), "a dog", None)
+    question = Line(f"{location} 3", "vqa", (0,), "what?", "a cat")
+    assert read_items(source, {"retrieve": 1}) == [retrieve]
+    assert read_items(source, {"vqa": 1, "retrieve": 1}) == [retrieve, question]
+    assert read_items(source, {"reason": 2}) == []
 
 
 def test_without_the_file_there_are_no_items(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_without_the_file_there_are_no_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("wrong_line", "message"),
     [
         ("[", "line 2"),
         ({"task": "find", "images": ["a.png"], "text": "x"}, "line 2"),
@@ -51,7 +51,7 @@ def test_without_the_file_there_are_no_items(tmp_path: Path) -> None:
         ({"task": "retrieve", "images": ["a.png"], "text": " "}, "the text is empty"),
     ],
 )
-def test_wrong_lines_are_named(tmp_path: Path, given: Any, message: str) -> None:
-    own = photos(tmp_path, {"task": "retrieve", "images": ["a.png"], "text": "x"}, given)
+def test_wrong_lines_are_named(tmp_path: Path, wrong_line: Any, message: str) -> None:
+    source = photos(tmp_path, {"task": "retrieve", "images": ["a.png"], "text": "x"}, wrong_line)
     with pytest.raises(DataError, match=message):
-        read_items(own, {"retrieve": 1})
+        read_items(source, {"retrieve": 1})

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tokenfold.bundle.manifest import Level, Manifest, StoredFile, TextSpec
-from tokenfold.bundle.schedule import flops_ratio
+from tests.export.quality import manifests
+from tokenfold.bundle.manifest import TextSpec
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.export.quality.pair import GENERIC, Item, Items, measure
 from tokenfold.export.quality.photos import DataError
@@ -43,19 +43,19 @@ def line(task: str, images: list[str], answer: str, **more: Any) -> dict[str, An
 
 
 def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
-    given = [
+    lines = [
         line("vqa", ["1.png"], "blue", family="colour"),
         "",
         line("reason", ["2.png", "0.png"], "true"),
-        # Outside the vocabulary: never right.
+        # An answer outside the vocabulary, which is never right.
         line("vqa", ["0.png"], "green"),
-        # Tasks that the network does not do, or whose head only ranks.
+        # A task that the network lacks, and one whose head only ranks.
         line("entail", ["0.png"], "neutral"),
         line("match", ["0.png"], "match"),
     ]
-    found = Items(folder(tmp_path / "a", *given), LABELS)
-    assert found.metric == "accuracy"
-    assert found.items == [
+    items = Items(folder(tmp_path / "a", *lines), LABELS)
+    assert items.metric == "accuracy"
+    assert items.items == [
         Item("vqa", (1,), "what?", 1),
         Item("reason", (2, 0), "what?", 1),
         Item("vqa", (0,), "what?", -1),
@@ -64,37 +64,37 @@ def test_items_name_their_images_and_answers(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as file:
         for path in (tmp_path / "a").iterdir():
             file.write(path, f"held-out/{path.name}")
-    assert Items(archive, LABELS).items == found.items
+    assert Items(archive, LABELS).items == items.items
 
 
 def test_without_answers_generic_texts_are_used(tmp_path: Path) -> None:
-    found = Items(folder(tmp_path / "a"), LABELS)
-    assert found.metric == "agreement"
-    assert len(found) == 3 * (len(GENERIC["vqa"]) + len(GENERIC["reason"]))
-    assert {item.images for item in found.items if item.task == "reason"} == {
+    items = Items(folder(tmp_path / "a"), LABELS)
+    assert items.metric == "agreement"
+    assert len(items) == 3 * (len(GENERIC["vqa"]) + len(GENERIC["reason"]))
+    assert {item.images for item in items.items if item.task == "reason"} == {
         (0, 1),
         (1, 2),
         (2, 0),
     }
-    assert {item.answer for item in found.items} == {None}
+    assert {item.answer for item in items.items} == {None}
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("wrong_line", "message"),
     [
         ("{", "line 1"),
         (line("sing", ["0.png"], "red"), "line 1"),
         (line("vqa", ["9.png"], "red"), "line 1: 9.png is missing"),
         (line("vqa", ["0.png", "1.png"], "red"), r"vqa needs 1 image\(s\), not 2"),
         (line("reason", ["0.png"], "true"), r"reason needs 2 image\(s\), not 1"),
-        (line("reason", ["0.png", "1.png"], "maybe"), "'maybe' is none of false, true"),
+        (line("reason", ["0.png", "1.png"], "maybe"), "'maybe' is not among false, true"),
         (line("vqa", ["0.png"], "red") | {"text": " "}, "line 1: the text is empty"),
         (line("entail", ["0.png"], "neutral"), "it has no item of the tasks vqa"),
     ],
 )
-def test_wrong_items_are_named(tmp_path: Path, given: Any, message: str) -> None:
+def test_wrong_items_are_named(tmp_path: Path, wrong_line: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Items(folder(tmp_path / "a", given), LABELS)
+        Items(folder(tmp_path / "a", wrong_line), LABELS)
 
 
 def test_two_lists_of_items_are_refused(tmp_path: Path) -> None:
@@ -108,29 +108,13 @@ def test_shares_are_of_each_task_and_level(tmp_path: Path) -> None:
     checkpoint = tiny.pair_checkpoint()
     workload = checkpoint.model.config.workload("pumer")
     plans = {"exact": workload.unreduced, "half": workload.plan_at((0.2, 0.5, 0.4))}
-    manifest = Manifest(
-        name="tiny",
+    manifest = manifests.manifest(
+        "pair",
+        workload,
+        plans,
         tasks=dict(checkpoint.labels),
-        source="a test",
-        precision="fp32",
-        workload=workload,
         text=TextSpec(most_tokens=12),
         preprocess=checkpoint.preprocess,
-        levels={
-            name: Level(
-                reduction=1 - flops_ratio(workload, plan),
-                plan=plan,
-                flops_ratio=flops_ratio(workload, plan),
-                tokens_out=workload.widths(plan)[-1],
-            )
-            for name, plan in plans.items()
-        },
-        default_level="exact",
-        versions={},
-        files={
-            name: StoredFile(sha256="0" * 64, bytes=0)
-            for name in ("vision.onnx", "joint.onnx", "tokenizer.json")
-        },
     )
     network = PairReference(checkpoint, workload, weighted=True)
     # Unlabelled: the network agrees with itself where nothing is reduced.

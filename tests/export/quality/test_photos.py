@@ -38,7 +38,7 @@ def test_ambiguous_labels_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "Dog" / "1.png", 20)
     with pytest.raises(DataError, match="Dog"):
         Photos(tmp_path, ["dog", "cat"])
-    with pytest.raises(DataError, match="two labels cat"):
+    with pytest.raises(DataError, match="duplicate labels cat"):
         Photos(tmp_path, ["cat", "Dog", "cat"])
 
 

@@ -24,9 +24,9 @@ def test_random_images_are_smooth_and_noisy_by_turns() -> None:
 
 
 def test_the_first_image_is_a_batch_by_itself() -> None:
-    first, others = image_batches(None, tiny.PREPROCESS)
+    first, remaining = image_batches(None, tiny.PREPROCESS)
     assert first.shape == (1, *tiny.SIZE, 3)
-    assert len(others) == VERIFIED_IMAGES - 1
+    assert len(remaining) == VERIFIED_IMAGES - 1
 
 
 def test_texts_have_several_lengths_in_one_batch() -> None:

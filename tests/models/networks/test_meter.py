@@ -19,7 +19,7 @@ from tests.models.checkpoints.test_meter import loaded, official
 from tests.models.published_meter import PublishedMeter
 from tests.tiny import drawn, pair_checkpoint
 from tokenfold.bundle.manifest import AnyWorkload
-from tokenfold.bundle.pair_workload import even_widths
+from tokenfold.bundle.meter_workload import even_widths
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.schedule import flops_ratio, plan_for
 from tokenfold.bundle.tasks import PairTask

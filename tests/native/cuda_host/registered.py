@@ -16,7 +16,7 @@ DEFINED = ["-DORT_API_MANUAL_INIT", '-DTOKENFOLD_CUDA_PROVIDER="CPUExecutionProv
 
 
 def build() -> Path:
-    """Compile, unless that was done before.
+    """Compile the library, unless it is compiled already.
 
     Raises:
         subprocess.CalledProcessError: the sources do not compile.

@@ -20,7 +20,7 @@ import onnxruntime as ort
 Array = npt.NDArray[Any]
 
 VARIABLE = "TOKENFOLD_TEST_AARCH64"
-"""Names the folder that `make test-aarch64` fills; the tests of the ops then run on aarch64."""
+"""Environment variable with the folder that `make test-aarch64` fills; it selects aarch64."""
 
 SYSTEM = Path("/usr/aarch64-linux-gnu")
 """Debian's libraries for aarch64, which come with its cross compiler."""
@@ -49,7 +49,7 @@ _INVALID_ARGUMENT = 2
 
 
 def enabled() -> bool:
-    """Whether the tests of the ops are to run on aarch64."""
+    """Whether the tests of the ops run on aarch64."""
     return VARIABLE in os.environ
 
 

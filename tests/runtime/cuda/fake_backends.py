@@ -109,7 +109,7 @@ class FakeTensorRT:
         """See `FakeBackend.opener`.
 
         Args:
-            plans: plans that have an engine of their own.
+            plans: plans that have a separate engine.
         """
         specs = [fake_engine.engine_spec(), *map(fake_engine.engine_spec, plans)]
         return lambda stream: EngineRunner([self.engine(spec, **options) for spec in specs], stream)

@@ -47,18 +47,18 @@ def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_to_on_and_from_the_gpu(stream: Stream) -> None:
     source, result = PinnedMemory(SIZE), PinnedMemory(SIZE)
-    one, other, event = Memory(SIZE), Memory(SIZE), Event()
+    first, second, event = Memory(SIZE), Memory(SIZE), Event()
     source.bytes[:] = np.arange(SIZE)
-    stream.upload(one, source, SIZE)
-    stream.copy_on_device(other, one, SIZE)
-    stream.download(result, other, SIZE - 1)
+    stream.upload(first, source, SIZE)
+    stream.copy_on_device(second, first, SIZE)
+    stream.download(result, second, SIZE - 1)
     stream.record(event)
     event.wait()
     assert result.bytes.tolist() == [*range(SIZE - 1), 255]
-    for copy, origin in ((stream.upload, source), (stream.copy_on_device, other)):
+    for copy, origin in ((stream.upload, source), (stream.copy_on_device, second)):
         with pytest.raises(ValueError, match="cannot copy 9 bytes from a buffer of 8 to one of 8"):
-            copy(one, origin, SIZE + 1)  # type: ignore[arg-type]
-    for resource in (source, result, one, other, event):
+            copy(first, origin, SIZE + 1)  # type: ignore[arg-type]
+    for resource in (source, result, first, second, event):
         resource.free()
 
 
@@ -86,18 +86,18 @@ def test_a_stream_waits_for_an_event_of_another(stream: Stream) -> None:
 
 
 def test_recorded_work_is_executed_at_each_launch(stream: Stream) -> None:
-    source, one, other = PinnedMemory(SIZE), Memory(SIZE), Memory(SIZE)
-    graph = stream.capture(lambda: stream.copy_on_device(other, one, SIZE))
+    source, first, second = PinnedMemory(SIZE), Memory(SIZE), Memory(SIZE)
+    graph = stream.capture(lambda: stream.copy_on_device(second, first, SIZE))
     assert graph.nodes == 1
     source.bytes[:] = 7
-    stream.upload(one, source, SIZE)
+    stream.upload(first, source, SIZE)
     graph.launch(stream)
-    stream.download(source, other, SIZE)
+    stream.download(source, second, SIZE)
     stream.wait()
     assert source.bytes.tolist() == [7] * SIZE
     empty = stream.capture(lambda: None)
     assert empty.nodes == 0
-    for resource in (source, one, other, graph, empty):
+    for resource in (source, first, second, graph, empty):
         resource.free()
 
 

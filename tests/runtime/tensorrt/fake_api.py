@@ -48,7 +48,7 @@ class ILogger:
 
 
 class TensorIOMode(Enum):
-    """Whether a tensor is an input or an output."""
+    """Direction of a tensor: input or output."""
 
     NONE, INPUT, OUTPUT = range(3)
 

@@ -114,7 +114,7 @@ def describe(
     """Describe an engine that takes images.
 
     Args:
-        spec: what the engine is built from; see `engine_spec`.
+        spec: specification that the engine is built from; see `engine_spec`.
         plan, texts, free, grows, host: see `FakeSession`.
         unused: whether no output depends on the plan.
         memory: see `Description`.

@@ -65,8 +65,8 @@ def test_tensorrt_infers_shapes_from_a_fixed_plan(kind: str, plan: Plan) -> None
 
 
 def test_parser_errors_name_the_cause(tmp_path: Path) -> None:
-    made = bundle("vit", "fp16")
-    model = onnx.load(made.folder / "model.onnx")
+    exported = bundle("vit", "fp16")
+    model = onnx.load(exported.folder / "model.onnx")
     node = next(node for node in model.graph.node if node.op_type == "Reduce")
     node.attribute.remove(
         next(attribute for attribute in node.attribute if attribute.name == "protected")
@@ -74,10 +74,12 @@ def test_parser_errors_name_the_cause(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     with pytest.raises(TensorRTError, match=r"could not be parsed.*protected"):
-        builder().layers(path, engine_spec(made, "model.onnx"))
+        builder().layers(path, engine_spec(exported, "model.onnx"))
     # The builder still works afterwards.
     assert reduced_widths(
-        builder().layers(made.folder / "model.onnx", static_spec(made, "model.onnx", (1, 1, 1)))
+        builder().layers(
+            exported.folder / "model.onnx", static_spec(exported, "model.onnx", (1, 1, 1))
+        )
     )
 
 

@@ -80,7 +80,7 @@ def test_tensorrt_infers_shapes_from_pumer_counts(
     remaining = [streams[layer + 1] for layer in reducing_layers]
     # METER reduces text and image separately, ViLT reduces them together.
     separate = kind == "meter"
-    widths = [width for both in remaining for width in (both if separate else (sum(both),))]
+    widths = [width for tokens in remaining for width in (tokens if separate else (sum(tokens),))]
     assert shapes["Reduce_"] == [((BATCH, n, 48), (BATCH, n), ANY) for n in widths]
     # The sizes of extra outputs encode text tokens and the counts to prune and merge.
     expected = [(streams[layer][0], *plan[3 * layer : 3 * layer + 3]) for layer in reducing_layers]

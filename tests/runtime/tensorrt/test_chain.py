@@ -44,38 +44,38 @@ def kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BackendKind:
     )
     original = process.command_line
 
-    def command_line(made: Path, engines: Path) -> list[str]:
-        return original(made, engines, "--tensorrt", RTX, "--device", GPU)
+    def command_line(exported: Path, engines: Path) -> list[str]:
+        return original(exported, engines, "--tensorrt", RTX, "--device", GPU)
 
     monkeypatch.setattr(process, "command_line", command_line)
     return TensorRTKind(tmp_path)
 
 
-def prepare(kind: BackendKind, made: Bundle) -> list[process.Progress]:
+def prepare(kind: BackendKind, exported: Bundle) -> list[process.Progress]:
     reports: list[process.Progress] = []
-    kind.prepare(made, reports.append, threading.Event())
+    kind.prepare(exported, reports.append, threading.Event())
     return reports
 
 
-def selected_engines(made: Bundle, folder: Path) -> list[EngineSpec]:
+def selected_engines(exported: Bundle, folder: Path) -> list[EngineSpec]:
     """Return the selected engines of all graphs."""
-    graphs = GRAPHS[made.manifest.kind]
-    return [spec for graph in graphs for spec in runtime.select_engines(made, graph, folder)]
+    graphs = GRAPHS[exported.manifest.kind]
+    return [spec for graph in graphs for spec in runtime.select_engines(exported, graph, folder)]
 
 
 def test_missing_engines_are_built_and_loaded(
     kind: BackendKind, tmp_path: Path, tensorrt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = bundle("clip", "fp16")
-    image, text = selected_engines(made, tmp_path)
-    assert kind.unprepared(made) == [image.file, text.file]
+    exported = bundle("clip", "fp16")
+    image, text = selected_engines(exported, tmp_path)
+    assert kind.unprepared(exported) == [image.file, text.file]
 
-    reports = prepare(kind, made)
+    reports = prepare(kind, exported)
     assert list(dict.fromkeys(report.engine for report in reports)) == ["image fp16", "text fp16"]
     assert reports[-1].done == 1.0
-    assert kind.unprepared(made) == []
-    assert selected_engines(made, tmp_path) == [image, text]
-    engines = EngineStore(tmp_path, made)
+    assert kind.unprepared(exported) == []
+    assert selected_engines(exported, tmp_path) == [image, text]
+    engines = EngineStore(tmp_path, exported)
     contents = {spec.file: engines.read(spec) for spec in (image, text)}
     assert all(b"accelerators={sm89 }" in content for content in contents.values())
 
@@ -86,11 +86,11 @@ def test_missing_engines_are_built_and_loaded(
     ) -> Engine:
         assert (loaded_variant, library) == (aot.rtx(), aot.plugin_library())
         loaded[spec.file] = content
-        description = fake_engine.describe_graph(made.folder / spec.graph, spec)
+        description = fake_engine.describe_graph(exported.folder / spec.graph, spec)
         return Engine(tensorrt.variant, None, spec, description.content)
 
     monkeypatch.setattr(runtime, "Engine", load)
-    backend = kind.load(made)
+    backend = kind.load(exported)
     assert backend.native
     backend.close()
     assert loaded == contents
@@ -101,22 +101,22 @@ def test_missing_engines_are_built_and_loaded(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert kind.unprepared(made) == [text.file]
+    assert kind.unprepared(exported) == [text.file]
     with pytest.raises(EngineError, match="is damaged"):
-        kind.load(made)
-    assert [report.phase for report in prepare(kind, made) if report.engine == "image fp16"] == [
-        "Already built"
-    ]
-    assert kind.unprepared(made) == []
+        kind.load(exported)
+    assert [
+        report.phase for report in prepare(kind, exported) if report.engine == "image fp16"
+    ] == ["Already built"]
+    assert kind.unprepared(exported) == []
     assert engines.find(image).path.stat().st_mtime_ns == image_stat.st_mtime_ns
-    kind.load(made).close()
+    kind.load(exported).close()
     assert loaded[text.file] == engines.read(text)
 
 
 def test_a_stopped_build_keeps_finished_engines(kind: BackendKind, tmp_path: Path) -> None:
     """No partially written engine is left."""
-    made = bundle("vilt", "fp16")
-    vision, joint = selected_engines(made, tmp_path)
+    exported = bundle("vilt", "fp16")
+    vision, joint = selected_engines(exported, tmp_path)
     stopping = threading.Event()
 
     def progress(report: process.Progress) -> None:
@@ -124,8 +124,8 @@ def test_a_stopped_build_keeps_finished_engines(kind: BackendKind, tmp_path: Pat
             stopping.set()
 
     with pytest.raises(process.StoppedError):
-        kind.prepare(made, progress, stopping)
-    assert kind.unprepared(made) == [joint.file]
-    names = [path.name for path in EngineStore(tmp_path, made).folder.iterdir()]
+        kind.prepare(exported, progress, stopping)
+    assert kind.unprepared(exported) == [joint.file]
+    names = [path.name for path in EngineStore(tmp_path, exported).folder.iterdir()]
     assert vision.file in names
     assert not [name for name in names if name.startswith(joint.file)]

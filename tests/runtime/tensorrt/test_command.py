@@ -52,17 +52,17 @@ def build(*arguments: object, **variables: str) -> subprocess.CompletedProcess[s
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the engines of a pair bundle for two architectures, and return their folder."""
     folder = tmp_path_factory.mktemp("engines")
-    made = bundle("vilt", "fp16")
-    done = build(made.folder, "--device", f"{GPU},sm120", "--engines", folder)
+    exported = bundle("vilt", "fp16")
+    done = build(exported.folder, "--device", f"{GPU},sm120", "--engines", folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{made.folder}: vilt-fp16, for {aot.rtx().version}"
+    assert lines[0] == f"{exported.folder}: vilt-fp16, for {aot.rtx().version}"
     rows = [line.split()[:3] for line in lines[1:5]]
     assert rows == [
         [graph, "fp16", gpu] for gpu in (GPU, "sm_120") for graph in ("vision", "joint")
     ]
     assert all("MB  built in" in line for line in lines[1:5])
-    assert lines[5] == f"  in {EngineStore(folder, made).folder}"
+    assert lines[5] == f"  in {EngineStore(folder, exported).folder}"
     return folder
 
 
@@ -80,29 +80,29 @@ def test_existing_engines_are_kept(root: Path) -> None:
 
 
 def test_engines_match_their_specification(root: Path) -> None:
-    made = bundle("vilt", "fp16")
+    exported = bundle("vilt", "fp16")
     for graph in ("vision.onnx", "joint.onnx"):
-        assert len(EngineStore(root, made).read(aot.engine_spec(made, graph))) > 10_000
+        assert len(EngineStore(root, exported).read(aot.engine_spec(exported, graph))) > 10_000
 
 
 def test_a_damaged_engine_is_built_again(root: Path) -> None:
-    made = bundle("vilt", "fp16")
-    spec = aot.engine_spec(made, "vision.onnx", gpu="sm_120")
-    path = EngineStore(root, made).find(spec).path
+    exported = bundle("vilt", "fp16")
+    spec = aot.engine_spec(exported, "vision.onnx", gpu="sm_120")
+    path = EngineStore(root, exported).find(spec).path
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    done = build(made.folder, "--device", "sm_120", "--engines", root)
+    done = build(exported.folder, "--device", "sm_120", "--engines", root)
     assert (done.stdout.count("already built"), done.stdout.count("built in")) == (1, 1)
-    assert EngineStore(root, made).read(spec)
+    assert EngineStore(root, exported).read(spec)
 
 
 def test_another_plugin_library_needs_other_engines(root: Path, tmp_path: Path) -> None:
-    made = bundle("vilt", "fp16")
+    exported = bundle("vilt", "fp16")
     # Another build of the library, as after `make plugins-tensorrt`.
     other = tmp_path / "libtokenfold_tensorrt.so"
     other.write_bytes(cuda_host_plugins.build().read_bytes() + b"\0")
     before = engine_files(root)
-    arguments = (made.folder, "--device", GPU, "--engines", root)
+    arguments = (exported.folder, "--device", GPU, "--engines", root)
     done = build(*arguments, TOKENFOLD_TENSORRT_LIBRARY=str(other))
     assert done.stdout.count("built in") == 2
     assert set(engine_files(root)) > set(before)
@@ -112,16 +112,24 @@ def test_another_plugin_library_needs_other_engines(root: Path, tmp_path: Path) 
 def test_building_without_plugins_needs_an_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = bundle("vit", "fp16")
+    exported = bundle("vit", "fp16")
     monkeypatch.setenv("TOKENFOLD_TENSORRT_LIBRARY", "none")
     # Building portable bodies takes long, and is tested in test_aot.py.
     monkeypatch.setattr(Builder, "build", lambda *_, **__: b"an engine")
-    arguments = ["--tensorrt", RTX, "--device", GPU, "--engines", str(tmp_path), str(made.folder)]
+    arguments = [
+        "--tensorrt",
+        RTX,
+        "--device",
+        GPU,
+        "--engines",
+        str(tmp_path),
+        str(exported.folder),
+    ]
     assert main(arguments) == 2
     assert "the plugins are not built" in capsys.readouterr().err
     assert main(["--no-plugins", *arguments]) == 0
     assert [path.name for path in engine_files(tmp_path)] == [
-        aot.engine_spec(made, "model.onnx", with_plugins=False).file
+        aot.engine_spec(exported, "model.onnx", with_plugins=False).file
     ]
 
 
@@ -138,8 +146,8 @@ def test_progress_as_json(tmp_path: Path) -> None:
 
 
 def test_static_levels_build_one_engine_per_level(tmp_path: Path) -> None:
-    made = bundle("vit", "fp16")
-    arguments = (made.folder, "--device", GPU, "--engines", tmp_path, "--static-levels")
+    exported = bundle("vit", "fp16")
+    arguments = (exported.folder, "--device", GPU, "--engines", tmp_path, "--static-levels")
     done = build(*arguments, "--precision", "bf16")
     assert done.returncode == 0, done.stderr
     titles = [line.split("sm_89")[0].split() for line in done.stdout.splitlines()[1:-1]]
@@ -183,20 +191,20 @@ def test_errors_are_one_line(
 def test_the_service_uses_the_same_default_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = bundle("vit", "fp16")
+    exported = bundle("vit", "fp16")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TOKENFOLD_ENGINES", "~/engines")
-    done = build(made.folder, "--device", GPU)
+    done = build(exported.folder, "--device", GPU)
     assert done.returncode == 0, done.stderr
-    assert EngineStore(Settings().engines, made).find(aot.engine_spec(made, "model.onnx"))
+    assert EngineStore(Settings().engines, exported).find(aot.engine_spec(exported, "model.onnx"))
     monkeypatch.setenv("TOKENFOLD_ENGINES", "")
     with pytest.raises(ValidationError, match="must not be empty"):
         Settings()
 
 
 def test_a_bundle_replaced_during_the_build(tmp_path: Path) -> None:
-    made, other = bundle("vit", "fp16"), bundle("pitome", "fp16")
-    copy = Bundle.open(Path(shutil.copytree(made.folder, tmp_path / "bundle")))
+    exported, other = bundle("vit", "fp16"), bundle("pitome", "fp16")
+    copy = Bundle.open(Path(shutil.copytree(exported.folder, tmp_path / "bundle")))
     specs = [aot.engine_spec(copy, "model.onnx")]
 
     def replace(_: str, done: float, __: str) -> None:
@@ -212,20 +220,20 @@ def test_a_bundle_replaced_during_the_build(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_timing_cache_is_kept_for_the_next_build(tmp_path: Path) -> None:
     """TensorRT for RTX times no kernels, but reads and writes a cache file."""
-    made = bundle("vit", "fp16")
+    exported = bundle("vit", "fp16")
     timing_cache = tmp_path / "some.timings"
     for _ in range(2):
-        spec = aot.engine_spec(made, "model.onnx")
-        assert aot.builder().build(made.folder / "model.onnx", spec, timing_cache=timing_cache)
+        spec = aot.engine_spec(exported, "model.onnx")
+        assert aot.builder().build(exported.folder / "model.onnx", spec, timing_cache=timing_cache)
         assert timing_cache.stat().st_size
     timing_cache.write_bytes(b"nothing of the kind")
-    assert aot.builder().build(made.folder / "model.onnx", spec, timing_cache=timing_cache)
+    assert aot.builder().build(exported.folder / "model.onnx", spec, timing_cache=timing_cache)
 
 
 @pytest.mark.parametrize("when", ["Starting", "Building engine"])
 def test_ctrl_c_stops_the_build(tmp_path: Path, when: str) -> None:
-    made = bundle("vilt", "fp16")
-    command_line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    exported = bundle("vilt", "fp16")
+    command_line = command(exported.folder, "--device", GPU, "--engines", tmp_path, "--json")
     with subprocess.Popen(
         command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -241,14 +249,14 @@ def test_ctrl_c_stops_the_build(tmp_path: Path, when: str) -> None:
     assert process.returncode == 130, stderr
     assert stderr == "tokenfold build: interrupted; finished engines are kept\n"
     assert [path.name for path in engine_files(tmp_path)] == [
-        aot.engine_spec(made, "vision.onnx").file
+        aot.engine_spec(exported, "vision.onnx").file
     ]
 
 
 def test_a_closed_stdout_ends_the_build(tmp_path: Path) -> None:
     """When a server is killed, the build that it started must end."""
-    made = bundle("vit", "fp16")
-    command_line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    exported = bundle("vit", "fp16")
+    command_line = command(exported.folder, "--device", GPU, "--engines", tmp_path, "--json")
     with subprocess.Popen(
         command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -272,8 +280,8 @@ def test_int8_and_missing_bundles_are_errors(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_leaves_no_partial_engine(tmp_path: Path) -> None:
-    made = bundle("vilt", "fp16")
-    command_line = command(made.folder, "--device", GPU, "--engines", tmp_path, "--json")
+    exported = bundle("vilt", "fp16")
+    command_line = command(exported.folder, "--device", GPU, "--engines", tmp_path, "--json")
     with subprocess.Popen(
         command_line, stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -282,10 +290,10 @@ def test_a_killed_build_leaves_no_partial_engine(tmp_path: Path) -> None:
             if json.loads(line)["engine"].startswith("joint"):
                 break
         process.send_signal(signal.SIGKILL)
-    engines = EngineStore(tmp_path, made)
-    assert engines.read(aot.engine_spec(made, "vision.onnx"))
+    engines = EngineStore(tmp_path, exported)
+    assert engines.read(aot.engine_spec(exported, "vision.onnx"))
     assert [path.name for path in engine_files(tmp_path)] == [
-        aot.engine_spec(made, "vision.onnx").file
+        aot.engine_spec(exported, "vision.onnx").file
     ]
-    done = build(made.folder, "--device", GPU, "--engines", tmp_path)
+    done = build(exported.folder, "--device", GPU, "--engines", tmp_path)
     assert (done.stdout.count("already built"), done.stdout.count("built in")) == (1, 1)

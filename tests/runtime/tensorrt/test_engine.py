@@ -212,9 +212,9 @@ def test_the_plan_stays_at_its_address(loaded: LoadedEngine) -> None:
     context.set_plan(PLAN)
     address = context._context._addresses["plan"]
     assert address % ALIGNMENT == 0
-    others = [np.ones(300, np.uint8) for _ in range(1000)]
+    later_arrays = [np.ones(300, np.uint8) for _ in range(1000)]
     assert list((ctypes.c_int64 * 2).from_address(address)) == list(PLAN)
-    del others
+    del later_arrays
 
 
 def test_free_destroys_engines_and_contexts(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:

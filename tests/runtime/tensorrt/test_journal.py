@@ -32,11 +32,11 @@ def test_pop_error_returns_the_first_error(variant: TensorRTVariant) -> None:
 
 
 def test_journals_of_a_variant_share_a_logger(variant: TensorRTVariant) -> None:
-    one, other = Journal(variant), Journal(variant)
-    assert one.logger is other.logger
-    one.logger.log(Severity.ERROR, "failure")
-    assert other.pop_error() == "failure"
-    assert Journal(TensorRTVariant("tensorrt", FakeApi(FakeRuntime()))).logger is not one.logger
+    first, second = Journal(variant), Journal(variant)
+    assert first.logger is second.logger
+    first.logger.log(Severity.ERROR, "failure")
+    assert second.pop_error() == "failure"
+    assert Journal(TensorRTVariant("tensorrt", FakeApi(FakeRuntime()))).logger is not first.logger
 
 
 def test_errors_belong_to_the_calling_thread(variant: TensorRTVariant) -> None:

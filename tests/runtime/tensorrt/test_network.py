@@ -22,8 +22,8 @@ PLAN = (3, 2, 1)
 
 
 def graph(kind: str = "vit", precision: str = "fp32") -> Path:
-    made = bundle(kind, "fp16" if precision == "fp16" else "fp32")
-    return made.folder / GRAPHS[made.manifest.kind][0]
+    exported = bundle(kind, "fp16" if precision == "fp16" else "fp32")
+    return exported.folder / GRAPHS[exported.manifest.kind][0]
 
 
 def logits(model: ModelProto | Path, plan: tuple[int, ...] | None = PLAN) -> np.ndarray:
@@ -56,9 +56,9 @@ def test_a_fixed_plan_is_not_an_input() -> None:
 
 def test_only_a_cast_reads_uint8_inputs() -> None:
     for kind in KINDS:
-        made = bundle(kind, "fp16")
-        for name in GRAPHS[made.manifest.kind]:
-            model = network.prepare(made.folder / name, plugins=True)
+        exported = bundle(kind, "fp16")
+        for name in GRAPHS[exported.manifest.kind]:
+            model = network.prepare(exported.folder / name, plugins=True)
             uint8_inputs = {
                 value.name
                 for value in model.graph.input
@@ -70,23 +70,23 @@ def test_only_a_cast_reads_uint8_inputs() -> None:
 
 
 def test_uint8_inputs_without_a_cast_are_rejected(tmp_path: Path) -> None:
-    given, out = (
+    image, same = (
         helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", 3])
         for name in ("image", "same")
     )
     nodes = [helper.make_node("Identity", ["image"], ["same"])]
     path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "bytes", [given], [out])), path)
+    onnx.save(helper.make_model(helper.make_graph(nodes, "bytes", [image], [same])), path)
     with pytest.raises(ValueError, match="the graph never casts its uint8 input 'image'"):
         network.prepare(path, plugins=False)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_plugin_nodes_mark_their_counts(kind: str) -> None:
-    made = bundle(kind, "fp16")
+    exported = bundle(kind, "fp16")
     bodies = functions()
-    for name in GRAPHS[made.manifest.kind]:
-        model = network.prepare(made.folder / name, plugins=True)
+    for name in GRAPHS[exported.manifest.kind]:
+        model = network.prepare(exported.folder / name, plugins=True)
         ours = [node for node in model.graph.node if node.domain == DOMAIN]
         assert {node.op_type for node in ours} <= network.PLUGINS
         assert len({node.name for node in model.graph.node}) == len(model.graph.node)
@@ -124,16 +124,16 @@ EXTRA_OUTPUTS = {
 
 
 def test_every_op_except_linear_layers_is_a_plugin() -> None:
-    others = {name for name in functions() if name not in network.PLUGINS}
-    assert others == {"Linear", "LinearGelu", "LinearAdd"}
+    other_ops = {name for name in functions() if name not in network.PLUGINS}
+    assert other_ops == {"Linear", "LinearGelu", "LinearAdd"}
 
 
 def test_to_bfloat16_leaves_no_float16() -> None:
     for kind in KINDS:
-        made = bundle(kind, "fp16")
-        for name in GRAPHS[made.manifest.kind]:
+        exported = bundle(kind, "fp16")
+        for name in GRAPHS[exported.manifest.kind]:
             for plugins in (True, False):
-                model = network.prepare(made.folder / name, plugins=plugins)
+                model = network.prepare(exported.folder / name, plugins=plugins)
                 before = [numpy_helper.to_array(weight) for weight in model.graph.initializer]
                 network.to_bfloat16(model)
                 assert not _of_type(model, TensorProto.FLOAT16)

@@ -299,22 +299,22 @@ def test_failures_while_recording(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> N
 
 
 def test_graphs_are_independent(tensorrt: FakeTensorRT, gpu: FakeRuntime) -> None:
-    one, other = (CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH) for _ in range(2))
-    one.warm(PLANS[:2])
+    first, second = (CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH) for _ in range(2))
+    first.warm(PLANS[:2])
 
     def run(seed: int) -> None:
-        check((one, other)[seed % 2], images(1 + seed % 9, seed), PLANS[seed % 3])
+        check((first, second)[seed % 2], images(1 + seed % 9, seed), PLANS[seed % 3])
 
     with ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(run, seed) for seed in range(40)]
-        other.warm(PLANS[1:])
+        second.warm(PLANS[1:])
         for job in jobs:
             job.result()
-    one.close()
-    check(other, images(9), PLANS[2])
+    first.close()
+    check(second, images(9), PLANS[2])
     again = CudaGraph(tensorrt.opener(), max_batch_size=MAX_BATCH)
     check(again, images(9), PLANS[2])
-    for graph in (other, again):
+    for graph in (second, again):
         graph.close()
     assert not +tensorrt.api.live
     assert not +gpu.live

@@ -54,18 +54,22 @@ def vit(installed: FakeTensorRT) -> Bundle:
 
 
 def needed_engines(
-    made: Bundle, *, bfloat16: bool = False, static: bool = False
+    exported: Bundle, *, bfloat16: bool = False, static: bool = False
 ) -> list[EngineSpec]:
     """Return the engines of a bundle for the current target."""
     build_target = target.current_target(variant.load(), plugins.register(variant.load()))
-    return engine_specs(made, build_target, precision="bf16" if bfloat16 else None, static=static)
+    return engine_specs(
+        exported, build_target, precision="bf16" if bfloat16 else None, static=static
+    )
 
 
-def build(made: Bundle, folder: Path, specs: Sequence[EngineSpec]) -> list[Path]:
+def build(exported: Bundle, folder: Path, specs: Sequence[EngineSpec]) -> list[Path]:
     """Write fake engines to the store, and return their files."""
-    store = EngineStore(folder, made)
+    store = EngineStore(folder, exported)
     return [
-        store.write(spec, fake_engine.describe_graph(made.folder / spec.graph, spec).content).path
+        store.write(
+            spec, fake_engine.describe_graph(exported.folder / spec.graph, spec).content
+        ).path
         for spec in specs
     ]
 
@@ -75,8 +79,8 @@ def load_count(installed: FakeTensorRT) -> int:
     return installed.api.calls["deserialize_cuda_engine"]
 
 
-def random_images(made: Bundle, count: int) -> npt.NDArray[np.uint8]:
-    shape = (count, *made.manifest.preprocess.size, 3)
+def random_images(exported: Bundle, count: int) -> npt.NDArray[np.uint8]:
+    shape = (count, *exported.manifest.preprocess.size, 3)
     return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -105,25 +109,25 @@ def test_run_a_classifier(installed: FakeTensorRT, vit: Bundle, tmp_path: Path) 
 
 
 def test_run_a_dual_encoder(installed: FakeTensorRT, tmp_path: Path) -> None:
-    made = bundle("clip", "fp16")
-    build(made, tmp_path, needed_engines(made))
-    session = DualSession(made, device="tensorrt", engines=tmp_path)
+    exported = bundle("clip", "fp16")
+    build(exported, tmp_path, needed_engines(exported))
+    session = DualSession(exported, device="tensorrt", engines=tmp_path)
     assert installed.api.live == {"runtime": 2, "engine": 2, "context": 1}
-    plan = made.manifest.levels["half"].plan
+    plan = exported.manifest.levels["half"].plan
     session.warm([plan])
-    images = random_images(made, 5)
+    images = random_images(exported, 5)
     vectors, slots = session.embed_images(images, plan)
     np.testing.assert_array_equal(
         vectors[:, 0], fake_session.logits(images, plan)[:, 0] + fake_session.plan_number(plan)
     )
     assert slots is None
-    assert made.manifest.text is not None
-    for length in (1, made.manifest.text.most_tokens):
+    assert exported.manifest.text is not None
+    for length in (1, exported.manifest.text.most_tokens):
         ids = np.arange(3 * length).reshape(3, length)
         vectors = session.embed_texts(ids, np.ones(ids.shape, np.float32))
         assert vectors.shape == (3, 40)
         assert vectors[:, 0].tolist() == (ids.sum(1) + length).tolist()
-    longer = np.ones((1, made.manifest.text.most_tokens + 1), np.int64)
+    longer = np.ones((1, exported.manifest.text.most_tokens + 1), np.int64)
     with pytest.raises(EngineError, match="takes input_ids of 1 to 1 x 1 to "):
         session.embed_texts(longer, longer.astype(np.float32))
     session.close()
@@ -131,15 +135,16 @@ def test_run_a_dual_encoder(installed: FakeTensorRT, tmp_path: Path) -> None:
 
 
 def test_run_an_image_text_network(installed: FakeTensorRT, tmp_path: Path) -> None:
-    made = bundle("meter", "fp16")
-    build(made, tmp_path, needed_engines(made))
-    session = PairSession(made, device="tensorrt", engines=tmp_path)
-    plan = made.manifest.levels["some"].plan
+    exported = bundle("meter", "fp16")
+    build(exported, tmp_path, needed_engines(exported))
+    session = PairSession(exported, device="tensorrt", engines=tmp_path)
+    plan = exported.manifest.levels["some"].plan
     session.warm([plan])
-    tokens = session.embed(random_images(made, 2))
+    tokens = session.embed(random_images(exported, 2))
     assert tokens.shape == (2, 17, 48)
     assert (
-        tokens[:, 0, 0].tolist() == fake_session.logits(random_images(made, 2), ())[:, 0].tolist()
+        tokens[:, 0, 0].tolist()
+        == fake_session.logits(random_images(exported, 2), ())[:, 0].tolist()
     )
     ids, size = np.ones((2, 5), np.int64), np.ones((2, 5), np.float32)
     first = session.fuse(tokens, ids, size, plan, task="reason", slots=True)
@@ -162,28 +167,28 @@ def test_run_an_image_text_network(installed: FakeTensorRT, tmp_path: Path) -> N
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kind", [VIT, "clip", "meter"])
 def test_missing_engines(kind: str, tmp_path: Path) -> None:
-    made = bundle(kind, "fp16")
-    specs = needed_engines(made)
-    graphs = [Path(graph).stem for graph in GRAPHS[made.manifest.kind]]
-    names = runtime.missing_engines(made, tmp_path)
+    exported = bundle(kind, "fp16")
+    specs = needed_engines(exported)
+    graphs = [Path(graph).stem for graph in GRAPHS[exported.manifest.kind]]
+    names = runtime.missing_engines(exported, tmp_path)
     assert [name.split("--")[0] for name in names] == graphs
-    paths = build(made, tmp_path, specs)
-    assert runtime.missing_engines(made, tmp_path) == []
+    paths = build(exported, tmp_path, specs)
+    assert runtime.missing_engines(exported, tmp_path) == []
     for path, spec in zip(paths, specs, strict=True):
         path.write_bytes(path.read_bytes()[:-1])
-        assert len(runtime.missing_engines(made, tmp_path)) == 1
+        assert len(runtime.missing_engines(exported, tmp_path)) == 1
         path.unlink()
         # An engine in bfloat16 replaces it.
-        build(made, tmp_path, [spec.model_copy(update={"precision": "bf16"})])
-        assert runtime.missing_engines(made, tmp_path) == []
+        build(exported, tmp_path, [spec.model_copy(update={"precision": "bf16"})])
+        assert runtime.missing_engines(exported, tmp_path) == []
 
 
 @pytest.mark.usefixtures("installed")
 def test_unsupported_bundles(tmp_path: Path) -> None:
-    made = bundle(VIT, "int8")
+    exported = bundle(VIT, "int8")
     for call in (
-        lambda: runtime.missing_engines(made, tmp_path),
-        lambda: Session(made, device="tensorrt", engines=tmp_path),
+        lambda: runtime.missing_engines(exported, tmp_path),
+        lambda: Session(exported, device="tensorrt", engines=tmp_path),
     ):
         with pytest.raises(EngineError, match="is an int8 bundle, which is for the CPU"):
             call()
@@ -221,7 +226,7 @@ def _replace_digest(path: Path) -> None:
         (_truncate, "is damaged: it has .* bytes instead of"),
         (_flip_bit, "is damaged: its sha256 differs"),
         (_replace_by_other_file, "is not an engine of this version"),
-        (_replace_digest, "was built from something else: its sha256 differs"),
+        (_replace_digest, "was built from another specification: its sha256 differs"),
     ],
 )
 def test_missing_and_damaged_engines_are_not_loaded(
@@ -349,10 +354,10 @@ def test_running_out_of_memory_while_warming(
 def test_one_missing_engine_frees_the_others(
     installed: FakeTensorRT, gpu: FakeRuntime, tmp_path: Path
 ) -> None:
-    made = bundle("clip", "fp16")
-    build(made, tmp_path, needed_engines(made)[:1])
+    exported = bundle("clip", "fp16")
+    build(exported, tmp_path, needed_engines(exported)[:1])
     with pytest.raises(EngineError, match=r"text--.* is not built"):
-        DualSession(made, device="tensorrt", engines=tmp_path)
+        DualSession(exported, device="tensorrt", engines=tmp_path)
     assert not +installed.api.live
     assert not +gpu.live
 

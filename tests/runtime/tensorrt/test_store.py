@@ -86,7 +86,7 @@ def test_an_engine_of_the_same_name_with_another_specification(
     other = engine_spec().model_copy(update={field: value})
     assert other.file == engine_spec().file
     store.write(other, CONTENT)
-    with pytest.raises(EngineError, match=f"was built from something else: {message}"):
+    with pytest.raises(EngineError, match=f"was built from another specification: {message}"):
         store.read(engine_spec())
     store.write(engine_spec(), CONTENT)
     assert store.read(engine_spec()) == CONTENT
@@ -98,7 +98,7 @@ def test_a_renamed_engine_is_rejected(store: EngineStore) -> None:
         engine_spec(TARGET.model_copy(update={"gpu": "NVIDIA L4 sm_89"})), CONTENT
     )
     foreign.path.rename(store.folder / engine_spec().file)
-    with pytest.raises(EngineError, match="built from something else: its target differs"):
+    with pytest.raises(EngineError, match="built from another specification: its target differs"):
         store.find(engine_spec())
 
 
@@ -196,9 +196,9 @@ def test_a_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
 
 
 def test_bundles_have_separate_folders(tmp_path: Path) -> None:
-    one, other = (EngineStore(tmp_path, bundle(kind, "fp16")) for kind in ("vit", "pitome"))
-    assert one.folder != other.folder
-    assert one.folder.parent == tmp_path
+    first, second = (EngineStore(tmp_path, bundle(kind, "fp16")) for kind in ("vit", "pitome"))
+    assert first.folder != second.folder
+    assert first.folder.parent == tmp_path
 
 
 def test_unsupported_reason() -> None:
@@ -214,11 +214,11 @@ def test_unsupported_reason() -> None:
 
 
 def test_one_engine_per_graph_and_static_level() -> None:
-    made = bundle("vilt", "fp16")
-    assert [spec.graph for spec in engine_specs(made, TARGET)] == ["vision.onnx", "joint.onnx"]
-    static = engine_specs(made, TARGET, static=True)
+    exported = bundle("vilt", "fp16")
+    assert [spec.graph for spec in engine_specs(exported, TARGET)] == ["vision.onnx", "joint.onnx"]
+    static = engine_specs(exported, TARGET, static=True)
     plans = [spec.plan for spec in static if spec.graph == "joint.onnx"]
-    assert plans == [None, *(level.plan for level in made.manifest.levels.values())]
+    assert plans == [None, *(level.plan for level in exported.manifest.levels.values())]
     assert [spec.plan for spec in static if spec.graph == "vision.onnx"] == [None]
     assert all(not profile.plan for spec in static if spec.plan for profile in spec.profiles)
-    assert {spec.precision for spec in engine_specs(made, TARGET, precision="bf16")} == {"bf16"}
+    assert {spec.precision for spec in engine_specs(exported, TARGET, precision="bf16")} == {"bf16"}

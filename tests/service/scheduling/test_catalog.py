@@ -10,7 +10,8 @@ from tests.service.standin import bundle
 from tests.service.standin_pairs import BOUNDED, WORKLOAD, pair_bundle
 from tokenfold.bundle.bundle import Bundle, BundleError
 from tokenfold.bundle.manifest import Level, Manifest
-from tokenfold.bundle.pair_workload import MeterWorkload, PairWorkload, even_widths
+from tokenfold.bundle.meter_workload import MeterWorkload, even_widths
+from tokenfold.bundle.pair_workload import PairWorkload
 from tokenfold.bundle.preprocess import Preprocess
 from tokenfold.bundle.tasks import PairTask
 from tokenfold.service.errors import UnknownModel

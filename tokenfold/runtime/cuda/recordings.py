@@ -110,7 +110,7 @@ class RecordedRuns:
                 graph = free_on_exit(self._stream.capture(run), self._stack)
                 self._recordings[plan, batch] = _Recording(graph, run)
                 return
-            # ONNX Runtime's exceptions have no base class of their own.
+            # ONNX Runtime's exceptions have no common base class.
             except Exception as error:
                 if attempt == _ATTEMPTS:
                     self._can_record = False

@@ -45,7 +45,7 @@ def open_session(
         stream: the stream that all work is appended to; it must outlive the session.
         threads: threads per run, for the few nodes that stay on the CPU.
         native: whether to use the compiled ops if they are built.
-        profile: path prefix of a profile that says where each node ran; see `end_profiling`.
+        profile: path prefix of a profile with the provider of each node; see `end_profiling`.
 
     Returns:
         The session, and whether it uses the compiled ops.

@@ -47,7 +47,7 @@ class Engine:
     """A TensorRT engine with its weights on the GPU. Not thread-safe.
 
     Attributes:
-        spec: what the engine was built from.
+        spec: specification that the engine was built from.
         inputs, outputs: description of each tensor by name.
         context_memory: maximum working memory of a context, in bytes.
         plan_length: number of counts in the plan; 0 if there is no plan, or nothing depends on it.

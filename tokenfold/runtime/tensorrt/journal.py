@@ -13,7 +13,7 @@ from tokenfold.runtime.tensorrt.variant import TensorRTVariant
 logger = logging.getLogger(__name__)
 
 _NO_GPU = "Error Code 1: Cuda Runtime"
-# The first error names the cause. The limit is for errors that nobody ever asks for.
+# The first error names the cause. The limit is for errors that are never popped.
 _MAX_ERRORS = 16
 
 

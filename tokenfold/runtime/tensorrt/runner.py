@@ -1,7 +1,7 @@
 """Runner of the engines of one graph; see `tokenfold.runtime.cuda.runner.Runner`.
 
 A context must not change after a CUDA graph was recorded from it, so each recorded run has a
-context of its own. All contexts share working memory, because they run one after the other in one
+separate context. All contexts share working memory, because they run one after the other in one
 stream.
 """
 

@@ -89,7 +89,7 @@ def engine_opener(
 
     Raises:
         TensorRTError: see `missing`.
-        EngineError: the engine is missing, damaged, or was built from something else.
+        EngineError: the engine is missing, damaged, or was built from another specification.
     """
 
     def open_runner(stream: Stream) -> EngineRunner:

@@ -67,7 +67,7 @@ class StoredEngine(NamedTuple):
 
 
 class EngineStore:
-    """The engine files of one bundle, in a folder of their own."""
+    """The engine files of one bundle, in a separate folder."""
 
     def __init__(self, root: Path, bundle: Bundle) -> None:
         """Set the folder, without creating it.
@@ -83,7 +83,7 @@ class EngineStore:
         Only the header and the file's length are checked, not the content.
 
         Raises:
-            EngineError: there is no such engine; the message says what is in its place.
+            EngineError: there is no such engine; the message gives the reason.
         """
         with self._open(spec) as (path, header, _):
             return StoredEngine(path, header.bytes)
@@ -181,7 +181,9 @@ def _read_header(path: Path, file: BufferedReader, spec: EngineSpec) -> _Header:
     except ValidationError as error:
         raise EngineError(f"{path} is not an engine of this version of Tokenfold") from error
     if header.spec != spec:
-        raise EngineError(f"{path} was built from something else: {_difference(header.spec, spec)}")
+        raise EngineError(
+            f"{path} was built from another specification: {_difference(header.spec, spec)}"
+        )
     size, expected_size = os.fstat(file.fileno()).st_size, len(line) + header.bytes
     if size != expected_size:
         raise EngineError(f"{path} is damaged: it has {size} bytes instead of {expected_size}")
