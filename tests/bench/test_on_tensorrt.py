@@ -196,7 +196,7 @@ def test_engines_of_another_bundle_are_rebuilt(
     (spec,) = engine_specs(bundle, TARGET)
     store = EngineStore(root, bundle)
     store.write(spec.model_copy(update={"sha256": "0" * 64}), b"foreign")
-    with pytest.raises(EngineError, match="something else"):
+    with pytest.raises(EngineError, match="another specification"):
         store.find(spec)
     assert run(exported, "--no-memory")["tensorrt"]["engines"][0]["bytes"] == BYTES
     assert store.find(spec).bytes == BYTES
