@@ -140,7 +140,7 @@ def test_entailment_and_reasoning_equal_the_servers(pairs: Predictor, remote: Re
     results = pairs.entail([RED, BLUE], ["red", "blue"])
     expected = served(remote, "entail", images=[RED, BLUE], hypothesis=["red", "blue"])
     assert [_plain(untimed(result)) for result in results] == expected
-    results = pairs.reason([RED, BLUE], "red")
+    results = pairs.reason((RED, BLUE), "red")
     expected = served(remote, "reason", images=[RED, BLUE], statement="red")
     assert [_plain(untimed(result)) for result in results] == expected
 

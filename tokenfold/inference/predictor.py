@@ -36,6 +36,9 @@ from tokenfold.runtime.machine import cores
 ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, the bytes of an image file, a Pillow image, or an array (H, W, 3) uint8 in RGB."""
 
+ImagePair = tuple[ImageLike, ImageLike]
+"""The left and the right image of a pair."""
+
 MAX_PIXELS = 200_000_000
 """Largest width times height of an image."""
 
@@ -208,14 +211,14 @@ class Predictor:
 
     def reason(
         self,
-        images: Sequence[ImageLike],
+        pairs: ImagePair | Sequence[ImagePair],
         statements: str | Sequence[str],
         **options: Unpack[Options],
     ) -> list[Answer]:
         """Decide whether statements are true of pairs of images.
 
         Args:
-            images: 2 N images, left and right in turn; or two for all statements.
+            pairs: N pairs of a left and a right image, or one pair for all statements.
             statements: N statements, or one for all pairs.
             options: see `Options`.
 
@@ -223,7 +226,9 @@ class Predictor:
             A result for each statement, as of `POST /v1/reason`.
         """
         finish = answers.reasoning(self.model)
-        return self._pairs("reason", images, statements, finish, options, per_item=2)
+        listed = [pairs] if isinstance(pairs, tuple) else pairs
+        sides = [image for left, right in listed for image in (left, right)]
+        return self._pairs("reason", sides, statements, finish, options, per_item=2)
 
     def match(
         self,
