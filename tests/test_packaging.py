@@ -248,7 +248,7 @@ class TestLock:
             assert re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version), (name, version)
             assert not FOR_GPUS.match(name), name
 
-    @pytest.mark.parametrize("extra", [None, "cpu", "export", "test"])
+    @pytest.mark.parametrize("extra", [None, "cpu", "export", "test", "docs"])
     def test_the_ranges_of_the_project_admit_them(self, extra: str | None) -> None:
         table = project()
         required = table["optional-dependencies"][extra] if extra else table["dependencies"]
