@@ -63,6 +63,8 @@ function showTask(name) {
   $("model").replaceChildren(...models().map((entry) => element("option", entry.name)));
   $("model").value = catalog.default[task];
   $("drop2").hidden = now.images !== 2;
+  // The prompt is gone once an image is chosen.
+  if ($("prompt")) $("prompt").textContent = `Choose ${now.images === 2 ? "the left" : "an"} image`;
   $("textfield").hidden = !now.field;
   if (now.field) {
     $("textlabel").textContent = now.kind;

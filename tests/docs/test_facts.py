@@ -96,6 +96,7 @@ def test_pictures_are_small(folder: str) -> None:
 def test_every_photo_has_its_source() -> None:
     readme = (TOP / "examples" / "README.md").read_text()
     notice = (TOP / "examples" / "NOTICE.md").read_text()
+    assert "examples/NOTICE.md" in (TOP / "NOTICE").read_text()
     photos = sorted((TOP / "examples" / "photos").iterdir())
     assert len(photos) >= 12
     for path in photos:
