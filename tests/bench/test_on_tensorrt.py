@@ -288,7 +288,7 @@ def test_default_output_is_a_table(
         "engine of one plan",
         "one for each level",
         "loaded MB",
-        "EngineStore of tensorrt 11.4.0 in fp16 for Standing In sm_90, plugins abababababab",
+        "Engines of tensorrt 11.4.0 in fp16 for Standing In sm_90, plugins abababababab",
         "model.onnx, fp16, all plans: 3.0 MB",
         "model.onnx, fp16, most: 2.0 MB",
         "tensorrt 11.4.0",

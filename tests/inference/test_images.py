@@ -293,7 +293,7 @@ def test_decoding_a_large_jpeg_at_reduced_scale_changes_pixels_little(
     data = encoded(image, "JPEG", quality=90)
     preprocess = Preprocess(size=(224, 224))
     reduced = decode(data, preprocess, max_pixels=2_000_000).astype(int)
-    monkeypatch.setattr("tokenfold.bundle.preprocess._GAP", 1000)
+    monkeypatch.setattr("tokenfold.bundle.preprocess._DRAFT_FACTOR", 1000)
     whole = decode(data, preprocess, max_pixels=2_000_000).astype(int)
     difference = np.abs(reduced - whole)
     assert difference.max() > 0  # otherwise nothing was reduced

@@ -190,7 +190,7 @@ def test_the_service_uses_the_same_default_folder(
     assert done.returncode == 0, done.stderr
     assert EngineStore(Settings().engines, made).find(aot.engine_spec(made, "model.onnx"))
     monkeypatch.setenv("TOKENFOLD_ENGINES", "")
-    with pytest.raises(ValidationError, match="an empty name is no folder"):
+    with pytest.raises(ValidationError, match="must not be empty"):
         Settings()
 
 

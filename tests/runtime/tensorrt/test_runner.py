@@ -174,8 +174,8 @@ def test_static_engines_of_all_plans(tensorrt: FakeTensorRT, gpu: FakeRuntime) -
         (images(200, shape=(2, 2, 3)), PLANS[1], "runs 1 to 128 items at a time, not 200"),
         (images(0), PLANS[1], "runs 1 to 128 items at a time, not 0"),
         (images(2), (1, -2), r"takes counts of 0 to 1000000, not \(1, -2\)"),
-        (images(2), (1,), "a plan of this network has 2 counts, not 1"),
-        (images(2), (), "a plan of this network has 2 counts, not 0"),
+        (images(2), (1,), "takes a plan of 2 counts, not 1"),
+        (images(2), (), "takes a plan of 2 counts, not 0"),
     ],
 )
 def test_runs_reject_sizes_and_plans_out_of_range(
