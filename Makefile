@@ -106,11 +106,11 @@ format: .venv-test/.installed  ## rewrite the Python code in the project's style
 	$(test_bin)/ruff format .
 
 .PHONY: lock
-lock:  ## resolve the newest versions that pyproject.toml allows, into requirements/constraints.txt
+lock:  ## write the newest versions that pyproject.toml allows to requirements/constraints.txt
 	rm -rf $(build)/lock
 	$(PYTHON) -m venv $(build)/lock
 	$(call pip_install,$(build)/lock) '$(TORCH)'
-	$(call pip_install,$(build)/lock) '$(TORCH)' -e '.[cpu,export,test]'
+	$(call pip_install,$(build)/lock) '$(TORCH)' -e '.[cpu,export,test,docs]'
 	$(build)/lock/bin/python requirements/freeze.py > $(constraints)
 
 # ----------------------------------------------------------------------------------------------- package
@@ -137,11 +137,11 @@ plugins: $(library)  ## compile the native ops for ONNX Runtime
 	@:
 
 .PHONY: plugins-cuda
-plugins-cuda: $(cuda_library)  ## compile them for CUDA too, which needs nvcc and no GPU
+plugins-cuda: $(cuda_library)  ## compile the native ops for CUDA too, which needs nvcc but no GPU
 	@:
 
 .PHONY: plugins-tensorrt
-plugins-tensorrt: $(tensorrt_library)  ## compile them as plugins of TensorRT, which needs nvcc, no GPU and no TensorRT
+plugins-tensorrt: $(tensorrt_library)  ## compile the native ops as TensorRT plugins, which needs nvcc but no GPU and no TensorRT
 	@:
 
 # Compiles a library into the folder of the target. Arguments: CMake's target, its project, the build

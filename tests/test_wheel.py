@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.more, pytest.mark.timeout(1200)]
 
 
 class Packages(NamedTuple):
-    """What `make wheel` builds."""
+    """The wheel and the sdist that `make wheel` builds."""
 
     wheel: Path
     sdist: Path
@@ -68,9 +68,9 @@ def check_run(*command: str | Path, cwd: Path = TOP, env: Mapping[str, str] | No
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     folder = tmp_path_factory.mktemp("dist")
-    here = Path(sys.executable).parent
-    # This environment is installed, or the test would not run.
-    options = ("--assume-old", ".venv-test/.installed", f"test_bin={here}", f"dist={folder}")
+    programs = Path(sys.executable).parent
+    # The environment that runs this test is installed already.
+    options = ("--assume-old", ".venv-test/.installed", f"test_bin={programs}", f"dist={folder}")
     check_run("make", "wheel", *options)
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
@@ -89,7 +89,7 @@ def installed(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 class TestContents:
-    """What the wheel and the sdist contain."""
+    """Contents of the wheel and the sdist."""
 
     def test_the_wheel_fits_any_python_on_older_systems(self, packages: Packages) -> None:
         _, _, _, tags = parse_wheel_filename(packages.wheel.name)
@@ -135,9 +135,7 @@ class TestContents:
             r"_(cuda|tensorrt)\.so",
         ],
     )
-    def test_neither_has_what_only_development_needs(
-        self, packages: Packages, pattern: str
-    ) -> None:
+    def test_neither_contains_development_files(self, packages: Packages, pattern: str) -> None:
         for files in (packages.wheel_files(), packages.sdist_files()):
             assert [file for file in files if re.search(pattern, file)] == []
 
@@ -145,7 +143,7 @@ class TestContents:
         sizes = packages.wheel_files()
         bundles = sum(size for file, size in sizes.items() if "/demo/bundles/" in file)
         assert sum(sizes.values()) - bundles < 25 * MEBIBYTE
-        # With the bundles, too: they are what `tokenfold serve` serves by default.
+        # The wheel with the built-in bundles, which `tokenfold serve` serves by default.
         assert sum(sizes.values()) < 25 * MEBIBYTE
 
     def test_both_have_the_licences(self, packages: Packages) -> None:
@@ -154,7 +152,7 @@ class TestContents:
                 assert any(file.endswith(name) for file in files), name
 
     def test_the_sdist_has_what_the_wheel_is_built_from(self, packages: Packages) -> None:
-        # `make wheel` has built the wheel from it; no link is left in it.
+        # `make wheel` builds the wheel from the sdist.
         files = packages.sdist_files()
         assert {
             "pyproject.toml",
@@ -174,7 +172,7 @@ class TestInstalled:
         assert all(path.startswith(str(installed.parent)) for path in shown[:2])
         assert shown[2:] in (["avx512", "None"], ["avx2", "None"], ["baseline", "None"])
 
-    def test_it_serves_an_answer_by_native_ops(
+    def test_it_answers_with_native_ops(
         self, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for variable in {"PYTHONPATH", *MAKE_VARIABLES}:
@@ -193,7 +191,7 @@ class TestInstalled:
 
 
 def test_an_editable_install_compiles_nothing(tmp_path: Path) -> None:
-    """It must work without a compiler, and `make plugins` builds the library beside it."""
+    """Check that it works without a compiler; `make plugins` builds the library instead."""
     before = sorted((TOP / "tokenfold" / "runtime" / "native").glob("*"))
     check_run(sys.executable, "-m", "venv", tmp_path / "venv")
     pip = (tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps")

@@ -9,6 +9,7 @@ import { TASKS } from "./tasks.js";
 const SEARCH = "search"; // a tab that is not a task
 const SLIDING = 120; // ms after the last slider move before a request is sent
 const MIN_LABELLED = 0.2; // share of the time from which a stage has room for its label
+const COPIED = 2000; // ms for which the button says that the command was copied
 const TYPING = 500; // ms after the last key press before a request is sent
 
 let catalog = null; // body of /v1/models
@@ -62,6 +63,8 @@ function showTask(name) {
   $("model").replaceChildren(...models().map((entry) => element("option", entry.name)));
   $("model").value = catalog.default[task];
   $("drop2").hidden = now.images !== 2;
+  // The prompt is gone once an image is chosen.
+  if ($("prompt")) $("prompt").textContent = `Choose ${now.images === 2 ? "the left" : "an"} image`;
   $("textfield").hidden = !now.field;
   if (now.field) {
     $("textlabel").textContent = now.kind;
@@ -240,6 +243,7 @@ $("text").oninput = () => sendIn(TYPING);
 $("copybutton").onclick = async () => {
   await navigator.clipboard.writeText($("curl").textContent);
   $("copybutton").textContent = "Copied";
+  setTimeout(() => ($("copybutton").textContent = "Copy"), COPIED);
 };
 addEventListener("paste", ({ clipboardData }) => {
   const [file] = clipboardData.files;

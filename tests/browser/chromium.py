@@ -45,13 +45,13 @@ def browsing(*flags: str) -> Iterator[Browser]:
 def opened(
     browser: Browser, url: str, *, scheme: Scheme = "light", width: int = 1060
 ) -> Iterator[tuple[Page, list[str]]]:
-    """Open a page in a context of its own.
+    """Open a page in a new context.
 
     Args:
-        browser: as `browsing` yields it.
+        browser: the browser that `browsing` yields.
         url: the page; requests to other hosts are aborted.
-        scheme: the colour scheme that the page is asked for.
-        width: CSS pixels.
+        scheme: the preferred colour scheme.
+        width: width of the window in CSS pixels.
 
     Yields:
         The page, and the console errors, exceptions and failed requests so far.

@@ -26,7 +26,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 
 def classify(page: Page) -> None:
-    """The exact answer beside a reduced one, for a photo."""
+    """Show the exact answer beside a reduced one, for a photo."""
     page.select_option("#model", "cifar10-int8")
     page.click("text=balanced")
     choose_image(page, EXAMPLES / "photos" / "cat.jpg")
@@ -34,7 +34,7 @@ def classify(page: Page) -> None:
 
 
 def vqa(page: Page) -> None:
-    """A question about a scene."""
+    """Ask a question about a scene."""
     page.fill("#text", "What colour is the star?")
     page.locator("#text").blur()
     choose_image(page, EXAMPLES / "scenes" / "star.png")
@@ -51,7 +51,7 @@ def repeat(page: Page) -> None:
 
 
 def search(page: Page) -> None:
-    """A text query in the sample gallery."""
+    """Search the sample gallery with a text."""
     page.fill("#query", "a red star and a blue circle")
     page.fill("#topk", "10")
     page.locator("#topk").blur()
@@ -59,7 +59,7 @@ def search(page: Page) -> None:
     page.wait_for_function("[...document.querySelectorAll('#results img')].every(i => i.complete)")
 
 
-# Both answers of this one are also a picture of their own.
+# The task whose two answers are also saved as a separate picture.
 BESIDE = "vqa"
 PICTURES: dict[str, Callable[[Page], None]] = {"classify": classify, "vqa": vqa, "search": search}
 

@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 
 def tokens_out(page: Page, side: str) -> int:
-    """The tokens left, as a side of the page shows them."""
+    """Return the number of tokens left that a side of the page shows."""
     facts = page.inner_text(f"#{side} .facts")
     match = re.search(r"(\d+) → (\d+)", facts)
     assert match is not None, facts

@@ -18,7 +18,7 @@ _SEPARATORS = {";", "|", "||", "&&", "&"}
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The simple commands of a block, as words."""
+    """Yield the simple commands of a block, as words."""
     for line in block.text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&")
         lexer.whitespace_split = True
@@ -34,7 +34,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def unknown(words: list[str]) -> str:
-    """What a program does not know of a command, or an empty string."""
+    """Return the options or arguments that the program does not know, or an empty string."""
     match words:
         case ["tokenfold", command, *rest]:
             return _unknown_options(("tokenfold", command), rest)
@@ -49,23 +49,24 @@ def unknown(words: list[str]) -> str:
         case ["docker", "compose", "-f", file, *_]:
             return "" if (TOP / file).is_file() else file
         case ["docker", "build", *rest]:
-            targets = re.findall(r"^FROM .* AS (\S+)", (TOP / "Dockerfile").read_text(), re.M)
-            named = [rest[at + 1] for at, word in enumerate(rest) if word == "--target"]
-            return ", ".join(target for target in named if target not in targets)
+            stages = re.findall(r"^FROM .* AS (\S+)", (TOP / "Dockerfile").read_text(), re.M)
+            targets = [rest[at + 1] for at, word in enumerate(rest) if word == "--target"]
+            return ", ".join(target for target in targets if target not in stages)
         case _:
             return ""
 
 
 def _unknown_options(program: tuple[str, ...], words: list[str]) -> str:
-    given = {word.partition("=")[0] for word in words if word.startswith("--")}
-    return ", ".join(sorted(given - options(program)))
+    passed = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return ", ".join(sorted(passed - options(program)))
 
 
 @cache
 def options(program: tuple[str, ...]) -> frozenset[str]:
-    """The options that a program's help lists, such as of ("tokenfold", "serve").
+    """Return the options that a program's help lists.
 
-    The second word is a command of the program, or an argument that does not matter.
+    Args:
+        program: a module, and a command of it or an argument, such as ("tokenfold", "serve").
     """
     module, *rest = program
     command = [word for word in rest if re.fullmatch("[a-z]+", word)]
@@ -78,12 +79,12 @@ def options(program: tuple[str, ...]) -> frozenset[str]:
 
 @cache
 def make_targets() -> frozenset[str]:
-    """The targets of the Makefile that a person would call."""
+    """Return the targets of the Makefile that people call."""
     phony = re.findall(r"^\.PHONY: (.+)$", (TOP / "Makefile").read_text(), re.M)
     return frozenset(target for line in phony for target in line.split())
 
 
 @cache
 def project() -> Any:
-    """The project table of pyproject.toml."""
+    """Return the project table of pyproject.toml."""
     return tomllib.loads((TOP / "pyproject.toml").read_text())["project"]

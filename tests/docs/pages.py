@@ -10,14 +10,14 @@ TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "examples" / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 
 NOT_RUN = "not run: "
-RUNS_ONCE = re.compile(r"runs once (.+) exists")
 SLOW = "runs in make test-more"
 ANSWER = "answer of the block above"
 
-# Why a block is checked for syntax and known options only.
+# Reasons for which a block is not run, but checked for syntax and known options.
 REASONS = {
     "installs packages",
     "measures for minutes",
+    "needs .venv",
     "needs Docker",
     "needs a GPU",
     "needs the hub",
@@ -61,20 +61,14 @@ class Block(NamedTuple):
         """Why the block does not run, or an empty string."""
         return self.mark.removeprefix(NOT_RUN) if self.mark.startswith(NOT_RUN) else ""
 
-    @property
-    def needs(self) -> str:
-        """What has to exist for the block to run, such as `tokenfold.open`, or an empty string."""
-        match = RUNS_ONCE.fullmatch(self.mark)
-        return match[1] if match else ""
-
 
 def name(page: Path) -> str:
-    """The page's path relative to the repository."""
+    """Return the page's path relative to the repository."""
     return str(page.relative_to(TOP))
 
 
 def blocks(page: Path) -> list[Block]:
-    """Every code block of a page, in order."""
+    """Return the code blocks of a page, in order."""
     text = page.read_text()
     return [
         Block(
@@ -89,18 +83,17 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return _BLOCK.sub("", page.read_text())
 
 
 def links(page: Path) -> list[str]:
-    """The targets of all links and images of a page."""
-    found = _LINK.finditer(prose(page))
-    return [match["target"] or match["html"] for match in found]
+    """Return the targets of all links and images of a page."""
+    return [match["target"] or match["html"] for match in _LINK.finditer(prose(page))]
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     plain = [re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()) for text in plain}

@@ -2,7 +2,7 @@
 
     python -m tests.docs.tables
 
-The command rewrites what stands between `<!-- table: NAME -->` and `<!-- end of table -->` in the
+The command rewrites the text between `<!-- table: NAME -->` and `<!-- end of table -->` in the
 pages of docs/. A test checks that the pages are up to date.
 """
 
@@ -54,11 +54,11 @@ def main() -> int:
 
 
 def rewritten(text: str) -> str:
-    """The text of a page with all of its tables up to date."""
+    """Return the text of a page with all of its tables up to date."""
     for name, table in TABLES.items():
         begin = BEGIN.format(name)
-        before, found, rest = text.partition(begin)
-        if not found:
+        before, marker, rest = text.partition(begin)
+        if not marker:
             continue
         _, end, after = rest.partition(END)
         if not end:
@@ -68,7 +68,7 @@ def rewritten(text: str) -> str:
 
 
 def settings() -> str:
-    """Every field of `Settings`: flag, default, description."""
+    """Return the table of `Settings`: flag, default, description."""
     rows = [
         (f"`--{name.replace('_', '-')}`", _default(name, field), field.description or "")
         for name, field in Settings.model_fields.items()
@@ -86,7 +86,7 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def metrics() -> str:
-    """Every metric of a server on a CPU: name, kind, labels, help."""
+    """Return the table of a CPU server's metrics: name, type, labels, help."""
     with application() as app:
         families: list[Metric] = list(app.state.core.metrics.registry.collect())
         labels = _labels(app.state.core.metrics.registry)
@@ -100,7 +100,7 @@ def metrics() -> str:
 
 
 def _labels(registry: Any) -> dict[str, tuple[str, ...]]:
-    """The label names of each metric, which samples show only once there are any."""
+    """Return the label names of each metric, which a metric without samples has too."""
     collectors = list(registry._collector_to_names)
     return {
         collector._name: collector._labelnames
@@ -110,7 +110,7 @@ def _labels(registry: Any) -> dict[str, tuple[str, ...]]:
 
 
 def routes() -> str:
-    """Every route of the OpenAPI description: method, path, summary."""
+    """Return the table of the routes in the OpenAPI description: method, path, summary."""
     with application() as app:
         paths = app.openapi()["paths"]
     rows = [
@@ -122,26 +122,26 @@ def routes() -> str:
 
 
 def problems() -> str:
-    """Every error that a client can receive: type, status, title."""
+    """Return the table of the errors that a client can receive: status, type, title."""
     rows = sorted(
         (status_of(kind), f"`{PREFIX}{kind.slug}`", kind.title)
         for kind in _kinds(RequestError)
-        if kind is not Abandoned  # nobody is left to receive it
+        if kind is not Abandoned  # its client has disconnected
     )
     distinct = dict.fromkeys((f"{status}", slug, title) for status, slug, title in rows)
     return markdown(("Status", "Type", "Title"), list(distinct))
 
 
 def _kinds(kind: type[RequestError]) -> Iterator[type[RequestError]]:
-    """Every class below `kind` that names a problem of its own."""
-    for below in kind.__subclasses__():
-        if "slug" in vars(below) or below is InternalError:
-            yield below
-        yield from _kinds(below)
+    """Yield the subclasses of `kind` that define a problem."""
+    for subclass in kind.__subclasses__():
+        if "slug" in vars(subclass) or subclass is InternalError:
+            yield subclass
+        yield from _kinds(subclass)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; pipes in cells are escaped."""
+    """Return a Markdown table; pipes in cells are escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
@@ -150,9 +150,9 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @contextmanager
 def application() -> Iterator[FastAPI]:
-    """The app of a server with the built-in bundles, not started."""
+    """Yield the app of a server with the built-in bundles, not started."""
     with tempfile.TemporaryDirectory() as folder:
-        # Without the environment of whoever runs this.
+        # Explicit, so that environment variables do not change the tables.
         values = {"bundles": DEMO, "data_dir": folder, "engines": Path(folder), "backend": "cpu"}
         yield create_app(Settings.model_validate(values))
 

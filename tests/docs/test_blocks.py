@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-import tokenfold
 from tests.docs.commands import commands, unknown
 from tests.docs.pages import ANSWER, PAGES, REASONS, SLOW, TOP, Block, blocks, name
 from tests.docs.server import ARGUMENTS, sample_server
@@ -52,7 +51,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Reader:
-    """Somebody who follows a page from top to bottom, in one folder."""
+    """A reader who follows a page from top to bottom, in one folder."""
 
     def __init__(self, folder: Path, programs: Path, address: str) -> None:
         self.folder = folder
@@ -63,7 +62,7 @@ class Reader:
             (folder / entry).symlink_to(TOP / entry)
 
     def run(self, *line: str) -> str:
-        """Run a program; return what it printed, and fail with it."""
+        """Run a program and return its output; fail with the output if the program fails."""
         shown = subprocess.run(
             line, capture_output=True, text=True, cwd=self.folder, env=self.environment, timeout=240
         )
@@ -108,25 +107,14 @@ def follow(page: Path, reader: Reader, *, slow: bool) -> None:
 
 
 def runs(block: Block, *, slow: bool) -> bool:
-    """Whether a block is run, and not only checked."""
+    """Whether the block runs, and is not only checked."""
     if (block.mark == SLOW) != slow:
         return False
-    if block.needs:
-        return exists(block.needs)
     return not block.skip_reason
 
 
-def exists(subject: str) -> bool:
-    """Whether `tokenfold.NAME` is an attribute, or `tokenfold NAME` a command."""
-    package, dot, attribute = subject.partition(".")
-    if dot:
-        return package == "tokenfold" and hasattr(tokenfold, attribute)
-    usage = [sys.executable, "-m", "tokenfold", "--help"]
-    return subject.split()[1] in subprocess.check_output(usage, text=True, cwd=TOP)
-
-
 def assert_alike(documented: Any, actual: Any, place: str) -> None:
-    """Check that two JSON documents are equal but for times and the last digits of scores."""
+    """Check that two JSON documents are equal, except for times and the last digits of scores."""
     if isinstance(documented, dict):
         assert documented.keys() == actual.keys(), place
         for key, value in documented.items():
@@ -177,7 +165,7 @@ def test_syntax(page: Path) -> None:
 @each_page
 def test_commands_and_options_exist(page: Path) -> None:
     for block in blocks(page):
-        if block.language == "bash" and not (block.needs and not exists(block.needs)):
+        if block.language == "bash":
             for words in commands(block):
                 assert not unknown(words), f"{block.place}: {unknown(words)}"
 
@@ -223,5 +211,5 @@ def test_blocks_are_found(tmp_path: Path) -> None:
     )
     first, second = blocks(page)
     assert (first.line, first.language, first.text) == (2, "bash", "make test-gpu\n")
-    assert (first.skip_reason, first.needs) == ("needs a GPU", "")
+    assert first.skip_reason == "needs a GPU"
     assert (second.line, second.language, second.mark) == (6, "python", "")

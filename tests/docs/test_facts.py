@@ -20,7 +20,8 @@ MAX_README_WORDS = 900
 MAX_BYTES = {"examples/photos": 100_000, "docs/images": 300_000}
 SCENES = {"triangle": 10_000_020, "star": 10_000_024, "squares": 10_000_018, "rings": 10_000_016}
 PAIR = 10_000_004
-PROGRAMS = [("tokenfold", command) for command in ("serve", "export", "build", "bench", "ingest")]
+COMMANDS = ("serve", "export", "inspect", "build", "bench", "ingest")
+PROGRAMS = [("tokenfold", command) for command in COMMANDS]
 # Options of other programs that pages name.
 FOREIGN = {"--build-arg", "--target"}
 
@@ -95,6 +96,7 @@ def test_pictures_are_small(folder: str) -> None:
 def test_every_photo_has_its_source() -> None:
     readme = (TOP / "examples" / "README.md").read_text()
     notice = (TOP / "examples" / "NOTICE.md").read_text()
+    assert "examples/NOTICE.md" in (TOP / "NOTICE").read_text()
     photos = sorted((TOP / "examples" / "photos").iterdir())
     assert len(photos) >= 12
     for path in photos:
