@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tokenfold.bundle.preprocess import Preprocess, lies
+from tokenfold.bundle.preprocess import Preprocess, is_sideways
 from tokenfold.inference import images
 
 LONGEST = 384  # pixels of the longer side, the input size of networks that rerank
@@ -46,7 +46,7 @@ def thumbnail(data: bytes, *, max_pixels: int) -> Thumbnail:
         interpolation="bicubic",
     )
     pixels = images.decoded(image, fit)
-    if lies(image):
+    if is_sideways(image):
         width, height = height, width
     file = io.BytesIO()
     # 4:4:4 subsampling keeps the colour of thin lines, which a network must recognise.

@@ -25,6 +25,8 @@ from tokenfold.inference.errors import (
     UnknownLevel,
 )
 from tokenfold.inference.predictor import Predictor
+from tokenfold.runtime.cuda import session
+from tokenfold.runtime.graph import Device
 from tokenfold.service.app import create_app
 
 RED, BLUE, LIME = picture("red"), picture("blue"), picture("lime")
@@ -222,3 +224,11 @@ def test_error_messages_name_what_is_allowed(
         model.classify(RED, min_accuracy=0.5)
     with pytest.raises(BundleError):
         tokenfold.open(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_available_is_an_error(device: Device, root: Path) -> None:
+    if session.missing() is None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeError, match=f"device '{device}' is not available: "):
+        tokenfold.open(root / "colours", device=device)

@@ -9,24 +9,36 @@ import pytest
 
 from tokenfold.runtime import machine
 
-
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)],
+QUOTAS = pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 8), (150_000, 2), (50_000, 1), (9_900_000, 8)]
 )
-def test_cores_honour_the_container_quota(
-    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota + "\n")
-    monkeypatch.setattr(machine, "CPU_QUOTA", file)
+
+
+@pytest.fixture(autouse=True)
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of control groups, on a machine with eight cores."""
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    return tmp_path
+
+
+@QUOTAS
+def test_cores_honour_the_quota_of_cgroups_2(
+    quota: int | None, expected: int, cgroups: Path
+) -> None:
+    (cgroups / "cpu.max").write_text(f"{'max' if quota is None else quota} 100000\n")
     assert machine.cores() == expected
 
 
-def test_cores_without_cgroups_are_those_of_the_affinity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@QUOTAS
+def test_cores_honour_the_quota_of_cgroups_1(
+    quota: int | None, expected: int, cgroups: Path
 ) -> None:
-    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "missing")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
-    assert machine.cores() == 3
+    (cgroups / "cpu").mkdir()
+    (cgroups / "cpu" / "cpu.cfs_quota_us").write_text(f"{-1 if quota is None else quota}\n")
+    (cgroups / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cores() == expected
+
+
+def test_cores_without_cgroups_are_those_of_the_affinity() -> None:
+    assert machine.cores() == 8

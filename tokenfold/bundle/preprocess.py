@@ -123,7 +123,7 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> Pixels:
     return _fit(image if turn is None else image.transpose(turn), preprocess)
 
 
-def lies(image: Image.Image) -> bool:
+def is_sideways(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps an image's width and height.
 
     The orientation of a PNG is known only after decoding.

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import binascii
 import io
+from os import PathLike
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from tokenfold.bundle.preprocess import DepthError, Pixels, Preprocess, pixels
 from tokenfold.inference.errors import ImageError, ImageFormat, ImageTooLarge
+
+ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A path, the bytes of an image file, a Pillow image, or an array (H, W, 3) uint8 in RGB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF"
@@ -96,3 +103,19 @@ def _open(data: bytes) -> Image.Image:
         raise ImageFormat(f"The file is no image of a supported format ({NAMES}).") from error
     except Exception as error:
         raise ImageError("The image's header is corrupt.") from error
+
+
+def encoded(image: ImageLike) -> bytes:
+    """Return the bytes of an image file; a Pillow image or an array becomes a PNG."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    # Lossless, and with the orientation.
+    image.save(file, "PNG", compress_level=1, exif=image.getexif())
+    return file.getvalue()

@@ -5,42 +5,32 @@ The results are those of the server's routes, as plain dicts; see docs/python-ap
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import Task
-from tokenfold.inference import answers, images, sessions
+from tokenfold.inference import answers, sessions
 from tokenfold.inference.answers import Answer, Finish
-from tokenfold.inference.backend import PIXELS, TOKENS, Call, Sample, Shape
 from tokenfold.inference.errors import InvalidRequest, RequestError
+from tokenfold.inference.images import ImageLike, encoded
 from tokenfold.inference.levels import Selector
 from tokenfold.inference.model import Model
 from tokenfold.inference.outputs import Vectors, similarity_of, vector
-from tokenfold.inference.prepared import Prepared
-from tokenfold.inference.request import Item, ItemResult, Request, Result, matrix, one_by_one
+from tokenfold.inference.request import Item, ItemResult, Request, matrix, one_by_one
+from tokenfold.inference.runner import Runner
 from tokenfold.inference.texts import readable
+from tokenfold.runtime.cuda import session
 from tokenfold.runtime.graph import Device
-from tokenfold.runtime.machine import cores
-
-ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A path, the bytes of an image file, a Pillow image, or an array (H, W, 3) uint8 in RGB."""
+from tokenfold.runtime.tensorrt import runtime
 
 ImagePair = tuple[ImageLike, ImageLike]
 """The left and the right image of a pair."""
-
-MAX_PIXELS = 200_000_000
-"""Largest width times height of an image."""
 
 _MAX_DECODED = 64  # images that are decoded before any is run: it bounds the memory of long lists
 
@@ -59,14 +49,6 @@ class Options(TypedDict, total=False):
     reduction: float
     min_accuracy: float
     slots: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    output: Sample
-    batch_size: int
-    seconds: float
-    ended: float
 
 
 class Predictor:
@@ -91,8 +73,7 @@ class Predictor:
         """
         self.model = Model(bundle)
         self.model.open_text()
-        self._backend = sessions.load(bundle, device)
-        self._pool = ThreadPoolExecutor(self._backend.max_concurrent_runs or cores())
+        self._runner = Runner(self.model, sessions.load(bundle, device))
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +83,7 @@ class Predictor:
 
     def close(self) -> None:
         """Release the model. Later calls fail."""
-        self._pool.shutdown()
-        self._backend.close()
+        self._runner.close()
 
     def classify(
         self,
@@ -310,7 +290,9 @@ class Predictor:
             slots=options.get("slots", False),
         )
         results = []
-        for answer in answers.answers(self.model, request, self._run(request), finish, row=row):
+        for answer in answers.answers(
+            self.model, request, self._runner.run(request), finish, row=row
+        ):
             if isinstance(answer, RequestError):
                 raise answer
             results.append(answer)
@@ -325,83 +307,11 @@ class Predictor:
             text_field="labels",
             items=[Item((), index) for index in range(len(labels))],
         )
-        outcomes = self._run(request).items
+        outcomes = self._runner.run(request).items
         rows = [
             vector(self.model, item.output) for item in outcomes if isinstance(item, ItemResult)
         ]
         return np.stack(rows)
-
-    def _run(self, request: Request) -> Result:
-        """Run a request.
-
-        Raises:
-            RequestError: an image or a text cannot be used, or the selector is invalid.
-        """
-        prepared = Prepared.of(self.model, request)
-        assert isinstance(request.selector, Selector)  # see `_answers`
-        choice = self.model.levels.choose(request.selector, request.task)
-        decoded = list(self._pool.map(self._decode, request.images))
-        inputs = {image: pixels for image, (pixels, _) in enumerate(decoded)}
-        shapes: list[Shape] = [(pixels.shape[0], pixels.shape[1]) for pixels, _ in decoded]
-        embeds = [
-            (prepared.embed_call(shapes[image]), {PIXELS[0]: inputs[image]})
-            for image in prepared.shared
-        ]
-        embedded = dict(zip(prepared.shared, self._batches(embeds, slots=False), strict=True))
-        inputs |= {image: run.output[TOKENS[0]] for image, run in embedded.items()}
-        calls = [
-            prepared.call(item, choice, [shapes[image] for image in item.images])
-            for item in request.items
-        ]
-        samples = [prepared.sample(item, inputs) for item in request.items]
-        jobs = [(call, sample) for (call, _), sample in zip(calls, samples, strict=True)]
-        runs = self._batches(jobs, slots=request.slots and bool(request.images))
-        items = [
-            ItemResult(
-                output=run.output,
-                works=works,
-                shapes=[shapes[image] for image in item.images],
-                batch_size=run.batch_size,
-                decode_seconds=sum(decoded[image][1] for image in item.images),
-                embed_seconds=sum(
-                    embedded[image].seconds for image in item.images if image in embedded
-                ),
-                run_seconds=run.seconds,
-                ended=run.ended,
-            )
-            for item, (_, works), run in zip(request.items, calls, runs, strict=True)
-        ]
-        return Result(choice, items, prepared.texts)
-
-    def _decode(self, encoded: bytes | str) -> tuple[npt.NDArray[Any], float]:
-        begun = time.perf_counter()
-        pixels = images.decode(encoded, self.model.manifest.preprocess, max_pixels=MAX_PIXELS)
-        return pixels, time.perf_counter() - begun
-
-    def _batches(self, jobs: Sequence[tuple[Call, Sample]], *, slots: bool) -> list[_Run]:
-        """Run jobs, in batches of the backend's size, concurrently."""
-        waiting: dict[Call, list[int]] = {}
-        for index, (call, _) in enumerate(jobs):
-            waiting.setdefault(call, []).append(index)
-        batches: list[tuple[Call, list[int]]] = []
-        for call, indices in waiting.items():
-            while indices:
-                size = max(1, self._backend.batch_size_for(call, len(indices)))
-                batches.append((call, indices[:size]))
-                indices = indices[size:]
-
-        def run(batch: tuple[Call, list[int]]) -> list[_Run]:
-            call, indices = batch
-            begun = time.perf_counter()
-            outputs = self._backend.run([jobs[index][1] for index in indices], call, slots=slots)
-            ended = time.perf_counter()
-            return [_Run(output, len(indices), ended - begun, ended) for output in outputs]
-
-        runs: list[_Run | None] = [None] * len(jobs)
-        for (_, indices), outputs in zip(batches, self._pool.map(run, batches), strict=True):
-            for index, output in zip(indices, outputs, strict=True):
-                runs[index] = output
-        return [run for run in runs if run is not None]
 
 
 def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predictor:
@@ -418,7 +328,18 @@ def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predi
         BundleError: there is no bundle, or it is damaged.
         RuntimeError: the device is not available.
     """
-    return Predictor(Bundle.open(Path(bundle)), device=device)
+    opened = Bundle.open(Path(bundle))
+    reason = _missing(device)
+    if reason is not None:
+        raise RuntimeError(f"device {device!r} is not available: {reason}")
+    return Predictor(opened, device=device)
+
+
+def _missing(device: Device) -> str | None:
+    """Return why a device is not available; None if it is."""
+    if device == "cuda":
+        return session.missing()
+    return runtime.missing() if device == "tensorrt" else None
 
 
 def _check_top_k(top_k: int) -> None:
@@ -440,22 +361,7 @@ def _waves(listed: Sequence[ImageLike]) -> Iterator[Sequence[ImageLike]]:
 
 
 def _encoded(images: ImageLike | Sequence[ImageLike]) -> list[bytes]:
-    return [_bytes(image) for image in _listed(images)]
-
-
-def _bytes(image: ImageLike) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | PathLike):
-        return Path(image).read_bytes()
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        image = image.convert("RGB")
-    file = io.BytesIO()
-    # Without loss, and with the orientation.
-    image.save(file, "PNG", compress_level=1, exif=image.getexif())
-    return file.getvalue()
+    return [encoded(image) for image in _listed(images)]
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

@@ -9,17 +9,27 @@ from pathlib import Path
 
 from tokenfold.runtime import libraries
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUPS = Path("/sys/fs/cgroup")
+"""The control groups of the container: version 2, or version 1 below `cpu`."""
 
 
 def cores() -> int:
     """Return the cores this process may use: its affinity, within its container quota."""
     allowed = len(os.sched_getaffinity(0))
+    quota = _cpu_quota()
+    return allowed if quota is None else min(allowed, max(1, round(quota)))
+
+
+def _cpu_quota() -> float | None:
+    """Return the container's quota in cores; None without one."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = CPU_QUOTA.read_text().split()
-        # Without a quota the file has "max", which is not a number.
-        allowed = min(allowed, max(1, round(int(quota) / int(period))))
-    return allowed
+        quota, period = (CGROUPS / "cpu.max").read_text().split()
+        return int(quota) / int(period)  # "max" is no number: there is no quota
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUPS / "cpu" / "cpu.cfs_quota_us").read_text())
+        period = (CGROUPS / "cpu" / "cpu.cfs_period_us").read_text()
+        return limit / int(period) if limit > 0 else None
+    return None
 
 
 def machine() -> str:
