@@ -1,4 +1,4 @@
-"""The core of a server: models, queue, decoders and metrics, and their life cycle."""
+"""Core: the models, queue, decoders and metrics of a server, and their life cycle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Core:
         scheduler: the queue and its workers.
         metrics: the metrics.
         preparation: builds TensorRT engines.
-        failed: why the models could not be loaded, or None.
+        failed: error that ended the loading of the models, or None.
         on_failure: called, from another thread, when loading fails.
     """
 
@@ -255,9 +255,9 @@ class Core:
 
 
 def _workers(kinds: Sequence[BackendKind]) -> int:
-    """Return the number of workers: one per core, and on a GPU at least one per run in flight."""
-    least = 1 if all(kind.device == "cpu" for kind in kinds) else 2
-    return max(cores(), least)
+    """Return the number of workers: one per core, and on a GPU at minimum one per run in flight."""
+    minimum = 1 if all(kind.device == "cpu" for kind in kinds) else 2
+    return max(cores(), minimum)
 
 
 def _resident() -> int:

@@ -17,7 +17,7 @@ from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone, succeeded
 
 # Texts in the queue at once: a request with a thousand labels must not fill it.
 _WAVE = 64
-# Vectors that are kept: 16 MB if each has 512 components.
+# Vectors in the cache: 16 MB if each has 512 components.
 _MAX_VECTORS = 8192
 
 

@@ -1,4 +1,4 @@
-"""Dispatcher: the way of a request from its texts and images to its results."""
+"""Dispatcher: plans a request, admits it to the queue, and collects its results."""
 
 from __future__ import annotations
 
@@ -146,13 +146,13 @@ class Dispatcher:
             return request.selector
         relative = self.relative_duration(model, runs)
 
-        def takes(choice: Choice) -> float:
+        def duration(choice: Choice) -> float:
             return relative * sum(prepared.costs(choice, model.costs.seconds)) / runs
 
         wait = 0.0
         if request.selector.max_latency_ms is not None:
             wait = time.perf_counter() - request.arrived + self._scheduler.wait
-        return model.levels.choose(request.selector, request.task, wait=wait, takes=takes)
+        return model.levels.choose(request.selector, request.task, wait=wait, duration=duration)
 
     def share(self, model: ServedModel) -> float:
         """Return the fraction of a run's duration that an item takes from those behind it."""

@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
         level: name of a level.
         reduction: fraction of the FLOPs to remove, 0 to 1.
         min_accuracy: measured quality that the level must reach, 0 to 1.
-        slots: whether the results tell where each token ended up.
+        slots: whether the results include the final position of each token.
     """
 
     level: str
@@ -83,7 +83,7 @@ class Predictor:
 
         Args:
             bundle: the bundle.
-            device: what runs it.
+            device: the device that runs it.
 
         Raises:
             BundleError: the tokenizer cannot be read.
@@ -218,7 +218,7 @@ class Predictor:
         """Decide whether statements are true of pairs of images.
 
         Args:
-            pairs: N pairs of a left and a right image, or one pair for all statements.
+            pairs: N pairs of a left and a right image, or one pair, a tuple, for all statements.
             statements: N statements, or one for all pairs.
             options: see `Options`.
 
@@ -409,7 +409,7 @@ def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predi
 
     Args:
         bundle: the bundle's folder.
-        device: what runs it: "cpu", "cuda" or "tensorrt".
+        device: the device that runs it: "cpu", "cuda" or "tensorrt".
 
     Returns:
         A predictor, which is also a context manager.

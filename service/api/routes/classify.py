@@ -45,7 +45,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest, "classify", "embed", asked={"top_k": 3}, example=_EXAMPLE),
+    **inference(ClassifyRequest, "classify", "embed", fields={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """Classify each image, by the model's classes or by labels of the request.

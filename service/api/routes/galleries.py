@@ -60,20 +60,20 @@ def path_of(name: str, image: str = "") -> str:
     response_model=GalleryDescription,
     **accepting(
         GalleryCreate,
-        asked={"name": "holiday"},
+        fields={"name": "holiday"},
         example=_EXAMPLE,
         status=201,
-        also=(404, 409, 500, 507),
+        statuses=(404, 409, 500, 507),
     ),
 )
 async def create_gallery(request: Request) -> Response:
     """Create an empty gallery. Its model and level are fixed."""
     core: Core = request.app.state.core
     core.check_open()
-    asked = await body.read(request, GalleryCreate)
-    model = core.catalog.find(asked.model, "embed")
-    choice = await choose(core.dispatcher, model, asked.selector)
-    info = described(asked.name, model, choice)
+    fields = await body.read(request, GalleryCreate)
+    model = core.catalog.find(fields.model, "embed")
+    choice = await choose(core.dispatcher, model, fields.selector)
+    info = described(fields.name, model, choice)
     keeper: Keeper = request.app.state.keeper
     gallery = await (await keeper.galleries()).create(info)
     keeper.metrics.size(info.name, 0)

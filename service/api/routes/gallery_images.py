@@ -70,9 +70,9 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
     response_model=ImagesAdded,
     **accepting(
         ImagesAdd,
-        asked={"id": "beach-1", "metadata": {"album": "2024", "stars": 4}},
+        fields={"id": "beach-1", "metadata": {"album": "2024", "stars": 4}},
         example=_EXAMPLE,
-        also=(404, 409, 413, 500, 507),
+        statuses=(404, 409, 413, 500, 507),
     ),
 )
 async def add_images(request: Request, name: GalleryName) -> Response:
@@ -86,13 +86,13 @@ async def add_images(request: Request, name: GalleryName) -> Response:
     keeper: Keeper = request.app.state.keeper
     with core.metrics.track("gallery-add") as track:
         core.check_room()
-        asked = await body.read(request, ImagesAdd)
+        fields = await body.read(request, ImagesAdd)
         begun = time.perf_counter()
-        check_count("images", len(asked.image), core.settings.max_items)
+        check_count("images", len(fields.image), core.settings.max_items)
         gallery = await opened(request, name)
-        model = own_model(core.catalog, gallery.info, named=asked.model)
+        model = own_model(core.catalog, gallery.info, named=fields.model)
         track.model, track.level = model.name, gallery.info.level
-        arrivals = _arrivals(asked)
+        arrivals = _arrivals(fields)
         statuses = ["failed"] * len(arrivals)
         try:
             done = await ingest(core.dispatcher, gallery, model, arrivals, gone=request.receive)
@@ -115,29 +115,29 @@ async def add_images(request: Request, name: GalleryName) -> Response:
         )
 
 
-def _arrivals(asked: ImagesAdd) -> list[Arrival]:
+def _arrivals(fields: ImagesAdd) -> list[Arrival]:
     """Return the images of a request, each with its id and metadata.
 
     Raises:
         InvalidRequest: the numbers of images, ids and metadata do not fit.
     """
-    images = len(asked.image)
-    if asked.id and len(asked.id) != images:
+    images = len(fields.image)
+    if fields.id and len(fields.id) != images:
         raise InvalidRequest(
-            f"The request has {images} of image and {len(asked.id)} of id: send one id for each "
+            f"The request has {images} of image and {len(fields.id)} of id: send one id for each "
             "image, or none."
         )
-    given = len(asked.metadata)
+    given = len(fields.metadata)
     if given not in (0, 1, images):
         raise InvalidRequest(
             f"The request has {images} of image and {given} of metadata: send one for each image, "
             "one for all images, or none."
         )
-    listed: list[Any] = [*asked.metadata] or [None]
+    listed: list[Any] = [*fields.metadata] or [None]
     metadata = listed if given == images else listed * images
     return [
-        Arrival(picture, asked.id[at] if asked.id else None, metadata[at])
-        for at, picture in enumerate(asked.image)
+        Arrival(picture, fields.id[at] if fields.id else None, metadata[at])
+        for at, picture in enumerate(fields.image)
     ]
 
 
@@ -255,18 +255,18 @@ async def delete_image(request: Request, name: GalleryName, id: ImageName) -> Re
     response_model=ImagesDeleted,
     **accepting(
         ImagesDelete,
-        asked={"ids": ["beach-1", "beach-2"]},
+        fields={"ids": ["beach-1", "beach-2"]},
         example={"deleted": 2},
-        also=(404, 500, 507),
+        statuses=(404, 500, 507),
     ),
 )
 async def delete_images(request: Request, name: GalleryName) -> Response:
     """Delete several images. Ids that do not exist are ignored."""
     core: Core = request.app.state.core
     core.check_open()
-    asked = await body.read(request, ImagesDelete)
+    fields = await body.read(request, ImagesDelete)
     gallery = await opened(request, name)
-    return _json({"deleted": await _delete(request, gallery, asked.ids)})
+    return _json({"deleted": await _delete(request, gallery, fields.ids)})
 
 
 async def _delete(request: Request, gallery: Gallery, ids: Sequence[str]) -> int:

@@ -60,9 +60,9 @@ _EXAMPLE = {
     response_model=SearchResponse,
     **accepting(
         SearchRequest,
-        asked={"text": "two dogs on a beach", "top_k": 10, "rerank": 50},
+        fields={"text": "two dogs on a beach", "top_k": 10, "rerank": 50},
         example=_EXAMPLE,
-        also=(404, 409, 413, 500),
+        statuses=(404, 409, 413, 500),
     ),
 )
 async def search_gallery(request: Request, name: GalleryName) -> Response:
@@ -74,19 +74,19 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
     core: Core = request.app.state.core
     with core.metrics.track("gallery-search") as track:
         core.check_room()
-        asked = await body.read(request, SearchRequest)
+        fields = await body.read(request, SearchRequest)
         begun = time.perf_counter()
-        asked.selector.check()
-        by, sought = _sought(asked)
-        rerank = _rerank(core, asked)
+        fields.selector.check()
+        by, sought = _sought(fields)
+        rerank = _rerank(core, fields)
         gallery = await opened(request, name)
         track.model = gallery.info.model
         # The vector of a stored image is known: no model is needed.
         model = None
-        if by != "id" or asked.model is not None:
-            model = own_model(core.catalog, gallery.info, named=asked.model)
+        if by != "id" or fields.model is not None:
+            model = own_model(core.catalog, gallery.info, named=fields.model)
         query = Query(
-            by, sought, asked.selector, asked.top_k, asked.offset, asked.filter, asked.exact
+            by, sought, fields.selector, fields.top_k, fields.offset, fields.filter, fields.exact
         )
         done = await search(
             core.dispatcher, gallery, model, query, rerank=rerank, gone=request.receive
@@ -111,40 +111,40 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
         )
 
 
-def _sought(asked: SearchRequest) -> tuple[By, bytes | str]:
+def _sought(fields: SearchRequest) -> tuple[By, bytes | str]:
     """Return the kind of the query, and the query.
 
     Raises:
         InvalidRequest: there is no query, or more than one.
     """
     given: list[tuple[By, bytes | str]] = []
-    if asked.text is not None:
-        given.append(("text", asked.text))
-    if asked.image:
-        given.append(("image", asked.image[0]))
-    if asked.id is not None:
-        given.append(("id", asked.id))
+    if fields.text is not None:
+        given.append(("text", fields.text))
+    if fields.image:
+        given.append(("image", fields.image[0]))
+    if fields.id is not None:
+        given.append(("id", fields.id))
     if len(given) != 1:
         given_names = " and ".join(by for by, _ in given) or "nothing"
         raise InvalidRequest(f"Search by one of text, image and id, not by {given_names}.")
     return given[0]
 
 
-def _rerank(core: Core, asked: SearchRequest) -> Rerank | None:
+def _rerank(core: Core, fields: SearchRequest) -> Rerank | None:
     """Return how to re-rank, if the request asks for it.
 
     Raises:
         InvalidRequest: there are too many candidates, or the query is no text.
         UnknownModel: no model can re-rank.
     """
-    if asked.rerank is None:
+    if fields.rerank is None:
         return None
-    if asked.text is None:
+    if fields.text is None:
         raise InvalidRequest("rerank needs a text query.")
     limit = core.settings.max_rerank
-    if asked.rerank > limit:
-        raise InvalidRequest(f"rerank may be at most {limit}, not {asked.rerank}.")
-    return Rerank(core.catalog.find(asked.rerank_model, "match"), asked.rerank)
+    if fields.rerank > limit:
+        raise InvalidRequest(f"rerank may be at most {limit}, not {fields.rerank}.")
+    return Rerank(core.catalog.find(fields.rerank_model, "match"), fields.rerank)
 
 
 def _shown(gallery: Gallery, found: Ranked) -> dict[str, Any]:
