@@ -70,7 +70,7 @@ async def classify(request: Request) -> Response:
             model.levels.choose(fields.selector, task)
             encoder: LabelEncoder = request.app.state.labels
             texts = await encoder.vectors(
-                model, fields.labels, fields.template, gone=request.receive
+                model, fields.labels, fields.template, disconnect=request.receive
             )
             finish = zero_shot(model, fields.labels, texts, fields.top_k)
         else:

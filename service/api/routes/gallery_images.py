@@ -29,9 +29,10 @@ from tokenfold.service.api.schemas.galleries import (
 )
 from tokenfold.service.core import Core
 from tokenfold.service.errors import UnknownImage
+from tokenfold.service.galleries.inference import GalleryInference
 from tokenfold.service.galleries.ingest import Arrival, ingest
 from tokenfold.service.galleries.keeper import Keeper
-from tokenfold.service.galleries.own import own_model
+from tokenfold.service.galleries.model import gallery_model
 from tokenfold.service.galleries.record import Hit, ImageRow
 from tokenfold.service.galleries.table import Gallery
 
@@ -90,27 +91,29 @@ async def add_images(request: Request, name: GalleryName) -> Response:
         begun = time.perf_counter()
         check_count("images", len(fields.image), core.settings.max_items)
         gallery = await opened(request, name)
-        model = own_model(core.catalog, gallery.info, named=fields.model)
+        model = gallery_model(core.catalog, gallery.info, named=fields.model)
         track.model, track.level = model.name, gallery.info.level
         arrivals = _arrivals(fields)
         statuses = ["failed"] * len(arrivals)
         try:
-            done = await ingest(core.dispatcher, gallery, model, arrivals, gone=request.receive)
+            inference = GalleryInference(core.dispatcher, disconnect=request.receive)
+            ingested = await ingest(inference, gallery, model, arrivals)
             statuses = [
-                "failed" if isinstance(one, RequestError) else one["status"] for one in done.results
+                "failed" if isinstance(result, RequestError) else result["status"]
+                for result in ingested.results
             ]
         finally:
             keeper.metrics.ingested(statuses, time.perf_counter() - begun)
         await _count(keeper, gallery)
-        failure = total_failure(done.results, track)
+        failure = total_failure(ingested.results, track)
         if failure is not None:
             return failure
         return _json(
             {
                 "gallery": gallery.info.name,
                 "model": model.name,
-                "results": results(done.results),
-                "timings_ms": done.timings_ms,
+                "results": results(ingested.results),
+                "timings_ms": ingested.timings_ms,
             }
         )
 
@@ -127,17 +130,17 @@ def _arrivals(fields: ImagesAdd) -> list[Arrival]:
             f"The request has {images} of image and {len(fields.id)} of id: send one id for each "
             "image, or none."
         )
-    given = len(fields.metadata)
-    if given not in (0, 1, images):
+    metadata_count = len(fields.metadata)
+    if metadata_count not in (0, 1, images):
         raise InvalidRequest(
-            f"The request has {images} of image and {given} of metadata: send one for each image, "
-            "one for all images, or none."
+            f"The request has {images} of image and {metadata_count} of metadata: send one for "
+            "each image, one for all images, or none."
         )
     listed: list[Any] = [*fields.metadata] or [None]
-    metadata = listed if given == images else listed * images
+    metadata = listed if metadata_count == images else listed * images
     return [
-        Arrival(picture, fields.id[at] if fields.id else None, metadata[at])
-        for at, picture in enumerate(fields.image)
+        Arrival(picture, fields.id[index] if fields.id else None, metadata[index])
+        for index, picture in enumerate(fields.image)
     ]
 
 
@@ -196,7 +199,7 @@ async def get_image(
         raise _unknown(gallery, id)
     shown = _shown(gallery, row)
     if include is not None:
-        shown.vector = [float(one) for one in row.vector]
+        shown.vector = [float(component) for component in row.vector]
     return shown
 
 
@@ -285,8 +288,8 @@ def _filter(text: str) -> dict[str, Any]:
     try:
         return _FILTER.validate_python(text)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise invalid_fields({**one, "loc": ("filter",)} for one in found) from None
+        errors = error.errors(include_url=False, include_input=False)
+        raise invalid_fields({**details, "loc": ("filter",)} for details in errors) from None
 
 
 def _shown(gallery: Gallery, image: Hit | ImageRow) -> GalleryImage:
@@ -305,5 +308,5 @@ def _unknown(gallery: Gallery, id: str) -> UnknownImage:
     return UnknownImage(f"{gallery.info.name} has no image {id!r}.")
 
 
-def _json(found: dict[str, Any]) -> Response:
-    return Response(json.dumps(found, separators=(",", ":")), media_type="application/json")
+def _json(content: dict[str, Any]) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
