@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -226,8 +226,7 @@ class Predictor:
             A result for each statement, as of `POST /v1/reason`.
         """
         finish = answers.reasoning(self.model)
-        listed = [pairs] if isinstance(pairs, tuple) else pairs
-        sides = [image for left, right in listed for image in (left, right)]
+        sides = [image for left, right in _image_pairs(pairs) for image in (left, right)]
         return self._pairs("reason", sides, statements, finish, options, per_item=2)
 
     def match(
@@ -432,6 +431,13 @@ def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     if not images:
         raise InvalidRequest("Pass at least one image.")
     return images
+
+
+def _image_pairs(pairs: ImagePair | Sequence[ImagePair]) -> Sequence[ImagePair]:
+    # A tuple of pairs is a sequence of pairs, as a list of pairs is.
+    if isinstance(pairs, tuple) and not all(isinstance(pair, tuple) for pair in pairs):
+        return [cast(ImagePair, pairs)]
+    return cast(Sequence[ImagePair], pairs)
 
 
 def _waves(listed: Sequence[ImageLike]) -> Iterator[Sequence[ImageLike]]:
