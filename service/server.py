@@ -22,7 +22,7 @@ from tokenfold.service import logs
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
-from tokenfold.service.scheduling.backends.choice import BackendError
+from tokenfold.service.scheduling.backends.selection import BackendError
 from tokenfold.service.settings import Settings
 
 logger = logging.getLogger(__name__)

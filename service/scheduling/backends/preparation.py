@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt.process import Progress, StoppedError
-from tokenfold.service.scheduling.backends import choice
+from tokenfold.service.scheduling.backends import selection
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
@@ -160,7 +160,7 @@ class Preparation:
                 continue  # it has been reported; other builds may succeed
 
     def _promote(self, build: _Build) -> None:
-        backend = choice.tested(build.bundle, build.kind)
+        backend = selection.tested(build.bundle, build.kind)
         if self._stopping.is_set():
             backend.close()
             raise StoppedError
