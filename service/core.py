@@ -1,4 +1,4 @@
-"""The core of a server: models, queue, decoders and metrics, and their life cycle."""
+"""Core: the models, queue, decoders and metrics of a server, and their life cycle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokenfold.runtime.tensorrt.process import StoppedError
 from tokenfold.service.errors import Draining, Starting, WorkerDied
 from tokenfold.service.metrics import Metrics
 from tokenfold.service.scheduling import warmup
-from tokenfold.service.scheduling.backends import choice
+from tokenfold.service.scheduling.backends import selection
 from tokenfold.service.scheduling.backends.kinds import BackendKind, all_kinds
 from tokenfold.service.scheduling.backends.preparation import Preparation
 from tokenfold.service.scheduling.catalog import Catalog, ServedModel
@@ -44,7 +44,7 @@ class Core:
         scheduler: the queue and its workers.
         metrics: the metrics.
         preparation: builds TensorRT engines.
-        failed: why the models could not be loaded, or None.
+        failed: error that ended the loading of the models, or None.
         on_failure: called, from another thread, when loading fails.
     """
 
@@ -74,9 +74,9 @@ class Core:
             default_level=settings.default_level,
         )
         known = all_kinds(settings.engines) if kinds is None else kinds
-        self._kinds = choice.usable(known, settings.backend)
+        self._kinds = selection.usable(known, settings.backend)
         for model in self.catalog:
-            choice.fitting(model.bundle, self._kinds)
+            selection.fitting(model.bundle, self._kinds)
         self.scheduler = Scheduler(
             workers=settings.workers or _workers(self._kinds),
             limit=settings.queue_limit,
@@ -202,14 +202,14 @@ class Core:
         self.preparation.start({model.name: model.backend for model in self.catalog})
 
     def _kinds_now(self, model: ServedModel) -> Sequence[BackendKind]:
-        return self.preparation.survey(model.bundle, choice.fitting(model.bundle, self._kinds))
+        return self.preparation.survey(model.bundle, selection.fitting(model.bundle, self._kinds))
 
     def _load_one(self, model: ServedModel, kinds: Sequence[BackendKind]) -> None:
         begun = time.perf_counter()
         first = kinds[0]
         before, before_gpu = _resident(), first.used_memory()
         model.load(
-            lambda bundle: choice.opened(
+            lambda bundle: selection.opened(
                 bundle,
                 kinds,
                 metrics=self.metrics.backends,
@@ -255,9 +255,9 @@ class Core:
 
 
 def _workers(kinds: Sequence[BackendKind]) -> int:
-    """Return the number of workers: one per core, and on a GPU at least one per run in flight."""
-    least = 1 if all(kind.device == "cpu" for kind in kinds) else 2
-    return max(cores(), least)
+    """Return the number of workers: one per core, and on a GPU at minimum one per run in flight."""
+    minimum = 1 if all(kind.device == "cpu" for kind in kinds) else 2
+    return max(cores(), minimum)
 
 
 def _resident() -> int:

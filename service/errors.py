@@ -1,4 +1,4 @@
-"""Errors of the server that the caller is told about, beside those of `tokenfold.inference`."""
+"""Errors that the server reports to callers, beside those of `tokenfold.inference`."""
 
 # ruff: noqa: N818 - the module's name says that these are errors
 

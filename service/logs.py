@@ -27,10 +27,10 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _escaped(text: str) -> str:
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Formatter of JSON lines: time, level, logger, message, request_id and the `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -50,7 +50,7 @@ class Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """Formatter of plain text for a terminal."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Text(logging.Formatter):
 def configure(level: str, style: Literal["json", "text"]) -> None:
     """Send every log line and warning of the process to stderr, in one style."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json() if style == "json" else Text())
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

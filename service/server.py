@@ -22,7 +22,7 @@ from tokenfold.service import logs
 from tokenfold.service.api.protocol import BoundedHead
 from tokenfold.service.app import create_app
 from tokenfold.service.core import Core
-from tokenfold.service.scheduling.backends.choice import BackendError
+from tokenfold.service.scheduling.backends.selection import BackendError
 from tokenfold.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, core: Core) -> None:
         super().__init__(config)
-        self._engine = core
+        self._core = core
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -50,10 +50,10 @@ class Server(uvicorn.Server):
         # uvicorn would store the signal and raise it again at the end; a drained server exits
         # normally. The empty context keeps the id of the interrupted request out of the log.
         context = contextvars.Context()
-        if self._engine.scheduler.draining:
+        if self._core.scheduler.draining:
             self._loop.call_soon_threadsafe(self._abort, context=context)
             return
-        self._engine.scheduler.drain()
+        self._core.scheduler.drain()
         self._loop.call_soon_threadsafe(self._drain, sig, context=context)
 
     def _drain(self, sig: int) -> None:
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _finish(self) -> None:
-        await self._engine.drain()
+        await self._core.drain()
         self.should_exit = True
 
 

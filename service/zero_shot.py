@@ -13,11 +13,11 @@ from tokenfold.inference.outputs import Vector, Vectors, similarity_of, vector
 from tokenfold.inference.request import Item, Request
 from tokenfold.service.errors import Expired
 from tokenfold.service.scheduling.catalog import Catalog, ServedModel
-from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone, succeeded
+from tokenfold.service.scheduling.dispatcher import Disconnect, Dispatcher, succeeded
 
 # Texts in the queue at once: a request with a thousand labels must not fill it.
 _WAVE = 64
-# Vectors that are kept: 16 MB if each has 512 components.
+# Vectors in the cache: 16 MB if each has 512 components.
 _MAX_VECTORS = 8192
 
 
@@ -68,7 +68,7 @@ class LabelEncoder:
         labels: Sequence[str],
         template: str | None,
         *,
-        gone: Gone | None = None,
+        disconnect: Disconnect | None = None,
     ) -> Vectors:
         """Return the vectors of labels, (labels, width). Uncached ones are encoded first.
 
@@ -76,7 +76,7 @@ class LabelEncoder:
             model: a dual encoder.
             labels: the labels.
             template: text of a label, which replaces `{}`; by default the model's.
-            gone: returns when the caller has gone away.
+            disconnect: returns when the caller has disconnected.
 
         Raises:
             EmptyText: a label has no words.
@@ -103,7 +103,7 @@ class LabelEncoder:
                 deadline=deadline,
             )
             try:
-                result = await self._dispatcher.answer(model, request, gone=gone)
+                result = await self._dispatcher.answer(model, request, disconnect=disconnect)
             except EmptyText as error:
                 raise EmptyText("labels", part[error.index]) from None
             try:

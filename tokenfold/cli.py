@@ -12,7 +12,7 @@ from typing import NamedTuple
 class _Command(NamedTuple):
     module: str
     about: str
-    extra: str  # of pyproject.toml, which brings what the module imports
+    extra: str  # the extra of pyproject.toml that installs the imports of the module
 
 
 _COMMANDS = {
@@ -26,14 +26,11 @@ _COMMANDS = {
     "ingest": _Command("tokenfold.client.ingest", "send a folder of images to a gallery", "cpu"),
 }
 
-# Top-level modules that are this project's: their absence is a bug, not a missing extra.
-_OURS = {"tokenfold"}
-
 
 def _usage() -> str:
     lines = ["usage: tokenfold [--help] [--version] COMMAND ...", "", "commands:"]
     lines += [f"  {name:8} {command.about}" for name, command in _COMMANDS.items()]
-    lines += ["", "tokenfold COMMAND --help says more of each."]
+    lines += ["", "Run `tokenfold COMMAND --help` for the options of a command."]
     return "\n".join(lines)
 
 
@@ -45,12 +42,12 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given:
+    """Run a command, and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
         print(_usage(), file=sys.stderr)
         return 2
-    name, *rest = given
+    name, *rest = arguments
     if name in ("-h", "--help"):
         print(_usage())
         return 0
@@ -59,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = _COMMANDS.get(name)
     if command is None:
-        print(f"tokenfold: there is no command {name!r}\n\n{_usage()}", file=sys.stderr)
+        print(f"tokenfold: unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
         # Only the command's own imports: serving needs no torch.
@@ -67,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.main(rest) or 0)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if not missing or missing in _OURS:
-            raise
+        if missing in ("", "tokenfold"):
+            raise  # a missing module of this project is a bug, not a missing extra
         print(
             f"tokenfold {name} needs {missing}, which is not installed: "
             f"pip install 'tokenfold[{command.extra}]'",

@@ -146,7 +146,7 @@ class Incoming:
         dispatcher, track = self.core.dispatcher, self.track
         planned = await dispatcher.plan(model, request)
         track.level = planned.choice.level
-        result = await dispatcher.run(planned, gone=self.web.receive)
+        result = await dispatcher.run(planned, disconnect=self.web.receive)
         listed = answers(model, request, result, finish, row=row)
         for answer in listed:
             if not isinstance(answer, RequestError):

@@ -50,35 +50,35 @@ async def read(request: Request, model: type[B]) -> B:
         BodyTimeout: the body did not arrive in time.
         Abandoned: the caller went away while sending.
     """
-    kind, found = form.options(request.headers.get("content-type", ""))
+    kind, parameters = form.options(request.headers.get("content-type", ""))
     try:
         if kind == "application/json":
             return _parse_json(await _receive(request), model)
         if kind == "multipart/form-data":
-            fields = _parse_form(await _receive(request), found.get("boundary", ""), model)
+            fields = _parse_form(await _receive(request), parameters.get("boundary", ""), model)
             return model.model_validate(fields)
     except ValidationError as error:
         raise invalid_fields(_errors(error, model)) from None
     except ClientDisconnect as error:
         raise Abandoned("The caller went away while sending.") from error
-    given = f"not {shortened(kind)!r}" if kind else "and the content-type header is missing"
+    reason = f"not {shortened(kind)!r}" if kind else "and the content-type header is missing"
     raise UnsupportedMediaType(
-        f"The body must be multipart/form-data or application/json, {given}."
+        f"The body must be multipart/form-data or application/json, {reason}."
     )
 
 
 def _errors(error: ValidationError, model: type[BaseModel]) -> Iterator[Mapping[str, Any]]:
     """Yield pydantic's errors, with the names of the known fields where one is unknown."""
-    for found in error.errors(include_url=False, include_input=False):
-        match found["type"]:
+    for details in error.errors(include_url=False, include_input=False):
+        match details["type"]:
             case "extra_forbidden":
                 fields = ", ".join(model.model_fields)
-                yield {"loc": found["loc"], "msg": f"unknown field; known: {fields}"}
+                yield {"loc": details["loc"], "msg": f"unknown field; known: {fields}"}
             case "too_short":
-                least, given = found["ctx"]["min_length"], found["ctx"]["actual_length"]
-                yield {"loc": found["loc"], "msg": f"at least {least} needed, not {given}"}
+                minimum, length = details["ctx"]["min_length"], details["ctx"]["actual_length"]
+                yield {"loc": details["loc"], "msg": f"at least {minimum} needed, not {length}"}
             case _:
-                yield found
+                yield details
 
 
 async def _receive(request: Request) -> bytes:
@@ -94,15 +94,17 @@ def _parse_json(body: bytes, model: type[B]) -> B:
     if body.count(b",") > _MAX_COMMAS:
         raise InvalidRequest(f"The body has more than {_MAX_COMMAS} commas.")
     try:
-        found = from_json(body, allow_inf_nan=False, cache_strings="keys")
+        fields = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise MalformedBody(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InvalidRequest("The body is JSON, but no object of fields.")
-    if len(found) > _MAX_FIELDS:
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body is JSON, but not an object.")
+    if len(fields) > _MAX_FIELDS:
         # Each unknown field would be reported as an error.
-        raise InvalidRequest(f"The body has {len(found)} fields.")
-    return model.model_validate(found, strict=True)
+        raise InvalidRequest(
+            f"The body has {len(fields)} fields; at most {_MAX_FIELDS} are allowed."
+        )
+    return model.model_validate(fields, strict=True)
 
 
 def _parse_form(body: bytes, boundary: str, model: type[BaseModel]) -> dict[str, Any]:
@@ -149,9 +151,9 @@ def _wrong(name: str, message: str) -> RequestError:
 @cache
 def repeated(model: type[BaseModel]) -> dict[str, Literal["files", "texts", "names"]]:
     """Return the kind of each field that may be repeated. Commas may join names."""
-    found: dict[str, Literal["files", "texts", "names"]] = {}
+    kinds: dict[str, Literal["files", "texts", "names"]] = {}
     for name, field in model.model_fields.items():
         if typing.get_origin(field.annotation) is list:
-            of = typing.get_args(typing.get_args(field.annotation)[0])
-            found[name] = "files" if bytes in of else "texts" if str in of else "names"
-    return found
+            types = typing.get_args(typing.get_args(field.annotation)[0])
+            kinds[name] = "files" if bytes in types else "texts" if str in types else "names"
+    return kinds

@@ -45,13 +45,13 @@ def options(header: str) -> tuple[str, dict[str, str]]:
     """Split a header like `form-data; name="image"` into its value and its parameters."""
     raw = header.encode("latin-1", "replace")
     value = raw.partition(b";")[0].strip().lower()
-    found = {
+    parameters = {
         match[1].decode("latin-1").lower(): _text(
             match[3] if match[2] is None else _ESCAPED.sub(rb"\1", match[2])
         )
         for match in _PARAMETER.finditer(raw)
     }
-    return value.decode("latin-1"), found
+    return value.decode("latin-1"), parameters
 
 
 def parts(body: bytes, boundary: str) -> Iterator[Part]:
@@ -96,10 +96,10 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
 def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
     """Return the start of the first part; None if the form has no parts."""
     if at is None:
-        found = body.find(b"\r\n" + delimiter)
-        if found < 0:
+        line_start = body.find(b"\r\n" + delimiter)
+        if line_start < 0:
             raise FormError("it does not contain the boundary of the content type")
-        at = found + 2
+        at = line_start + 2
     after = at + len(delimiter)
     if body.startswith(b"--", after):
         return None
@@ -111,18 +111,18 @@ def _after(body: bytes, delimiter: bytes, at: int | None) -> int | None:
 
 def _head(head: bytes) -> tuple[str, str | None, str | None]:
     """Return a part's name, filename and content type."""
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     kind = None
     for line in head.split(b"\r\n"):
         key, _, value = line.partition(b":")
         match key.strip().lower():
             case b"content-disposition":
-                found = options(value.decode("latin-1"))[1]
+                parameters = options(value.decode("latin-1"))[1]
             case b"content-type":
                 kind = value.strip().decode("latin-1")
-    if "name" not in found:
+    if "name" not in parameters:
         raise FormError("a part has no name")
-    return found["name"], found.get("filename", found.get("filename*")), kind
+    return parameters["name"], parameters.get("filename", parameters.get("filename*")), kind
 
 
 def _text(raw: bytes) -> str:

@@ -40,8 +40,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        current = given if _ID.fullmatch(given) else f"{_PROCESS}-{next(_count):x}"
+        requested = Headers(scope=scope).get(HEADER, "")
+        current = requested if _ID.fullmatch(requested) else f"{_PROCESS}-{next(_count):x}"
         token = request_id.set(current)
         begun = time.perf_counter()
         status: int | None = None
@@ -110,19 +110,19 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "")
         large = declared.isdecimal() and int(declared) > self._limit
         too_large = f"The body may have at most {self._limit:,} bytes."
-        seen = 0
+        received = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal received
             if large:
                 # It is not received: a caller that waits for `100 Continue` sends nothing.
                 raise BodyTooLarge(too_large)
             message = await receive()
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
-                seen += size
+                received += size
                 self._held += size
-                if seen > self._limit:
+                if received > self._limit:
                     raise BodyTooLarge(too_large)
                 if self._held > self._total:
                     raise TooManyBodies(
@@ -134,4 +134,4 @@ class BodyLimit:
         try:
             await self._app(scope, counted, send)
         finally:
-            self._held -= seen
+            self._held -= received

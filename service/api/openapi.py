@@ -42,13 +42,13 @@ _PROBLEMS = {
     500: "A fault of the server",
     503: "Busy, starting or shutting down",
 }
-_OF_GALLERIES = _PROBLEMS | {
+_GALLERY_PROBLEMS = _PROBLEMS | {
     404: "Unknown gallery, image or model",
     409: "Another model's gallery, one that exists already, or no level meets the budget",
     507: "The disk is full",
 }
-# Of every body that is read.
-_OF_BODIES = (400, 408, 413, 415, 422, 431, 503)
+# Statuses of every route that reads a body.
+_BODY_STATUSES = (400, 408, 413, 415, 422, 431, 503)
 
 _REQUESTS: dict[str, tuple[type[BaseModel], tuple[Task, ...]]] = {}
 
@@ -63,10 +63,10 @@ def version() -> str:
 
 def problems(*statuses: int, galleries: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the errors of a route, for its `responses`."""
-    told = _OF_GALLERIES if galleries else _PROBLEMS
+    descriptions = _GALLERY_PROBLEMS if galleries else _PROBLEMS
     return {
         status: {
-            "description": told[status],
+            "description": descriptions[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": _REF + "Problem"}}},
             **({"headers": {"Retry-After": _RETRY_AFTER}} if status == 503 else {}),
         }
@@ -87,18 +87,18 @@ _SERVER_TIMING = {
 
 
 def inference(
-    request: type[InferenceBody], *tasks: Task, asked: dict[str, Any], example: dict[str, Any]
+    request: type[InferenceBody], *tasks: Task, fields: dict[str, Any], example: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the decorator arguments of an inference route, which reads its body with `body.read`.
 
     Args:
         request: the body.
         tasks: tasks of the models that answer it.
-        asked: additional fields of the example request.
+        fields: fields of the example request, beside `image` and `reduction`.
         example: an example answer.
     """
-    least = request.model_json_schema()["properties"]["image"]["minItems"]
-    images = _sample() if least == 1 else [_sample()] * least
+    min_images = request.model_json_schema()["properties"]["image"]["minItems"]
+    images = _sample() if min_images == 1 else [_sample()] * min_images
     _REQUESTS[request.__name__] = (request, tasks)
     return {
         "responses": {
@@ -121,7 +121,7 @@ def inference(
                         "examples": {
                             "reduced": {
                                 "summary": "Half of the FLOPs removed",
-                                "value": {"image": images, "reduction": 0.5, **asked},
+                                "value": {"image": images, "reduction": 0.5, **fields},
                             }
                         },
                     },
@@ -134,29 +134,29 @@ def inference(
 def accepting(
     request: type[BaseModel],
     *,
-    asked: dict[str, Any],
+    fields: dict[str, Any],
     example: dict[str, Any],
     status: int = 200,
-    also: tuple[int, ...] = (),
+    statuses: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Return the decorator arguments of a gallery route, which reads its body with `body.read`.
 
     Args:
         request: the body.
-        asked: an example request, without the image that it may need.
+        fields: fields of the example request; a required `image` is added.
         example: an example answer.
         status: status of the answer.
-        also: statuses of errors, beside those of every body.
+        statuses: statuses of errors, beside those of every body.
     """
     _REQUESTS[request.__name__] = (request, ("embed",))
     images = "image" in request.model_fields
     if images and request.model_fields["image"].is_required():
-        asked = {"image": _sample(), **asked}
+        fields = {"image": _sample(), **fields}
     encoding = {"encoding": _PICTURES} if images else {}
     return {
         "responses": {
             status: {"content": {"application/json": {"example": example}}},
-            **problems(*sorted({*_OF_BODIES, *also}), galleries=True),
+            **problems(*sorted({*_BODY_STATUSES, *statuses}), galleries=True),
         },
         "openapi_extra": {
             "requestBody": {
@@ -168,7 +168,7 @@ def accepting(
                     },
                     "application/json": {
                         "schema": {"$ref": _REF + request.__name__},
-                        "examples": {"usual": {"summary": "Such as", "value": asked}},
+                        "examples": {"usual": {"summary": "Such as", "value": fields}},
                     },
                 },
             }
@@ -204,8 +204,8 @@ def _schema(
 ) -> dict[str, Any]:
     schema = deepcopy(request.model_json_schema(ref_template=_REF + "{model}"))
     properties = schema["properties"]
-    for found in properties.values():
-        _without_null(found)
+    for field in properties.values():
+        _remove_null(field)
     able = [model for model in core.catalog if not model.tasks.keys().isdisjoint(tasks)]
     levels = dict.fromkeys(level for model in able for level in model.levels.levels)
     # Without a model every name is refused, which an empty enum could not express.
@@ -214,14 +214,14 @@ def _schema(
             properties[name]["enum"] = known
     for name, kind in repeated(request).items():
         if kind != "names":
-            given = properties[name]
-            of = (_FILE if form else _BASE64) if kind == "files" else _text(given["items"], form)
-            most = given.get("maxItems", core.settings.max_items)
-            properties[name] = _one_or_more(of, given, most=most, form=form)
-    for found in properties.values():
-        if form and found.get("type") == "object":
-            found |= _WRITTEN
-            del found["additionalProperties"]
+            field = properties[name]
+            item = (_FILE if form else _BASE64) if kind == "files" else _text(field["items"], form)
+            max_items = field.get("maxItems", core.settings.max_items)
+            properties[name] = _one_or_more(item, field, max_items=max_items, form=form)
+    for field in properties.values():
+        if form and field.get("type") == "object":
+            field |= _JSON_TEXT
+            del field["additionalProperties"]
     if "rerank" in properties:
         properties["rerank"]["maximum"] = core.settings.max_rerank
         # The level may also be one of the re-ranking model.
@@ -235,35 +235,35 @@ def _schema(
 def _text(items: dict[str, Any], form: bool) -> dict[str, Any]:
     """Return the schema of a text in a field that may be repeated: a text, a name or an object."""
     if "anyOf" in items:
-        return _WRITTEN if form else _OBJECT
+        return _JSON_TEXT if form else _OBJECT
     return items if "pattern" in items else _TEXT
 
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS, "pattern": r"\S"}
 _OBJECT = {"type": "object", "additionalProperties": True}
-_WRITTEN = {"type": "string", "contentMediaType": "application/json"}
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _BASE64 = {"type": "string", "format": "byte", "contentEncoding": "base64", "minLength": 1}
 
 
 def _one_or_more(
-    of: dict[str, Any], given: dict[str, Any], *, most: int, form: bool
+    item: dict[str, Any], field: dict[str, Any], *, max_items: int, form: bool
 ) -> dict[str, Any]:
     """Return the schema of a field that may be repeated; in JSON it is a value or a list."""
-    least = given.get("minItems", 1)
-    several = {"type": "array", "items": of, "minItems": least, "maxItems": most}
-    found = several if form or least > 1 else {"anyOf": [of, several]}
-    return found | {"description": given["description"]}
+    min_items = field.get("minItems", 1)
+    items = {"type": "array", "items": item, "minItems": min_items, "maxItems": max_items}
+    repeated_field = items if form or min_items > 1 else {"anyOf": [item, items]}
+    return repeated_field | {"description": field["description"]}
 
 
-def _without_null(found: dict[str, Any]) -> None:
+def _remove_null(field: dict[str, Any]) -> None:
     # The field may be left out, but must not be null.
-    variants = [one for one in found.get("anyOf", []) if one != {"type": "null"}]
+    variants = [variant for variant in field.get("anyOf", []) if variant != {"type": "null"}]
     if len(variants) == 1:
-        del found["anyOf"]
-        found |= variants[0]
-    if "default" in found and found["default"] is None:
-        del found["default"]
+        del field["anyOf"]
+        field |= variants[0]
+    if "default" in field and field["default"] is None:
+        del field["default"]
 
 
 def _sample() -> str:

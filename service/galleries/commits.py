@@ -7,17 +7,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 MAX_ITEMS = 1024  # per commit: some tens of MiB of thumbnails
 
 
-class Commits(Generic[Item, Result]):
+class Commits(Generic[ItemT, ResultT]):
     """Collects items from many callers into consecutive commits."""
 
     def __init__(
-        self, commit: Callable[[list[Item]], Awaitable[list[Result]]], max_items: int = MAX_ITEMS
+        self, commit: Callable[[list[ItemT]], Awaitable[list[ResultT]]], max_items: int = MAX_ITEMS
     ) -> None:
         """Prepare; the first `put` starts committing.
 
@@ -28,16 +28,16 @@ class Commits(Generic[Item, Result]):
         """
         self._commit = commit
         self._max_items = max_items
-        self._waiting: list[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = []
+        self._waiting: list[tuple[Sequence[ItemT], asyncio.Future[list[ResultT]]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def put(self, items: Sequence[Item]) -> list[Result]:
+    async def put(self, items: Sequence[ItemT]) -> list[ResultT]:
         """Commit items and return their results once they are durable.
 
         Raises:
             Exception: the error that the commit raised.
         """
-        future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[ResultT]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -68,7 +68,7 @@ class Commits(Generic[Item, Result]):
                 _settle(future, results[begin : begin + len(request_items)])
                 begin += len(request_items)
 
-    def _take(self) -> list[tuple[Sequence[Item], asyncio.Future[list[Result]]]]:
+    def _take(self) -> list[tuple[Sequence[ItemT], asyncio.Future[list[ResultT]]]]:
         count, size = 0, 0
         for items, _ in self._waiting:
             if count and size + len(items) > self._max_items:
@@ -78,7 +78,7 @@ class Commits(Generic[Item, Result]):
         return group
 
 
-def _settle(future: asyncio.Future[list[Result]], outcome: list[Result] | Exception) -> None:
+def _settle(future: asyncio.Future[list[ResultT]], outcome: list[ResultT] | Exception) -> None:
     # The caller may have gone away, which cancels its future.
     with contextlib.suppress(asyncio.InvalidStateError):
         if isinstance(outcome, Exception):

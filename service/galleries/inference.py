@@ -10,10 +10,10 @@ from tokenfold.inference.backend import Sample
 from tokenfold.inference.errors import RequestError
 from tokenfold.inference.levels import Choice, Selector
 from tokenfold.inference.outputs import Vector, positive, vector
-from tokenfold.inference.request import Item, ItemResult, Request
+from tokenfold.inference.request import Item, ItemResult, Request, Result
 from tokenfold.inference.work import total
 from tokenfold.service.scheduling.catalog import ServedModel
-from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone
+from tokenfold.service.scheduling.dispatcher import Disconnect, Dispatcher
 
 
 class Embedded(NamedTuple):
@@ -44,144 +44,148 @@ class Matched(NamedTuple):
     timings_ms: dict[str, float]
 
 
-async def embed_images(
-    dispatcher: Dispatcher,
-    model: ServedModel,
-    images: Sequence[bytes | str],
-    choice: Choice | Selector,
-    *,
-    gone: Gone | None = None,
-    priority: int = 0,
-) -> list[Embedded | RequestError]:
-    """Embed images.
+class GalleryInference:
+    """Embeds and matches images and texts for one caller of a gallery.
 
-    Args:
-        dispatcher: runs the request.
-        model: a dual encoder.
-        images: encoded images, as bytes or base64; 1 or more, at most as many as may wait.
-        choice: the level.
-        gone: returns when the caller has gone away.
-        priority: of the request.
-
-    Returns:
-        The embedding of each image, in order; an error for one that failed.
-
-    Raises:
-        RequestError: no image can be embedded at the moment.
+    Attributes:
+        dispatcher: runs the requests.
     """
-    request = Request(
-        model=model.name,
-        task="embed",
-        images=images,
-        items=[Item((index,)) for index in range(len(images))],
-        selector=choice,
-        priority=priority,
-    )
-    return await _embed(dispatcher, model, request, gone)
 
+    def __init__(
+        self, dispatcher: Dispatcher, *, disconnect: Disconnect | None = None, priority: int = 0
+    ) -> None:
+        """Create the inference of one caller.
 
-async def embed_text(
-    dispatcher: Dispatcher, model: ServedModel, text: str, *, gone: Gone | None = None
-) -> Embedded:
-    """Embed a text.
+        Args:
+            dispatcher: runs the requests.
+            disconnect: returns when the caller has disconnected; None if it cannot disconnect.
+            priority: priority of embedding images.
+        """
+        self.dispatcher = dispatcher
+        self._disconnect = disconnect
+        self._priority = priority
 
-    Raises:
-        EmptyText: the text has no words.
-        RequestError: the text cannot be embedded at the moment.
-    """
-    request = Request(model=model.name, task="embed", texts=[text], items=[Item((), 0)])
-    (embedded,) = await _embed(dispatcher, model, request, gone)
-    if isinstance(embedded, RequestError):
-        raise embedded
-    return embedded
+    async def embed_images(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes | str],
+        choice: Choice | Selector,
+    ) -> list[Embedded | RequestError]:
+        """Embed images.
 
+        Args:
+            model: a dual encoder.
+            images: encoded images, as bytes or base64; 1 or more, at most as many as may wait.
+            choice: the level.
 
-async def match_scores(
-    dispatcher: Dispatcher,
-    model: ServedModel,
-    images: Sequence[bytes | str],
-    text: str,
-    selector: Selector,
-    *,
-    gone: Gone | None = None,
-) -> Matched:
-    """Match images with one text.
+        Returns:
+            The embedding of each image, in order; an error for one that failed.
 
-    Args:
-        dispatcher: runs the request.
-        model: a model with the task `match`.
-        images: encoded images, as bytes or base64; 1 or more, at most as many as may wait.
-        text: the text.
-        selector: of the level.
-        gone: returns when the caller has gone away.
+        Raises:
+            RequestError: no image can be embedded at the moment.
+        """
+        request = Request(
+            model=model.name,
+            task="embed",
+            images=images,
+            items=[Item((index,)) for index in range(len(images))],
+            selector=choice,
+            priority=self._priority,
+        )
+        return await self._embed(model, request)
 
-    Raises:
-        RequestError: no image can be matched at the moment, or every image failed.
-    """
-    request = Request(
-        model=model.name,
-        task="match",
-        images=images,
-        texts=[text],
-        items=[Item((index,), 0) for index in range(len(images))],
-        selector=selector,
-    )
-    result = await dispatcher.answer(model, request, gone=gone)
+    async def embed_text(self, model: ServedModel, text: str) -> Embedded:
+        """Embed a text.
 
-    def finish(outputs: Sequence[Sample]) -> Answer:
-        (output,) = outputs
-        return {"score": positive(model, "match", output["logits"])}
+        Raises:
+            EmptyText: the text has no words.
+            RequestError: the text cannot be embedded at the moment.
+        """
+        request = Request(model=model.name, task="embed", texts=[text], items=[Item((), 0)])
+        (embedded,) = await self._embed(model, request)
+        if isinstance(embedded, RequestError):
+            raise embedded
+        return embedded
 
-    listed = answers(model, request, result, finish)
-    answered = [answer for answer in listed if not isinstance(answer, RequestError)]
-    if not answered:
-        raise next(answer for answer in listed if isinstance(answer, RequestError))
-    works = [
-        work
-        for answer, item in zip(listed, result.items, strict=True)
-        if not isinstance(answer, RequestError) and isinstance(item, ItemResult)
-        for work in item.works
-    ]
-    return Matched(
-        [answer if isinstance(answer, RequestError) else answer["score"] for answer in listed],
-        reduction(model, result.choice, total(works)),
-        _together([answer["timings_ms"] for answer in answered]),
-    )
+    async def match_scores(
+        self,
+        model: ServedModel,
+        images: Sequence[bytes | str],
+        text: str,
+        selector: Selector,
+    ) -> Matched:
+        """Match images with one text.
 
+        Args:
+            model: a model with the task `match`.
+            images: encoded images, as bytes or base64; 1 or more, at most as many as may wait.
+            text: the text.
+            selector: of the level.
 
-async def choose(
-    dispatcher: Dispatcher, model: ServedModel, selector: Selector, *, images: int = 1
-) -> Choice:
-    """Return the level for a number of images of one request.
+        Raises:
+            RequestError: no image can be matched at the moment, or every image failed.
+        """
+        request = Request(
+            model=model.name,
+            task="match",
+            images=images,
+            texts=[text],
+            items=[Item((index,), 0) for index in range(len(images))],
+            selector=selector,
+        )
+        result = await self._run(model, request)
 
-    Raises:
-        RequestError: see `Dispatcher.plan`.
-    """
-    request = Request(
-        model=model.name,
-        task="embed",
-        images=[b""] * images,
-        items=[Item((index,)) for index in range(images)],
-        selector=selector,
-    )
-    return (await dispatcher.plan(model, request)).choice
+        def finish(outputs: Sequence[Sample]) -> Answer:
+            (output,) = outputs
+            return {"score": positive(model, "match", output["logits"])}
 
+        listed = answers(model, request, result, finish)
+        answered = [answer for answer in listed if not isinstance(answer, RequestError)]
+        if not answered:
+            raise next(answer for answer in listed if isinstance(answer, RequestError))
+        works = [
+            work
+            for answer, item in zip(listed, result.items, strict=True)
+            if not isinstance(answer, RequestError) and isinstance(item, ItemResult)
+            for work in item.works
+        ]
+        return Matched(
+            [answer if isinstance(answer, RequestError) else answer["score"] for answer in listed],
+            reduction(model, result.choice, total(works)),
+            _together([answer["timings_ms"] for answer in answered]),
+        )
 
-async def _embed(
-    dispatcher: Dispatcher, model: ServedModel, request: Request, gone: Gone | None
-) -> list[Embedded | RequestError]:
-    result = await dispatcher.answer(model, request, gone=gone)
+    async def choose(self, model: ServedModel, selector: Selector, *, images: int = 1) -> Choice:
+        """Return the level for a number of images of one request.
 
-    def finish(outputs: Sequence[Sample]) -> Answer:
-        (output,) = outputs
-        return {"vector": vector(model, output)}
+        Raises:
+            RequestError: see `Dispatcher.plan`.
+        """
+        request = Request(
+            model=model.name,
+            task="embed",
+            images=[b""] * images,
+            items=[Item((index,)) for index in range(images)],
+            selector=selector,
+        )
+        return (await self.dispatcher.plan(model, request)).choice
 
-    return [
-        answer
-        if isinstance(answer, RequestError)
-        else Embedded(answer["vector"], answer.get("reduction"), answer["timings_ms"])
-        for answer in answers(model, request, result, finish)
-    ]
+    async def _embed(self, model: ServedModel, request: Request) -> list[Embedded | RequestError]:
+        result = await self._run(model, request)
+
+        def finish(outputs: Sequence[Sample]) -> Answer:
+            (output,) = outputs
+            return {"vector": vector(model, output)}
+
+        return [
+            answer
+            if isinstance(answer, RequestError)
+            else Embedded(answer["vector"], answer.get("reduction"), answer["timings_ms"])
+            for answer in answers(model, request, result, finish)
+        ]
+
+    async def _run(self, model: ServedModel, request: Request) -> Result:
+        return await self.dispatcher.answer(model, request, disconnect=self._disconnect)
 
 
 def _together(timings: Sequence[Mapping[str, float]]) -> dict[str, float]:

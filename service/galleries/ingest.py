@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 
 from tokenfold.inference.errors import InternalError, InvalidRequest, RequestError
 from tokenfold.inference.images import unbase64
-from tokenfold.service.galleries.inference import Embedded, embed_images
-from tokenfold.service.galleries.own import own_choice
+from tokenfold.service.galleries.inference import Embedded, GalleryInference
+from tokenfold.service.galleries.model import gallery_choice
 from tokenfold.service.galleries.record import ImageRow
 from tokenfold.service.galleries.table import Gallery
 from tokenfold.service.galleries.thumbnails import Thumbnail, thumbnail
 from tokenfold.service.scheduling.catalog import ServedModel
-from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone
+from tokenfold.service.scheduling.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
-Result = dict[str, Any] | RequestError
-"""As `schemas.galleries.Kept` describes it."""
+IngestResult = dict[str, Any] | RequestError
+"""Result of adding an image, with the fields of `schemas.galleries.Kept`; or its error."""
 
 
 class Arrival(NamedTuple):
@@ -49,7 +49,7 @@ class Ingested(NamedTuple):
         timings_ms: milliseconds by stage, of all images together.
     """
 
-    results: list[Result]
+    results: list[IngestResult]
     timings_ms: dict[str, float]
 
 
@@ -60,23 +60,18 @@ class _Content(NamedTuple):
 
 
 async def ingest(
-    dispatcher: Dispatcher,
+    inference: GalleryInference,
     gallery: Gallery,
     model: ServedModel,
     arrivals: Sequence[Arrival],
-    *,
-    gone: Gone | None = None,
-    priority: int = 0,
 ) -> Ingested:
-    """Add images to a gallery. Those whose result is no error are on disk.
+    """Add images to a gallery. An image is on disk if its result is not an error.
 
     Args:
-        dispatcher: embeds the images.
+        inference: embeds the images.
         gallery: the gallery.
         model: the gallery's model.
         arrivals: the images; 1 or more, at most as many as may wait in the queue.
-        gone: returns when the caller has gone away.
-        priority: of the embedding.
 
     Raises:
         InvalidRequest: two different images have one id, or one image has two metadata.
@@ -84,30 +79,34 @@ async def ingest(
         RequestError: no image can be embedded at the moment.
     """
     begun = time.perf_counter()
-    contents = await asyncio.to_thread(lambda: [_content(one) for one in arrivals])
+    contents = await asyncio.to_thread(lambda: [_content(arrival) for arrival in arrivals])
     first = _first_of_each(contents, arrivals)
     known = await gallery.known(list(first))
-    fresh = {
-        at: content for name, (at, content) in first.items() if known.get(name) != content.sha256
+    new_contents = {
+        index: content
+        for name, (index, content) in first.items()
+        if known.get(name) != content.sha256
     }
-    there = {at: content for at, content in first.values() if at not in fresh}
-    results: dict[int, Result] = {at: {"status": "unchanged"} for at in there}
-    rows = await _changed_metadata(gallery, there, arrivals)
-    for at, found in (await _embed(dispatcher, gallery, model, fresh, gone, priority)).items():
-        if isinstance(found, RequestError):
-            results[at] = found
+    known_contents = {
+        index: content for index, content in first.values() if index not in new_contents
+    }
+    results: dict[int, IngestResult] = {index: {"status": "unchanged"} for index in known_contents}
+    rows = await _changed_metadata(gallery, known_contents, arrivals)
+    for index, outcome in (await _embed(inference, gallery, model, new_contents)).items():
+        if isinstance(outcome, RequestError):
+            results[index] = outcome
             continue
-        embedded, small = found
-        results[at] = {
+        embedded, small = outcome
+        results[index] = {
             "status": "added",  # unless the gallery says otherwise
             "reduction": embedded.reduction,
             "timings_ms": embedded.timings_ms,
         }
-        rows[at] = ImageRow(
-            id=fresh[at].id,
+        rows[index] = ImageRow(
+            id=new_contents[index].id,
             vector=embedded.vector,
-            sha256=fresh[at].sha256,
-            metadata=dict(arrivals[at].metadata or {}),
+            sha256=new_contents[index].sha256,
+            metadata=dict(arrivals[index].metadata or {}),
             width=small.width,
             height=small.height,
             added=datetime.now(UTC),
@@ -115,13 +114,13 @@ async def ingest(
         )
     embedded_at = time.perf_counter()
     if rows:
-        for at, status in zip(rows, await gallery.put(list(rows.values())), strict=True):
-            found_at = results[at]
-            assert isinstance(found_at, dict)  # what failed has no row
-            found_at["status"] = status
+        for index, status in zip(rows, await gallery.put(list(rows.values())), strict=True):
+            result = results[index]
+            assert isinstance(result, dict)  # an image that failed has no row
+            result["status"] = status
     stored_at = time.perf_counter()
     return Ingested(
-        [_result(content, at, first, results) for at, content in enumerate(contents)],
+        [_result(content, index, first, results) for index, content in enumerate(contents)],
         {
             "embed": round((embedded_at - begun) * 1000, 3),
             "store": round((stored_at - embedded_at) * 1000, 3),
@@ -144,67 +143,65 @@ def _first_of_each(
     """Return, by id, the index and content of the first image that has it.
 
     Raises:
-        InvalidRequest: another one with that id has other content, or other metadata.
+        InvalidRequest: another image with that id has other content or metadata.
     """
     first: dict[str, tuple[int, _Content]] = {}
-    for at, content in enumerate(contents):
+    for index, content in enumerate(contents):
         if isinstance(content, RequestError):
             continue
-        origin, before = first.setdefault(content.id, (at, content))
+        origin, before = first.setdefault(content.id, (index, content))
         if before.sha256 != content.sha256:
             raise InvalidRequest(f"Two different images of this request have the id {content.id}.")
-        if arrivals[origin].metadata != arrivals[at].metadata:
+        if arrivals[origin].metadata != arrivals[index].metadata:
             raise InvalidRequest(
-                f"The image {content.id} comes twice in this request, with different metadata."
+                f"The image {content.id} comes twice in this request with different metadata."
             )
     return first
 
 
 async def _changed_metadata(
-    gallery: Gallery, there: Mapping[int, _Content], arrivals: Sequence[Arrival]
+    gallery: Gallery, known_contents: Mapping[int, _Content], arrivals: Sequence[Arrival]
 ) -> dict[int, ImageRow]:
     """Return rows of known images whose metadata has changed. Their vectors stay valid."""
     rows = {}
-    for at, content in there.items():
-        metadata = arrivals[at].metadata
+    for index, content in known_contents.items():
+        metadata = arrivals[index].metadata
         row = None if metadata is None else await gallery.fetch(content.id, vector=True)
         if row is not None and metadata is not None and row.metadata != metadata:
-            rows[at] = row._replace(metadata=dict(metadata))
+            rows[index] = row._replace(metadata=dict(metadata))
     return rows
 
 
 async def _embed(
-    dispatcher: Dispatcher,
+    inference: GalleryInference,
     gallery: Gallery,
     model: ServedModel,
     contents: Mapping[int, _Content],
-    gone: Gone | None,
-    priority: int,
 ) -> dict[int, tuple[Embedded, Thumbnail] | RequestError]:
     """Return the embedding and the thumbnail of each image, or its error."""
     if not contents:
         return {}
     pictures = [content.data for content in contents.values()]
-    choice = own_choice(model, gallery.info)
-    embedding = asyncio.ensure_future(
-        embed_images(dispatcher, model, pictures, choice, gone=gone, priority=priority)
-    )
+    choice = gallery_choice(model, gallery.info)
+    embedding = asyncio.ensure_future(inference.embed_images(model, pictures, choice))
     try:
         # The embedding's images are decoded first, because the workers wait for them.
         await asyncio.sleep(0)
         small: Sequence[Thumbnail | RequestError] = []
         if not embedding.done():  # else it was refused
-            small = await asyncio.gather(*(_thumbnail(dispatcher, picture) for picture in pictures))
+            small = await asyncio.gather(
+                *(_thumbnail(inference.dispatcher, picture) for picture in pictures)
+            )
         embedded = await embedding
     finally:
         embedding.cancel()
     return {
-        at: vector
+        index: vector
         if isinstance(vector, RequestError)
         else picture
         if isinstance(picture, RequestError)
         else (vector, picture)
-        for at, vector, picture in zip(contents, embedded, small, strict=True)
+        for index, vector, picture in zip(contents, embedded, small, strict=True)
     }
 
 
@@ -212,22 +209,22 @@ async def _thumbnail(dispatcher: Dispatcher, picture: bytes) -> Thumbnail | Requ
     loop = asyncio.get_running_loop()
     settled: asyncio.Future[Thumbnail | RequestError] = loop.create_future()
 
-    def settle(found: Thumbnail | RequestError) -> None:
+    def settle(outcome: Thumbnail | RequestError) -> None:
         if not settled.done():
-            settled.set_result(found)
+            settled.set_result(outcome)
 
     def work() -> None:
-        found: Thumbnail | RequestError
+        outcome: Thumbnail | RequestError
         try:
-            found = thumbnail(picture, max_pixels=dispatcher.limits.max_pixels)
+            outcome = thumbnail(picture, max_pixels=dispatcher.limits.max_pixels)
         except RequestError as error:
-            found = error
+            outcome = error
         except Exception:
             logger.exception("a thumbnail could not be made")
-            found = InternalError()
+            outcome = InternalError()
         # The loop may be closed by now.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, found)
+            loop.call_soon_threadsafe(settle, outcome)
 
     dispatcher.decoders.submit(work)
     return await settled
@@ -235,15 +232,15 @@ async def _thumbnail(dispatcher: Dispatcher, picture: bytes) -> Thumbnail | Requ
 
 def _result(
     content: _Content | RequestError,
-    at: int,
+    index: int,
     first: Mapping[str, tuple[int, _Content]],
-    results: Mapping[int, Result],
-) -> Result:
+    results: Mapping[int, IngestResult],
+) -> IngestResult:
     if isinstance(content, RequestError):
         return content
     origin, _ = first[content.id]
     result = results[origin]
     if isinstance(result, RequestError):
         return result
-    # The same image for the second time: the first one has brought it.
-    return {"id": content.id, **(result if origin == at else {"status": "unchanged"})}
+    # The image was sent twice; the first copy was stored.
+    return {"id": content.id, **(result if origin == index else {"status": "unchanged"})}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-By = Literal["text", "image", "id"]
+QueryKind = Literal["text", "image", "id"]
 
 _SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -43,7 +43,7 @@ class GalleryMetrics:
     def sizes(self, images: Mapping[str, int]) -> None:
         """Set the number of images of all galleries; forget the others."""
         for removed in self._reported - set(images):
-            self.gone(removed)
+            self.forget(removed)
         for gallery, count in images.items():
             self.size(gallery, count)
 
@@ -52,15 +52,15 @@ class GalleryMetrics:
         self._reported.add(gallery)
         self._images.labels(gallery).set(images)
 
-    def gone(self, gallery: str) -> None:
+    def forget(self, gallery: str) -> None:
         """Forget a deleted gallery."""
         if gallery in self._reported:
             self._reported.discard(gallery)
             self._images.remove(gallery)
 
-    def searched(self, by: By, seconds: float) -> None:
+    def searched(self, kind: QueryKind, seconds: float) -> None:
         """Record a successful search."""
-        self._search.labels(by).observe(seconds)
+        self._search.labels(kind).observe(seconds)
 
     def ingested(self, statuses: Iterable[str], seconds: float) -> None:
         """Record a request that added images.

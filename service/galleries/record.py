@@ -11,12 +11,10 @@ import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-LONGEST_ID = 512  # characters
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Name = Annotated[str, Field(pattern=NAME)]
-ImageId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
 
 
 class GalleryInfo(BaseModel):
@@ -26,7 +24,7 @@ class GalleryInfo(BaseModel):
         name: name of the gallery.
         model: name of the model that embeds the images.
         fingerprint: SHA-256 of that model's weights, in hex.
-        level: level of the embeddings, from the manifest or from the grid.
+        level: name of the level of the embeddings, or `custom`.
         requested: requested reduction, 0 to 1.
         plan: plan of that reduction, one number per layer.
         width: dimensions of an embedding.

@@ -11,10 +11,10 @@ from tokenfold.inference.errors import RequestError, Unavailable
 from tokenfold.inference.levels import Selector
 from tokenfold.scenes import HELD_OUT, png, scene
 from tokenfold.service.errors import GalleryExists
-from tokenfold.service.galleries.inference import choose
+from tokenfold.service.galleries.inference import GalleryInference
 from tokenfold.service.galleries.ingest import Arrival, ingest
 from tokenfold.service.galleries.keeper import Keeper
-from tokenfold.service.galleries.own import described, own_model
+from tokenfold.service.galleries.model import gallery_info, gallery_model
 from tokenfold.service.galleries.table import Gallery
 from tokenfold.service.scheduling.catalog import ServedModel
 from tokenfold.service.scheduling.dispatcher import Dispatcher
@@ -62,8 +62,9 @@ async def fill(dispatcher: Dispatcher, keeper: Keeper, *, images: int = IMAGES) 
         RequestError: the gallery cannot be created, or belongs to another model.
     """
     model = dispatcher.catalog.find(MODEL, "embed")
-    gallery = await _gallery(dispatcher, keeper, model)
-    own_model(dispatcher.catalog, gallery.info)
+    inference = GalleryInference(dispatcher, priority=_PRIORITY)
+    gallery = await _gallery(inference, keeper, model)
+    gallery_model(dispatcher.catalog, gallery.info)
     seeds = SEEDS[:images]
     known = await gallery.known([_id(seed) for seed in seeds])
     missing = [seed for seed in seeds if _id(seed) not in known]
@@ -71,7 +72,7 @@ async def fill(dispatcher: Dispatcher, keeper: Keeper, *, images: int = IMAGES) 
         return
     for start in range(0, len(missing), _BATCH):
         arrivals = await asyncio.to_thread(_draw, missing[start : start + _BATCH])
-        await _add(dispatcher, gallery, model, arrivals)
+        await _add(inference, gallery, model, arrivals)
     keeper.metrics.size(NAME, await gallery.count())
     logger.info("filled the gallery %s", NAME, extra={"images": len(missing)})
 
@@ -88,26 +89,26 @@ async def _fill(
         logger.exception("the gallery %s could not be filled", NAME)
 
 
-async def _gallery(dispatcher: Dispatcher, keeper: Keeper, model: ServedModel) -> Gallery:
+async def _gallery(inference: GalleryInference, keeper: Keeper, model: ServedModel) -> Gallery:
     galleries = await keeper.galleries()
-    choice = await choose(dispatcher, model, Selector())
+    choice = await inference.choose(model, Selector())
     try:
-        return await galleries.create(described(NAME, model, choice))
+        return await galleries.create(gallery_info(NAME, model, choice))
     except GalleryExists:
         return await galleries.get(NAME)
 
 
 async def _add(
-    dispatcher: Dispatcher, gallery: Gallery, model: ServedModel, arrivals: Sequence[Arrival]
+    inference: GalleryInference, gallery: Gallery, model: ServedModel, arrivals: Sequence[Arrival]
 ) -> None:
     """Add images; wait and repeat while the server is busy."""
     while True:
         try:
-            done = await ingest(dispatcher, gallery, model, arrivals, priority=_PRIORITY)
+            ingested = await ingest(inference, gallery, model, arrivals)
         except Unavailable as error:
             await asyncio.sleep(error.retry_after or 1)
             continue
-        failed = [result for result in done.results if isinstance(result, RequestError)]
+        failed = [result for result in ingested.results if isinstance(result, RequestError)]
         if not failed:
             return
         if not isinstance(failed[0], Unavailable):

@@ -12,21 +12,20 @@ import numpy.typing as npt
 from tokenfold.inference.errors import RequestError
 from tokenfold.inference.levels import Selector
 from tokenfold.service.errors import UnknownImage
-from tokenfold.service.galleries.inference import embed_images, embed_text, match_scores
-from tokenfold.service.galleries.metrics import By
-from tokenfold.service.galleries.own import own_choice
+from tokenfold.service.galleries.inference import GalleryInference
+from tokenfold.service.galleries.metrics import QueryKind
+from tokenfold.service.galleries.model import gallery_choice
 from tokenfold.service.galleries.record import Hit
 from tokenfold.service.galleries.table import Gallery
 from tokenfold.service.scheduling.catalog import ServedModel
-from tokenfold.service.scheduling.dispatcher import Dispatcher, Gone
 
 
 class Query(NamedTuple):
     """A query.
 
     Attributes:
-        by: kind of the query.
-        sought: a text; an encoded image, as bytes or base64; or the id of an image.
+        kind: kind of the query.
+        value: a text; an encoded image, as bytes or base64; or the id of an image.
         selector: of the level of a query image; by default the gallery's level.
         top_k: number of images to return.
         offset: number of images to skip.
@@ -34,8 +33,8 @@ class Query(NamedTuple):
         exact: whether to compare with every image, even if there is an index.
     """
 
-    by: By
-    sought: bytes | str
+    kind: QueryKind
+    value: bytes | str
     selector: Selector
     top_k: int
     offset: int = 0
@@ -44,7 +43,7 @@ class Query(NamedTuple):
 
 
 class Rerank(NamedTuple):
-    """How to re-rank.
+    """Options of a re-ranking.
 
     Attributes:
         model: a model with the task `match`.
@@ -80,93 +79,91 @@ class Searched(NamedTuple):
     """The results of a search.
 
     Attributes:
-        found: the images, best first.
+        results: the images, best first.
         reduction: level and cost of a query image.
         rerank: description of the re-ranking, if any.
         timings_ms: milliseconds by stage.
     """
 
-    found: list[Ranked]
+    results: list[Ranked]
     reduction: dict[str, Any] | None
     rerank: dict[str, Any] | None
     timings_ms: dict[str, float]
 
 
 async def search(
-    dispatcher: Dispatcher,
+    inference: GalleryInference,
     gallery: Gallery,
     model: ServedModel | None,
     query: Query,
     *,
     rerank: Rerank | None = None,
-    gone: Gone | None = None,
 ) -> Searched:
     """Return the images that fit a query best, best first.
 
     Args:
-        dispatcher: embeds the query, and re-ranks.
+        inference: embeds the query, and re-ranks.
         gallery: the gallery.
         model: the gallery's model; None if the query is an id.
         query: the query.
-        rerank: how to re-rank the results of a text query.
-        gone: returns when the caller has gone away.
+        rerank: options of the re-ranking of a text query, if any.
 
     Raises:
         UnknownImage: the gallery has no image of that id.
         InvalidFilter: the filter cannot be evaluated.
-        RequestError: the query cannot be embedded, or the results not re-ranked, at the moment.
+        RequestError: the query cannot be embedded at the moment, or the results cannot be
+            re-ranked.
     """
     begun = time.perf_counter()
-    vector, reduction = await _vector(dispatcher, gallery, model, query, gone)
+    vector, reduction = await _vector(inference, gallery, model, query)
     embedded = time.perf_counter()
     hits = await _nearest(gallery, vector, query, rerank.candidates if rerank else 0)
     searched = time.perf_counter()
     timings = {"embed": embedded - begun, "search": searched - embedded}
     ranked = [Ranked(hit) for hit in hits]
-    told = None
+    description = None
     if rerank is not None:
-        assert isinstance(query.sought, str)  # a text
-        ranked, told = await _reranked(dispatcher, gallery, ranked, query, rerank, gone)
+        assert isinstance(query.value, str)  # a text
+        ranked, description = await _reranked(inference, gallery, ranked, query, rerank)
         timings["rerank"] = time.perf_counter() - searched
     return Searched(
         ranked[query.offset : query.offset + query.top_k],
         reduction,
-        told,
+        description,
         {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
     )
 
 
 async def _vector(
-    dispatcher: Dispatcher,
+    inference: GalleryInference,
     gallery: Gallery,
     model: ServedModel | None,
     query: Query,
-    gone: Gone | None,
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any] | None]:
-    if query.by == "id":
-        assert isinstance(query.sought, str)
-        row = await gallery.fetch(query.sought, vector=True)
+    if query.kind == "id":
+        assert isinstance(query.value, str)
+        row = await gallery.fetch(query.value, vector=True)
         if row is None:
-            raise UnknownImage(f"{gallery.info.name} has no image {query.sought!r}.")
+            raise UnknownImage(f"{gallery.info.name} has no image {query.value!r}.")
         return row.vector, None
     assert model is not None
-    if query.by == "text":
-        assert isinstance(query.sought, str)
-        embedded = await embed_text(dispatcher, model, query.sought, gone=gone)
+    if query.kind == "text":
+        assert isinstance(query.value, str)
+        embedded = await inference.embed_text(model, query.value)
         return embedded.vector, None
     chosen = any(value is not None for value in query.selector)
-    choice = query.selector if chosen else own_choice(model, gallery.info)
-    (found,) = await embed_images(dispatcher, model, [query.sought], choice, gone=gone)
-    if isinstance(found, RequestError):
-        raise found
-    return found.vector, found.reduction
+    choice = query.selector if chosen else gallery_choice(model, gallery.info)
+    (embedding,) = await inference.embed_images(model, [query.value], choice)
+    if isinstance(embedding, RequestError):
+        raise embedding
+    return embedding.vector, embedding.reduction
 
 
 async def _nearest(
     gallery: Gallery, vector: npt.NDArray[np.float32], query: Query, candidates: int
 ) -> list[Hit]:
     """Return the nearest images, as many as the query and the re-ranking need."""
-    itself = query.by == "id"
+    itself = query.kind == "id"
     hits = await gallery.search(
         vector,
         top_k=max(query.offset + query.top_k, candidates) + itself,
@@ -174,50 +171,47 @@ async def _nearest(
         exact=query.exact,
     )
     # The image itself is no result.
-    return [hit for hit in hits if not (itself and hit.id == query.sought)]
+    return [hit for hit in hits if not (itself and hit.id == query.value)]
 
 
 async def _reranked(
-    dispatcher: Dispatcher,
+    inference: GalleryInference,
     gallery: Gallery,
     ranked: Sequence[Ranked],
     query: Query,
     rerank: Rerank,
-    gone: Gone | None,
 ) -> tuple[list[Ranked], dict[str, Any] | None]:
     """Re-rank the best images. The others follow in their order.
 
     The thumbnails are matched: galleries keep no originals, and thumbnails are as large as the
     input of the networks. An image that was deleted meanwhile, or fails, goes behind the others.
     """
-    assert isinstance(query.sought, str)
+    assert isinstance(query.value, str)
     best = ranked[: rerank.candidates]
-    pictures = await gallery.thumbnails([one.hit.id for one in best])
-    seen = [one for one in best if one.hit.id in pictures]
-    if not seen:
+    pictures = await gallery.thumbnails([result.hit.id for result in best])
+    candidates = [result for result in best if result.hit.id in pictures]
+    if not candidates:
         return list(ranked), None
-    matched = await match_scores(
-        dispatcher,
+    matched = await inference.match_scores(
         rerank.model,
-        [pictures[one.hit.id] for one in seen],
-        query.sought,
+        [pictures[result.hit.id] for result in candidates],
+        query.value,
         query.selector,
-        gone=gone,
     )
     scores = {
-        one.hit.id: score
-        for one, score in zip(seen, matched.scores, strict=True)
+        result.hit.id: score
+        for result, score in zip(candidates, matched.scores, strict=True)
         if not isinstance(score, RequestError)
     }
     # Equal scores keep the order of their similarity.
-    again = sorted(
-        (Ranked(one.hit, scores[one.hit.id]) for one in best if one.hit.id in scores),
-        key=lambda one: -one.score,
+    reranked = sorted(
+        (Ranked(result.hit, scores[result.hit.id]) for result in best if result.hit.id in scores),
+        key=lambda result: -result.score,
     )
-    others = [one for one in ranked if one.hit.id not in scores]
-    told = {
+    others = [result for result in ranked if result.hit.id not in scores]
+    description = {
         "model": rerank.model.name,
         "candidates": len(scores),
         "reduction": matched.reduction,
     }
-    return again + others, told
+    return reranked + others, description

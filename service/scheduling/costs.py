@@ -48,9 +48,9 @@ class _Curve:
 
     def at(self, flops: int) -> float:
         """Return the duration, 0 if nothing was measured."""
-        found = self._known.get(flops)
-        if found is not None or not self._known:
-            return found or 0.0
+        seconds = self._known.get(flops)
+        if seconds is not None or not self._known:
+            return seconds or 0.0
         if flops > self._flops[-1]:
             # The image is larger than any that was measured.
             return self._seconds[-1] * flops / self._flops[-1]
@@ -60,10 +60,9 @@ class _Curve:
 class Costs:
     """Expected duration of a run of one item.
 
-    The duration of each level on an idle machine is known from the warm-up. One factor for the
-    whole model, the drift, says how much longer runs take at the moment, because of other load on
-    the machine or of heat. Between the levels, and for other lengths of texts and images, the
-    duration follows the FLOPs.
+    The warm-up measures the duration of each level on an idle machine. One factor for the whole
+    model, the drift, says how much longer runs take at the moment, for example because of other
+    load on the machine. The durations of other plans, texts and images follow from their FLOPs.
 
     A drift above 1 fades while nothing runs: it may be the reason that nothing runs, if it exceeds
     every latency budget. A drift below 1 refuses no request, and stays.
@@ -127,8 +126,7 @@ class Costs:
         """Return the expected duration of one item's run at the moment; 0 before the warm-up.
 
         Args:
-            works: one for each image of the item, its embedding included whatever the step; or one
-                for its text.
+            works: cost of the item, which includes the embedding of its images for every step.
             step: the step.
         """
         expected = self._at_rest(works, step)

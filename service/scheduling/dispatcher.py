@@ -1,4 +1,4 @@
-"""Dispatcher: the way of a request from its texts and images to its results."""
+"""Dispatcher: plans a request, admits it to the queue, and collects its results."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _WATCH_DELAY = 0.1
 # Characters of all texts that are encoded in the event loop; longer texts are encoded in a thread.
 _MAX_INLINE_CHARACTERS = 2000
 
-Gone = Callable[[], Awaitable[Any]]
-"""Returns when the caller has gone away."""
+Disconnect = Callable[[], Awaitable[Any]]
+"""Returns when the caller has disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +92,19 @@ class Dispatcher:
             prepared = await asyncio.to_thread(Prepared.of, model, request)
         return Planned(model, prepared, self._choose(model, prepared))
 
-    async def run(self, planned: Planned, *, gone: Gone | None = None) -> Result:
+    async def run(self, planned: Planned, *, disconnect: Disconnect | None = None) -> Result:
         """Run a request.
 
         Args:
             planned: the request, with its model and level.
-            gone: returns when the caller has gone away; None if nobody can go away.
+            disconnect: returns when the caller has disconnected; None if it cannot disconnect.
 
         Returns:
             The results; items that are not finished at the deadline have expired.
 
         Raises:
             RequestError: the request is not admitted; see `Scheduler.admit`.
-            Abandoned: the caller has gone away.
+            Abandoned: the caller has disconnected.
         """
         model, prepared, choice = planned.model, planned.prepared, planned.choice
         request = prepared.request
@@ -121,7 +121,7 @@ class Dispatcher:
         execution = Execution(prepared, choice, model.backend, self._scheduler, ticket)
         try:
             execution.start(self.decoders, self.limits.max_pixels)
-            await _wait(request, gone, settled, seconds)
+            await _wait(request, disconnect, settled, seconds)
         finally:
             self._scheduler.cancel(ticket)
         results = [
@@ -130,10 +130,10 @@ class Dispatcher:
         return Result(choice, results, prepared.texts)
 
     async def answer(
-        self, model: ServedModel, request: Request, *, gone: Gone | None = None
+        self, model: ServedModel, request: Request, *, disconnect: Disconnect | None = None
     ) -> Result:
         """Plan a request and run it; see `plan` and `run`."""
-        return await self.run(await self.plan(model, request), gone=gone)
+        return await self.run(await self.plan(model, request), disconnect=disconnect)
 
     def _choose(self, model: ServedModel, prepared: Prepared) -> Choice:
         request, runs = prepared.request, prepared.runs
@@ -146,13 +146,13 @@ class Dispatcher:
             return request.selector
         relative = self.relative_duration(model, runs)
 
-        def takes(choice: Choice) -> float:
+        def duration(choice: Choice) -> float:
             return relative * sum(prepared.costs(choice, model.costs.seconds)) / runs
 
         wait = 0.0
         if request.selector.max_latency_ms is not None:
             wait = time.perf_counter() - request.arrived + self._scheduler.wait
-        return model.levels.choose(request.selector, request.task, wait=wait, takes=takes)
+        return model.levels.choose(request.selector, request.task, wait=wait, duration=duration)
 
     def share(self, model: ServedModel) -> float:
         """Return the fraction of a run's duration that an item takes from those behind it."""
@@ -204,28 +204,28 @@ def _resolve(settled: asyncio.Future[str], reason: str) -> None:
 
 
 async def _wait(
-    request: Request, gone: Gone | None, settled: asyncio.Future[str], timeout: float
+    request: Request, disconnect: Disconnect | None, settled: asyncio.Future[str], timeout: float
 ) -> None:
     """Wait until all runs are finished, or time is up.
 
     Raises:
-        Abandoned: the caller has gone away.
+        Abandoned: the caller has disconnected.
     """
     loop = settled.get_loop()
     watch: asyncio.Future[Any] | None = None
 
     def look() -> None:
         nonlocal watch
-        assert gone is not None  # or no timer would have called this
-        watch = asyncio.ensure_future(gone())
-        watch.add_done_callback(lambda _: _resolve(settled, "gone"))
+        assert disconnect is not None  # or no timer would have called this
+        watch = asyncio.ensure_future(disconnect())
+        watch.add_done_callback(lambda _: _resolve(settled, "disconnected"))
 
     timers = [loop.call_later(timeout, _resolve, settled, "late")]
-    if gone is not None:
+    if disconnect is not None:
         # Most answers are ready before it is worth watching the caller.
         timers.append(loop.call_later(_WATCH_DELAY, look))
     try:
-        if await settled == "gone":
+        if await settled == "disconnected":
             logger.info("the caller went away", extra={"caller": request.caller, "id": request.id})
             raise Abandoned("The caller went away.")
     finally:

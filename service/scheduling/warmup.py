@@ -27,7 +27,7 @@ _MANY = 1 << 20
 _BATCHES_IN_FLIGHT = 2
 
 RunMany = Callable[[Lane, Sample, bool, int], list[Outcome | None]]
-"""Runs a sample, with or without slots, as many times as given, as under load."""
+"""Runs a sample several times, as under load. Arguments: lane, sample, slots, number of runs."""
 _Run = Callable[[Lane, Sample, bool], list[Outcome | None]]
 
 
@@ -50,20 +50,20 @@ def times(model: ServedModel, run_many: RunMany, workers: int) -> Times:
     for task in model.tasks:
         _check(model, task, run)
     task = next(iter(model.tasks))
-    found: dict[int, float] = {}
+    durations: dict[int, float] = {}
     for size in _sizes(model):
         for name in model.levels.levels:
             choice = model.levels.choose(Selector(level=name), task)
             fit = model.levels.fit(choice, size)
-            if fit.work.flops not in found:  # two levels of one plan are timed once
+            if fit.work.flops not in durations:  # two levels of one plan are timed once
                 lane, sample = _input(model, task, "answer", fit.plan, size)
                 seconds = _time(model, lane, sample, run)
-                found[fit.work.flops] = seconds / len(lane.call.plans)
+                durations[fit.work.flops] = seconds / len(lane.call.plans)
     embedding = 0.0
     if model.levels.nominal is not None:
         lane, sample = _input(model, task, "embed", (), None)
         embedding = _time(model, lane, sample, run)
-    return Times(found, embedding, _reading(model, run), _share(model, task, run_many))
+    return Times(durations, embedding, _reading(model, run), _share(model, task, run_many))
 
 
 def _share(model: ServedModel, task: Task, run_many: RunMany) -> float:
@@ -94,12 +94,12 @@ def _reading(model: ServedModel, run: _Run) -> dict[int, float]:
     """Return the durations of texts by themselves, by FLOPs; only dual encoders have them."""
     if model.manifest.kind != "dual":
         return {}
-    found = {}
+    durations = {}
     for tokens in noise.lengths(model.manifest):
         lane, sample = _text(model, tokens)
         flops = Work.of_text(model.manifest.workload, tokens).flops
-        found[flops] = _time(model, lane, sample, run)
-    return found
+        durations[flops] = _time(model, lane, sample, run)
+    return durations
 
 
 def _text(model: ServedModel, tokens: int) -> tuple[Lane, Sample]:

@@ -183,7 +183,7 @@ def test_a_latency_budget_includes_the_queue_and_all_runs() -> None:
         candidates.choose(
             Selector(max_latency_ms=60),
             "classify",
-            takes=lambda choice: 2 * candidates.costs.seconds((choice.work,)),
+            duration=lambda choice: 2 * candidates.costs.seconds((choice.work,)),
         ).level
         == "balanced"
     )

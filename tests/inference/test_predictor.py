@@ -145,6 +145,11 @@ def test_entailment_and_reasoning_equal_the_servers(pairs: Predictor, remote: Re
     results = pairs.reason((RED, BLUE), "red")
     expected = served(remote, "reason", images=[RED, BLUE], statement="red")
     assert [_plain(untimed(result)) for result in results] == expected
+    # Several pairs may be a list or a tuple.
+    for several in ([(RED, BLUE), (BLUE, BLUE)], ((RED, BLUE), (BLUE, BLUE))):
+        results = pairs.reason(several, "red")
+        expected = served(remote, "reason", images=[RED, BLUE, BLUE, BLUE], statement="red")
+        assert [_plain(untimed(result)) for result in results] == expected
 
 
 def test_matches_equal_the_servers(pairs: Predictor, remote: Remote) -> None:

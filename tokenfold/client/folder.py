@@ -16,9 +16,10 @@ _MAX_BYTES = 24 * 1024 * 1024
 class Picture(NamedTuple):
     """An image file to send.
 
-        Attributes:
-            id: hex of its SHA-256.
-    path: path relative to the folder.
+    Attributes:
+        id: SHA-256 of the content, in hex.
+        path: path relative to the folder.
+        content: bytes of the file.
     """
 
     id: str
@@ -39,6 +40,7 @@ def walk(folder: Path, failed: list[Failure]) -> Iterator[Path]:
     """Yield the images below a folder in order, without hidden ones.
 
     Args:
+        folder: the folder.
         failed: list that receives the folders that cannot be read.
     """
     try:
@@ -61,7 +63,9 @@ def batches(
     """Yield images to send, in batches of at most `size` images and limited bytes.
 
     Args:
+        folder: the folder.
         known: ids of images in the gallery; yielded images are added.
+        size: maximum number of images per batch.
         skipped: list that receives files whose content is known or was yielded before.
         failed: list that receives the files that cannot be read.
     """

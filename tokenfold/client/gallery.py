@@ -132,7 +132,8 @@ class Client:
             elif "problem" in result:
                 failed.append((picture.path, result["problem"]["detail"]))
         kept = len(pictures) - len(busy) - len(failed)
-        # The request's time ran out: send the remaining images again. (If all were left: a 503.)
+        # The server ran out of time: send the remaining images again. If it had stored none of
+        # them, its answer would have been a 503.
         retried = self.add(busy) if busy else Outcome(0, [])
         return Outcome(kept + retried.kept, failed + retried.failed)
 

@@ -1,4 +1,4 @@
-"""The interface between what runs a model and what asks for runs."""
+"""Backend: the interface of everything that runs a model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Step = Literal["answer", "embed", "fuse", "read"]
 
 - `answer`: from images, with their text if there is one, to the answer.
 - `embed`: from an image that several items share to its tokens.
-- `fuse`: from such tokens and a text to the answer.
+- `fuse`: from the tokens of embedded images and a text to the answer.
 - `read`: from a text without an image to its vector.
 """
 
 PIXELS = ("image", "second_image")
 """Names of an item's images. The task `reason` has two, every other task one."""
 TOKENS = ("image_tokens", "second_image_tokens")
-"""Names of the tokens that `embed` makes of them."""
+"""Names of the tokens that `embed` makes of the images `PIXELS`."""
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
@@ -37,8 +37,8 @@ class Call(NamedTuple):
     Attributes:
         step: the part of the model.
         task: the task it is part of.
-        plans: one for each image of an item; none for the steps `embed` and `read`.
-        shapes: of these images.
+        plans: plan of each image of an item; none for the steps `embed` and `read`.
+        shapes: shape of each image of an item.
     """
 
     step: Step
@@ -73,7 +73,7 @@ class Backend(Protocol):
         """Run one batch.
 
         Args:
-            samples: 1 item, or as many as `batch_size_for` says. Each has the inputs that `PIXELS`
+            samples: 1 item, or at most `batch_size_for` items. Each has the inputs that `PIXELS`
                 names, (H, W, 3) uint8, or for `fuse` those that `TOKENS` names, (I, D) float32; and
                 with a text `input_ids`, (T,) int64. Texts of one batch may differ in length.
             call: the kind of run, the same for all samples.

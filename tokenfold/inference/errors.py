@@ -1,4 +1,4 @@
-"""Errors that the caller of a request is told about. They know nothing of HTTP."""
+"""Errors that are reported to the caller of a request, without reference to HTTP."""
 
 # ruff: noqa: N818 - the module's name says that these are errors
 
@@ -24,7 +24,7 @@ class FieldError(NamedTuple):
 
 
 class RequestError(Exception):
-    """An error that the caller is told about.
+    """An error that is reported to the caller.
 
     Attributes:
         slug: identifier of the kind of error.

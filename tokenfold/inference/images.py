@@ -1,7 +1,7 @@
 """Decoding: from an encoded image to the pixels of a network's input.
 
 The format and the number of pixels are checked before anything is decoded. A failure of the decoder
-is an error of the caller's, never of the server's.
+is the error of the caller, never of the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ImageLike = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 
-# Pillow's limit is global to the process, and warns. `decode` has its own, and raises.
+# Pillow's limit is global to the process, and warns. `opened` applies a limit per call, and raises.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -40,7 +40,7 @@ def decode(data: bytes | str, preprocess: Preprocess, *, max_pixels: int) -> Pix
         (height, width, 3) uint8, RGB.
 
     Raises:
-        ImageFormat: the file is no image, or has another format.
+        ImageFormat: the file is not an image of a supported format.
         ImageTooLarge: the image has more than `max_pixels`.
         ImageError: the image is empty, truncated or corrupt, or the base64 is invalid.
     """

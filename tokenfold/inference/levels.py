@@ -28,7 +28,7 @@ CUSTOM = "custom"
 
 
 class Selector(NamedTuple):
-    """The way a request selects its level: at most one attribute is given.
+    """The selector of a level: at most one attribute is set.
 
     Attributes:
         level: a name of the manifest.
@@ -43,15 +43,15 @@ class Selector(NamedTuple):
     min_accuracy: float | None = None
 
     def check(self) -> None:
-        """Check that at most one attribute is given.
+        """Check that at most one attribute is set.
 
         Raises:
-            TwoSelectors: more than one is given; the message names them.
+            TwoSelectors: several attributes are set; the message names them.
         """
-        given = [name for name, value in self._asdict().items() if value is not None]
-        if len(given) > 1:
+        names = [name for name, value in self._asdict().items() if value is not None]
+        if len(names) > 1:
             raise TwoSelectors(
-                f"Pass at most one of {', '.join(self._fields)}, not {' and '.join(given)}."
+                f"Pass at most one of {', '.join(self._fields)}, not {' and '.join(names)}."
             )
 
 
@@ -102,7 +102,7 @@ class Levels:
         """
         self.manifest = manifest
         self._seconds = _flops if seconds is None else seconds
-        # From the least reduced to the most; two names of one plan keep the first.
+        # From the least reduced to the most.
         self.levels: Mapping[str, Level] = dict(
             sorted(
                 manifest.levels.items(),
@@ -117,6 +117,7 @@ class Levels:
             }
             for task in manifest.tasks
         }
+        # Of two names of one plan, the less reduced level names it.
         self._names: dict[Plan, str] = {}
         for name, level in self.levels.items():
             self._names.setdefault(level.plan, name)
@@ -131,16 +132,16 @@ class Levels:
         task: Task,
         *,
         wait: float = 0.0,
-        takes: Callable[[Choice], float] | None = None,
+        duration: Callable[[Choice], float] | None = None,
     ) -> Choice:
         """Return the level for a request.
 
         Args:
-            selector: how the level is selected.
+            selector: the selector of the level.
             task: the task, whose measured accuracy counts.
             wait: seconds that the request would wait for a worker.
-            takes: seconds that all of its runs take; by default those of one run at the nominal
-                size.
+            duration: returns the seconds that all runs of the request take; by default those of
+                one run at the nominal size.
 
         Raises:
             TwoSelectors: the selector has more than one attribute.
@@ -154,7 +155,7 @@ class Levels:
             return self._reduced(selector.reduction)
         if selector.max_latency_ms is not None:
             budget = selector.max_latency_ms / 1000.0
-            return self._named(self._within(budget, task, wait, takes or self._takes))
+            return self._named(self._within(budget, task, wait, duration or self._duration))
         if selector.min_accuracy is not None:
             return self._named(self._accurate(selector.min_accuracy, task))
         return self._named(selector.level if selector.level is not None else self.default)
@@ -197,15 +198,15 @@ class Levels:
             raise InvalidRequest(f"{error}.") from error
         return Choice(self._names.get(plan, CUSTOM), plan, reduction, self.work(plan))
 
-    def _takes(self, choice: Choice) -> float:
+    def _duration(self, choice: Choice) -> float:
         return self._seconds((choice.work,))
 
     def _within(
-        self, budget: float, task: Task, wait: float, takes: Callable[[Choice], float]
+        self, budget: float, task: Task, wait: float, duration: Callable[[Choice], float]
     ) -> str:
         """Return the most accurate level that answers within `budget` seconds."""
-        times = {name: takes(self._named(name)) for name in self.levels}
-        fitting = [name for name, time in times.items() if time + wait <= budget]
+        times = {name: duration(self._named(name)) for name in self.levels}
+        fitting = [name for name, seconds in times.items() if seconds + wait <= budget]
         if fitting:
             return max(fitting, key=lambda name: self._merit(name, task))
         fastest = min(times, key=lambda name: times[name])
@@ -232,7 +233,7 @@ class Levels:
             )
         reaching = [name for name, measured in quality.items() if measured.value >= min_accuracy]
         if reaching:
-            return min(reaching, key=lambda name: self._takes(self._named(name)))
+            return min(reaching, key=lambda name: self._duration(self._named(name)))
         best = max(quality, key=lambda name: quality[name].value)
         raise AccuracyBudget(
             f"No level of {self.manifest.name} reaches {min_accuracy:g}: the best, {best}, was "

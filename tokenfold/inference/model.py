@@ -19,7 +19,7 @@ from tokenfold.inference.work import Works
 
 
 class Model:
-    """A bundle's model. What runs it is a `Backend`.
+    """A bundle's model, without the `Backend` that runs it.
 
     Attributes:
         bundle: the bundle.

@@ -123,15 +123,15 @@ def similarity_of(model: Model) -> Similarity:
 def _scored(model: Model, logits: Logits, scoring: Scoring) -> Scores:
     if scoring == "sigmoid":
         # Half a tanh neither overflows nor warns.
-        found: Scores = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))
-        total = float(found.sum()) if np.isfinite(logits).all() else math.nan
+        values: Scores = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64))
+        total = float(values.sum()) if np.isfinite(logits).all() else math.nan
     else:
-        found = np.exp(logits - logits.max(), dtype=np.float64)
-        total = float(found.sum())
-        found /= total
+        values = np.exp(logits - logits.max(), dtype=np.float64)
+        total = float(values.sum())
+        values /= total
     if not math.isfinite(total):
         raise InternalError(f"{model.name} computed no finite numbers for this item.")
-    return found
+    return values
 
 
 def _ranked(

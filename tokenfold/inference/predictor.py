@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack, cast
 
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
         level: name of a level.
         reduction: fraction of the FLOPs to remove, 0 to 1.
         min_accuracy: measured quality that the level must reach, 0 to 1.
-        slots: whether the results tell where each token ended up.
+        slots: whether the results include the final position of each token.
     """
 
     level: str
@@ -65,7 +65,7 @@ class Predictor:
 
         Args:
             bundle: the bundle.
-            device: what runs it.
+            device: the device that runs it.
 
         Raises:
             BundleError: the tokenizer cannot be read.
@@ -198,7 +198,7 @@ class Predictor:
         """Decide whether statements are true of pairs of images.
 
         Args:
-            pairs: N pairs of a left and a right image, or one pair for all statements.
+            pairs: N pairs of a left and a right image, or one pair, a tuple, for all statements.
             statements: N statements, or one for all pairs.
             options: see `Options`.
 
@@ -206,8 +206,7 @@ class Predictor:
             A result for each statement, as of `POST /v1/reason`.
         """
         finish = answers.reasoning(self.model)
-        listed = [pairs] if isinstance(pairs, tuple) else pairs
-        sides = [image for left, right in listed for image in (left, right)]
+        sides = [image for left, right in _image_pairs(pairs) for image in (left, right)]
         return self._pairs("reason", sides, statements, finish, options, per_item=2)
 
     def match(
@@ -319,7 +318,7 @@ def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predi
 
     Args:
         bundle: the bundle's folder.
-        device: what runs it: "cpu", "cuda" or "tensorrt".
+        device: the device that runs it: "cpu", "cuda" or "tensorrt".
 
     Returns:
         A predictor, which is also a context manager.
@@ -353,6 +352,13 @@ def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     if not images:
         raise InvalidRequest("Pass at least one image.")
     return images
+
+
+def _image_pairs(pairs: ImagePair | Sequence[ImagePair]) -> Sequence[ImagePair]:
+    # A tuple of pairs is a sequence of pairs, as a list of pairs is.
+    if isinstance(pairs, tuple) and not all(isinstance(pair, tuple) for pair in pairs):
+        return [cast(ImagePair, pairs)]
+    return cast(Sequence[ImagePair], pairs)
 
 
 def _waves(listed: Sequence[ImageLike]) -> Iterator[Sequence[ImageLike]]:

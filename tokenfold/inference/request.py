@@ -51,8 +51,8 @@ class Request:
         images: encoded images, as bytes or base64, perhaps as a data URL.
         texts: texts for a task that has them.
         text_field: the caller's name of the texts, for errors.
-        selector: how the level is chosen, or a level that was chosen before.
-        slots: whether to return where each token ended up.
+        selector: the selector of the level, or a level that is already chosen.
+        slots: whether to return the final position of each token.
         arrived: time of arrival, in seconds of `time.perf_counter`, which the processes of a
             machine share.
         deadline: time by which the answer is needed, on the same clock. Another machine needs it

@@ -38,7 +38,7 @@ def load(bundle: Bundle, device: Device = "cpu", *, engines: Path | None = None)
 
     Args:
         bundle: a bundle of any kind.
-        device: what runs it.
+        device: the device that runs it.
         engines: folder of its TensorRT engines, for the device "tensorrt".
 
     Raises:
@@ -145,7 +145,7 @@ class PairBackend(SessionBackend[PairSession]):
         if call.step == "embed":
             tokens = self._session.embed(_stacked(samples, PIXELS[0]))
             return [{TOKENS[0]: row} for row in tokens]
-        # Tasks without a text.
+        # Pair networks have no tasks without a text.
         assert call.task != "classify"
         assert call.task != "embed"
         ids, size = _padded([sample["input_ids"] for sample in samples])

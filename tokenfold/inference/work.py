@@ -57,7 +57,7 @@ class Work(NamedTuple):
 
 
 Works = tuple[Work, ...]
-"""The cost of an item: one for each of its images, or one for its text."""
+"""The cost of an item: a `Work` for each of its images, or one for its text."""
 
 
 def total(works: Sequence[Work]) -> Work:

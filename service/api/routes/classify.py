@@ -45,7 +45,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="classify",
     summary="Classify images",
     response_model=ClassifyResponse,
-    **inference(ClassifyRequest, "classify", "embed", asked={"top_k": 3}, example=_EXAMPLE),
+    **inference(ClassifyRequest, "classify", "embed", fields={"top_k": 3}, example=_EXAMPLE),
 )
 async def classify(request: Request) -> Response:
     """Classify each image, by the model's classes or by labels of the request.
@@ -70,7 +70,7 @@ async def classify(request: Request) -> Response:
             model.levels.choose(fields.selector, task)
             encoder: LabelEncoder = request.app.state.labels
             texts = await encoder.vectors(
-                model, fields.labels, fields.template, gone=request.receive
+                model, fields.labels, fields.template, disconnect=request.receive
             )
             finish = zero_shot(model, fields.labels, texts, fields.top_k)
         else:

@@ -40,7 +40,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     operation_id="embed",
     summary="Make vectors of images or texts",
     response_model=EmbedResponse,
-    **inference(EmbedRequest, "embed", asked={}, example=_EXAMPLE),
+    **inference(EmbedRequest, "embed", fields={}, example=_EXAMPLE),
 )
 async def embed(request: Request) -> Response:
     """Embed images or texts. The scalar product of two vectors of a model is their similarity.

@@ -1,4 +1,4 @@
-"""POST /v1/entail: whether a hypothesis follows from an image."""
+"""POST /v1/entail: decide whether a hypothesis follows from an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenfold.service.api.openapi import inference
 from tokenfold.service.api.schemas.pairs import EntailRequest, EntailResponse, example
 from tokenfold.service.core import Core
 
-# What the demo model may answer.
+# A possible answer of the demo model.
 _ANSWER = {
     "label": "entailment",
     "scores": {"entailment": 0.962113, "neutral": 0.031204, "contradiction": 0.006683},
@@ -29,7 +29,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(
         EntailRequest,
         "entail",
-        asked={"hypothesis": "There is a red circle."},
+        fields={"hypothesis": "There is a red circle."},
         example={"model": "scenes", "results": [example(_ANSWER)]},
     ),
 )

@@ -12,9 +12,9 @@ from tokenfold.service.api.openapi import accepting, problems
 from tokenfold.service.api.schemas.galleries import GalleryCreate, GalleryDescription, GalleryList
 from tokenfold.service.core import Core
 from tokenfold.service.errors import OtherModel
-from tokenfold.service.galleries.inference import choose
+from tokenfold.service.galleries.inference import GalleryInference
 from tokenfold.service.galleries.keeper import Keeper
-from tokenfold.service.galleries.own import described, own_model
+from tokenfold.service.galleries.model import gallery_info, gallery_model
 from tokenfold.service.galleries.record import GalleryInfo
 from tokenfold.service.galleries.table import Gallery
 
@@ -60,20 +60,20 @@ def path_of(name: str, image: str = "") -> str:
     response_model=GalleryDescription,
     **accepting(
         GalleryCreate,
-        asked={"name": "holiday"},
+        fields={"name": "holiday"},
         example=_EXAMPLE,
         status=201,
-        also=(404, 409, 500, 507),
+        statuses=(404, 409, 500, 507),
     ),
 )
 async def create_gallery(request: Request) -> Response:
     """Create an empty gallery. Its model and level are fixed."""
     core: Core = request.app.state.core
     core.check_open()
-    asked = await body.read(request, GalleryCreate)
-    model = core.catalog.find(asked.model, "embed")
-    choice = await choose(core.dispatcher, model, asked.selector)
-    info = described(asked.name, model, choice)
+    fields = await body.read(request, GalleryCreate)
+    model = core.catalog.find(fields.model, "embed")
+    choice = await GalleryInference(core.dispatcher).choose(model, fields.selector)
+    info = gallery_info(fields.name, model, choice)
     keeper: Keeper = request.app.state.keeper
     gallery = await (await keeper.galleries()).create(info)
     keeper.metrics.size(info.name, 0)
@@ -126,7 +126,7 @@ async def delete_gallery(request: Request, name: GalleryName) -> Response:
     core.check_open()
     keeper: Keeper = request.app.state.keeper
     await (await keeper.galleries()).delete(name)
-    keeper.metrics.gone(name)
+    keeper.metrics.forget(name)
     return Response(status_code=204)
 
 
@@ -149,7 +149,7 @@ async def describe(core: Core, gallery: Gallery) -> GalleryDescription:
 
 def _served(core: Core, info: GalleryInfo) -> bool:
     try:
-        own_model(core.catalog, info)
+        gallery_model(core.catalog, info)
     except OtherModel:
         return False
     return True

@@ -29,9 +29,10 @@ from tokenfold.service.api.schemas.galleries import (
 )
 from tokenfold.service.core import Core
 from tokenfold.service.errors import UnknownImage
+from tokenfold.service.galleries.inference import GalleryInference
 from tokenfold.service.galleries.ingest import Arrival, ingest
 from tokenfold.service.galleries.keeper import Keeper
-from tokenfold.service.galleries.own import own_model
+from tokenfold.service.galleries.model import gallery_model
 from tokenfold.service.galleries.record import Hit, ImageRow
 from tokenfold.service.galleries.table import Gallery
 
@@ -70,9 +71,9 @@ _FILTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
     response_model=ImagesAdded,
     **accepting(
         ImagesAdd,
-        asked={"id": "beach-1", "metadata": {"album": "2024", "stars": 4}},
+        fields={"id": "beach-1", "metadata": {"album": "2024", "stars": 4}},
         example=_EXAMPLE,
-        also=(404, 409, 413, 500, 507),
+        statuses=(404, 409, 413, 500, 507),
     ),
 )
 async def add_images(request: Request, name: GalleryName) -> Response:
@@ -86,58 +87,60 @@ async def add_images(request: Request, name: GalleryName) -> Response:
     keeper: Keeper = request.app.state.keeper
     with core.metrics.track("gallery-add") as track:
         core.check_room()
-        asked = await body.read(request, ImagesAdd)
+        fields = await body.read(request, ImagesAdd)
         begun = time.perf_counter()
-        check_count("images", len(asked.image), core.settings.max_items)
+        check_count("images", len(fields.image), core.settings.max_items)
         gallery = await opened(request, name)
-        model = own_model(core.catalog, gallery.info, named=asked.model)
+        model = gallery_model(core.catalog, gallery.info, named=fields.model)
         track.model, track.level = model.name, gallery.info.level
-        arrivals = _arrivals(asked)
+        arrivals = _arrivals(fields)
         statuses = ["failed"] * len(arrivals)
         try:
-            done = await ingest(core.dispatcher, gallery, model, arrivals, gone=request.receive)
+            inference = GalleryInference(core.dispatcher, disconnect=request.receive)
+            ingested = await ingest(inference, gallery, model, arrivals)
             statuses = [
-                "failed" if isinstance(one, RequestError) else one["status"] for one in done.results
+                "failed" if isinstance(result, RequestError) else result["status"]
+                for result in ingested.results
             ]
         finally:
             keeper.metrics.ingested(statuses, time.perf_counter() - begun)
         await _count(keeper, gallery)
-        failure = total_failure(done.results, track)
+        failure = total_failure(ingested.results, track)
         if failure is not None:
             return failure
         return _json(
             {
                 "gallery": gallery.info.name,
                 "model": model.name,
-                "results": results(done.results),
-                "timings_ms": done.timings_ms,
+                "results": results(ingested.results),
+                "timings_ms": ingested.timings_ms,
             }
         )
 
 
-def _arrivals(asked: ImagesAdd) -> list[Arrival]:
+def _arrivals(fields: ImagesAdd) -> list[Arrival]:
     """Return the images of a request, each with its id and metadata.
 
     Raises:
         InvalidRequest: the numbers of images, ids and metadata do not fit.
     """
-    images = len(asked.image)
-    if asked.id and len(asked.id) != images:
+    images = len(fields.image)
+    if fields.id and len(fields.id) != images:
         raise InvalidRequest(
-            f"The request has {images} of image and {len(asked.id)} of id: send one id for each "
+            f"The request has {images} of image and {len(fields.id)} of id: send one id for each "
             "image, or none."
         )
-    given = len(asked.metadata)
-    if given not in (0, 1, images):
+    metadata_count = len(fields.metadata)
+    if metadata_count not in (0, 1, images):
         raise InvalidRequest(
-            f"The request has {images} of image and {given} of metadata: send one for each image, "
-            "one for all images, or none."
+            f"The request has {images} of image and {metadata_count} of metadata: send one for "
+            "each image, one for all images, or none."
         )
-    listed: list[Any] = [*asked.metadata] or [None]
-    metadata = listed if given == images else listed * images
+    listed: list[Any] = [*fields.metadata] or [None]
+    metadata = listed if metadata_count == images else listed * images
     return [
-        Arrival(picture, asked.id[at] if asked.id else None, metadata[at])
-        for at, picture in enumerate(asked.image)
+        Arrival(picture, fields.id[index] if fields.id else None, metadata[index])
+        for index, picture in enumerate(fields.image)
     ]
 
 
@@ -196,7 +199,7 @@ async def get_image(
         raise _unknown(gallery, id)
     shown = _shown(gallery, row)
     if include is not None:
-        shown.vector = [float(one) for one in row.vector]
+        shown.vector = [float(component) for component in row.vector]
     return shown
 
 
@@ -255,18 +258,18 @@ async def delete_image(request: Request, name: GalleryName, id: ImageName) -> Re
     response_model=ImagesDeleted,
     **accepting(
         ImagesDelete,
-        asked={"ids": ["beach-1", "beach-2"]},
+        fields={"ids": ["beach-1", "beach-2"]},
         example={"deleted": 2},
-        also=(404, 500, 507),
+        statuses=(404, 500, 507),
     ),
 )
 async def delete_images(request: Request, name: GalleryName) -> Response:
     """Delete several images. Ids that do not exist are ignored."""
     core: Core = request.app.state.core
     core.check_open()
-    asked = await body.read(request, ImagesDelete)
+    fields = await body.read(request, ImagesDelete)
     gallery = await opened(request, name)
-    return _json({"deleted": await _delete(request, gallery, asked.ids)})
+    return _json({"deleted": await _delete(request, gallery, fields.ids)})
 
 
 async def _delete(request: Request, gallery: Gallery, ids: Sequence[str]) -> int:
@@ -285,8 +288,8 @@ def _filter(text: str) -> dict[str, Any]:
     try:
         return _FILTER.validate_python(text)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise invalid_fields({**one, "loc": ("filter",)} for one in found) from None
+        errors = error.errors(include_url=False, include_input=False)
+        raise invalid_fields({**details, "loc": ("filter",)} for details in errors) from None
 
 
 def _shown(gallery: Gallery, image: Hit | ImageRow) -> GalleryImage:
@@ -305,5 +308,5 @@ def _unknown(gallery: Gallery, id: str) -> UnknownImage:
     return UnknownImage(f"{gallery.info.name} has no image {id!r}.")
 
 
-def _json(found: dict[str, Any]) -> Response:
-    return Response(json.dumps(found, separators=(",", ":")), media_type="application/json")
+def _json(content: dict[str, Any]) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")

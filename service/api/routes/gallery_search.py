@@ -14,8 +14,9 @@ from tokenfold.service.api.openapi import accepting
 from tokenfold.service.api.routes.galleries import GalleryName, opened, path_of
 from tokenfold.service.api.schemas.galleries import SearchRequest, SearchResponse
 from tokenfold.service.core import Core
-from tokenfold.service.galleries.metrics import By
-from tokenfold.service.galleries.own import own_model
+from tokenfold.service.galleries.inference import GalleryInference
+from tokenfold.service.galleries.metrics import QueryKind
+from tokenfold.service.galleries.model import gallery_model
 from tokenfold.service.galleries.search import Query, Ranked, Rerank, search
 from tokenfold.service.galleries.table import Gallery
 
@@ -60,9 +61,9 @@ _EXAMPLE = {
     response_model=SearchResponse,
     **accepting(
         SearchRequest,
-        asked={"text": "two dogs on a beach", "top_k": 10, "rerank": 50},
+        fields={"text": "two dogs on a beach", "top_k": 10, "rerank": 50},
         example=_EXAMPLE,
-        also=(404, 409, 413, 500),
+        statuses=(404, 409, 413, 500),
     ),
 )
 async def search_gallery(request: Request, name: GalleryName) -> Response:
@@ -74,36 +75,35 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
     core: Core = request.app.state.core
     with core.metrics.track("gallery-search") as track:
         core.check_room()
-        asked = await body.read(request, SearchRequest)
+        fields = await body.read(request, SearchRequest)
         begun = time.perf_counter()
-        asked.selector.check()
-        by, sought = _sought(asked)
-        rerank = _rerank(core, asked)
+        fields.selector.check()
+        kind, value = _query(fields)
+        rerank = _rerank(core, fields)
         gallery = await opened(request, name)
         track.model = gallery.info.model
         # The vector of a stored image is known: no model is needed.
         model = None
-        if by != "id" or asked.model is not None:
-            model = own_model(core.catalog, gallery.info, named=asked.model)
+        if kind != "id" or fields.model is not None:
+            model = gallery_model(core.catalog, gallery.info, named=fields.model)
         query = Query(
-            by, sought, asked.selector, asked.top_k, asked.offset, asked.filter, asked.exact
+            kind, value, fields.selector, fields.top_k, fields.offset, fields.filter, fields.exact
         )
-        done = await search(
-            core.dispatcher, gallery, model, query, rerank=rerank, gone=request.receive
-        )
-        request.app.state.keeper.metrics.searched(by, time.perf_counter() - begun)
-        track.level = (done.reduction or {}).get("level", track.level)
+        inference = GalleryInference(core.dispatcher, disconnect=request.receive)
+        searched = await search(inference, gallery, model, query, rerank=rerank)
+        request.app.state.keeper.metrics.searched(kind, time.perf_counter() - begun)
+        track.level = (searched.reduction or {}).get("level", track.level)
         answer: dict[str, Any] = {
             "gallery": gallery.info.name,
             "model": gallery.info.model,
-            "results": [_shown(gallery, one) for one in done.found],
+            "results": [_shown(gallery, result) for result in searched.results],
         }
-        if done.reduction is not None:
-            answer["reduction"] = done.reduction
-        if done.rerank is not None:
-            answer["rerank"] = done.rerank
-        answer["timings_ms"] = done.timings_ms
-        stages = ", ".join(f"{stage};dur={ms:g}" for stage, ms in done.timings_ms.items())
+        if searched.reduction is not None:
+            answer["reduction"] = searched.reduction
+        if searched.rerank is not None:
+            answer["rerank"] = searched.rerank
+        answer["timings_ms"] = searched.timings_ms
+        stages = ", ".join(f"{stage};dur={ms:g}" for stage, ms in searched.timings_ms.items())
         return Response(
             json.dumps(answer, separators=(",", ":")),
             media_type="application/json",
@@ -111,48 +111,48 @@ async def search_gallery(request: Request, name: GalleryName) -> Response:
         )
 
 
-def _sought(asked: SearchRequest) -> tuple[By, bytes | str]:
+def _query(fields: SearchRequest) -> tuple[QueryKind, bytes | str]:
     """Return the kind of the query, and the query.
 
     Raises:
         InvalidRequest: there is no query, or more than one.
     """
-    given: list[tuple[By, bytes | str]] = []
-    if asked.text is not None:
-        given.append(("text", asked.text))
-    if asked.image:
-        given.append(("image", asked.image[0]))
-    if asked.id is not None:
-        given.append(("id", asked.id))
-    if len(given) != 1:
-        given_names = " and ".join(by for by, _ in given) or "nothing"
-        raise InvalidRequest(f"Search by one of text, image and id, not by {given_names}.")
-    return given[0]
+    queries: list[tuple[QueryKind, bytes | str]] = []
+    if fields.text is not None:
+        queries.append(("text", fields.text))
+    if fields.image:
+        queries.append(("image", fields.image[0]))
+    if fields.id is not None:
+        queries.append(("id", fields.id))
+    if len(queries) != 1:
+        kinds = " and ".join(kind for kind, _ in queries) or "nothing"
+        raise InvalidRequest(f"Search by one of text, image and id, not by {kinds}.")
+    return queries[0]
 
 
-def _rerank(core: Core, asked: SearchRequest) -> Rerank | None:
-    """Return how to re-rank, if the request asks for it.
+def _rerank(core: Core, fields: SearchRequest) -> Rerank | None:
+    """Return the options of the re-ranking; None if none is requested.
 
     Raises:
         InvalidRequest: there are too many candidates, or the query is no text.
         UnknownModel: no model can re-rank.
     """
-    if asked.rerank is None:
+    if fields.rerank is None:
         return None
-    if asked.text is None:
+    if fields.text is None:
         raise InvalidRequest("rerank needs a text query.")
     limit = core.settings.max_rerank
-    if asked.rerank > limit:
-        raise InvalidRequest(f"rerank may be at most {limit}, not {asked.rerank}.")
-    return Rerank(core.catalog.find(asked.rerank_model, "match"), asked.rerank)
+    if fields.rerank > limit:
+        raise InvalidRequest(f"rerank may be at most {limit}, not {fields.rerank}.")
+    return Rerank(core.catalog.find(fields.rerank_model, "match"), fields.rerank)
 
 
-def _shown(gallery: Gallery, found: Ranked) -> dict[str, Any]:
-    hit = found.hit
-    shown: dict[str, Any] = {"id": hit.id, "score": round(found.score, 6)}
-    if found.match is not None:
+def _shown(gallery: Gallery, result: Ranked) -> dict[str, Any]:
+    hit = result.hit
+    shown: dict[str, Any] = {"id": hit.id, "score": round(result.score, 6)}
+    if result.match is not None:
         shown["similarity"] = round(hit.score, 6)
-        shown["match"] = round(found.match, 6)
+        shown["match"] = round(result.match, 6)
     return shown | {
         "metadata": hit.metadata,
         "width": hit.width,

@@ -26,7 +26,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(
         MatchRequest,
         "match",
-        asked={"text": ["a red circle", "two squares"]},
+        fields={"text": ["a red circle", "two squares"]},
         example={
             "model": "scenes",
             "texts": [{"tokens": 8, "cut": False}] * 2,

@@ -137,7 +137,7 @@ class ModelList(BaseModel):
     responses=problems(503),
 )
 async def list_models(request: Request) -> ModelList:
-    """Every model with its levels."""
+    """List every model with its levels."""
     core: Core = request.app.state.core
     core.check_started()
     tasks = {task for model in core.catalog for task in model.tasks}
@@ -155,7 +155,7 @@ async def list_models(request: Request) -> ModelList:
     responses=problems(404, 422, 503),
 )
 async def get_model(request: Request, name: Annotated[str, Path(max_length=128)]) -> ModelInfo:
-    """One model with its levels."""
+    """Describe one model with its levels."""
     core: Core = request.app.state.core
     core.check_started()
     return _describe(core.catalog.get(name), labels=True)
@@ -166,8 +166,8 @@ def _describe(model: ServedModel, *, labels: bool) -> ModelInfo:
     return ModelInfo(
         name=manifest.name,
         tasks=[
-            TaskInfo(name=task, label_count=len(found), labels=list(found) if labels else None)
-            for task, found in model.tasks.items()
+            TaskInfo(name=task, label_count=len(names), labels=list(names) if labels else None)
+            for task, names in model.tasks.items()
         ],
         source=manifest.source,
         method=manifest.workload.method,

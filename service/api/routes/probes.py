@@ -71,7 +71,7 @@ async def started(request: Request) -> StartupStatus:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(request: Request) -> Response:
-    """The Prometheus exposition, or OpenMetrics where it is accepted."""
+    """Return the metrics for Prometheus, as OpenMetrics if the scraper accepts it."""
     # In a thread: a GPU in trouble may be slow to answer.
     core: Core = request.app.state.core
     body, media_type = core.metrics.render(request.headers.get("accept", ""))

@@ -25,7 +25,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(
         ReasonRequest,
         "reason",
-        asked={"statement": "There are more circles on the left."},
+        fields={"statement": "There are more circles on the left."},
         example={"model": "scenes", "results": [example(_ANSWER, pairs=2)]},
     ),
 )

@@ -31,7 +31,7 @@ router = APIRouter(tags=["inference"], route_class=body.Route)
     **inference(
         VqaRequest,
         "vqa",
-        asked={"question": "What colour is the circle?", "top_k": 2},
+        fields={"question": "What colour is the circle?", "top_k": 2},
         example={"model": "scenes", "results": [example(_ANSWER)]},
     ),
 )

@@ -23,8 +23,8 @@ from tokenfold.service.scheduling.backends.metrics import BackendMetrics
 logger = logging.getLogger(__name__)
 
 
-class _Stage:
-    """A position in the chain.
+class _Link:
+    """A link of the chain.
 
     Attributes:
         kind: the kind of backend.
@@ -76,10 +76,10 @@ class BackendChain:
         self._bundle = bundle
         self._metrics = metrics
         self._switched = switched
-        self._stage = _Stage(kind, backend)
+        self._link = _Link(kind, backend)
         self._current = backend
         # The best first. It is replaced and never changed, because threads iterate over it.
-        self._stages = (self._stage, *map(_Stage, rest))
+        self._links = (self._link, *map(_Link, rest))
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         metrics.uses(self._name, kind.name)
@@ -87,7 +87,7 @@ class BackendChain:
     @property
     def kind(self) -> BackendKind:
         """The kind of the backend in use."""
-        return self._stage.kind
+        return self._link.kind
 
     @property
     def native(self) -> bool:
@@ -105,17 +105,17 @@ class BackendChain:
 
     def run(self, samples: Sequence[Sample], call: Call, *, slots: bool) -> Sequence[Sample]:
         """See `Backend.run`."""
-        stage, backend = self._enter()
+        link, backend = self._enter()
         try:
             return backend.run(samples, call, slots=slots)
         except Exception as error:
             first = error
         finally:
-            self._exit(stage)
-        found = self._run_elsewhere(stage, samples, call, slots, first)
-        if found is None:
+            self._exit(link)
+        outputs = self._run_elsewhere(link, samples, call, slots, first)
+        if outputs is None:
             raise first
-        return found
+        return outputs
 
     def promote(self, kind: BackendKind, backend: Backend) -> None:
         """Put a better backend, which has passed its self-test, in front of the chain.
@@ -123,11 +123,11 @@ class BackendChain:
         The backend that was in use is closed after its last run. It is the next to take over, and
         is loaded again then.
         """
-        stage = _Stage(kind, backend)
+        link = _Link(kind, backend)
         with self._lock:
-            before = self._stage
-            self._stage, self._current = stage, backend
-            self._stages = (stage, *self._stages)
+            before = self._link
+            self._link, self._current = link, backend
+            self._links = (link, *self._links)
             before.left = True
             spent = before.take_closable()
             self._metrics.uses(self._name, kind.name, before=before.kind.name)
@@ -137,14 +137,14 @@ class BackendChain:
 
     def close(self) -> None:
         """See `Backend.close`."""
-        for stage in self._stages:
+        for link in self._links:
             with self._lock:
-                stage.left = True
-                spent = stage.take_closable()
-            self._close(stage.kind, spent)
+                link.left = True
+                spent = link.take_closable()
+            self._close(link.kind, spent)
 
     def _run_elsewhere(
-        self, failed: _Stage, samples: Sequence[Sample], call: Call, slots: bool, error: Exception
+        self, failed: _Link, samples: Sequence[Sample], call: Call, slots: bool, error: Exception
     ) -> Sequence[Sample] | None:
         """Repeat a run on the other backends. Return None if it fails on all of them.
 
@@ -152,80 +152,80 @@ class BackendChain:
         while it ran.
         """
         failing = [failed]
-        for stage in self._stages:
-            backend = None if stage is failed else self._enter_other(stage)
+        for link in self._links:
+            backend = None if link is failed else self._enter_other(link)
             if backend is None:
                 continue
             try:
-                found = _in_pieces(backend, samples, call, slots)
+                outputs = _in_pieces(backend, samples, call, slots)
             except Exception:
-                logger.exception("%s: a run failed on %s too", self._name, stage.kind.name)
-                failing.append(stage)
+                logger.exception("%s: a run failed on %s too", self._name, link.kind.name)
+                failing.append(link)
             else:
-                self._give_up(failing, stage, error)
-                return found
+                self._give_up(failing, link, error)
+                return outputs
             finally:
-                self._exit(stage)
+                self._exit(link)
         return None
 
-    def _enter(self) -> tuple[_Stage, Backend]:
+    def _enter(self) -> tuple[_Link, Backend]:
         with self._lock:
-            self._stage.running += 1
-            return self._stage, self._current
+            self._link.running += 1
+            return self._link, self._current
 
-    def _enter_other(self, stage: _Stage) -> Backend | None:
+    def _enter_other(self, link: _Link) -> Backend | None:
         """Enter a backend that may not be in use; return None if it cannot be loaded."""
         # The first of several failing threads loads it, and the others wait.
         with self._loading:
             with self._lock:
-                if stage.given_up:
+                if link.given_up:
                     return None
-                if stage.backend is not None:
-                    stage.running += 1
-                    return stage.backend
+                if link.backend is not None:
+                    link.running += 1
+                    return link.backend
             try:
-                backend = stage.kind.load(self._bundle)
+                backend = link.kind.load(self._bundle)
             except Exception:
                 with self._lock:
-                    stage.given_up = True
-                logger.exception("%s: %s cannot be loaded", self._name, stage.kind.name)
-                self._metrics.failed(self._name, stage.kind.name)
+                    link.given_up = True
+                logger.exception("%s: %s cannot be loaded", self._name, link.kind.name)
+                self._metrics.failed(self._name, link.kind.name)
                 return None
             with self._lock:
                 # An earlier run of it may have failed meanwhile.
-                stage.backend, stage.left = backend, stage.given_up
-                stage.running += 1
+                link.backend, link.left = backend, link.given_up
+                link.running += 1
                 return backend
 
-    def _exit(self, stage: _Stage) -> None:
+    def _exit(self, link: _Link) -> None:
         with self._lock:
-            stage.running -= 1
-            spent = stage.take_closable()
-        self._close(stage.kind, spent)
+            link.running -= 1
+            spent = link.take_closable()
+        self._close(link.kind, spent)
 
-    def _give_up(self, failing: Sequence[_Stage], working: _Stage, error: Exception) -> None:
+    def _give_up(self, failing: Sequence[_Link], working: _Link, error: Exception) -> None:
         """Give up the backends that failed where another one worked."""
         with self._lock:
-            left = [stage for stage in failing if not stage.given_up]
-            for stage in left:
-                stage.given_up = stage.left = True
+            left = [link for link in failing if not link.given_up]
+            for link in left:
+                link.given_up = link.left = True
             # If not, another thread was first, or the failed backend was no longer in use.
-            switched = self._stage.given_up
+            switched = self._link.given_up
             if switched:
                 assert working.backend is not None  # this thread has not left it yet
                 # It has just worked, whatever became of another run of it.
                 working.left = working.given_up = False
-                self._stage, self._current = working, working.backend
+                self._link, self._current = working, working.backend
                 # Later, another thread may have given up this one too.
                 self._metrics.uses(self._name, working.kind.name)
-            spent = [(stage.kind, stage.take_closable()) for stage in left]
-        for stage in left:
+            spent = [(link.kind, link.take_closable()) for link in left]
+        for link in left:
             logger.error(
                 "%s: backend %s failed and is given up; %s takes over: %s",
-                *(self._name, stage.kind.name, working.kind.name, error),
+                *(self._name, link.kind.name, working.kind.name, error),
                 exc_info=error,
             )
-            self._metrics.failed(self._name, stage.kind.name)
+            self._metrics.failed(self._name, link.kind.name)
         for kind, backend in spent:
             self._close(kind, backend)
         if switched:

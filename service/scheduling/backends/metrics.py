@@ -18,7 +18,7 @@ class BackendMetrics:
         )
         self._used = Gauge(
             "tokenfold_model_backend",
-            "1 for the backend that runs a model, 0 for one that did or was given up.",
+            "1 for the backend that runs a model, 0 for a backend that was replaced or given up.",
             ["model", "backend"],
             registry=registry,
         )
@@ -47,5 +47,5 @@ class BackendMetrics:
         self._built.labels(model, backend).set(done)
 
     def unbuilt(self, model: str, backend: str) -> None:
-        """Note that a model's engines will not come into use: their progress is none any more."""
+        """Note that a model's engines will not come into use, and remove their progress."""
         self._built.remove(model, backend)

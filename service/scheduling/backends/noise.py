@@ -41,19 +41,19 @@ def sample(
     """
     noise = np.random.default_rng(seed)
     shape = manifest.preprocess.size
-    found: dict[str, npt.NDArray[Any]] = {
+    inputs: dict[str, npt.NDArray[Any]] = {
         name: noise.integers(0, 256, (*shape, 3), dtype=np.uint8) for name in PIXELS[:images]
     }
     if text is not None:
-        found["input_ids"] = noise.integers(0, vocabulary, text)
-    return found
+        inputs["input_ids"] = noise.integers(0, vocabulary, text)
+    return inputs
 
 
 def lengths(manifest: Manifest) -> tuple[int, ...]:
     """Return the lengths of texts to test: a short one and the longest, or the padded length."""
     if manifest.text is None:
         return ()
-    most = manifest.text.most_tokens
-    if manifest.text.padding is not None or most <= SHORT:
-        return (most,)
-    return (SHORT, most)
+    max_tokens = manifest.text.most_tokens
+    if manifest.text.padding is not None or max_tokens <= SHORT:
+        return (max_tokens,)
+    return (SHORT, max_tokens)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.runtime.tensorrt.process import Progress, StoppedError
-from tokenfold.service.scheduling.backends import choice
+from tokenfold.service.scheduling.backends import selection
 from tokenfold.service.scheduling.backends.chain import BackendChain
 from tokenfold.service.scheduling.backends.kinds import BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
@@ -25,7 +25,7 @@ from tokenfold.service.scheduling.backends.status import EngineStatus
 logger = logging.getLogger(__name__)
 
 
-class _Job:
+class _Build:
     """The build of a model's engines.
 
     Attributes:
@@ -60,15 +60,15 @@ class Preparation:
 
     def __init__(self, metrics: BackendMetrics) -> None:
         self._metrics = metrics
-        self._jobs: list[_Job] = []
-        self._running: Mapping[str, BackendChain] = {}
+        self._builds: list[_Build] = []
+        self._chains: Mapping[str, BackendChain] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
 
     @property
     def statuses(self) -> list[EngineStatus]:
         """The status of every build."""
-        return [self._status(job) for job in self._jobs]
+        return [self._status(build) for build in self._builds]
 
     def survey(self, bundle: Bundle, kinds: Sequence[BackendKind]) -> list[BackendKind]:
         """Return the kinds that run a bundle at first, in order.
@@ -86,11 +86,11 @@ class Preparation:
         name = bundle.manifest.name
         ready: list[BackendKind] = []
         better: BackendKind | None = None
-        for at, kind in enumerate(kinds):
+        for index, kind in enumerate(kinds):
             try:
                 missing = kind.unprepared(bundle)
             except Exception as error:
-                if at + 1 == len(kinds) and better is None and not ready:
+                if index + 1 == len(kinds) and better is None and not ready:
                     raise
                 self._passed_over(name, kind, error)
                 continue
@@ -105,7 +105,7 @@ class Preparation:
                 )
         if better is None:
             return ready
-        self._jobs.append(_Job(bundle, better, alone=not ready))
+        self._builds.append(_Build(bundle, better, alone=not ready))
         self._metrics.built(name, better.name, 0.0)
         return ready or [better]
 
@@ -117,18 +117,20 @@ class Preparation:
             BuildError: the build failed.
             StoppedError: the server is shutting down.
         """
-        job = next((job for job in self._jobs if job.alone and job.bundle is bundle), None)
-        with contextlib.nullcontext() if job is None else self._prepared(job):
+        build = next(
+            (build for build in self._builds if build.alone and build.bundle is bundle), None
+        )
+        with contextlib.nullcontext() if build is None else self._prepared(build):
             yield
 
-    def start(self, running: Mapping[str, BackendChain]) -> None:
+    def start(self, chains: Mapping[str, BackendChain]) -> None:
         """Start the other builds in the background.
 
         Args:
-            running: the backends of each model by its name.
+            chains: the backends of each model by its name.
         """
-        self._running = running
-        if not all(job.alone for job in self._jobs):
+        self._chains = chains
+        if not all(build.alone for build in self._builds):
             self._thread.start()
 
     def stop(self) -> None:
@@ -142,70 +144,70 @@ class Preparation:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        for job in self._jobs:
-            if job.alone:
+        for build in self._builds:
+            if build.alone:
                 continue
             try:
-                with self._prepared(job):
-                    self._promote(job)
+                with self._prepared(build):
+                    self._promote(build)
             except StoppedError:
                 logger.info("engines given up: the server is shutting down")
-                for left in self._jobs:
+                for left in self._builds:
                     if left.status.state != "serving":
                         self._metrics.unbuilt(*left.names)
                 return
             except Exception:
                 continue  # it has been reported; other builds may succeed
 
-    def _promote(self, job: _Job) -> None:
-        backend = choice.tested(job.bundle, job.kind)
+    def _promote(self, build: _Build) -> None:
+        backend = selection.tested(build.bundle, build.kind)
         if self._stopping.is_set():
             backend.close()
             raise StoppedError
-        self._running[job.status.model].promote(job.kind, backend)
+        self._chains[build.status.model].promote(build.kind, backend)
 
     @contextlib.contextmanager
-    def _prepared(self, job: _Job) -> Iterator[None]:
+    def _prepared(self, build: _Build) -> Iterator[None]:
         """Build a model's engines; the context tests them and brings them into use."""
         begun = time.perf_counter()
         if self._stopping.is_set():
             raise StoppedError
-        logger.info("%s: engines for backend %s are being built", *job.names)
-        job.now(state="building")
+        logger.info("%s: engines for backend %s are being built", *build.names)
+        build.now(state="building")
         try:
-            job.kind.prepare(
-                job.bundle, lambda progress: self._report(job, progress), self._stopping
+            build.kind.prepare(
+                build.bundle, lambda progress: self._report(build, progress), self._stopping
             )
             seconds = round(time.perf_counter() - begun, 3)
             logger.info(
-                "%s: engines for backend %s are built", *job.names, extra={"seconds": seconds}
+                "%s: engines for backend %s are built", *build.names, extra={"seconds": seconds}
             )
-            self._metrics.built(*job.names, 1.0)
-            job.now(state="testing", done=1.0, engine=None, phase=None)
+            self._metrics.built(*build.names, 1.0)
+            build.now(state="testing", done=1.0, engine=None, phase=None)
             yield
         except StoppedError:
             raise
         except Exception as error:
             # Without another backend the server ends, and reports the error itself.
-            if not job.alone:
-                self._passed_over(job.status.model, job.kind, error)
-            self._metrics.unbuilt(*job.names)
+            if not build.alone:
+                self._passed_over(build.status.model, build.kind, error)
+            self._metrics.unbuilt(*build.names)
             why = str(error) or type(error).__name__
-            job.now(state="failed", why=why, engine=None, phase=None)
+            build.now(state="failed", why=why, engine=None, phase=None)
             raise
-        job.now(state="serving")
+        build.now(state="serving")
 
-    def _report(self, job: _Job, progress: Progress) -> None:
+    def _report(self, build: _Build, progress: Progress) -> None:
         # The progress must not decrease when the next engine starts.
-        done = max(job.status.done, progress.done)
-        self._metrics.built(*job.names, done)
-        job.now(done=done, engine=progress.engine, phase=progress.phase)
+        done = max(build.status.done, progress.done)
+        self._metrics.built(*build.names, done)
+        build.now(done=done, engine=progress.engine, phase=progress.phase)
         tenths = int(done * 10)
-        if tenths > job.tenths:
-            job.tenths = tenths
+        if tenths > build.tenths:
+            build.tenths = tenths
             logger.info(
                 "%s: engines for backend %s are built to %d %%",
-                *(*job.names, 10 * tenths),
+                *(*build.names, 10 * tenths),
                 extra={"engine": progress.engine, "phase": progress.phase},
             )
 
@@ -213,10 +215,10 @@ class Preparation:
         self._metrics.failed(model, kind.name)
         logger.error("%s: backend %s is not used: %s", model, kind.name, error, exc_info=error)
 
-    def _status(self, job: _Job) -> EngineStatus:
-        status = job.status
-        runs = self._running.get(status.model)
-        if status.state != "serving" or runs is None or runs.kind is job.kind:
+    def _status(self, build: _Build) -> EngineStatus:
+        status = build.status
+        chain = self._chains.get(status.model)
+        if status.state != "serving" or chain is None or chain.kind is build.kind:
             return status
         why = "it failed while serving; the log says more"
         return status.model_copy(update={"state": "failed", "why": why})

@@ -68,11 +68,11 @@ def check(bundle: Bundle, backend: Backend, reference: Backend) -> dict[str, flo
             backend.run([sample], probe.call, slots=not probe.exact)[0] for sample in probe.samples
         ]
         if not probe.exact:
-            for found in alone:
-                _check_reduced(probe, found)
+            for output in alone:
+                _check_reduced(probe, output)
             continue
-        wanted = reference.run(probe.samples[:1], probe.call, slots=False)[0]
-        differences[probe.name] = _difference(alone[:1], [wanted])
+        expected = reference.run(probe.samples[:1], probe.call, slots=False)[0]
+        differences[probe.name] = _difference(alone[:1], [expected])
         together = backend.run(probe.samples, probe.call, slots=False)
         differences[f"{probe.name} together"] = _difference(together, alone)
         if max(differences.values()) > tolerance:
@@ -101,8 +101,8 @@ def _probes(bundle: Bundle) -> Iterator[_Probe]:
         shapes = (manifest.preprocess.size,) * images
         plans = () if step in ("embed", "read") else (plan,) * images
         exact = plan == unreduced
-        how = step if step in ("embed", "read") else task if exact else f"{task}, reduced"
-        return _Probe(how, Call(step, task, plans, shapes), samples, exact)
+        name = step if step in ("embed", "read") else task if exact else f"{task}, reduced"
+        return _Probe(name, Call(step, task, plans, shapes), samples, exact)
 
     first = next(iter(manifest.tasks))
     if manifest.kind == "dual":
@@ -116,26 +116,26 @@ def _probes(bundle: Bundle) -> Iterator[_Probe]:
         yield probe(first, "answer", reduced, text)
 
 
-def _difference(found: Sequence[Sample], wanted: Sequence[Sample]) -> float:
+def _difference(outputs: Sequence[Sample], references: Sequence[Sample]) -> float:
     """Return the largest relative difference; infinity if shapes differ or a value is infinite."""
     worst = 0.0
-    for one, other in zip(found, wanted, strict=True):
-        for name, value in other.items():
-            worst = max(worst, _relative(one.get(name), value))
+    for output, reference in zip(outputs, references, strict=True):
+        for name, value in reference.items():
+            worst = max(worst, _relative(output.get(name), value))
     return worst
 
 
-def _relative(found: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:
-    if found is None or found.shape != wanted.shape:
+def _relative(output: npt.NDArray[Any] | None, expected: npt.NDArray[Any]) -> float:
+    if output is None or output.shape != expected.shape:
         return float("inf")
-    if not (np.isfinite(found) & np.isfinite(wanted)).all():
+    if not (np.isfinite(output) & np.isfinite(expected)).all():
         return float("inf")
-    largest = float(np.abs(wanted).max())
-    return float(np.abs(found - wanted).max()) / (largest or 1.0)
+    largest = float(np.abs(expected).max())
+    return float(np.abs(output - expected).max()) / (largest or 1.0)
 
 
-def _check_reduced(probe: _Probe, found: Sample) -> None:
-    for name, value in found.items():
+def _check_reduced(probe: _Probe, output: Sample) -> None:
+    for name, value in output.items():
         if not np.isfinite(value).all():
             raise SelfTestError(f"{probe.name}: {name} is not finite")
         if name.endswith("slots") and not ((value >= -1) & (value < value.size)).all():

@@ -98,7 +98,7 @@ async def disconnected() -> None:
 
 def test_each_item_gets_its_result_or_its_error(server: Server) -> None:
     mixed = request(picture("red"), b"no image", picture("blue"), selector=Selector(level="fast"))
-    result = asyncio.run(server.core.dispatcher.answer(server.model, mixed, gone=connected))
+    result = asyncio.run(server.core.dispatcher.answer(server.model, mixed, disconnect=connected))
     assert result.choice.level == "fast"
     first, second, third = result.items
     assert isinstance(first, ItemResult)
@@ -116,7 +116,7 @@ def test_a_caller_that_disconnects_abandons_its_request(server: Server) -> None:
     with pytest.raises(Abandoned):
         asyncio.run(
             server.core.dispatcher.answer(
-                server.model, request(picture(), picture()), gone=disconnected
+                server.model, request(picture(), picture()), disconnect=disconnected
             )
         )
     assert server.core.scheduler.depth == 0

@@ -382,7 +382,7 @@ class TestCounts:
 
     def test_json_that_is_not_an_object_is_refused(self, client: Remote) -> None:
         detail = problem(client.post("/v1/vqa", json=["what"]), 422, "invalid-request")
-        assert detail == "The body is JSON, but no object of fields."
+        assert detail == "The body is JSON, but not an object."
 
     def test_the_number_of_pairs_is_limited(self, client: Remote) -> None:
         detail = problem(client.ask("match", *[RED] * 5, text=["red"] * 5), 422, "invalid-request")

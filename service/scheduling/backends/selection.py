@@ -1,4 +1,4 @@
-"""Choice of a model's backend: the first that is available and agrees with the CPU."""
+"""Selection of a model's backend: the first that is available and agrees with the CPU."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def usable(kinds: Sequence[BackendKind], wanted: str) -> list[BackendKind]:
     Raises:
         BackendError: the named kind is not available.
     """
-    found = []
+    available = []
     for kind in kinds:
         if wanted not in (AUTO, kind.name):
             continue
         why = kind.missing()
         if why is None:
-            found.append(kind)
+            available.append(kind)
         elif wanted == AUTO:
             logger.info("backend %s is not used: %s", kind.name, why)
         else:
             raise BackendError(f"backend {kind.name}: {why}")
-    if not found:
+    if not available:
         raise BackendError(f"no backend {wanted!r} is available")
-    return found
+    return available
 
 
 def fitting(bundle: Bundle, kinds: Sequence[BackendKind]) -> list[BackendKind]:
@@ -55,16 +55,16 @@ def fitting(bundle: Bundle, kinds: Sequence[BackendKind]) -> list[BackendKind]:
     Raises:
         BackendError: none can.
     """
-    found, refused = [], []
+    suitable, refused = [], []
     for kind in kinds:
         why = kind.unfit(bundle)
         if why is None:
-            found.append(kind)
+            suitable.append(kind)
         else:
             refused.append(f"backend {kind.name}: {why}")
-    if not found:
+    if not suitable:
         raise BackendError("; ".join(refused))
-    return found
+    return suitable
 
 
 def opened(
@@ -87,8 +87,8 @@ def opened(
     """
     fit = fitting(bundle, kinds)
     name = bundle.manifest.name
-    for at, kind in enumerate(fit):
-        rest = fit[at + 1 :]
+    for index, kind in enumerate(fit):
+        rest = fit[index + 1 :]
         try:
             backend = tested(bundle, kind)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Tests of the choice of a model's backend: by availability, self-test or setting."""
+"""Tests of the selection of a model's backend: by availability, self-test or setting."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.service.standin import Remote, bundle, picture, process, serving
 from tokenfold.bundle.bundle import Bundle
 from tokenfold.service import server
 from tokenfold.service.app import create_app
-from tokenfold.service.scheduling.backends import choice, kinds
-from tokenfold.service.scheduling.backends.choice import BackendError
+from tokenfold.service.scheduling.backends import kinds, selection
 from tokenfold.service.scheduling.backends.kinds import CPU, CUDA, BackendKind
 from tokenfold.service.scheduling.backends.metrics import BackendMetrics
+from tokenfold.service.scheduling.backends.selection import BackendError
 from tokenfold.service.scheduling.backends.selftest import SelfTestError
 from tokenfold.service.settings import DEMO
 
@@ -49,23 +49,23 @@ class TestUsable:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         available, absent = never("here"), never("gone", missing="no driver")
-        assert choice.usable([absent, available, CPU], "auto") == [available, CPU]
+        assert selection.usable([absent, available, CPU], "auto") == [available, CPU]
         (record,) = caplog.records
         assert record.levelno == logging.INFO
         assert record.getMessage() == "backend gone is not used: no driver"
 
     def test_a_named_backend_is_used_alone_or_refused(self) -> None:
         available, absent = never("here"), never("gone", missing="no driver")
-        assert choice.usable([absent, available, CPU], "cpu") == [CPU]
-        assert choice.usable([absent, available, CPU], "here") == [available]
+        assert selection.usable([absent, available, CPU], "cpu") == [CPU]
+        assert selection.usable([absent, available, CPU], "here") == [available]
         with pytest.raises(BackendError, match="backend gone: no driver"):
-            choice.usable([absent, available, CPU], "gone")
+            selection.usable([absent, available, CPU], "gone")
         with pytest.raises(BackendError, match="no backend 'other'"):
-            choice.usable([absent, available, CPU], "other")
+            selection.usable([absent, available, CPU], "other")
 
     @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
     def test_without_a_gpu_only_the_cpu_is_usable(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert choice.usable(kinds.all_kinds(Path("engines")), "auto") == [CPU]
+        assert selection.usable(kinds.all_kinds(Path("engines")), "auto") == [CPU]
         assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
 
 
@@ -73,10 +73,10 @@ class TestFitting:
     def test_int8_bundles_run_on_the_cpu_alone(self, bundles: Path) -> None:
         shipped = DEMO / "cifar10-int8"
         quantised, plain = Bundle.open(shipped), Bundle.open(bundles / "a")
-        assert choice.fitting(quantised, [CUDA, CPU]) == [CPU]
-        assert choice.fitting(plain, [CUDA, CPU]) == [CUDA, CPU]
+        assert selection.fitting(quantised, [CUDA, CPU]) == [CPU]
+        assert selection.fitting(plain, [CUDA, CPU]) == [CUDA, CPU]
         with pytest.raises(BackendError, match="cifar10-int8 is an int8 bundle"):
-            choice.fitting(quantised, [CUDA])
+            selection.fitting(quantised, [CUDA])
 
 
 class TestOpened:
@@ -84,7 +84,7 @@ class TestOpened:
         self, bundles: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         good = Seconds("good")
-        chain = choice.opened(Bundle.open(bundles / "a"), [good.kind, CPU], metrics=metrics())
+        chain = selection.opened(Bundle.open(bundles / "a"), [good.kind, CPU], metrics=metrics())
         assert chain.kind is good.kind
         assert (chain.max_concurrent_runs, chain.native) == (2, good.made[0].native)
         assert not good.made[0].closed
@@ -101,7 +101,7 @@ class TestOpened:
         broken.error = MemoryError("no memory")
         order = [seconds.kind for seconds in (wrong, dead, broken, good)]
         registry = CollectorRegistry()
-        chain = choice.opened(
+        chain = selection.opened(
             Bundle.open(bundles / "a"), [*order, CPU], metrics=BackendMetrics(registry)
         )
         assert chain.kind is good.kind
@@ -127,12 +127,12 @@ class TestOpened:
         wrong = Seconds()
         wrong.wrong = 1.0
         with pytest.raises(SelfTestError):
-            choice.opened(Bundle.open(bundles / "a"), [wrong.kind], metrics=metrics())
+            selection.opened(Bundle.open(bundles / "a"), [wrong.kind], metrics=metrics())
 
     def test_the_cpu_has_no_self_test(self, bundles: Path) -> None:
         wrong = Seconds("cpu", device="cpu")
         wrong.wrong = 1.0
-        choice.opened(Bundle.open(bundles / "a"), [wrong.kind], metrics=metrics())
+        selection.opened(Bundle.open(bundles / "a"), [wrong.kind], metrics=metrics())
 
 
 class TestServer:

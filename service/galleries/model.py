@@ -10,7 +10,7 @@ from tokenfold.service.galleries.record import GalleryInfo
 from tokenfold.service.scheduling.catalog import Catalog, ServedModel
 
 
-def described(name: str, model: ServedModel, choice: Choice) -> GalleryInfo:
+def gallery_info(name: str, model: ServedModel, choice: Choice) -> GalleryInfo:
     """Return the description of a new gallery of a dual encoder's vectors."""
     assert model.manifest.similarity is not None  # a dual encoder has one
     return GalleryInfo(
@@ -25,7 +25,7 @@ def described(name: str, model: ServedModel, choice: Choice) -> GalleryInfo:
     )
 
 
-def own_model(catalog: Catalog, info: GalleryInfo, *, named: str | None = None) -> ServedModel:
+def gallery_model(catalog: Catalog, info: GalleryInfo, *, named: str | None = None) -> ServedModel:
     """Return the model that made a gallery's vectors.
 
     Args:
@@ -57,7 +57,7 @@ def own_model(catalog: Catalog, info: GalleryInfo, *, named: str | None = None) 
     return model
 
 
-def own_choice(model: ServedModel, info: GalleryInfo) -> Choice:
+def gallery_choice(model: ServedModel, info: GalleryInfo) -> Choice:
     """Return the level of a gallery's images, as it was when the gallery was created."""
     plan = tuple(int(count) for count in info.plan)
     return Choice(info.level, plan, info.requested, model.levels.work(plan))
