@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tokenfold.inference.errors import EmptyText, InvalidRequest
-from tokenfold.inference.outputs import Vector, Vectors, similarity_of, vector
-from tokenfold.inference.request import Item, Request
+from tokenfold.inference.outputs import Vector, Vectors, label_texts, vector
+from tokenfold.inference.request import Item, Request, all_succeeded
 from tokenfold.service.errors import Expired
 from tokenfold.service.scheduling.catalog import Catalog, ServedModel
-from tokenfold.service.scheduling.dispatcher import Disconnect, Dispatcher, succeeded
+from tokenfold.service.scheduling.dispatcher import Disconnect, Dispatcher
 
 # Texts in the queue at once: a request with a thousand labels must not fill it.
 _WAVE = 64
@@ -83,8 +83,7 @@ class LabelEncoder:
             Expired: the labels were not encoded in time.
             RequestError: no text can be encoded now.
         """
-        pattern = similarity_of(model).template if template is None else template
-        texts = [pattern.replace("{}", label) for label in labels]
+        texts = label_texts(model, labels, template)
         vectors = self.cache.get(model.name, texts)
         positions = list(
             {text: index for index, text in enumerate(texts) if text not in vectors}.values()
@@ -107,7 +106,7 @@ class LabelEncoder:
             except EmptyText as error:
                 raise EmptyText("labels", part[error.index]) from None
             try:
-                items = succeeded(result)
+                items = all_succeeded(result.items)
             except Expired:
                 raise Expired(
                     f"The labels were not encoded within {limits.max_seconds:g} s. Those that were "

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tokenfold.inference.errors import InvalidRequest, RequestError
+from tokenfold.inference.errors import InvalidRequest
 from tokenfold.inference.levels import Choice
 from tokenfold.inference.prepared import Prepared
-from tokenfold.inference.request import ItemResult, Request, Result
+from tokenfold.inference.request import Request, Result
 from tokenfold.service.errors import Abandoned, Expired
 from tokenfold.service.scheduling.catalog import Catalog, ServedModel
 from tokenfold.service.scheduling.execution import Decoders, Execution
@@ -172,20 +172,6 @@ class Dispatcher:
             f"The answer was not ready after {seconds:.3g} s.",
             retry_after=whole_seconds(self._scheduler.wait),
         )
-
-
-def succeeded(result: Result) -> list[ItemResult]:
-    """Return the items of a result that must all have succeeded.
-
-    Raises:
-        RequestError: of the first item that failed.
-    """
-    items = []
-    for item in result.items:
-        if isinstance(item, RequestError):
-            raise item
-        items.append(item)
-    return items
 
 
 def _waker(settled: asyncio.Future[str]) -> Callable[[], None]:

@@ -113,6 +113,18 @@ def written(vector: Vector, encoding: Encoding) -> list[float] | str:
     return numbers
 
 
+def label_texts(model: Model, labels: Sequence[str], template: str | None) -> list[str]:
+    """Return the texts that stand for labels in zero-shot classification.
+
+    Args:
+        model: a dual encoder.
+        labels: the labels.
+        template: text of a label, which replaces `{}`; by default the model's.
+    """
+    pattern = similarity_of(model).template if template is None else template
+    return [pattern.replace("{}", label) for label in labels]
+
+
 def similarity_of(model: Model) -> Similarity:
     """Return how a dual encoder compares its vectors."""
     similarity = model.manifest.similarity

@@ -17,12 +17,12 @@ from tokenfold.bundle.bundle import Bundle
 from tokenfold.bundle.tasks import Task
 from tokenfold.inference import answers, sessions
 from tokenfold.inference.answers import Answer, Finish
-from tokenfold.inference.errors import InvalidRequest, RequestError
+from tokenfold.inference.errors import InvalidRequest
 from tokenfold.inference.images import ImageLike, encoded
 from tokenfold.inference.levels import Selector
 from tokenfold.inference.model import Model
-from tokenfold.inference.outputs import Vectors, similarity_of, vector
-from tokenfold.inference.request import Item, ItemResult, Request, matrix, one_by_one
+from tokenfold.inference.outputs import Vectors, label_texts, vector
+from tokenfold.inference.request import Item, Request, all_succeeded, matrix, one_by_one
 from tokenfold.inference.runner import Runner
 from tokenfold.inference.texts import readable
 from tokenfold.runtime.cuda import session
@@ -288,29 +288,19 @@ class Predictor:
             ),
             slots=options.get("slots", False),
         )
-        results = []
-        for answer in answers.answers(
-            self.model, request, self._runner.run(request), finish, row=row
-        ):
-            if isinstance(answer, RequestError):
-                raise answer
-            results.append(answer)
-        return results
+        result = self._runner.run(request)
+        return all_succeeded(answers.answers(self.model, request, result, finish, row=row))
 
     def _label_vectors(self, labels: Sequence[str], template: str | None) -> Vectors:
-        pattern = similarity_of(self.model).template if template is None else template
         request = Request(
             model=self.model.name,
             task="embed",
-            texts=_texts([pattern.replace("{}", label) for label in labels]),
+            texts=_texts(label_texts(self.model, labels, template)),
             text_field="labels",
             items=[Item((), index) for index in range(len(labels))],
         )
-        outcomes = self._runner.run(request).items
-        rows = [
-            vector(self.model, item.output) for item in outcomes if isinstance(item, ItemResult)
-        ]
-        return np.stack(rows)
+        items = all_succeeded(self._runner.run(request).items)
+        return np.stack([vector(self.model, item.output) for item in items])
 
 
 def open_bundle(bundle: str | PathLike[str], *, device: Device = "cpu") -> Predictor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from tokenfold.bundle.tasks import Task
 from tokenfold.bundle.text import Encoded
@@ -20,6 +20,8 @@ NO_SELECTOR = Selector()
 """Selects the default level."""
 
 Stage = Literal["decode", "queue", "infer", "post"]
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -115,6 +117,20 @@ class Result:
     choice: Choice
     items: Sequence[ItemResult | RequestError]
     texts: Sequence[Encoded] = ()
+
+
+def all_succeeded(results: Iterable[T | RequestError]) -> list[T]:
+    """Return results that must all have succeeded.
+
+    Raises:
+        RequestError: of the first one that failed.
+    """
+    succeeded = []
+    for result in results:
+        if isinstance(result, RequestError):
+            raise result
+        succeeded.append(result)
+    return succeeded
 
 
 def one_by_one(images: int, texts: int, *, name: str, per_item: int = 1) -> list[Item]:

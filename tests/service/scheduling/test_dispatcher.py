@@ -17,11 +17,10 @@ from tokenfold.inference import sessions
 from tokenfold.inference.backend import Call, Sample
 from tokenfold.inference.errors import ImageFormat, InvalidRequest, TooSlowNow
 from tokenfold.inference.levels import Selector
-from tokenfold.inference.request import Item, ItemResult, Request
+from tokenfold.inference.request import Item, ItemResult, Request, all_succeeded
 from tokenfold.service.core import Core
 from tokenfold.service.errors import Abandoned, Expired
 from tokenfold.service.scheduling.catalog import ServedModel
-from tokenfold.service.scheduling.dispatcher import succeeded
 
 
 class Blocked:
@@ -107,7 +106,7 @@ def test_each_item_gets_its_result_or_its_error(server: Server) -> None:
     assert first.output["logits"].argmax() == 0
     assert third.output["logits"].argmax() == 2
     with pytest.raises(ImageFormat):
-        succeeded(result)
+        all_succeeded(result.items)
 
 
 def test_a_caller_that_disconnects_abandons_its_request(server: Server) -> None:
